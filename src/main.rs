@@ -1,1 +1,3 @@
-fn main(){}
+//! The `buildkit-lb` command.
+
+fn main() {}

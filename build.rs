@@ -1,0 +1,13 @@
+//! Generates the Rust types of `proto/`: protox parses in process, so no protoc has to be installed.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let descriptors =
+        protox::compile(["control.proto", "content.proto", "trace.proto"], ["proto"])?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .build_transport(false)
+        .bytes(".")
+        .compile_fds(descriptors)?;
+    println!("cargo:rerun-if-changed=proto");
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! Where something listens: `tcp://HOST:PORT`, `unix:///PATH` or a plain `HOST:PORT`.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+/// A socket to listen on or to dial, as buildctl's `--addr` writes it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// Host (name, IPv4, or IPv6 without brackets) and port.
+    Tcp {
+        /// Name or literal address.
+        host: String,
+        /// Port; 0 lets the system choose when listening.
+        port: u16,
+    },
+    /// Path of a Unix domain socket.
+    Unix(PathBuf),
+}
+
+/// Why a text is no [`Address`].
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Neither `tcp://`, `unix://` nor plain `HOST:PORT`.
+    #[error("scheme `{0}` is not supported, use tcp:// or unix://")]
+    Scheme(String),
+    /// The host is empty.
+    #[error("host is missing in `{0}`, expected HOST:PORT")]
+    Host(String),
+    /// The port is absent or no number from 0 to 65535.
+    #[error("port is missing or not a number from 0 to 65535 in `{0}`, expected HOST:PORT")]
+    Port(String),
+    /// `unix://` without a path.
+    #[error("path is missing in `{0}`, expected unix:///PATH")]
+    Path(String),
+}
+
+impl Address {
+    /// The text to use as `:authority` when a request has none.
+    pub fn authority(&self) -> String {
+        match self {
+            Self::Tcp { .. } => self.to_string().trim_start_matches("tcp://").to_owned(),
+            Self::Unix(_) => "localhost".to_owned(),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let rest = match text.split_once("://") {
+            Some(("tcp", rest)) => rest,
+            Some(("unix", "")) => return Err(AddressError::Path(text.to_owned())),
+            Some(("unix", path)) => return Ok(Self::Unix(path.into())),
+            Some((scheme, _)) => return Err(AddressError::Scheme(scheme.to_owned())),
+            None => text,
+        };
+        let (host, port) =
+            rest.rsplit_once(':').ok_or_else(|| AddressError::Port(text.to_owned()))?;
+        let port = port.parse().ok().ok_or_else(|| AddressError::Port(text.to_owned()))?;
+        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        if host.is_empty() {
+            return Err(AddressError::Host(text.to_owned()));
+        }
+        Ok(Self::Tcp { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_written_alike() {
+        for (text, written) in [
+            ("tcp://127.0.0.1:1234", "tcp://127.0.0.1:1234"),
+            ("0.0.0.0:0", "tcp://0.0.0.0:0"),
+            ("tcp://[::1]:9", "tcp://[::1]:9"),
+            ("buildkitd-0.buildkitd.build.svc:1234", "tcp://buildkitd-0.buildkitd.build.svc:1234"),
+            ("unix:///run/b.sock", "unix:///run/b.sock"),
+        ] {
+            assert_eq!(text.parse::<Address>().expect(text).to_string(), written);
+        }
+        assert_eq!("tcp://[::1]:9".parse::<Address>().expect("valid").authority(), "[::1]:9");
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_address_is_named() {
+        for (text, error) in [
+            ("http://a:1", AddressError::Scheme("http".into())),
+            ("tcp://:1", AddressError::Host("tcp://:1".into())),
+            ("tcp://a", AddressError::Port("tcp://a".into())),
+            ("a:65536", AddressError::Port("a:65536".into())),
+            ("unix://", AddressError::Path("unix://".into())),
+        ] {
+            assert_eq!(text.parse::<Address>().expect_err(text), error);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The proxy's own errors, and how a client sees them.
+//!
+//! A daemon's errors never come through here: they are relayed byte for byte. What does come through
+//! is marked with [`MARKER`], so that the two can be told apart.
+
+use std::{error::Error, fmt};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use tonic::Code;
+
+use crate::wire::WireError;
+
+/// Header (or trailer) on every error that the proxy made itself; its value is [`ProxyError::reason`].
+pub const MARKER: HeaderName = HeaderName::from_static("buildkit-lb-error");
+
+/// What `grpc-message` must escape: all but printable ASCII, and the percent sign (gRPC over HTTP/2).
+const MESSAGE_ESCAPES: &AsciiSet = &CONTROLS.add(b'%');
+
+/// Why the proxy itself ended a stream.
+///
+/// Clonable: one refusal answers a build's Solve and all its siblings.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ProxyError {
+    /// No backend could take the build.
+    #[error("no backend is available: {0}")]
+    NoBackend(String),
+    /// The backend could not be reached, and the stream is bound to it.
+    #[error("backend {backend} cannot be reached: {cause}")]
+    Connect {
+        /// Name of the backend.
+        backend: String,
+        /// The chain of causes.
+        cause: String,
+    },
+    /// The connection to the backend broke while the stream was open.
+    #[error("backend {backend} was lost: {cause}")]
+    BackendLost {
+        /// Name of the backend.
+        backend: String,
+        /// The chain of causes.
+        cause: String,
+    },
+    /// The backend that holds the build has left the fleet.
+    #[error("backend {backend}, which built {build}, has left the fleet")]
+    BackendDeparted {
+        /// Name of the backend.
+        backend: String,
+        /// Ref of the build.
+        build: String,
+    },
+    /// No Solve with this ref came in time and no backend has it in its history.
+    #[error("no such job {0}")]
+    UnknownBuild(String),
+    /// The Solve cannot be read.
+    #[error("SolveRequest cannot be read: {0}")]
+    BadSolve(String),
+    /// The Solve is larger than a daemon accepts.
+    #[error("SolveRequest is too large: {0}")]
+    SolveTooLarge(String),
+    /// The Solve's message did not arrive in time.
+    #[error("SolveRequest did not arrive within {0:?}")]
+    SolveTimeout(std::time::Duration),
+    /// A Session stream with this uuid is open; a second one would silently replace it in the daemon.
+    #[error("session {0} is already open")]
+    SessionOpen(String),
+    /// A limit that protects the proxy is reached.
+    #[error("{0}")]
+    Limit(&'static str),
+}
+
+impl ProxyError {
+    /// The error for a Solve that `error` keeps from being read.
+    pub fn from_solve(error: &WireError) -> Self {
+        match error {
+            WireError::TooLarge { .. } => Self::SolveTooLarge(chain(error)),
+            _ => Self::BadSolve(chain(error)),
+        }
+    }
+
+    /// The gRPC code a client gets. `Unavailable` only where trying again can help.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NoBackend(_)
+            | Self::Connect { .. }
+            | Self::BackendLost { .. }
+            | Self::BackendDeparted { .. } => Code::Unavailable,
+            Self::UnknownBuild(_) => Code::NotFound,
+            Self::BadSolve(_) => Code::InvalidArgument,
+            Self::SessionOpen(_) => Code::AlreadyExists,
+            Self::SolveTooLarge(_) | Self::Limit(_) => Code::ResourceExhausted,
+            Self::SolveTimeout(_) => Code::DeadlineExceeded,
+        }
+    }
+
+    /// A word for the marker header and the metric's label.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoBackend(_) => "no_backend",
+            Self::Connect { .. } => "connect",
+            Self::BackendLost { .. } => "backend_lost",
+            Self::BackendDeparted { .. } => "backend_departed",
+            Self::UnknownBuild(_) => "unknown_build",
+            Self::BadSolve(_) => "bad_solve",
+            Self::SolveTooLarge(_) => "solve_too_large",
+            Self::SolveTimeout(_) => "solve_timeout",
+            Self::SessionOpen(_) => "session_open",
+            Self::Limit(_) => "limit",
+        }
+    }
+
+    /// The trailers that carry this error.
+    pub fn trailers(&self) -> HeaderMap {
+        let mut trailers = status_trailers(self.code(), &self.to_string());
+        trailers.insert(MARKER, HeaderValue::from_static(self.reason()));
+        trailers
+    }
+
+    /// A trailers-only response: headers that end the stream.
+    pub fn response<B: Default>(&self) -> Response<B> {
+        trailers_only(self.trailers())
+    }
+}
+
+/// A trailers-only response that says OK.
+pub fn ok_response<B: Default>() -> Response<B> {
+    trailers_only(ok_trailers())
+}
+
+/// Trailers that say OK.
+pub fn ok_trailers() -> HeaderMap {
+    status_trailers(Code::Ok, "")
+}
+
+/// A response of nothing but `trailers`: headers that end the stream.
+pub fn trailers_only<B: Default>(trailers: HeaderMap) -> Response<B> {
+    let mut response = Response::new(B::default());
+    *response.headers_mut() = trailers;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+fn status_trailers(code: Code, message: &str) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from(code as i32));
+    if !message.is_empty() {
+        let escaped = utf8_percent_encode(message, MESSAGE_ESCAPES).to_string();
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(escaped)) {
+            trailers.insert("grpc-message", value);
+        }
+    }
+    trailers
+}
+
+/// Reads `grpc-status` out of a daemon's headers or trailers.
+pub fn status_code(headers: &HeaderMap) -> Option<Code> {
+    headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
+}
+
+/// An error and all its causes on one line.
+#[derive(Debug)]
+pub struct Chain<'a>(pub &'a (dyn Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// [`Chain`] as a text.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    Chain(error).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_a_marked_trailers_only_response() {
+        let error = ProxyError::Connect { backend: "b-0".into(), cause: "100% gone\n".into() };
+        let response: Response<Bytes> = error.response();
+        let header = |name| response.headers()[name].to_str().expect("ASCII");
+        assert_eq!(header("grpc-status"), "14");
+        assert_eq!(header("grpc-message"), "backend b-0 cannot be reached: 100%25 gone%0A");
+        assert_eq!(header("buildkit-lb-error"), "connect");
+        assert_eq!(header("content-type"), "application/grpc");
+    }
+
+    #[test]
+    fn a_chain_names_every_cause_once() {
+        let error = WireError::Compressed(std::io::Error::other("bad header"));
+        assert_eq!(chain(&error), "compressed message cannot be read: bad header");
+    }
+}

@@ -1,0 +1,29 @@
+//! HTTP/2 settings that both sides of the proxy share, and why each has its value.
+
+/// Receive window of one stream: what one sender may have in flight that nobody has read yet.
+///
+/// On loopback the rate no longer grows above this; across zones 1 MiB still fills 1 GB/s at 1 ms.
+pub const STREAM_WINDOW: u32 = 1 << 20;
+
+/// Receive window of one connection: room for sixteen streams that nobody reads, so that a stuck
+/// reader of one stream does not stall the others of its build.
+pub const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// What the library may queue for one stream before it stops pulling from the other side.
+pub const SEND_BUFFER_LEN: usize = 256 << 10;
+
+/// A header or trailer list above this is answered with an error of the proxy's own.
+///
+/// An error's details carry the whole Dockerfile: 121 KB were seen for a Dockerfile of 65 KB.
+pub const HEADER_LIST_LEN: usize = 2 << 20;
+
+/// A header list above this is refused by the HTTP/2 library itself.
+pub const HARD_HEADER_LIST_LEN: u32 = 4 << 20;
+
+/// Concurrent streams of one connection. Each target of a bake holds four; grpc-go queues silently
+/// above the limit, which would deadlock a large bake.
+pub const MAX_STREAMS: u32 = 10_000;
+
+/// Streams that a client may open and reset before they are accepted. grpc-go and HTTP/2 hops cancel
+/// in bursts; above this the connection is closed (CVE-2023-44487).
+pub const PENDING_RESETS: usize = 1_000;

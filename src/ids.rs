@@ -1,0 +1,126 @@
+//! The ids that tie a build's calls together, and where they stand.
+
+use std::fmt;
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+/// Longer ids are refused: BuildKit's have 25 characters.
+pub const MAX_ID_LEN: usize = 256;
+
+/// Metadata of Control/Session that holds the session's uuid (BuildKit session/session.go).
+const SESSION_HEADER: &str = "x-docker-expose-session-uuid";
+
+/// Metadata of every LLBBridge call that holds the build's ref (BuildKit client/buildid).
+const BUILD_HEADER: &str = "buildkit-controlapi-buildid";
+
+/// A session's uuid or a build's ref, as the client chose it.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Id(Bytes);
+
+impl Id {
+    /// `bytes` as an id, or `None` if empty or longer than [`MAX_ID_LEN`].
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        // Copied: an id outlives the message it stood in.
+        (1..=MAX_ID_LEN).contains(&bytes.len()).then(|| Self(Bytes::copy_from_slice(bytes)))
+    }
+
+    /// The id's bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        String::from_utf8_lossy(&self.0).escape_debug().fmt(f)
+    }
+}
+
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// W3C trace id: the same for all calls of one `buildctl build` or `buildx bake`.
+pub type TraceId = [u8; 16];
+
+/// What the directory knows a binding by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// A session's uuid.
+    Session(Id),
+    /// A build's ref.
+    Build(Id),
+    /// The client's trace.
+    Trace(TraceId),
+    /// The client's trace, on one downstream connection.
+    TraceOnConnection(TraceId, u64),
+    /// A downstream connection whose client sends no trace.
+    Connection(u64),
+    /// A blob in a daemon's content store.
+    Digest(Id),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Session(id) | Self::Build(id) | Self::Digest(id) => id.fmt(f),
+            Self::Trace(trace) | Self::TraceOnConnection(trace, _) => {
+                write!(f, "{:032x}", u128::from_be_bytes(*trace))
+            }
+            Self::Connection(number) => number.fmt(f),
+        }
+    }
+}
+
+/// The session that a Session stream opens.
+pub fn session(headers: &HeaderMap) -> Option<Id> {
+    headers.get(SESSION_HEADER).and_then(|value| Id::new(value.as_bytes()))
+}
+
+/// The build that an LLBBridge call belongs to.
+pub fn build(headers: &HeaderMap) -> Option<Id> {
+    headers.get(BUILD_HEADER).and_then(|value| Id::new(value.as_bytes()))
+}
+
+/// The trace id of `traceparent` (W3C Trace Context, version 00), unless all zero.
+pub fn trace(headers: &HeaderMap) -> Option<TraceId> {
+    let value = headers.get("traceparent")?.to_str().ok()?;
+    let mut parts = value.split('-');
+    let (_version, trace) = (parts.next()?, parts.next()?);
+    if trace.len() != 32 || !trace.is_ascii() {
+        return None;
+    }
+    let id = u128::from_str_radix(trace, 16).ok()?;
+    (id != 0).then(|| id.to_be_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_id_is_read_or_absent_but_never_a_panic() {
+        let trace = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", value.parse().expect("a header value"));
+            trace(&headers)
+        };
+        let id = trace("00-30809fa7abad6f3c2d9a18a304e90d7f-0102030405060708-01").expect("valid");
+        assert_eq!(id[..2], [0x30, 0x80]);
+        for bad in ["", "00", "00-xyz-1-1", "00-00000000000000000000000000000000-1-01"] {
+            assert_eq!(trace(bad), None, "{bad}");
+        }
+        assert_eq!(trace("00-+0809fa7abad6f3c2d9a18a304e90d7f-1-01").map(|id| id[0]), Some(0x00));
+    }
+
+    #[test]
+    fn ids_are_bounded() {
+        assert!(Id::new(b"").is_none());
+        assert!(Id::new(&[b'x'; MAX_ID_LEN]).is_some());
+        assert!(Id::new(&[b'x'; MAX_ID_LEN + 1]).is_none());
+        assert_eq!(Id::new(b"a\n\xff").expect("valid").to_string(), "a\\n\u{fffd}");
+    }
+}
