@@ -9,3 +9,5 @@ pub mod metrics;
 pub mod shutdown;
 pub mod telemetry;
 pub mod wire;
+pub mod fleet;
+pub mod policy;

@@ -1,0 +1,386 @@
+//! The live set of backends: state, load, and one atomically swapped snapshot.
+//!
+//! Discovery replaces the endpoints; health and the data path report what they see of a backend. A
+//! backend keeps its object for as long as its name and address stay, so counts survive a swap.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use crate::{
+    address::Address,
+    metrics::{BackendMetrics, BackendReasonLabels, Metrics},
+};
+
+/// Wait before the first probe of an ejected backend: a daemon that restarts is back in a second.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+
+/// The longest wait between probes: a daemon that is back takes builds within half a minute.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// Failed probes in a row that eject a backend which still accepts connections.
+///
+/// One is not enough: a daemon under full load can miss a deadline.
+const PROBES_TO_EJECT: u32 = 3;
+
+/// What discovery reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Stable name: what logs, metrics and the consistent hash know the daemon by.
+    pub name: Arc<str>,
+    /// Where the daemon listens.
+    pub address: Address,
+}
+
+/// One daemon.
+pub struct Backend {
+    name: Arc<str>,
+    address: Address,
+    health: Mutex<Health>,
+    ejected: AtomicBool,
+    cordoned: AtomicBool,
+    builds: AtomicUsize,
+    metrics: BackendMetrics,
+    all_metrics: Arc<Metrics>,
+    suspected: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    failed_probes: u32,
+    retry: Option<Retry>,
+}
+
+#[derive(Debug)]
+struct Retry {
+    at: Instant,
+    wait: Duration,
+    cause: String,
+}
+
+/// Why a backend is under suspicion; a value of the metric's `reason` label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It did not accept a connection.
+    Refused,
+    /// It did not accept a connection in time.
+    Timeout,
+    /// A connection broke while streams were open on it.
+    Lost,
+    /// It did not answer a probe.
+    Probe,
+}
+
+impl Fault {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Timeout => "timeout",
+            Self::Lost => "lost",
+            Self::Probe => "probe",
+        }
+    }
+}
+
+impl Backend {
+    fn new(endpoint: Endpoint, metrics: &Arc<Metrics>, suspected: &Arc<Notify>) -> Self {
+        let backend = Self {
+            metrics: metrics.backend(&endpoint.name),
+            name: endpoint.name,
+            address: endpoint.address,
+            health: Mutex::default(),
+            ejected: AtomicBool::new(false),
+            cordoned: AtomicBool::new(false),
+            builds: AtomicUsize::new(0),
+            all_metrics: Arc::clone(metrics),
+            suspected: Arc::clone(suspected),
+        };
+        backend.publish_state();
+        backend
+    }
+
+    /// Its stable name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Its metric handles.
+    pub fn metrics(&self) -> &BackendMetrics {
+        &self.metrics
+    }
+
+    /// Builds that run on it now.
+    pub fn builds(&self) -> usize {
+        self.builds.load(Ordering::Relaxed)
+    }
+
+    /// Whether it takes new builds: neither cordoned nor ejected.
+    pub fn is_ready(&self) -> bool {
+        !self.is_cordoned() && !self.ejected.load(Ordering::Relaxed)
+    }
+
+    /// Whether it finishes its builds and takes no new one.
+    pub fn is_cordoned(&self) -> bool {
+        self.cordoned.load(Ordering::Relaxed)
+    }
+
+    /// The word for its state, one of [`crate::metrics::BACKEND_STATES`].
+    pub fn state(&self) -> &'static str {
+        if self.is_cordoned() {
+            "cordoned"
+        } else if self.is_ready() {
+            "ready"
+        } else {
+            "unhealthy"
+        }
+    }
+
+    /// Why it is ejected, if it is.
+    pub fn ejection_cause(&self) -> Option<String> {
+        self.health.lock().retry.as_ref().map(|retry| retry.cause.clone())
+    }
+
+    /// Cordons or uncordons it.
+    pub fn set_cordoned(&self, cordoned: bool) {
+        if self.cordoned.swap(cordoned, Ordering::Relaxed) != cordoned {
+            info!(backend = self.name(), cordoned, "backend cordon changed");
+            self.publish_state();
+        }
+    }
+
+    /// Counts one build for as long as the guard lives.
+    pub fn start_build(self: &Arc<Self>) -> BuildCount {
+        self.builds.fetch_add(1, Ordering::Relaxed);
+        self.metrics.builds_active.inc();
+        BuildCount(Arc::clone(self))
+    }
+
+    /// Reports that a connection to it failed or broke: it is ejected until a probe succeeds.
+    ///
+    /// A probe that fails ejects only at the third time in a row.
+    pub fn report_fault(&self, fault: Fault, cause: &str, now: Instant) {
+        let reason = fault.label().to_owned();
+        let labels = BackendReasonLabels { backend: self.name.to_string(), reason };
+        self.all_metrics.upstream_errors.get_or_create(&labels).inc();
+        let mut health = self.health.lock();
+        health.failed_probes += u32::from(fault == Fault::Probe);
+        if fault == Fault::Probe && health.retry.is_none() && health.failed_probes < PROBES_TO_EJECT
+        {
+            return;
+        }
+        let wait = match &health.retry {
+            // Faults of several streams at once are one event: only a probe lengthens the wait.
+            Some(retry) if fault != Fault::Probe => retry.wait,
+            Some(retry) => (retry.wait * 2).min(LAST_RETRY),
+            None => FIRST_RETRY,
+        };
+        health.retry = Some(Retry { at: now + wait, wait, cause: cause.to_owned() });
+        drop(health);
+        if !self.ejected.swap(true, Ordering::Relaxed) {
+            warn!(backend = self.name(), fault = fault.label(), error = cause, "backend ejected");
+            self.publish_state();
+        }
+        self.suspected.notify_one();
+    }
+
+    /// Reports that it answered a probe.
+    pub fn report_healthy(&self) {
+        *self.health.lock() = Health::default();
+        if self.ejected.swap(false, Ordering::Relaxed) {
+            info!(backend = self.name(), "backend is back");
+            self.publish_state();
+        }
+    }
+
+    /// When an ejected backend is to be probed next.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.health.lock().retry.as_ref().map(|retry| retry.at)
+    }
+
+    fn publish_state(&self) {
+        self.all_metrics.set_backend_state(&self.name, self.state());
+    }
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backend")
+            .field("name", &self.name)
+            .field("address", &self.address)
+            .field("state", &self.state())
+            .field("builds", &self.builds())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One running build on a backend.
+#[derive(Debug)]
+pub struct BuildCount(Arc<Backend>);
+
+impl Drop for BuildCount {
+    fn drop(&mut self) {
+        self.0.builds.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.builds_active.dec();
+    }
+}
+
+/// All backends at one moment, sorted by name.
+pub type Snapshot = Arc<Vec<Arc<Backend>>>;
+
+/// The live set.
+#[derive(Debug)]
+pub struct Fleet {
+    snapshot: ArcSwap<Vec<Arc<Backend>>>,
+    metrics: Arc<Metrics>,
+    suspected: Arc<Notify>,
+}
+
+impl Fleet {
+    /// An empty fleet.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { snapshot: ArcSwap::default(), metrics, suspected: Arc::default() }
+    }
+
+    /// All backends now, sorted by name.
+    pub fn backends(&self) -> Snapshot {
+        self.snapshot.load_full()
+    }
+
+    /// The backend called `name`.
+    pub fn find(&self, name: &str) -> Option<Arc<Backend>> {
+        self.snapshot.load().iter().find(|backend| backend.name() == name).cloned()
+    }
+
+    /// Whether any backend takes new builds.
+    pub fn is_ready(&self) -> bool {
+        self.snapshot.load().iter().any(|backend| backend.is_ready())
+    }
+
+    /// Waits until some backend has been reported faulty.
+    pub async fn suspicion(&self) {
+        self.suspected.notified().await;
+    }
+
+    /// Makes `endpoints` the fleet. What stays keeps its object, state and counts.
+    pub fn replace(&self, endpoints: Vec<Endpoint>) {
+        let old = self.snapshot.load_full();
+        let mut known: HashMap<&str, &Arc<Backend>> =
+            old.iter().map(|backend| (backend.name(), backend)).collect();
+        let mut backends: Vec<Arc<Backend>> = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            match known.remove(&*endpoint.name) {
+                Some(backend) if backend.address == endpoint.address => {
+                    backends.push(Arc::clone(backend));
+                }
+                _ => {
+                    info!(backend = &*endpoint.name, address = %endpoint.address, "backend joined");
+                    let backend = Backend::new(endpoint, &self.metrics, &self.suspected);
+                    backends.push(Arc::new(backend));
+                }
+            }
+        }
+        backends.sort_by(|a, b| a.name.cmp(&b.name));
+        for departed in known.into_keys() {
+            info!(backend = departed, "backend left");
+            self.metrics.forget_backend(departed);
+        }
+        self.snapshot.store(Arc::new(backends));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(name: &str, port: u16) -> Endpoint {
+        let address = Address::Tcp { host: "127.0.0.1".into(), port };
+        Endpoint { name: name.into(), address }
+    }
+
+    fn fleet(endpoints: Vec<Endpoint>) -> Fleet {
+        let fleet = Fleet::new(Arc::new(Metrics::new()));
+        fleet.replace(endpoints);
+        fleet
+    }
+
+    #[test]
+    fn a_backend_that_stays_keeps_its_builds_and_its_cordon() {
+        let fleet = fleet(vec![endpoint("b", 2), endpoint("a", 1)]);
+        let a = fleet.find("a").expect("there");
+        let count = a.start_build();
+        a.set_cordoned(true);
+        fleet.replace(vec![endpoint("a", 1), endpoint("c", 3)]);
+        let a = fleet.find("a").expect("still there");
+        assert_eq!((a.builds(), a.state()), (1, "cordoned"));
+        assert!(fleet.find("b").is_none());
+        drop(count);
+        assert_eq!(a.builds(), 0);
+    }
+
+    #[test]
+    fn a_new_address_is_a_new_backend() {
+        let fleet = fleet(vec![endpoint("a", 1)]);
+        fleet.find("a").expect("there").report_fault(Fault::Refused, "refused", Instant::now());
+        assert!(!fleet.is_ready());
+        fleet.replace(vec![endpoint("a", 2)]);
+        assert!(fleet.is_ready());
+    }
+
+    #[test]
+    fn a_fault_ejects_and_a_probe_brings_back() {
+        let fleet = fleet(vec![endpoint("a", 1)]);
+        let a = fleet.find("a").expect("there");
+        let now = Instant::now();
+        a.report_fault(Fault::Lost, "reset", now);
+        assert_eq!((a.state(), a.retry_at()), ("unhealthy", Some(now + FIRST_RETRY)));
+        a.report_fault(Fault::Lost, "reset", now);
+        assert_eq!(a.retry_at(), Some(now + FIRST_RETRY), "one event, one wait");
+        a.report_fault(Fault::Probe, "refused", now);
+        assert_eq!(a.retry_at(), Some(now + FIRST_RETRY * 2));
+        for _ in 0..20 {
+            a.report_fault(Fault::Probe, "refused", now);
+        }
+        assert_eq!(a.retry_at(), Some(now + LAST_RETRY));
+        a.report_healthy();
+        assert_eq!((a.state(), a.retry_at()), ("ready", None));
+    }
+
+    #[test]
+    fn one_missed_probe_ejects_nobody() {
+        let fleet = fleet(vec![endpoint("a", 1)]);
+        let a = fleet.find("a").expect("there");
+        for _ in 1..PROBES_TO_EJECT {
+            a.report_fault(Fault::Probe, "deadline", Instant::now());
+            assert!(a.is_ready());
+        }
+        a.report_fault(Fault::Probe, "deadline", Instant::now());
+        assert!(!a.is_ready());
+    }
+
+    #[test]
+    fn series_of_a_departed_backend_go() {
+        let metrics = Arc::new(Metrics::new());
+        let fleet = Fleet::new(Arc::clone(&metrics));
+        fleet.replace(vec![endpoint("gone-soon", 1)]);
+        fleet.find("gone-soon").expect("there").report_fault(Fault::Lost, "x", Instant::now());
+        assert!(metrics.render().contains("gone-soon"));
+        fleet.replace(Vec::new());
+        assert!(!metrics.render().contains("gone-soon"));
+    }
+}
