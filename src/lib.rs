@@ -11,3 +11,6 @@ pub mod telemetry;
 pub mod wire;
 pub mod fleet;
 pub mod policy;
+pub mod relay;
+pub mod upstream;
+pub mod health;

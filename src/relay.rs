@@ -1,0 +1,346 @@
+//! Copies bodies unread, in both directions, and says how a stream ended.
+//!
+//! A frame is pulled from one side only when the other side has room for it, so back-pressure is end
+//! to end and nothing queues here. What an HTTP/2 library hides is made visible again: it reports a
+//! reset with CANCEL as a plain end of the body, which a gRPC peer would read as a half-close.
+
+use std::{
+    error::Error,
+    fmt, mem,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use h2::Reason;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body as _, Frame};
+use hyper::body::Incoming;
+use tokio::sync::{mpsc, oneshot};
+use tonic::Code;
+
+use crate::{
+    error::{ProxyError, chain, status_code},
+    fleet::{Backend, Fault},
+};
+
+/// How a stream ended, seen from its response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The daemon ended it, with this code if it gave one.
+    Finished(Option<Code>),
+    /// The daemon reset it.
+    DaemonReset,
+    /// The connection to the daemon broke.
+    BackendLost,
+    /// The client went away or cancelled.
+    ClientGone,
+}
+
+impl End {
+    /// The gRPC code that the client saw, or would have seen.
+    pub fn code(self) -> Code {
+        match self {
+            Self::Finished(code) => code.unwrap_or(Code::Unknown),
+            Self::DaemonReset => Code::Internal,
+            Self::BackendLost => Code::Unavailable,
+            Self::ClientGone => Code::Cancelled,
+        }
+    }
+}
+
+/// Message bytes relayed in each direction.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// From client to daemon.
+    pub up: AtomicU64,
+    /// From daemon to client.
+    pub down: AtomicU64,
+}
+
+/// Calls back exactly once when a stream ends, however it ends.
+pub struct OnEnd(Option<Box<dyn FnOnce(End) + Send>>);
+
+impl OnEnd {
+    /// Calls `callback` at the end.
+    pub fn new(callback: impl FnOnce(End) + Send + 'static) -> Self {
+        Self(Some(Box::new(callback)))
+    }
+
+    /// Reports the end; later calls do nothing.
+    pub fn fire(&mut self, end: End) {
+        if let Some(callback) = self.0.take() {
+            callback(end);
+        }
+    }
+}
+
+impl Drop for OnEnd {
+    fn drop(&mut self) {
+        self.fire(End::ClientGone);
+    }
+}
+
+impl fmt::Debug for OnEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OnEnd").field(&self.0.is_some()).finish()
+    }
+}
+
+/// Why a body ends in a reset.
+#[derive(Debug, thiserror::Error)]
+#[error("stream was reset")]
+pub struct ResetError(#[source] h2::Error);
+
+impl ResetError {
+    /// The same reset as in `error`, or CANCEL if `error` is no reset of a stream.
+    pub fn like(error: &(dyn Error + 'static)) -> Self {
+        Self(remote_reset(error).unwrap_or(Reason::CANCEL).into())
+    }
+
+    fn cancel() -> Self {
+        Self(Reason::CANCEL.into())
+    }
+}
+
+/// The reason of the RST_STREAM that the other side sent, if that is what `error` reports.
+pub fn remote_reset(error: &(dyn Error + 'static)) -> Option<Reason> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(h2) = error.downcast_ref::<h2::Error>() {
+            return if h2.is_reset() && h2.is_remote() { h2.reason() } else { None };
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// The body of every request and response that leaves the proxy.
+#[derive(Debug, Default)]
+pub struct Body(Kind);
+
+#[derive(Debug, Default)]
+enum Kind {
+    #[default]
+    Empty,
+    Whole(Bytes),
+    Upload(Box<Upload>),
+    Download(Box<Download>),
+    Ending(Option<Bytes>, Option<HeaderMap>),
+    Own(tonic::body::Body),
+    Merged(Merged),
+}
+
+/// Messages of several daemons, as they come, and the trailers that end them all.
+#[derive(Debug)]
+struct Merged {
+    messages: mpsc::Receiver<Bytes>,
+    trailers: Option<oneshot::Receiver<HeaderMap>>,
+}
+
+impl Merged {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled {
+        if let Some(message) = ready!(self.messages.poll_recv(cx)) {
+            return Poll::Ready(Some(Ok(Frame::data(message))));
+        }
+        let Some(trailers) = &mut self.trailers else {
+            return Poll::Ready(None);
+        };
+        let trailers = ready!(Pin::new(trailers).poll(cx));
+        self.trailers = None;
+        Poll::Ready(match trailers {
+            Ok(trailers) => Some(Ok(Frame::trailers(trailers))),
+            // The merging task is gone: the proxy is being cut off.
+            Err(_gone) => Some(Err(ResetError::cancel())),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Upload {
+    /// Read before the stream was relayed; sent first.
+    prefix: Bytes,
+    rest: Incoming,
+    backend: Arc<Backend>,
+    tally: Arc<Tally>,
+}
+
+#[derive(Debug)]
+struct Download {
+    body: Incoming,
+    backend: Arc<Backend>,
+    tally: Arc<Tally>,
+    on_end: OnEnd,
+    trailers_sent: bool,
+}
+
+impl Body {
+    /// A body that is `bytes` and nothing else.
+    pub fn whole(bytes: Bytes) -> Self {
+        Self(Kind::Whole(bytes))
+    }
+
+    /// The client's body on its way to `backend`, after `prefix`, which was read from it before.
+    pub fn upload(prefix: Bytes, rest: Incoming, backend: Arc<Backend>, tally: Arc<Tally>) -> Self {
+        Self(Kind::Upload(Box::new(Upload { prefix, rest, backend, tally })))
+    }
+
+    /// The body of a daemon's response on its way to the client.
+    fn download(body: Incoming, backend: Arc<Backend>, tally: Arc<Tally>, on_end: OnEnd) -> Self {
+        let download = Download { body, backend, tally, on_end, trailers_sent: false };
+        Self(Kind::Download(Box::new(download)))
+    }
+
+    /// Framed messages from a channel, then the trailers, once all senders are gone.
+    pub fn merged(messages: mpsc::Receiver<Bytes>, trailers: oneshot::Receiver<HeaderMap>) -> Self {
+        Self(Kind::Merged(Merged { messages, trailers: Some(trailers) }))
+    }
+
+    /// `bytes`, then `trailers`.
+    pub fn whole_with_trailers(bytes: Bytes, trailers: HeaderMap) -> Self {
+        Self(Kind::Ending(Some(bytes), Some(trailers)))
+    }
+
+    /// A request or response body that the proxy's own gRPC client made.
+    pub fn own(body: tonic::body::Body) -> Self {
+        Self(Kind::Own(body))
+    }
+}
+
+/// Turns a daemon's response into the client's: same status, headers, body and trailers.
+pub fn response(
+    response: Response<Incoming>,
+    backend: Arc<Backend>,
+    tally: Arc<Tally>,
+    mut on_end: OnEnd,
+) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    // Connection-level facts of the upstream link are not the client's.
+    mem::take(&mut parts.extensions);
+    if body.is_end_stream() {
+        on_end.fire(End::Finished(status_code(&parts.headers)));
+        return Response::from_parts(parts, Body::default());
+    }
+    Response::from_parts(parts, Body::download(body, backend, tally, on_end))
+}
+
+/// Swaps the body of a request, dropping what belongs to the downstream connection.
+pub fn request<B>(request: Request<B>, body: impl FnOnce(B) -> Body) -> Request<Body> {
+    let (mut parts, old) = request.into_parts();
+    mem::take(&mut parts.extensions);
+    Request::from_parts(parts, body(old))
+}
+
+type Polled = Poll<Option<Result<Frame<Bytes>, ResetError>>>;
+
+impl Upload {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled {
+        let data = if self.prefix.is_empty() {
+            match ready!(Pin::new(&mut self.rest).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(ResetError::like(&error)))),
+                None if self.rest.is_end_stream() => return Poll::Ready(None),
+                None => return Poll::Ready(Some(Err(ResetError::cancel()))),
+            }
+        } else {
+            mem::take(&mut self.prefix)
+        };
+        self.tally.up.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.backend.metrics().bytes_up.inc_by(data.len() as u64);
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+}
+
+impl Download {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled {
+        if self.trailers_sent {
+            return Poll::Ready(None);
+        }
+        match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(Ok(frame)) => self.pass(frame),
+            Some(Err(error)) if remote_reset(&error).is_some() => {
+                self.on_end.fire(End::DaemonReset);
+                Poll::Ready(Some(Err(ResetError::like(&error))))
+            }
+            Some(Err(error)) => Poll::Ready(Some(Ok(Frame::trailers(self.lost(&error))))),
+            None if self.body.is_end_stream() => {
+                self.on_end.fire(End::Finished(None));
+                Poll::Ready(None)
+            }
+            None => {
+                self.on_end.fire(End::DaemonReset);
+                Poll::Ready(Some(Err(ResetError::cancel())))
+            }
+        }
+    }
+
+    fn pass(&mut self, frame: Frame<Bytes>) -> Polled {
+        if let Some(trailers) = frame.trailers_ref() {
+            self.trailers_sent = true;
+            self.on_end.fire(End::Finished(status_code(trailers)));
+        } else if let Some(data) = frame.data_ref() {
+            self.tally.down.fetch_add(data.len() as u64, Ordering::Relaxed);
+            self.backend.metrics().bytes_down.inc_by(data.len() as u64);
+            if self.body.is_end_stream() {
+                self.on_end.fire(End::Finished(None));
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    /// Ends the client's stream with a status that names the backend: its connection broke.
+    fn lost(&mut self, error: &hyper::Error) -> HeaderMap {
+        self.trailers_sent = true;
+        self.on_end.fire(End::BackendLost);
+        let cause = chain(error);
+        self.backend.report_fault(Fault::Lost, &cause, Instant::now());
+        ProxyError::BackendLost { backend: self.backend.name().to_owned(), cause }.trailers()
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = ResetError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        match &mut self.0 {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Whole(bytes) => {
+                let bytes = mem::take(bytes);
+                self.0 = Kind::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Kind::Upload(upload) => upload.poll_frame(cx),
+            Kind::Download(download) => download.poll_frame(cx),
+            Kind::Ending(bytes, trailers) => {
+                let data = bytes.take().filter(|bytes| !bytes.is_empty()).map(Frame::data);
+                Poll::Ready(data.or_else(|| trailers.take().map(Frame::trailers)).map(Ok))
+            }
+            Kind::Merged(merged) => merged.poll_frame(cx),
+            Kind::Own(body) => {
+                let polled = ready!(Pin::new(body).poll_frame(cx));
+                Poll::Ready(polled.map(|result| result.map_err(|error| ResetError::like(&error))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Empty => true,
+            Kind::Whole(bytes) => bytes.is_empty(),
+            Kind::Upload(upload) => upload.prefix.is_empty() && upload.rest.is_end_stream(),
+            Kind::Download(download) => download.trailers_sent || download.body.is_end_stream(),
+            Kind::Own(body) => body.is_end_stream(),
+            Kind::Ending(_, trailers) => trailers.is_none(),
+            Kind::Merged(merged) => merged.trailers.is_none(),
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! One HTTP/2 connection to a daemon: dial, send, and dial again once it takes no more streams.
+//!
+//! A [`Link`] belongs to one binding (or to the fleet's own calls), so a lost connection costs one
+//! build. A request is sent again only when the library hands it back unsent.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
+use http::{Request, Response, Uri};
+use hyper::{
+    body::Incoming,
+    client::conn::http2::{self, SendRequest},
+    rt::Executor,
+};
+use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use crate::{
+    address::Address,
+    error::{Chain, ProxyError, chain},
+    fleet::{Backend, Fault},
+    http2_limits::{CONNECTION_WINDOW, HARD_HEADER_LIST_LEN, SEND_BUFFER_LEN, STREAM_WINDOW},
+    io::{Batched, Flushing, Socket},
+    relay::{Body, remote_reset},
+};
+
+/// A daemon that accepts takes milliseconds; a lost SYN is sent again after 1 s and 3 s.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An idle peer that is gone is found after this plus three probes ten seconds apart.
+///
+/// TCP's own keepalive, not HTTP/2's: a daemon closes a connection that is pinged more often than
+/// every five minutes (grpc-go `too_many_pings`). It also keeps a cloud load balancer's idle timer
+/// (4 minutes on Azure) from closing a silent build.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long sent data may stay unacknowledged: a node that vanished in the middle of a transfer.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// Sets what every TCP connection of the proxy has: no delay, and keepalive that finds dead peers.
+///
+/// # Errors
+/// The system refuses an option.
+pub fn configure_tcp(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(3);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+}
+
+/// Why a request got no response.
+#[derive(Debug)]
+pub enum SendError {
+    /// The proxy's view: the backend is not reachable or was lost.
+    Proxy(ProxyError),
+    /// The daemon reset the stream: the client gets the same reset.
+    Reset(hyper::Error),
+}
+
+#[derive(Debug, Clone)]
+struct DialError {
+    fault: Fault,
+    cause: Arc<str>,
+}
+
+type Sender = SendRequest<Body>;
+type Dial = Shared<BoxFuture<'static, Result<Sender, DialError>>>;
+
+/// A connection to one backend, opened when first needed. Clones share it.
+#[derive(Clone)]
+pub struct Link {
+    backend: Arc<Backend>,
+    dial: Arc<Mutex<Option<Dial>>>,
+    tasks: TaskTracker,
+}
+
+impl Link {
+    /// A link that is not yet open; its tasks run on `tasks`.
+    pub fn new(backend: Arc<Backend>, tasks: TaskTracker) -> Self {
+        Self { backend, dial: Arc::default(), tasks }
+    }
+
+    /// The backend it leads to.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
+    /// Opens the connection, unless it is open.
+    ///
+    /// # Errors
+    /// [`ProxyError::Connect`]; the backend is then ejected.
+    pub async fn open(&self) -> Result<(), ProxyError> {
+        self.sender().await.map(drop)
+    }
+
+    /// Lets go of the connection: it closes when its last stream has ended.
+    pub fn release(&self) {
+        self.dial.lock().take();
+    }
+
+    /// Sends a request and waits for the response's headers, without a bound: builds are silent for
+    /// hours.
+    ///
+    /// # Errors
+    /// See [`SendError`]. What was handed to the connection is never sent again.
+    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+        self.complete_uri(&mut request);
+        // A connection can close (GOAWAY) between the look and the send; then the request comes
+        // back unsent and goes out on a new connection, as grpc-go does it.
+        let mut attempts = 0;
+        loop {
+            let mut sender = self.sender().await.map_err(SendError::Proxy)?;
+            attempts += 1;
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok(response),
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) if attempts < 3 => {
+                        debug!(backend = self.backend.name(), "connection takes no more streams");
+                        self.release();
+                        request = unsent;
+                    }
+                    _ => return Err(self.failed(error.into_error())),
+                },
+            }
+        }
+    }
+
+    fn failed(&self, error: hyper::Error) -> SendError {
+        if remote_reset(&error).is_some() {
+            return SendError::Reset(error);
+        }
+        let cause = chain(&error);
+        self.backend.report_fault(Fault::Lost, &cause, Instant::now());
+        let backend = self.backend.name().to_owned();
+        SendError::Proxy(ProxyError::BackendLost { backend, cause })
+    }
+
+    async fn sender(&self) -> Result<Sender, ProxyError> {
+        let dial = self.current_dial();
+        dial.await.map_err(|error| {
+            self.release();
+            self.backend.report_fault(error.fault, &error.cause, Instant::now());
+            let backend = self.backend.name().to_owned();
+            ProxyError::Connect { backend, cause: error.cause.to_string() }
+        })
+    }
+
+    fn current_dial(&self) -> Dial {
+        let mut current = self.dial.lock();
+        if let Some(dial) = &*current {
+            let usable = match dial.peek() {
+                Some(Ok(sender)) => !sender.is_closed(),
+                Some(Err(_)) => false,
+                None => true,
+            };
+            if usable {
+                return dial.clone();
+            }
+        }
+        let dial = dial(Arc::clone(&self.backend), self.tasks.clone()).boxed().shared();
+        *current = Some(dial.clone());
+        dial
+    }
+
+    /// HTTP/2 needs scheme and authority; a client may have left the authority out.
+    fn complete_uri(&self, request: &mut Request<Body>) {
+        let uri = request.uri();
+        if uri.scheme().is_some() && uri.authority().is_some() {
+            return;
+        }
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let uri = Uri::builder()
+            .scheme("http")
+            .authority(self.backend.address().authority())
+            .path_and_query(path)
+            .build();
+        if let Ok(uri) = uri {
+            *request.uri_mut() = uri;
+        }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("backend", &self.backend.name()).finish_non_exhaustive()
+    }
+}
+
+async fn dial(backend: Arc<Backend>, tasks: TaskTracker) -> Result<Sender, DialError> {
+    let started = Instant::now();
+    let socket = match tokio::time::timeout(CONNECT_TIMEOUT, connect(backend.address())).await {
+        Ok(Ok(socket)) => socket,
+        Ok(Err(error)) => {
+            let cause = chain(&error).into();
+            return Err(DialError { fault: Fault::Refused, cause });
+        }
+        Err(_elapsed) => {
+            let cause = format!("no connection within {CONNECT_TIMEOUT:?}").into();
+            return Err(DialError { fault: Fault::Timeout, cause });
+        }
+    };
+    backend.metrics().connect.observe(started.elapsed().as_secs_f64());
+    let io = Batched::new(socket);
+    let executor = ConnectionExecutor { tasks: tasks.clone(), io: io.clone() };
+    let handshake = http2::Builder::new(executor)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HARD_HEADER_LIST_LEN)
+        .max_send_buf_size(SEND_BUFFER_LEN)
+        .initial_max_send_streams(usize::MAX >> 1)
+        .handshake(io)
+        .await;
+    let (sender, connection) =
+        handshake.map_err(|error| DialError { fault: Fault::Lost, cause: chain(&error).into() })?;
+    tasks.spawn(async move {
+        if let Err(error) = connection.await {
+            debug!(backend = backend.name(), error = %Chain(&error), "upstream connection ended");
+        }
+    });
+    Ok(sender)
+}
+
+async fn connect(address: &Address) -> io::Result<Socket> {
+    match address {
+        Address::Tcp { host, port } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            configure_tcp(&stream)?;
+            Ok(Socket::Tcp(stream))
+        }
+        Address::Unix(path) => Ok(Socket::Unix(UnixStream::connect(path).await?)),
+    }
+}
+
+/// Spawns a connection's futures so that what they write is sent when their poll is over.
+#[derive(Debug, Clone)]
+struct ConnectionExecutor {
+    tasks: TaskTracker,
+    io: Batched,
+}
+
+impl<F> Executor<F> for ConnectionExecutor
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        self.tasks.spawn(Flushing::new(future, self.io.clone()));
+    }
+}
+
+/// Lets the proxy's own gRPC clients call over a [`Link`].
+impl tower_service::Service<Request<tonic::body::Body>> for Link {
+    type Response = Response<Incoming>;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
+        let link = self.clone();
+        async move {
+            link.send(request.map(Body::own)).await.map_err(|error| match error {
+                SendError::Proxy(error) => error.into(),
+                SendError::Reset(error) => error.into(),
+            })
+        }
+        .boxed()
+    }
+}
+
+/// One long-lived link per backend, for calls that belong to no build.
+#[derive(Debug)]
+pub struct SharedLinks {
+    links: Mutex<HashMap<Arc<str>, Link>>,
+    tasks: TaskTracker,
+}
+
+impl SharedLinks {
+    /// No links yet; their tasks run on `tasks`.
+    pub fn new(tasks: TaskTracker) -> Self {
+        Self { links: Mutex::default(), tasks }
+    }
+
+    /// The link to `backend`.
+    pub fn link(&self, backend: &Arc<Backend>) -> Link {
+        let mut links = self.links.lock();
+        match links.get(backend.name()) {
+            Some(link) if Arc::ptr_eq(link.backend(), backend) => link.clone(),
+            _ => {
+                let link = Link::new(Arc::clone(backend), self.tasks.clone());
+                links.insert(backend.name().into(), link.clone());
+                link
+            }
+        }
+    }
+
+    /// Lets go of links to backends that left the fleet.
+    pub fn retain(&self, backends: &[Arc<Backend>]) {
+        self.links
+            .lock()
+            .retain(|_, link| backends.iter().any(|backend| Arc::ptr_eq(backend, link.backend())));
+    }
+}
