@@ -14,3 +14,6 @@ pub mod policy;
 pub mod relay;
 pub mod upstream;
 pub mod health;
+pub mod directory;
+pub mod first_message;
+pub mod proxy;

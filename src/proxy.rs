@@ -1,0 +1,314 @@
+//! What the handlers of all streams share: who is bound where, the fleet, the links, the counts.
+//!
+//! And the moves they have in common: read the first message, find a link, relay, or answer with the
+//! proxy's own error. Which stream gets which treatment is decided above, in `build` and `fanout`.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{Request, Response, request::Parts};
+use hyper::body::Incoming;
+use tokio::{sync::Notify, task::JoinHandle};
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use crate::{
+    directory::{Bound, Directory, Lookup},
+    error::ProxyError,
+    first_message::{FirstMessage, Reader},
+    fleet::{Backend, Fleet},
+    ids::Key,
+    metrics::Metrics,
+    policy::{Choice, Outcome, Policy},
+    relay::{self, Body, End, OnEnd, ResetError, Tally},
+    upstream::{Link, SendError, SharedLinks},
+};
+
+/// Streams parked at once, over all clients; a build parks three.
+const MAX_PARKED: i64 = 100_000;
+
+/// What the answer to a stream can be: a response, or a reset like the daemon's.
+pub type Answer = Result<Response<Body>, ResetError>;
+
+/// Where a stream came from.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// Number of the downstream connection, unique in this process.
+    pub connection: u64,
+    /// What runs on that connection.
+    pub load: Arc<ConnectionLoad>,
+    /// When the stream arrived.
+    pub arrived: Instant,
+}
+
+/// The Solve and Session streams of one downstream connection: while there are any, a drain must
+/// leave it open for the later calls of their builds.
+#[derive(Debug, Default)]
+pub struct ConnectionLoad {
+    open: AtomicUsize,
+    idle: Notify,
+}
+
+impl ConnectionLoad {
+    /// Counts one stream while the guard lives.
+    pub fn enter(self: &Arc<Self>) -> LoadGuard {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        LoadGuard(Arc::clone(self))
+    }
+
+    /// Whether no Solve and no Session is open.
+    pub fn is_idle(&self) -> bool {
+        self.open.load(Ordering::Relaxed) == 0
+    }
+
+    /// Waits until the last one ends.
+    pub async fn idle(&self) {
+        while !self.is_idle() {
+            self.idle.notified().await;
+        }
+    }
+}
+
+/// One open Solve or Session stream.
+#[derive(Debug)]
+pub struct LoadGuard(Arc<ConnectionLoad>);
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        if self.0.open.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.idle.notify_one();
+        }
+    }
+}
+
+/// The proxy's shared state. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Proxy {
+    /// Who is bound where.
+    pub directory: Directory,
+    /// The live backends.
+    pub fleet: Arc<Fleet>,
+    /// Links for calls that belong to no build.
+    pub shared: Arc<SharedLinks>,
+    /// Where to count.
+    pub metrics: Arc<Metrics>,
+    /// How builds are spread.
+    pub policy: Policy,
+    tasks: TaskTracker,
+    reader: Reader,
+}
+
+/// Which connection a call goes over.
+#[derive(Debug, Clone, Copy)]
+pub enum LinkKind {
+    /// One of its own: if it breaks, one build is lost.
+    Own,
+    /// The backend's long-lived one.
+    Shared,
+}
+
+impl Proxy {
+    /// A proxy that has seen no stream yet; its tasks run on `tasks`.
+    pub fn new(
+        fleet: Arc<Fleet>,
+        metrics: Arc<Metrics>,
+        policy: Policy,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self {
+            directory: Directory::default(),
+            fleet,
+            shared: Arc::new(SharedLinks::new(tasks.clone())),
+            metrics,
+            policy,
+            tasks,
+            reader: Reader::default(),
+        }
+    }
+
+    /// Runs `task` beside the stream that asked for it.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.tasks.spawn(task)
+    }
+
+    /// Reads the first message of a request's body.
+    ///
+    /// # Errors
+    /// It does not come in time, is too large or is no message.
+    pub async fn read_message(
+        &self,
+        body: Incoming,
+    ) -> Result<(FirstMessage, Incoming), ProxyError> {
+        self.reader.first_message(body).await
+    }
+
+    /// The proxy's own answer to a stream, counted.
+    pub fn reject(&self, error: &ProxyError) -> Response<Body> {
+        self.metrics.reject(error.reason());
+        info!(reason = error.reason(), %error, "stream rejected");
+        error.response()
+    }
+
+    /// The link for a call that belongs to `key`, if that is live or has ended not long ago.
+    ///
+    /// # Errors
+    /// The Solve was refused, or the backend has left.
+    pub fn known_link(&self, key: &Key) -> Result<Option<(Link, Arc<Tally>)>, ProxyError> {
+        match self.directory.lookup(key) {
+            Lookup::Live(bound) => Ok(Some((bound.binding.link.clone(), bound.tally))),
+            Lookup::Ended(name) => match self.fleet.find(&name) {
+                Some(backend) => Ok(Some((self.shared.link(&backend), Arc::default()))),
+                None => Err(ProxyError::BackendDeparted {
+                    backend: name.to_string(),
+                    build: key.to_string(),
+                }),
+            },
+            Lookup::Refused(error) => Err(error),
+            Lookup::Unknown => Ok(None),
+        }
+    }
+
+    /// Waits until `key` is bound, at most `limit`; `None` then.
+    ///
+    /// # Errors
+    /// The Solve was refused, or too many streams wait already.
+    pub async fn wait(&self, key: &Key, limit: Duration) -> Result<Option<Bound>, ProxyError> {
+        if self.metrics.parked_streams.get() >= MAX_PARKED {
+            return Err(ProxyError::Limit("too many streams wait for their build"));
+        }
+        self.metrics.parked_streams.inc();
+        let _counted = ParkedGauge(&self.metrics);
+        tokio::time::timeout(limit, self.directory.bound(key)).await.ok().transpose()
+    }
+
+    /// Opens a connection to the backend the policy chooses; to another one while that fails.
+    ///
+    /// Nothing of the build has been sent to anyone yet, so trying the next is safe.
+    ///
+    /// # Errors
+    /// No backend could be reached.
+    pub async fn open_link(
+        &self,
+        preferred: Option<Arc<Backend>>,
+        policy: Policy,
+        key: Option<&[u8]>,
+        kind: LinkKind,
+    ) -> Result<(Link, Outcome), ProxyError> {
+        let backends = self.fleet.backends();
+        let mut failures: Vec<String> = Vec::new();
+        let mut untried: Vec<Arc<Backend>> =
+            backends.iter().filter(|backend| !backend.is_cordoned()).cloned().collect();
+        let mut next = preferred.map(|backend| Choice { backend, outcome: Outcome::Pinned });
+        loop {
+            let choice = next.take().or_else(|| choose(policy, key, &untried));
+            let Some(Choice { backend, outcome }) = choice else {
+                return Err(ProxyError::NoBackend(describe(&backends, &failures)));
+            };
+            let link = match kind {
+                LinkKind::Own => Link::new(Arc::clone(&backend), self.tasks.clone()),
+                LinkKind::Shared => self.shared.link(&backend),
+            };
+            match link.open().await {
+                Ok(()) if failures.is_empty() => return Ok((link, outcome)),
+                Ok(()) => return Ok((link, Outcome::Failover)),
+                Err(error) => failures.push(error.to_string()),
+            }
+            untried.retain(|other| !Arc::ptr_eq(other, &backend));
+        }
+    }
+
+    /// Relays a call that any daemon can answer, or that only a daemon can refuse; `prefix` has been
+    /// read from it.
+    ///
+    /// # Errors
+    /// The daemon reset the stream.
+    pub async fn relay_to_any(&self, parts: Parts, prefix: Bytes, rest: Incoming) -> Answer {
+        match self.open_link(None, Policy::LeastSessions, None, LinkKind::Shared).await {
+            Ok((link, _outcome)) => self.relay_call(&link, parts, prefix, rest).await,
+            Err(error) => Ok(self.reject(&error)),
+        }
+    }
+
+    /// Relays a call whose bytes and end concern nobody; `prefix` has been read from it.
+    ///
+    /// # Errors
+    /// The daemon reset the stream.
+    pub async fn relay_call(
+        &self,
+        link: &Link,
+        parts: Parts,
+        prefix: Bytes,
+        rest: Incoming,
+    ) -> Answer {
+        let request = Request::from_parts(parts, rest);
+        self.relay(link, prefix, request, Arc::default(), OnEnd::new(drop)).await
+    }
+
+    /// Relays `request` over `link`; `prefix` has been read from its body.
+    ///
+    /// # Errors
+    /// The daemon reset the stream.
+    pub async fn relay(
+        &self,
+        link: &Link,
+        prefix: Bytes,
+        request: Request<Incoming>,
+        tally: Arc<Tally>,
+        mut on_end: OnEnd,
+    ) -> Answer {
+        let backend = link.backend();
+        let request = relay::request(request, |rest| {
+            Body::upload(prefix, rest, Arc::clone(backend), Arc::clone(&tally))
+        });
+        match link.send(request).await {
+            Ok(response) => Ok(relay::response(response, Arc::clone(backend), tally, on_end)),
+            Err(SendError::Proxy(error)) => {
+                on_end.fire(End::BackendLost);
+                Ok(self.reject(&error))
+            }
+            Err(SendError::Reset(error)) => {
+                on_end.fire(End::DaemonReset);
+                Err(ResetError::like(&error))
+            }
+        }
+    }
+}
+
+/// Chooses among the ready backends, or among all when none is: a wrong verdict on every one of them
+/// must not stop all builds.
+fn choose(policy: Policy, key: Option<&[u8]>, untried: &[Arc<Backend>]) -> Option<Choice> {
+    let ready: Vec<_> = untried.iter().filter(|backend| backend.is_ready()).cloned().collect();
+    let candidates = if ready.is_empty() { untried } else { &ready };
+    policy.choose(key, candidates, &mut rand::rng())
+}
+
+fn describe(backends: &[Arc<Backend>], failures: &[String]) -> String {
+    if !failures.is_empty() {
+        return failures.join("; ");
+    }
+    if backends.is_empty() {
+        return "the fleet is empty".to_owned();
+    }
+    let states: Vec<_> = backends
+        .iter()
+        .map(|backend| format!("{} is {}", backend.name(), backend.state()))
+        .collect();
+    states.join("; ")
+}
+
+struct ParkedGauge<'a>(&'a Metrics);
+
+impl Drop for ParkedGauge<'_> {
+    fn drop(&mut self) {
+        self.0.parked_streams.dec();
+    }
+}
