@@ -17,3 +17,4 @@ pub mod health;
 pub mod directory;
 pub mod first_message;
 pub mod proxy;
+pub mod fanout;
