@@ -1,20 +1,44 @@
 //! buildkit-lb: a gRPC load balancer in front of a fleet of buildkitd daemons.
+//!
+//! The modules, in the order a byte travels; each may use only those below it:
+//!
+//! - [`cli`] command line, [`config`] settings, [`app`] the composition root
+//! - [`listener`] accepts, [`connection`] serves one HTTP/2 client link
+//! - [`router`] path and metadata to a route
+//! - [`build`] reads each Solve, binds its build, parks the siblings
+//! - [`fanout`] the fleet's RPCs: ask every daemon, merge
+//! - [`proxy`] what all streams share; [`directory`] session or build -> binding
+//! - [`policy`] which backend takes a build
+//! - [`relay`] copies bodies unread; [`upstream`] one connection to a daemon
+//! - [`fleet`] the live backends
+//!
+//! Beside the path: [`health`] probes, [`admin`] metrics and status. Leaves that anyone may use:
+//! [`address`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`], [`metrics`],
+//! [`shutdown`], [`telemetry`], [`wire`].
 
 pub mod address;
+pub mod admin;
+pub mod app;
+pub mod build;
+pub mod cli;
+pub mod config;
+pub mod connection;
+pub mod directory;
 pub mod error;
+pub mod fanout;
+pub mod first_message;
+pub mod fleet;
+pub mod health;
 pub mod http2_limits;
 pub mod ids;
 pub mod io;
+pub mod listener;
 pub mod metrics;
+pub mod policy;
+pub mod proxy;
+pub mod relay;
+pub mod router;
 pub mod shutdown;
 pub mod telemetry;
-pub mod wire;
-pub mod fleet;
-pub mod policy;
-pub mod relay;
 pub mod upstream;
-pub mod health;
-pub mod directory;
-pub mod first_message;
-pub mod proxy;
-pub mod fanout;
+pub mod wire;

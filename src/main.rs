@@ -1,3 +1,7 @@
 //! The `buildkit-lb` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    buildkit_lb::cli::run()
+}

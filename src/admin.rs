@@ -1,0 +1,133 @@
+//! The admin port: probes, metrics, status. Reads snapshots; the one thing it changes is a cordon.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, Path, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::{get, post},
+};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::proxy::Proxy;
+
+/// OpenMetrics 1.0, which Prometheus asks for first.
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Debug, Clone)]
+struct Admin {
+    proxy: Proxy,
+    drain: CancellationToken,
+}
+
+/// Serves the admin port until `stop`.
+///
+/// # Errors
+/// The socket fails.
+pub async fn serve(
+    listener: TcpListener,
+    proxy: Proxy,
+    drain: CancellationToken,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    info!(address = %listener.local_addr()?, port_name = "admin", "listening");
+    let app = Router::new()
+        .route("/livez", get(alive))
+        .route("/healthz", get(alive))
+        .route("/startupz", get(alive))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/status.json", get(status))
+        .route("/backends/{name}/cordon", post(cordon).delete(uncordon))
+        .with_state(Arc::new(Admin { proxy, drain }))
+        .into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+/// Alive does not depend on any backend: restarting the proxy would not bring one back.
+async fn alive() -> &'static str {
+    "ok\n"
+}
+
+async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
+    if admin.drain.is_cancelled() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    } else if admin.proxy.fleet.is_ready() {
+        (StatusCode::OK, "ok\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "no backend is ready\n")
+    }
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, METRICS_TYPE)], admin.proxy.metrics.render())
+}
+
+async fn status(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
+    let backends = admin.proxy.fleet.backends();
+    let backends: Vec<_> = backends
+        .iter()
+        .map(|backend| {
+            json!({
+                "name": backend.name(),
+                "address": backend.address().to_string(),
+                "state": backend.state(),
+                "cause": backend.ejection_cause(),
+                "builds": backend.builds(),
+            })
+        })
+        .collect();
+    let builds = admin.proxy.directory.builds();
+    let builds: Vec<_> =
+        builds.iter().map(|(build, backend)| json!({"ref": build, "backend": backend})).collect();
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "policy": admin.proxy.policy.to_string(),
+        "draining": admin.drain.is_cancelled(),
+        "backends": backends,
+        "builds": builds,
+    }))
+}
+
+async fn cordon(
+    admin: State<Arc<Admin>>,
+    peer: ConnectInfo<SocketAddr>,
+    name: Path<String>,
+) -> (StatusCode, String) {
+    set_cordoned(&admin, peer.0, &name, true)
+}
+
+async fn uncordon(
+    admin: State<Arc<Admin>>,
+    peer: ConnectInfo<SocketAddr>,
+    name: Path<String>,
+) -> (StatusCode, String) {
+    set_cordoned(&admin, peer.0, &name, false)
+}
+
+/// Only from the machine itself: the admin port is open to whoever scrapes it.
+fn set_cordoned(
+    admin: &Admin,
+    peer: SocketAddr,
+    name: &str,
+    cordoned: bool,
+) -> (StatusCode, String) {
+    if !peer.ip().to_canonical().is_loopback() {
+        return (StatusCode::FORBIDDEN, "only from loopback\n".to_owned());
+    }
+    match admin.proxy.fleet.find(name) {
+        Some(backend) => {
+            backend.set_cordoned(cordoned);
+            (
+                StatusCode::OK,
+                format!("{name} is {}, {} builds\n", backend.state(), backend.builds()),
+            )
+        }
+        None => (StatusCode::NOT_FOUND, format!("no backend is called {name}\n")),
+    }
+}

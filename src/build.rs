@@ -1,0 +1,190 @@
+//! What a build is: a Solve and the streams that belong to it, bound to one backend.
+//!
+//! Reads each Solve, decides once where its ids belong, parks the siblings until then, and relays
+//! them all over the binding's connection. Knows nothing of sockets; never sends a Solve or a Session
+//! twice.
+
+pub mod affinity;
+mod place;
+mod refuse;
+mod report;
+pub mod solve;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::Request;
+use hyper::body::Incoming;
+
+use self::{
+    report::{Report, SessionReport},
+    solve::Solve,
+};
+use crate::{
+    directory::{Bound, Lease, Lookup},
+    error::ProxyError,
+    fanout,
+    ids::{self, Id, Key, TraceId},
+    proxy::{Answer, Origin, Proxy},
+    relay::{OnEnd, Tally},
+    upstream::Link,
+    wire::{self, control::SolveRequest},
+};
+
+/// How long a Session waits for its Solve before it is bound on its own.
+///
+/// A shared session of a bake is in no Solve until a target starts. The client's inner HTTP/2 server
+/// gives up when it hears nothing for 10 s (golang.org/x/net/http2, preface timeout).
+const SESSION_PARK: Duration = Duration::from_secs(5);
+
+/// How long an LLBBridge call waits for its Solve: a client gives its Ping 15 s.
+const BRIDGE_PARK: Duration = Duration::from_secs(14);
+
+/// How long a Status waits for its Solve: as long as a daemon does (BuildKit solver/jobs.go).
+const STATUS_PARK: Duration = Duration::from_secs(6);
+
+/// When a Status of an unknown ref is first looked up in the daemons' histories.
+const STATUS_LOOKUP: Duration = Duration::from_secs(1);
+
+/// Control/Solve: reads it, binds it, relays it.
+///
+/// # Errors
+/// The daemon reset the stream.
+pub async fn solve(proxy: &Proxy, request: Request<Incoming>, origin: &Origin) -> Answer {
+    let trace = ids::trace(request.headers());
+    let (parts, body) = request.into_parts();
+    let (message, rest) = match proxy.read_message(body).await {
+        Ok(read) => read,
+        Err(error) => return Ok(proxy.reject(&error)),
+    };
+    let solve = match wire::decode::<SolveRequest>(&message.framed()) {
+        Ok(solve) => Solve::new(&solve),
+        Err(error) => return Ok(proxy.reject(&ProxyError::from_solve(&error))),
+    };
+    let placed = match place::solve(proxy, &solve, trace, origin).await {
+        Ok(placed) => placed,
+        Err(error) => return Ok(proxy.reject(&error)),
+    };
+    let link = placed.binding.link.clone();
+    let report = Report::new(proxy, &solve, placed, origin);
+    let request = Request::from_parts(parts, rest);
+    proxy.relay(&link, message.into_bytes(), request, report.tally(), report.on_end()).await
+}
+
+/// Control/Session: joins its Solve's binding.
+///
+/// # Errors
+/// The daemon reset the stream.
+pub async fn session(proxy: &Proxy, request: Request<Incoming>, id: Id, origin: &Origin) -> Answer {
+    let trace = ids::trace(request.headers());
+    let key = Key::Session(id);
+    // The early lease keeps a binding that no Solve holds yet, until the stream itself does.
+    let (Bound { binding, tally }, early) = match bind_session(proxy, &key, trace, origin).await {
+        Ok(bound) => bound,
+        Err(error) => return Ok(refuse::session(proxy, request, &error).await),
+    };
+    let Some(lease) = proxy.directory.open_session(&key, &binding) else {
+        return Ok(proxy.reject(&ProxyError::SessionOpen(key.to_string())));
+    };
+    drop(early);
+    let link = binding.link.clone();
+    let report = SessionReport::new(proxy, binding, lease, origin);
+    proxy.relay(&link, Bytes::new(), request, tally, report.on_end()).await
+}
+
+/// Control/Status: reads the ref, joins that build's binding or the daemon that has its record.
+///
+/// # Errors
+/// The daemon reset the stream.
+pub async fn status(proxy: &Proxy, request: Request<Incoming>) -> Answer {
+    let (parts, body) = request.into_parts();
+    let (message, rest) = match proxy.read_message(body).await {
+        Ok(read) => read,
+        Err(error) => return Ok(proxy.reject(&error)),
+    };
+    let Some(id) = message.build_ref() else {
+        return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
+    };
+    let (link, tally) = match status_link(proxy, &id).await {
+        Ok(found) => found,
+        Err(error) => return Ok(refuse::status(proxy, &error)),
+    };
+    let request = Request::from_parts(parts, rest);
+    proxy.relay(&link, message.into_bytes(), request, tally, OnEnd::new(drop)).await
+}
+
+/// A call with the build's ref in its metadata (LLBBridge): joins the build's binding.
+///
+/// # Errors
+/// The daemon reset the stream.
+pub async fn bridge(proxy: &Proxy, request: Request<Incoming>, id: Id) -> Answer {
+    let (link, tally) = match park(proxy, &Key::Build(id), BRIDGE_PARK).await {
+        Ok(found) => found,
+        Err(error) => return Ok(proxy.reject(&error)),
+    };
+    proxy.relay(&link, Bytes::new(), request, tally, OnEnd::new(drop)).await
+}
+
+/// A call of a method yet unknown that names a session: wherever that is, else any daemon.
+///
+/// # Errors
+/// The daemon reset the stream.
+pub async fn follow(proxy: &Proxy, request: Request<Incoming>, key: &Key) -> Answer {
+    match proxy.known_link(key) {
+        Ok(Some((link, tally))) => {
+            proxy.relay(&link, Bytes::new(), request, tally, OnEnd::new(drop)).await
+        }
+        Ok(None) => any(proxy, request).await,
+        Err(error) => Ok(proxy.reject(&error)),
+    }
+}
+
+/// A call that any daemon can answer, or that only a daemon can refuse.
+///
+/// # Errors
+/// The daemon reset the stream.
+pub async fn any(proxy: &Proxy, request: Request<Incoming>) -> Answer {
+    let (parts, body) = request.into_parts();
+    proxy.relay_to_any(parts, Bytes::new(), body).await
+}
+
+async fn bind_session(
+    proxy: &Proxy,
+    key: &Key,
+    trace: Option<TraceId>,
+    origin: &Origin,
+) -> Result<(Bound, Option<Lease>), ProxyError> {
+    match proxy.directory.lookup(key) {
+        Lookup::Live(bound) => return Ok((bound, None)),
+        Lookup::Refused(error) => return Err(error),
+        Lookup::Ended(_) | Lookup::Unknown => {}
+    }
+    if let Some(bound) = proxy.wait(key, SESSION_PARK).await? {
+        return Ok((bound, None));
+    }
+    place::session(proxy, key, trace, origin).await
+}
+
+async fn status_link(proxy: &Proxy, id: &Id) -> Result<(Link, Arc<Tally>), ProxyError> {
+    let key = Key::Build(id.clone());
+    match park(proxy, &key, STATUS_LOOKUP).await {
+        Err(ProxyError::UnknownBuild(_)) => {}
+        known => return known,
+    }
+    // Not a build of now: perhaps one that ran before this proxy started.
+    if let Some(link) = fanout::locate(proxy, id).await {
+        return Ok((link, Arc::default()));
+    }
+    park(proxy, &key, STATUS_PARK - STATUS_LOOKUP).await
+}
+
+/// Waits until `key` is known, at most `limit`.
+async fn park(proxy: &Proxy, key: &Key, limit: Duration) -> Result<(Link, Arc<Tally>), ProxyError> {
+    if let Some(found) = proxy.known_link(key)? {
+        return Ok(found);
+    }
+    match proxy.wait(key, limit).await? {
+        Some(bound) => Ok((bound.binding.link.clone(), bound.tally)),
+        None => Err(ProxyError::UnknownBuild(key.to_string())),
+    }
+}

@@ -1,0 +1,95 @@
+//! Decides where a build goes: constraints before the key, the key before the load.
+
+use std::{sync::Arc, time::Instant};
+
+use super::solve::Solve;
+use crate::{
+    directory::{Binding, Bound, Claim, Decision, Lease},
+    error::ProxyError,
+    ids::{Key, TraceId},
+    policy::{Outcome, Policy},
+    proxy::{LinkKind, Origin, Proxy},
+};
+
+/// A build's place, and how it was found.
+#[derive(Debug)]
+pub(super) struct Placed {
+    pub(super) binding: Arc<Binding>,
+    pub(super) lease: Lease,
+    pub(super) outcome: Outcome,
+}
+
+/// Joins the binding that the Solve's sessions or companions have, or makes one.
+pub(super) async fn solve(
+    proxy: &Proxy,
+    solve: &Solve,
+    trace: Option<TraceId>,
+    origin: &Origin,
+) -> Result<Placed, ProxyError> {
+    let companions = solve.companions(trace, origin.connection);
+    let decision = match claim(proxy, &solve.keys(), &companions, !solve.internal).await {
+        Ok(decision) => decision,
+        Err((binding, lease)) => {
+            return Ok(Placed { binding, lease, outcome: Outcome::Pinned });
+        }
+    };
+    let recent = || proxy.directory.recent_companion(&companions, Instant::now());
+    let preferred = solve.linked.then(recent).flatten().and_then(|name| proxy.fleet.find(&name));
+    let key = solve.affinity.as_ref().map(|affinity| affinity.key.as_bytes());
+    match proxy.open_link(preferred, proxy.policy, key, LinkKind::Own).await {
+        Ok((link, outcome)) => {
+            let binding = Arc::new(Binding { link });
+            let lease = decision.bind(&binding);
+            Ok(Placed { binding, lease, outcome })
+        }
+        Err(error) => {
+            decision.refuse(&error);
+            Err(error)
+        }
+    }
+}
+
+/// Binds a Session that no Solve has named in time: beside its client's builds if there are any.
+pub(super) async fn session(
+    proxy: &Proxy,
+    key: &Key,
+    trace: Option<TraceId>,
+    origin: &Origin,
+) -> Result<(Bound, Option<Lease>), ProxyError> {
+    let companion = trace.map_or(Key::Connection(origin.connection), Key::Trace);
+    let keys = std::slice::from_ref(key);
+    let (binding, lease) = match claim(proxy, keys, &[companion], true).await {
+        Err(joined) => joined,
+        Ok(decision) => {
+            match proxy.open_link(None, Policy::LeastSessions, None, LinkKind::Own).await {
+                Ok((link, _outcome)) => {
+                    let binding = Arc::new(Binding { link });
+                    let lease = decision.bind(&binding);
+                    (binding, lease)
+                }
+                Err(error) => {
+                    decision.refuse(&error);
+                    return Err(error);
+                }
+            }
+        }
+    };
+    Ok((Bound { binding, tally: Arc::default() }, Some(lease)))
+}
+
+/// The right to decide, or what others have decided already.
+async fn claim(
+    proxy: &Proxy,
+    keys: &[Key],
+    companions: &[Key],
+    pin: bool,
+) -> Result<Decision, (Arc<Binding>, Lease)> {
+    loop {
+        match proxy.directory.claim(keys, companions, pin) {
+            Claim::Decide(decision) => return Ok(decision),
+            Claim::Join(binding, lease) => return Err((binding, lease)),
+            // The channel closes when the other's decision is made or abandoned.
+            Claim::Wait(mut decision) => while decision.changed().await.is_ok() {},
+        }
+    }
+}

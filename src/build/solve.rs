@@ -1,0 +1,130 @@
+//! What a SolveRequest says about where its build belongs. Read permissively: whatever is missing or
+//! odd leaves a field empty, and the bytes go to the daemon as they came.
+
+use crate::{
+    build::affinity::{self, AffinityKey},
+    ids::{Id, Key, TraceId},
+    wire::control::{Attr, SolveRequest},
+};
+
+/// Sessions one Solve may name; a bake of a hundred contexts names a hundred.
+const MAX_SHARED_SESSIONS: usize = 1024;
+
+/// The routing facts of one Solve.
+#[derive(Debug)]
+pub struct Solve {
+    /// Ref of the build.
+    pub build: Option<Id>,
+    /// The session it opens itself.
+    pub session: Option<Id>,
+    /// Sessions of others that it uses: their daemon is the only one that can build it.
+    pub shared: Vec<Id>,
+    /// A probe of the client's (`Internal`): it must not decide where the build goes.
+    pub internal: bool,
+    /// It uses another target's result (`context:NAME=input:…`), so belongs with its siblings.
+    pub linked: bool,
+    /// Its client may run several linked builds; see [`Solve::companions`].
+    groups: bool,
+    /// What its cache is known by.
+    pub affinity: Option<AffinityKey>,
+}
+
+impl Solve {
+    /// Reads `request`.
+    pub fn new(request: &SolveRequest) -> Self {
+        let attrs = &request.frontend_attrs;
+        let named = |attr: &&Attr| attr.key.starts_with(b"local-sessionid:");
+        let shared = attrs
+            .iter()
+            .filter(named)
+            .map(|attr| &attr.value)
+            .chain([&request.source_policy_session])
+            .filter_map(|id| Id::new(id))
+            .take(MAX_SHARED_SESSIONS)
+            .collect();
+        let linked = attrs
+            .iter()
+            .any(|attr| attr.key.starts_with(b"context:") && attr.value.starts_with(b"input:"));
+        Self {
+            build: Id::new(&request.r#ref),
+            session: Id::new(&request.session),
+            shared,
+            internal: request.internal,
+            linked,
+            groups: linked || attrs.iter().any(|attr| *attr.key == *b"filename"),
+            affinity: affinity::key(request),
+        }
+    }
+
+    /// The ids it is bound by, the strongest first: a session that already serves files decides.
+    pub fn keys(&self) -> Vec<Key> {
+        let shared = self.shared.iter().cloned().map(Key::Session);
+        let own = self.session.iter().cloned().map(Key::Session);
+        let build = self.build.iter().cloned().map(Key::Build);
+        shared.chain(own).chain(build).collect()
+    }
+
+    /// Keys under which builds of the same invocation find each other.
+    ///
+    /// Targets of one `buildx bake` may be linked later, so all go to one daemon. They share a trace
+    /// id. CI may give many independent `buildctl` runs one trace id too (`TRACEPARENT`); these build
+    /// one target each and set no `filename`, which buildx always does, so they share a backend only
+    /// when they share a connection.
+    pub fn companions(&self, trace: Option<TraceId>, connection: u64) -> Vec<Key> {
+        match trace {
+            Some(trace) if self.groups || self.internal => vec![Key::Trace(trace)],
+            Some(trace) => vec![Key::TraceOnConnection(trace, connection)],
+            None => vec![Key::Connection(connection)],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attr(key: &str, value: &str) -> Attr {
+        Attr { key: key.to_owned().into(), value: value.to_owned().into() }
+    }
+
+    fn id(text: &str) -> Id {
+        Id::new(text.as_bytes()).expect("valid")
+    }
+
+    #[test]
+    fn shared_sessions_come_before_the_own_one() {
+        let solve = Solve::new(&SolveRequest {
+            r#ref: "r".into(),
+            session: "own".into(),
+            frontend_attrs: vec![
+                attr("local-sessionid:context", "shared"),
+                attr("filename", "Dockerfile"),
+            ],
+            ..Default::default()
+        });
+        let keys = [Key::Session(id("shared")), Key::Session(id("own")), Key::Build(id("r"))];
+        assert_eq!(solve.keys(), keys);
+        assert!(!solve.linked);
+    }
+
+    #[test]
+    fn an_input_context_links() {
+        let linked = |key, value| {
+            let frontend_attrs = vec![attr(key, value)];
+            Solve::new(&SolveRequest { frontend_attrs, ..Default::default() }).linked
+        };
+        assert!(linked("context:base", "input:0-b"));
+        assert!(!linked("context:base", "docker-image://scratch"));
+        assert!(!linked("context", "input:x"));
+    }
+
+    #[test]
+    fn independent_builds_of_one_trace_meet_only_on_one_connection() {
+        let plain = Solve::new(&SolveRequest::default());
+        assert_eq!(plain.companions(Some([1; 16]), 7), [Key::TraceOnConnection([1; 16], 7)]);
+        let frontend_attrs = vec![attr("filename", "Dockerfile")];
+        let buildx = Solve::new(&SolveRequest { frontend_attrs, ..Default::default() });
+        assert_eq!(buildx.companions(Some([1; 16]), 7), [Key::Trace([1; 16])]);
+        assert_eq!(buildx.companions(None, 7), [Key::Connection(7)]);
+    }
+}

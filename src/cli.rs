@@ -1,0 +1,105 @@
+//! The command line.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    app::{App, StartError},
+    config::{Config, Settings},
+    error::Chain,
+    shutdown::Signals,
+    telemetry,
+};
+
+/// The configuration or the command line is wrong (sysexits.h, EX_USAGE).
+const EXIT_USAGE: u8 = 64;
+
+/// A gRPC load balancer that understands BuildKit.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy.
+    Serve(Options),
+    /// Read the configuration, say what is wrong with it, and end.
+    CheckConfig(Options),
+    /// Print the configuration in force, as a file that would give the same.
+    PrintConfig(Options),
+}
+
+#[derive(Debug, Args)]
+struct Options {
+    /// Configuration file [default: /etc/buildkit-lb/buildkit-lb.toml, if there is one].
+    #[arg(long, env = "BUILDKIT_LB_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Runs the command line and says how it went.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Where nobody reads, there is nobody to tell.
+            let _ = error.print();
+            return if error.use_stderr() { EXIT_USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    match cli.command {
+        Command::Serve(options) => with_config(options, serve),
+        Command::CheckConfig(options) => with_config(options, |_config| {
+            println!("configuration is valid");
+            ExitCode::SUCCESS
+        }),
+        Command::PrintConfig(options) => with_config(options, |config| {
+            print!("{}", config.to_toml());
+            ExitCode::SUCCESS
+        }),
+    }
+}
+
+fn with_config(options: Options, run: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+    match Config::load(options.config.as_deref(), options.settings) {
+        Ok(config) => run(config),
+        Err(problems) => {
+            eprintln!("{problems}");
+            EXIT_USAGE.into()
+        }
+    }
+}
+
+fn serve(config: Config) -> ExitCode {
+    telemetry::init(config.log_format, config.log_level);
+    // Each build holds two descriptors; what the system grants at most is not ours to refuse.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    let served: Result<(), StartError> = runtime.block_on(async {
+        let app = App::start(config).await?;
+        match Signals::new() {
+            Ok(signals) => app.run(signals).await,
+            Err(error) => tracing::error!(%error, "signals cannot be handled"),
+        }
+        Ok(())
+    });
+    // What still runs was cut on purpose.
+    runtime.shutdown_background();
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> ExitCode {
+    eprintln!("buildkit-lb: {}", Chain(error));
+    ExitCode::FAILURE
+}
