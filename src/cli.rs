@@ -79,7 +79,11 @@ fn serve(config: Config) -> ExitCode {
     telemetry::init(config.log_format, config.log_level);
     // Each build holds two descriptors; what the system grants at most is not ours to refuse.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.worker_threads)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };

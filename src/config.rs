@@ -51,6 +51,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Client connections at once, over all listeners.
     pub max_connections: usize,
+    /// Threads that relay.
+    pub worker_threads: usize,
     /// Shape of a log line.
     pub log_format: LogFormat,
     /// What is logged.
@@ -85,6 +87,10 @@ pub struct Settings {
     #[arg(long, env = "BUILDKIT_LB_MAX_CONNECTIONS", value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<String>,
+    /// Threads that relay [default: half the processors].
+    #[arg(long, env = "BUILDKIT_LB_WORKER_THREADS", value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker_threads: Option<String>,
     /// Shape of log lines: text or json [default: text].
     #[arg(long, env = "BUILDKIT_LB_LOG_FORMAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,12 +143,14 @@ impl Config {
         let admin_listen = check(admin, "admin-listen", problems, parse_socket_addr);
         let drain_timeout =
             check(settings.drain_timeout.as_deref(), "drain-timeout", problems, parse_duration);
-        let max_connections = check(
-            settings.max_connections.as_deref(),
-            "max-connections",
-            problems,
-            parse_max_connections,
-        );
+        let max_connections =
+            check(settings.max_connections.as_deref(), "max-connections", problems, |text| {
+                parse_count(text, 1_000_000)
+            });
+        let worker_threads =
+            check(settings.worker_threads.as_deref(), "worker-threads", problems, |text| {
+                parse_count(text, 1024)
+            });
         let log_format = check(settings.log_format.as_deref(), "log-format", problems, |text| {
             parse_word(text, "text or json")
         });
@@ -167,6 +175,7 @@ impl Config {
             admin_listen,
             drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
             max_connections: max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS),
+            worker_threads: worker_threads.unwrap_or_else(default_worker_threads),
             log_format: log_format.unwrap_or_default(),
             log_level: log_level.unwrap_or_default(),
         })
@@ -185,6 +194,7 @@ impl Config {
             admin_listen: Some(self.admin_listen.to_string()),
             drain_timeout: Some(humantime::format_duration(self.drain_timeout).to_string()),
             max_connections: Some(self.max_connections.to_string()),
+            worker_threads: Some(self.worker_threads.to_string()),
             log_format: Some(self.log_format.to_string()),
             log_level: Some(self.log_level.to_string()),
         };
@@ -204,6 +214,7 @@ impl Settings {
             admin_listen: over.admin_listen.or(self.admin_listen),
             drain_timeout: over.drain_timeout.or(self.drain_timeout),
             max_connections: over.max_connections.or(self.max_connections),
+            worker_threads: over.worker_threads.or(self.worker_threads),
             log_format: over.log_format.or(self.log_format),
             log_level: over.log_level.or(self.log_level),
         }
@@ -237,6 +248,7 @@ impl Settings {
                 "admin-listen" => settings.admin_listen = text(&key, value, problems),
                 "drain-timeout" => settings.drain_timeout = text(&key, value, problems),
                 "max-connections" => settings.max_connections = text(&key, value, problems),
+                "worker-threads" => settings.worker_threads = text(&key, value, problems),
                 "log-format" => settings.log_format = text(&key, value, problems),
                 "log-level" => settings.log_level = text(&key, value, problems),
                 _ => problems.push(format!("{key}: unknown key")),
@@ -352,11 +364,18 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("`{text}` is not a duration such as 30s, 10m or 1h: {error}"))
 }
 
-fn parse_max_connections(text: &str) -> Result<usize, String> {
+fn parse_count(text: &str, most: usize) -> Result<usize, String> {
     match text.parse() {
-        Ok(count) if (1..=1_000_000).contains(&count) => Ok(count),
-        _ => Err(format!("`{text}` is not a number from 1 to 1000000")),
+        Ok(count) if (1..=most).contains(&count) => Ok(count),
+        _ => Err(format!("`{text}` is not a number from 1 to {most}")),
     }
+}
+
+/// Half the processors: the streams of one build wake each other all the time, which costs nothing
+/// on one thread and a system call across threads.
+fn default_worker_threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    processors.div_ceil(2)
 }
 
 fn parse_word<T: DeserializeOwned>(text: &str, words: &str) -> Result<T, String> {
