@@ -1,0 +1,451 @@
+//! buildctl works through the proxy as it does against one daemon: same exit code, text, artefacts.
+
+mod support;
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    path::Path,
+    process::{Command, Stdio},
+    sync::{Mutex, OnceLock},
+    time::{Duration, Instant},
+};
+
+use support::{
+    buildkitd::Buildkitd,
+    client::{Context, buildctl, buildctl_build, run, succeed, text},
+    compare::{same, same_success},
+    eventually,
+    proxy::Proxy,
+    registry::Registry,
+};
+
+/// Three daemons behind a proxy that spreads at random, and one more to compare with.
+#[derive(Debug)]
+struct Setup {
+    direct: Buildkitd,
+    fleet: Vec<Buildkitd>,
+    proxy: Proxy,
+}
+
+fn setup() -> &'static Setup {
+    static SETUP: OnceLock<Setup> = OnceLock::new();
+    SETUP.get_or_init(|| {
+        let mut fleet = Buildkitd::fleet(4);
+        let direct = fleet.remove(0);
+        let proxy = Proxy::in_front_of(&fleet).policy("random").start();
+        Setup { direct, fleet, proxy }
+    })
+}
+
+/// Exports of both runs: first the direct one's, then the proxied one's.
+fn exports(context: &Context, output: &str, args: &[&str]) -> [tempfile::TempDir; 2] {
+    let setup = setup();
+    let directories = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    same_success(&setup.direct.addr(), &setup.proxy.addr(), |addr| {
+        let side = usize::from(addr != setup.direct.addr());
+        let mut build = buildctl_build(addr, context);
+        let output = output.replace("DIR", &directories[side].path().to_string_lossy());
+        build.args(["--output", &output, "--opt", "build-arg:SOURCE_DATE_EPOCH=1700000000"]);
+        build.args(args);
+        build
+    });
+    directories
+}
+
+fn files(directory: &Path) -> String {
+    let list = "find . -type f -printf '%p %m ' -exec sha256sum {} ; | sed 's/  .*//' | sort";
+    let list = list.replace("{} ;", "{} \\;");
+    succeed(Command::new("sh").args(["-c", &list]).current_dir(directory))
+}
+
+#[test]
+fn a_local_export_is_the_same() {
+    let context = Context::busybox("RUN echo made > /made && mkdir /d && echo x > /d/x");
+    let [direct, proxied] = exports(&context, "type=local,dest=DIR", &[]);
+    assert_eq!(files(direct.path()), files(proxied.path()));
+    assert!(proxied.path().join("d/x").exists());
+}
+
+#[test]
+fn a_tar_export_is_the_same() {
+    let context = Context::busybox("RUN echo tar > /tar");
+    let [direct, proxied] = exports(&context, "type=tar,dest=DIR/out.tar", &[]);
+    for directory in [&direct, &proxied] {
+        succeed(Command::new("tar").args(["xf", "out.tar"]).current_dir(directory.path()));
+        fs::remove_file(directory.path().join("out.tar")).expect("there");
+    }
+    assert_eq!(files(direct.path()), files(proxied.path()));
+}
+
+#[test]
+fn an_oci_export_is_the_same_image() {
+    let context = Context::busybox("RUN echo oci > /oci");
+    let output = "type=oci,dest=DIR/out.tar,rewrite-timestamp=true,name=example.test/oci:1";
+    let [direct, proxied] = exports(&context, output, &[]);
+    let blobs = |directory: &Path| {
+        succeed(Command::new("tar").args(["tf", "out.tar"]).current_dir(directory))
+    };
+    assert_eq!(blobs(direct.path()), blobs(proxied.path()), "blobs are named by their content");
+}
+
+#[test]
+fn an_image_build_ends_alike() {
+    let context = Context::busybox("RUN echo image > /image");
+    let [_direct, _proxied] = exports(&context, "type=image,name=example.test/image:1", &[]);
+}
+
+#[test]
+fn a_git_context_is_fetched() {
+    let setup = setup();
+    let site = tempfile::tempdir().expect("a directory");
+    let script = "git init -q -b main src && cd src && \
+        printf 'FROM scratch\\nCOPY hello /hello\\n' > Dockerfile && echo hello > hello && \
+        git add . && git -c user.name=t -c user.email=t@example.test commit -qm one && \
+        cd .. && git clone -q --bare src app.git && cd app.git && git update-server-info";
+    succeed(Command::new("sh").args(["-c", script]).current_dir(site.path()));
+    let port = serve_files(site.path());
+    let url = format!("http://127.0.0.1:{port}/app.git#main");
+    let directories = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    same_success(&setup.direct.addr(), &setup.proxy.addr(), |addr| {
+        let side = usize::from(addr != setup.direct.addr());
+        let mut build = buildctl(addr);
+        build.args(["build", "--progress=plain", "--frontend=dockerfile.v0"]);
+        build.args(["--opt", &format!("context={url}")]);
+        let dest = format!("type=local,dest={}", directories[side].path().display());
+        build.args(["--output", &dest]);
+        build
+    });
+    assert_eq!(files(directories[0].path()), files(directories[1].path()));
+    let ended = setup.proxy.records("build ended");
+    assert!(
+        ended.iter().any(|record| record["key_source"] == "context"),
+        "the key is the repository"
+    );
+}
+
+/// A web server of static files, enough for git's dumb protocol.
+fn serve_files(root: &Path) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let root = root.to_owned();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = Vec::new();
+            let mut byte = [0];
+            while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
+                request.push(byte[0]);
+            }
+            let request = String::from_utf8_lossy(&request).into_owned();
+            let path = request.split(' ').nth(1).unwrap_or("/");
+            let path = path.split('?').next().unwrap_or("/").trim_start_matches('/');
+            let (status, body) = match fs::read(root.join(path)) {
+                Ok(body) => ("200 OK", body),
+                Err(_) => ("404 Not Found", Vec::new()),
+            };
+            let length = body.len();
+            let head = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+            );
+            // A client that hung up needs no answer.
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+        }
+    });
+    port
+}
+
+#[test]
+fn ten_mebibytes_of_llb_on_standard_input_are_built() {
+    let setup = setup();
+    // A file operation that makes one file of ten MiB: LLB of that size, in protobuf.
+    let content = vec![b'x'; 10 << 20];
+    let llb = llb_with_file("/big", &content);
+    let outputs = [&setup.direct.addr(), &setup.proxy.addr()].map(|addr| {
+        let out = tempfile::tempdir().expect("a directory");
+        let mut build = buildctl(addr);
+        build.args(["build", "--progress=plain", "--output"]);
+        build.arg(format!("type=local,dest={}", out.path().display()));
+        let mut child = build
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("buildctl runs");
+        child.stdin.take().expect("piped").write_all(&llb).expect("written");
+        let output = child.wait_with_output().expect("ends");
+        assert!(output.status.success(), "{}", text(&output));
+        files(out.path())
+    });
+    assert_eq!(outputs[0], outputs[1]);
+}
+
+/// A pb.Definition (BuildKit solver/pb/ops.proto) of scratch plus one file.
+fn llb_with_file(path: &str, content: &[u8]) -> Vec<u8> {
+    fn varint(mut value: u64, out: &mut Vec<u8>) {
+        while value >= 0x80 {
+            out.push((value & 0x7f) as u8 | 0x80);
+            value >>= 7;
+        }
+        out.push(value as u8);
+    }
+    fn bytes(field: u64, value: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        varint(field << 3 | 2, &mut out);
+        varint(value.len() as u64, &mut out);
+        out.extend_from_slice(value);
+        out
+    }
+    fn number(field: u64, value: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        varint(field << 3, &mut out);
+        varint(value, &mut out);
+        out
+    }
+    // FileActionMkFile{path=1, mode=2, data=3, timestamp=5}
+    let mkfile =
+        [bytes(1, path.as_bytes()), number(2, 0o644), bytes(3, content), number(5, 1)].concat();
+    // FileAction{input=1, secondaryInput=2, output=3, mkfile=5}; -1 is no input
+    let none = u64::MAX;
+    let action = [number(1, none), number(2, none), number(3, 0), bytes(5, &mkfile)].concat();
+    // Op{file=4{actions=2}}
+    let file = bytes(4, &bytes(2, &action));
+    let digest = {
+        let mut child = Command::new("sha256sum")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sha256sum runs");
+        child.stdin.take().expect("piped").write_all(&file).expect("written");
+        let output = child.wait_with_output().expect("ends");
+        format!("sha256:{}", &String::from_utf8_lossy(&output.stdout)[..64])
+    };
+    // The result: Op{inputs=1{digest=1, index=2}}
+    let input = [bytes(1, digest.as_bytes()), number(2, 0)].concat();
+    [bytes(1, &file), bytes(1, &bytes(1, &input))].concat()
+}
+
+#[test]
+fn secrets_and_ssh_are_forwarded() {
+    let setup = setup();
+    let context = Context::busybox(
+        "RUN --mount=type=secret,id=token test \"$(cat /run/secrets/token)\" = hidden\n\
+         RUN --mount=type=ssh test -S \"$SSH_AUTH_SOCK\"",
+    );
+    let directory = tempfile::tempdir().expect("a directory");
+    let key = directory.path().join("key");
+    succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
+    context.write("token", "hidden");
+    let secret = format!("id=token,src={}/token", context.path().display());
+    let ssh = format!("default={}", key.display());
+    same_success(&setup.direct.addr(), &setup.proxy.addr(), |addr| {
+        let mut build = buildctl_build(addr, &context);
+        build.args(["--secret", &secret, "--ssh", &ssh, "--no-cache"]);
+        build
+    });
+}
+
+#[test]
+fn an_image_is_pushed_with_the_clients_password() {
+    let setup = setup();
+    let registry = Registry::start();
+    let context = Context::busybox("RUN echo pushed > /pushed");
+    let push = |addr: &str, name: &str| {
+        let mut build = buildctl_build(addr, &context);
+        let image = registry.image(name);
+        let output = format!(
+            "type=image,name={image}:1,push=true,registry.insecure=true,rewrite-timestamp=true"
+        );
+        build.args(["--output", &output, "--opt", "build-arg:SOURCE_DATE_EPOCH=1700000000"]);
+        build
+    };
+    let name = |addr: &str| if addr == setup.direct.addr() { "direct" } else { "proxied" };
+    same_success(&setup.direct.addr(), &setup.proxy.addr(), |addr| {
+        let mut build = push(addr, name(addr));
+        build.env("DOCKER_CONFIG", registry.docker_config());
+        build
+    });
+    assert_eq!(registry.manifest("direct", "1"), registry.manifest("proxied", "1"));
+    let refused = run(&mut push(&setup.proxy.addr(), "nobody"));
+    assert!(!refused.status.success() && text(&refused).contains("401"), "{}", text(&refused));
+}
+
+#[test]
+fn a_cache_is_exported_and_imported() {
+    let setup = setup();
+    let registry = Registry::start();
+    let context = Context::busybox("RUN echo cached > /cached; sleep 1");
+    let directory = tempfile::tempdir().expect("a directory");
+    let local = directory.path().display();
+    let registry_ref = format!("ref={}:main,registry.insecure=true", registry.image("cache"));
+    for (to, from) in [
+        (format!("type=local,dest={local}"), format!("type=local,src={local}")),
+        (
+            format!(
+                "type=registry,{registry_ref},mode=max,image-manifest=true,oci-mediatypes=true"
+            ),
+            format!("type=registry,{registry_ref}"),
+        ),
+    ] {
+        let mut export = buildctl_build(&setup.proxy.addr(), &context);
+        export.args(["--export-cache", &to]).env("DOCKER_CONFIG", registry.docker_config());
+        succeed(&mut export);
+        // A daemon that has never seen the project takes its steps from the cache.
+        let fresh = Buildkitd::start("fresh");
+        let proxy = Proxy::in_front_of([&fresh]).start();
+        let mut import = buildctl_build(&proxy.addr(), &context);
+        import.args(["--import-cache", &from]).env("DOCKER_CONFIG", registry.docker_config());
+        let output = run(&mut import);
+        assert!(output.status.success(), "{}", text(&output));
+        assert!(text(&output).contains("CACHED"), "{from}: {}", text(&output));
+    }
+}
+
+#[test]
+fn subrequests_are_answered() {
+    let setup = setup();
+    let context = Context::busybox("ARG VERSION=1\nFROM scratch AS other");
+    for request in ["frontend.outline", "frontend.targets", "frontend.lint"] {
+        let (direct, proxied) = same_success(&setup.direct.addr(), &setup.proxy.addr(), |addr| {
+            let mut build = buildctl_build(addr, &context);
+            let id = format!("requestid={request}");
+            build.args(["--opt", &id, "--metadata-file", "/dev/stdout"]);
+            build
+        });
+        let names = |output: &std::process::Output| {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            text.lines()
+                .filter(|line| line.contains("result.json"))
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(&direct), names(&proxied), "{request}");
+    }
+}
+
+#[test]
+fn a_failure_in_a_large_dockerfile_tells_the_same_error() {
+    let setup = setup();
+    let padding = format!("# {}\n", "x".repeat(98)).repeat(650);
+    let context = Context::busybox(&format!("{padding}RUN echo before; exit 7\nRUN true"));
+    let (direct, _) =
+        same(&setup.direct.addr(), &setup.proxy.addr(), |addr| buildctl_build(addr, &context));
+    let text = text(&direct);
+    assert!(text.contains("exit code: 7") && text.contains(">>> RUN echo before"), "{text}");
+}
+
+#[test]
+fn a_silent_step_is_waited_for() {
+    let setup = setup();
+    let seconds = std::env::var("BUILDKIT_LB_SILENT_SECONDS").unwrap_or_else(|_| "75".into());
+    let context = Context::busybox(&format!("RUN sleep {seconds}"));
+    succeed(&mut buildctl_build(&setup.proxy.addr(), &context));
+}
+
+#[test]
+fn a_gibibyte_up_and_down_leaves_the_proxys_memory_flat() {
+    let setup = setup();
+    let context = Context::new("FROM scratch\nCOPY big /big");
+    let make = "head -c 1073741824 /dev/urandom > big";
+    succeed(Command::new("sh").args(["-c", make]).current_dir(context.path()));
+    let proxy = Proxy::in_front_of(&setup.fleet[..1]).start();
+    let before = proxy.process.memory_kib("VmHWM");
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut build = buildctl_build(&proxy.addr(), &context);
+    build.args(["--output", &format!("type=local,dest={}", directory.path().display())]);
+    succeed(&mut build);
+    let [sent, got] = [context.path(), directory.path()].map(|directory| directory.join("big"));
+    succeed(Command::new("cmp").args([sent, got]));
+    let grown = proxy.process.memory_kib("VmHWM") - before;
+    assert!(grown < 64 << 10, "grew by {grown} KiB");
+    let record = proxy.records("build ended").pop().expect("one build");
+    assert!(record["bytes_up"].as_u64() > Some(1 << 30), "{record}");
+    assert!(record["bytes_down"].as_u64() > Some(1 << 30), "{record}");
+}
+
+/// One test at a time looks for processes by their arguments.
+static SLEEPERS: Mutex<()> = Mutex::new(());
+
+#[test]
+fn a_client_that_goes_away_cancels_its_build() {
+    let _alone = SLEEPERS.lock();
+    let setup = setup();
+    for (signal, seconds) in [("INT", "4001"), ("KILL", "4002")] {
+        let context = Context::busybox(&format!("RUN sleep {seconds}"));
+        let mut client = buildctl_build(&setup.proxy.addr(), &context)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("buildctl runs");
+        let step = format!("sleep {seconds}");
+        eventually("the step runs", Duration::from_secs(30), || is_running(&step).then_some(()));
+        succeed(Command::new("kill").args(["-s", signal, &client.id().to_string()]));
+        let cancelled = Instant::now();
+        eventually("the step is gone", Duration::from_secs(5), || {
+            (!is_running(&step)).then_some(())
+        });
+        let took = cancelled.elapsed();
+        assert!(took < Duration::from_secs(2), "SIG{signal}: {took:?}");
+        client.wait().expect("ended");
+    }
+    let codes = || setup.proxy.metric("buildkit_lb_builds_total", &["Cancelled"]);
+    eventually("both are counted", Duration::from_secs(5), || (codes() >= 2.0).then_some(()));
+}
+
+/// Whether a process with exactly these words at its command line's end runs.
+fn is_running(words: &str) -> bool {
+    let processes = fs::read_dir("/proc").expect("procfs").flatten();
+    processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok()).any(|line| {
+        let line = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");
+        line == words
+    })
+}
+
+#[test]
+fn fleet_commands_see_every_daemon() {
+    let setup = setup();
+    let context = Context::busybox("RUN echo fleet > /fleet");
+    for daemon in &setup.fleet {
+        succeed(&mut buildctl_build(&daemon.addr(), &context));
+    }
+    let through = |args: &[&str]| succeed(buildctl(&setup.proxy.addr()).args(args));
+    let lines = |text: &str| text.lines().count();
+    let single: Vec<_> = setup
+        .fleet
+        .iter()
+        .map(|daemon| succeed(buildctl(&daemon.addr()).args(["debug", "histories"])))
+        .collect();
+    let all = through(&["debug", "histories"]);
+    for record in single.iter().flat_map(|text| text.lines().skip(1)) {
+        let build = record.split_whitespace().nth(1).expect("a ref");
+        assert!(all.contains(build), "{build} is missing in:\n{all}");
+    }
+    assert!(
+        lines(&through(&["du"])) > lines(&succeed(buildctl(&setup.fleet[0].addr()).args(["du"])))
+    );
+    let unknown = run(buildctl(&setup.proxy.addr()).args(["debug", "logs", "nosuchbuild"]));
+    assert!(text(&unknown).contains("no such job nosuchbuild"), "{}", text(&unknown));
+    assert!(through(&["debug", "workers"]).contains("linux/"));
+    assert!(through(&["debug", "info"]).contains("BuildKit"));
+}
+
+#[test]
+fn logs_of_an_ended_build_come_from_its_daemon_even_after_a_restart_of_the_proxy() {
+    let setup = setup();
+    let context = Context::busybox("RUN echo remember-me");
+    let mut build = buildctl_build(&setup.proxy.addr(), &context);
+    succeed(build.args(["--no-cache", "--opt", "label:a=b"]));
+    let record = setup.proxy.records("build ended");
+    let build = |daemon: &Buildkitd| {
+        let histories = daemon.histories();
+        let newest = histories.lines().nth(1)?.split_whitespace().nth(1)?;
+        Some(newest.to_owned())
+    };
+    assert!(!record.is_empty());
+    let fresh = Proxy::in_front_of(&setup.fleet).start();
+    for build in setup.fleet.iter().filter_map(build) {
+        for proxy in [&setup.proxy, &fresh] {
+            let output = run(buildctl(&proxy.addr()).args(["debug", "logs", &build]));
+            assert!(output.status.success(), "{}", text(&output));
+        }
+    }
+}

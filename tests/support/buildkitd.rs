@@ -1,0 +1,114 @@
+//! Real buildkitd daemons.
+
+use std::{path::Path, process::Command, sync::OnceLock, time::Duration};
+
+use super::{child::Guarded, eventually, free_port, tools::tool};
+
+/// One buildkitd with a root directory of its own.
+#[derive(Debug)]
+pub(crate) struct Buildkitd {
+    /// Its name for the proxy.
+    pub(crate) name: String,
+    port: u16,
+    process: Option<Guarded>,
+    root: tempfile::TempDir,
+}
+
+impl Buildkitd {
+    /// Starts one and waits until it answers.
+    pub(crate) fn start(name: &str) -> Self {
+        let root = tempfile::Builder::new().prefix("buildkitd-").tempdir().expect("a directory");
+        let mut daemon = Self { name: name.to_owned(), port: free_port(), process: None, root };
+        daemon.restart();
+        daemon
+    }
+
+    /// Starts `count` at once.
+    pub(crate) fn fleet(count: usize) -> Vec<Self> {
+        let start = |index: usize| std::thread::spawn(move || Self::start(&format!("d{index}")));
+        let starting: Vec<_> = (0..count).map(start).collect();
+        starting.into_iter().map(|daemon| daemon.join().expect("a daemon starts")).collect()
+    }
+
+    /// Where it listens.
+    pub(crate) fn addr(&self) -> String {
+        format!("tcp://127.0.0.1:{}", self.port)
+    }
+
+    /// What the proxy is told of it.
+    pub(crate) fn backend(&self) -> String {
+        format!("{}={}", self.name, self.addr())
+    }
+
+    /// Its process.
+    pub(crate) fn process(&self) -> &Guarded {
+        self.process.as_ref().expect("it runs")
+    }
+
+    /// Kills it hard, as a lost node would.
+    pub(crate) fn kill(&mut self) {
+        self.process().signal("KILL");
+        self.process = None;
+    }
+
+    /// Starts it again, on the same port and directory.
+    pub(crate) fn restart(&mut self) {
+        let root = self.root.path().to_str().expect("a UTF-8 path");
+        let addr = self.addr();
+        let args = ["--addr", &addr, "--root", root, "--oci-worker-binary", "runc"];
+        let args = [&args[..], &["--oci-worker-snapshotter", snapshotter()]].concat();
+        self.process = Some(Guarded::start_in(&tool("buildkitd"), &args, root));
+        let addr = self.addr();
+        eventually("buildkitd answers", Duration::from_secs(60), || {
+            let mut info = Command::new(tool("buildctl"));
+            let output = info.args(["--addr", &addr, "debug", "info"]).output().ok()?;
+            output.status.success().then_some(())
+        });
+    }
+
+    /// Refs in its history.
+    pub(crate) fn histories(&self) -> String {
+        let mut histories = Command::new(tool("buildctl"));
+        let output = histories.args(["--addr", &self.addr(), "debug", "histories"]).output();
+        String::from_utf8_lossy(&output.expect("buildctl runs").stdout).into_owned()
+    }
+}
+
+impl Drop for Buildkitd {
+    fn drop(&mut self) {
+        self.process = None;
+        // Snapshot mounts that a killed daemon left.
+        let root = self.root.path().to_string_lossy().into_owned();
+        for line in std::fs::read_to_string("/proc/mounts").unwrap_or_default().lines() {
+            if let Some(target) = line.split(' ').nth(1).filter(|t| t.starts_with(&root)) {
+                let _ = Command::new("umount").args(["-l", target]).status();
+            }
+        }
+    }
+}
+
+/// overlayfs where it works, else native; found by trying, and printed once.
+fn snapshotter() -> &'static str {
+    static CHOSEN: OnceLock<&str> = OnceLock::new();
+    CHOSEN.get_or_init(|| {
+        let chosen = if overlay_works() { "overlayfs" } else { "native" };
+        eprintln!("buildkitd uses the {chosen} snapshotter");
+        chosen
+    })
+}
+
+fn overlay_works() -> bool {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| {
+        let path = directory.path().join(name);
+        std::fs::create_dir(&path).expect("a directory");
+        path.to_string_lossy().into_owned()
+    };
+    let (lower, upper, work, merged) = (path("l"), path("u"), path("w"), path("m"));
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    let mount = ["-t", "overlay", "overlay", "-o", &options, &merged];
+    let run = |program: &str, args: &[&str]| {
+        Command::new(program).args(args).status().is_ok_and(|status| status.success())
+    };
+    run("mount", &mount) && run("umount", &[Path::new(&merged).to_str().expect("UTF-8")])
+}

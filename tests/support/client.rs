@@ -1,0 +1,117 @@
+//! Real clients, and something for them to build.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use super::tools::tool;
+
+/// A build context with Debian's static busybox and the given Dockerfile.
+#[derive(Debug)]
+pub(crate) struct Context(tempfile::TempDir);
+
+impl Context {
+    /// A context whose Dockerfile is `dockerfile`.
+    pub(crate) fn new(dockerfile: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let busybox =
+            ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists());
+        let context = Self(directory);
+        fs::copy(busybox.expect("busybox-static is installed"), context.path().join("busybox"))
+            .expect("copied");
+        context.write("Dockerfile", dockerfile);
+        context
+    }
+
+    /// Starts from busybox and then does `steps`.
+    pub(crate) fn busybox(steps: &str) -> Self {
+        Self::new(&format!(
+            "FROM scratch\nCOPY busybox /bin/busybox\n\
+             SHELL [\"/bin/busybox\", \"sh\", \"-c\"]\n\
+             ENV PATH=/bin\nRUN busybox --install /bin\n{steps}\n"
+        ))
+    }
+
+    /// Adds or replaces a file.
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        fs::write(self.path().join(name), content).expect("written");
+    }
+
+    /// Its directory.
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+/// `buildctl --addr ADDR`, from a clean home.
+pub(crate) fn buildctl(addr: &str) -> Command {
+    let mut command = Command::new(tool("buildctl"));
+    command.args(["--addr", addr]).env_remove("TRACEPARENT").env("DOCKER_CONFIG", "/nonexistent");
+    command
+}
+
+/// `buildctl build` of a Dockerfile in `context`.
+pub(crate) fn buildctl_build(addr: &str, context: &Context) -> Command {
+    let mut command = buildctl(addr);
+    let local = |name: &str| format!("{name}={}", context.path().display());
+    command.args(["build", "--progress=plain", "--frontend=dockerfile.v0"]).args([
+        "--local",
+        &local("context"),
+        "--local",
+        &local("dockerfile"),
+    ]);
+    command
+}
+
+/// buildx with a builder of its own that points at `addr`.
+#[derive(Debug)]
+pub(crate) struct Buildx(tempfile::TempDir);
+
+impl Buildx {
+    /// Creates the builder.
+    pub(crate) fn new(addr: &str) -> Self {
+        let buildx = Self(tempfile::tempdir().expect("a directory"));
+        let mut create = buildx.raw();
+        create.args(["create", "--name", "b", "--driver", "remote", "--use", addr]);
+        succeed(&mut create);
+        buildx
+    }
+
+    fn raw(&self) -> Command {
+        let mut command = Command::new(tool("buildx"));
+        command.env("BUILDX_CONFIG", self.0.path()).env("DOCKER_CONFIG", self.0.path());
+        command
+    }
+
+    /// A buildx command for the builder.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.raw();
+        command.args(["--builder", "b"]).args(args);
+        command
+    }
+
+    /// A place for a file of this client.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) fn run(command: &mut Command) -> Output {
+    command.output().expect("the program runs")
+}
+
+/// Runs a command that must succeed, and returns its standard output.
+pub(crate) fn succeed(command: &mut Command) -> String {
+    let output = run(command);
+    assert!(output.status.success(), "{command:?}: {}", text(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Both outputs of a command.
+pub(crate) fn text(output: &Output) -> String {
+    let out = String::from_utf8_lossy(&output.stdout);
+    format!("{out}{}", String::from_utf8_lossy(&output.stderr))
+}

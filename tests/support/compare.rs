@@ -1,0 +1,73 @@
+//! Runs the same client command straight at a daemon and through the proxy, and compares.
+
+use std::{
+    collections::BTreeSet,
+    process::{Command, Output},
+};
+
+use super::client::{run, text};
+
+/// Exit code and text of a command, with what differs from run to run taken out.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    code: Option<i32>,
+    steps: BTreeSet<String>,
+    error: Vec<String>,
+}
+
+impl Outcome {
+    fn of(output: &Output) -> Self {
+        let text = text(output);
+        let step = |line: &str| {
+            let (number, rest) = line.strip_prefix('#')?.split_once(' ')?;
+            number.parse::<u32>().ok()?;
+            // A step that several targets share is shown under any one of their names.
+            let (names, step) = rest.strip_prefix('[')?.split_once(']')?;
+            Some(format!("{}]{step}", names.rsplit(' ').next().unwrap_or(names)))
+        };
+        let error = text.lines().skip_while(|line| !is_error(line)).filter(|line| !is_noise(line));
+        Self {
+            code: output.status.code(),
+            steps: text.lines().filter_map(step).collect(),
+            error: error.map(str::to_owned).collect(),
+        }
+    }
+}
+
+/// From here on the text is about the failure.
+fn is_error(line: &str) -> bool {
+    line.starts_with("------") || line.starts_with("error:") || line.starts_with("ERROR:")
+}
+
+/// Log lines of a step carry its running time.
+fn is_noise(line: &str) -> bool {
+    line.split_once(' ').is_some_and(|(time, _)| time.parse::<f64>().is_ok())
+}
+
+/// Runs `command` for both addresses; fails unless both give the same. Returns the outputs.
+pub(crate) fn same(
+    direct: &str,
+    proxied: &str,
+    mut command: impl FnMut(&str) -> Command,
+) -> (Output, Output) {
+    let (direct, proxied) = (run(&mut command(direct)), run(&mut command(proxied)));
+    assert_eq!(
+        Outcome::of(&direct),
+        Outcome::of(&proxied),
+        "direct:\n{}\nthrough the proxy:\n{}",
+        text(&direct),
+        text(&proxied)
+    );
+    (direct, proxied)
+}
+
+/// [`same`] for a command that must succeed.
+pub(crate) fn same_success(
+    direct: &str,
+    proxied: &str,
+    command: impl FnMut(&str) -> Command,
+) -> (Output, Output) {
+    let (direct, proxied) = same(direct, proxied, command);
+    assert!(direct.status.success(), "{}", text(&direct));
+    (direct, proxied)
+}

@@ -1,0 +1,126 @@
+//! The real proxy binary.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::Path,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use super::{buildkitd::Buildkitd, child::Guarded, eventually};
+
+/// The proxy, to be started.
+#[derive(Debug, Default)]
+pub(crate) struct Builder {
+    args: Vec<String>,
+}
+
+impl Builder {
+    /// Adds a backend as `NAME=ADDR`.
+    pub(crate) fn backend(mut self, backend: &str) -> Self {
+        self.args.extend(["--backend".to_owned(), backend.to_owned()]);
+        self
+    }
+
+    /// Chooses the policy.
+    pub(crate) fn policy(self, policy: &str) -> Self {
+        self.args(&["--policy", policy])
+    }
+
+    /// Adds any arguments.
+    pub(crate) fn args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Starts it and waits until it listens.
+    pub(crate) fn start(self) -> Proxy {
+        let mut args = vec!["serve", "--listen", "tcp://127.0.0.1:0"];
+        args.extend(["--admin-listen", "127.0.0.1:0", "--log-format", "json"]);
+        args.extend(self.args.iter().map(String::as_str));
+        let binary = Path::new(env!("CARGO_BIN_EXE_buildkit-lb"));
+        let process = Guarded::start(binary, &args);
+        let bound = |port: &str| {
+            eventually("the proxy listens", Duration::from_secs(10), || {
+                let records = records(&process.log(), "listening");
+                let record = records.into_iter().find(|record| record["port_name"] == port)?;
+                record["address"].as_str().map(str::to_owned)
+            })
+        };
+        let (addr, admin) = (bound("grpc"), bound("admin"));
+        Proxy { addr, admin, process }
+    }
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    addr: String,
+    admin: String,
+    /// Its process.
+    pub(crate) process: Guarded,
+}
+
+impl Proxy {
+    /// A proxy for `fleet`, least-sessions unless told otherwise.
+    pub(crate) fn in_front_of<'a>(fleet: impl IntoIterator<Item = &'a Buildkitd>) -> Builder {
+        fleet
+            .into_iter()
+            .fold(Builder::default(), |builder, daemon| builder.backend(&daemon.backend()))
+    }
+
+    /// Where clients connect, as `tcp://HOST:PORT`.
+    pub(crate) fn addr(&self) -> String {
+        self.addr.clone()
+    }
+
+    /// The same without `tcp://`.
+    pub(crate) fn socket(&self) -> String {
+        self.addr.trim_start_matches("tcp://").to_owned()
+    }
+
+    /// Log records with this message: their fields.
+    pub(crate) fn records(&self, message: &str) -> Vec<Value> {
+        records(&self.process.log(), message)
+    }
+
+    /// The "build ended" record of one build.
+    pub(crate) fn build(&self, build: &str) -> Value {
+        eventually("the build's record", Duration::from_secs(5), || {
+            self.records("build ended").into_iter().find(|record| record["ref"] == build)
+        })
+    }
+
+    /// Asks the admin port: status code and body.
+    pub(crate) fn admin(&self, method: &str, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.admin).expect("the admin port");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("written");
+        let mut response = String::new();
+        stream.read_to_string(&mut response).expect("read");
+        let (head, body) = response.split_once("\r\n\r\n").expect("an HTTP response");
+        let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+        (code, body.to_owned())
+    }
+
+    /// The sum of a metric's series whose labels contain all of `labels`.
+    pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let (_code, text) = self.admin("GET", "/metrics");
+        let series = text.lines().filter(|line| {
+            line.starts_with(name)
+                && line[name.len()..].starts_with(['{', ' '])
+                && labels.iter().all(|label| line.contains(label))
+        });
+        series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+}
+
+fn records(log: &str, message: &str) -> Vec<Value> {
+    log.lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .map(|record| record["fields"].clone())
+        .filter(|fields| fields["message"] == message)
+        .collect()
+}

@@ -1,0 +1,62 @@
+//! A real registry that demands a password.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use super::{child::Guarded, eventually, free_port};
+
+/// Debian's docker-registry with one user.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    port: u16,
+    directory: tempfile::TempDir,
+    _process: Guarded,
+}
+
+impl Registry {
+    /// Starts it and waits until it listens.
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+        let (config, users, data) = (path("config.yml"), path("users"), path("data"));
+        let made = Command::new("htpasswd").args(["-Bbc", &users, "user", "secret"]).output();
+        assert!(made.is_ok_and(|output| output.status.success()), "htpasswd runs");
+        let port = free_port();
+        let yaml = format!(
+            "version: 0.1\nhttp: {{addr: '127.0.0.1:{port}'}}\n\
+             storage: {{filesystem: {{rootdirectory: '{data}'}}}}\n\
+             auth: {{htpasswd: {{realm: test, path: '{users}'}}}}\n"
+        );
+        std::fs::write(&config, yaml).expect("written");
+        let binary = Path::new("/usr/bin/docker-registry");
+        let process = Guarded::start_in(binary, &["serve", &config], &path(""));
+        eventually("the registry listens", Duration::from_secs(20), || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+        });
+        // base64 of user:secret
+        let auth = format!(r#"{{"auths":{{"127.0.0.1:{port}":{{"auth":"dXNlcjpzZWNyZXQ="}}}}}}"#);
+        std::fs::write(directory.path().join("config.json"), auth).expect("written");
+        Self { port, directory, _process: process }
+    }
+
+    /// `HOST:PORT/name`.
+    pub(crate) fn image(&self, name: &str) -> String {
+        format!("127.0.0.1:{}/{name}", self.port)
+    }
+
+    /// A DOCKER_CONFIG with the password.
+    pub(crate) fn docker_config(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The manifest of an image, as the registry has it.
+    pub(crate) fn manifest(&self, name: &str, tag: &str) -> String {
+        let url = format!("http://127.0.0.1:{}/v2/{name}/manifests/{tag}", self.port);
+        let accept = "Accept: application/vnd.oci.image.manifest.v1+json, \
+                      application/vnd.docker.distribution.manifest.v2+json";
+        let curl =
+            Command::new("curl").args(["-sSf", "-u", "user:secret", "-H", accept, &url]).output();
+        let output = curl.expect("curl runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
