@@ -1,0 +1,49 @@
+# `make help` lists what there is. Every target works in a fresh clone and may be run again.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help build tools demo test bench check fmt fmt-check clippy doc deny shellcheck ci clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+build: ## release binary in target/release
+	cargo build --locked --release
+
+tools: ## install the daemons and clients that the tests and the demo run (root, Debian)
+	tests/tools/install
+
+demo: ## three real daemons behind one address, three builds, then stay until Ctrl-C (ONCE=1: end)
+	@demo/run
+
+test: ## every test; the ones with real daemons need root
+	cargo test --locked
+
+bench: ## measurements against real daemons
+	benches/run
+
+check: fmt-check clippy doc deny shellcheck ## what a change must pass besides the tests
+
+fmt: ## format the code
+	cargo fmt --all
+
+fmt-check: ## is the code formatted?
+	cargo fmt --all --check
+
+clippy: ## lints, warnings are errors
+	cargo clippy --locked --all-targets -- -D warnings
+
+doc: ## API documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+deny: ## licences, sources, duplicates and known vulnerabilities of the dependencies
+	.ci/deny
+
+shellcheck: ## lint every shell script
+	.ci/shellcheck
+
+ci: ## all of it, phase by phase with times, as CI runs it
+	.ci/run
+
+clean: ## remove what builds left in the clone
+	cargo clean
