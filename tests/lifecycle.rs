@@ -1,0 +1,179 @@
+//! Daemons that die and return, a proxy that drains: nothing hangs, and errors name who is at fault.
+
+mod support;
+
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use support::{
+    buildkitd::Buildkitd,
+    client::{Context, buildctl_build, run, succeed, text},
+    eventually, free_port,
+    proxy::{Builder, Proxy},
+};
+
+/// Waits until the proxy counts a running build, and says where it runs.
+fn running_on(proxy: &Proxy, fleet: &[Buildkitd]) -> usize {
+    eventually("a build runs", Duration::from_secs(20), || {
+        let running = |daemon: &Buildkitd| {
+            let backend = format!("backend=\"{}\"", daemon.name);
+            proxy.metric("buildkit_lb_builds_active", &[&backend]) > 0.0
+        };
+        fleet.iter().position(running)
+    })
+}
+
+#[test]
+fn a_daemon_that_dies_is_named_and_the_next_build_goes_elsewhere() {
+    let mut fleet = Buildkitd::fleet(3);
+    let proxy = Proxy::in_front_of(&fleet).policy("consistent-hash").start();
+    let context = Context::busybox("RUN sleep 5000");
+    let mut build = buildctl_build(&proxy.addr(), &context);
+    build.args(["--opt", "buildkit-lb-key=same"]).stderr(Stdio::piped()).stdout(Stdio::piped());
+    let client = build.spawn().expect("buildctl runs");
+    let victim = running_on(&proxy, &fleet);
+    std::thread::sleep(Duration::from_secs(2));
+    fleet[victim].kill();
+    let killed = Instant::now();
+    let output = client.wait_with_output().expect("ends");
+    let (took, told) = (killed.elapsed(), text(&output));
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(output.status.code(), Some(1));
+    let name = fleet[victim].name.clone();
+    assert!(told.contains("Unavailable") && told.contains(&format!("backend {name} ")), "{told}");
+
+    let quick = Context::busybox("RUN echo next");
+    let mut next = buildctl_build(&proxy.addr(), &quick);
+    succeed(next.args(["--opt", "buildkit-lb-key=same"]));
+    let records = proxy.records("build ended");
+    let record = records.last().expect("a build");
+    assert_eq!(record["code"], "OK");
+    assert_ne!(record["backend"], name.as_str());
+    let lost = proxy.metric("buildkit_lb_upstream_errors_total", &["reason=\"lost\""]);
+    assert!(lost >= 1.0);
+
+    fleet[victim].restart();
+    let state = format!("backend=\"{name}\",state=\"ready\"");
+    eventually("the daemon is used again", Duration::from_secs(40), || {
+        (proxy.metric("buildkit_lb_backend_state", &[&state]) > 0.0).then_some(())
+    });
+    let mut again = buildctl_build(&proxy.addr(), &quick);
+    succeed(again.args(["--opt", "buildkit-lb-key=same"]));
+    assert_eq!(proxy.records("build ended").last().expect("a build")["backend"], name.as_str());
+}
+
+#[test]
+fn without_a_daemon_a_build_is_refused_at_once() {
+    let proxy =
+        Builder::default().backend(&format!("gone=tcp://127.0.0.1:{}", free_port())).start();
+    let context = Context::busybox("RUN true");
+    let started = Instant::now();
+    let output = run(&mut buildctl_build(&proxy.addr(), &context));
+    let (took, told) = (started.elapsed(), text(&output));
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(output.status.code(), Some(1));
+    for part in ["Unavailable", "no backend is available", "backend gone", "refused"] {
+        assert!(told.contains(part), "{part} is missing in: {told}");
+    }
+    assert_eq!(proxy.admin("GET", "/readyz").0, 503);
+    assert_eq!(proxy.admin("GET", "/livez").0, 200);
+    assert!(proxy.metric("buildkit_lb_rejected_total", &["no_backend"]) >= 1.0);
+}
+
+#[test]
+fn a_drain_waits_for_the_build_and_serves_its_later_calls() {
+    let fleet = Buildkitd::fleet(1);
+    let mut proxy = Proxy::in_front_of(&fleet).start();
+    assert_eq!(proxy.admin("GET", "/readyz").0, 200);
+    // Two stages that need the frontend's later calls (LLBBridge/Return) after the signal.
+    let context = Context::busybox("RUN sleep 4\nRUN echo after-the-signal");
+    let mut build = buildctl_build(&proxy.addr(), &context);
+    let client = build.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");
+    running_on(&proxy, &fleet);
+    proxy.process.signal("TERM");
+    eventually("the proxy is unready", Duration::from_secs(2), || {
+        (proxy.admin("GET", "/readyz").0 == 503).then_some(())
+    });
+    assert_eq!(proxy.metric("buildkit_lb_drain_in_progress", &[]), 1.0);
+    let refused = std::net::TcpStream::connect(proxy.socket());
+    assert!(refused.is_err(), "a draining proxy accepts nobody");
+    let output = client.wait_with_output().expect("ends");
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("after-the-signal"));
+    let status = proxy.process.wait(Duration::from_secs(10));
+    assert_eq!(status.code(), Some(0), "{}", proxy.process.log());
+}
+
+#[test]
+fn a_drain_without_builds_ends_at_once_and_a_second_signal_cuts() {
+    let fleet = Buildkitd::fleet(1);
+    let mut idle = Proxy::in_front_of(&fleet).start();
+    idle.process.signal("TERM");
+    assert_eq!(idle.process.wait(Duration::from_secs(5)).code(), Some(0));
+
+    let mut busy = Proxy::in_front_of(&fleet).start();
+    let context = Context::busybox("RUN sleep 5001");
+    let mut build = buildctl_build(&busy.addr(), &context);
+    let client = build.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("runs");
+    running_on(&busy, &fleet);
+    busy.process.signal("TERM");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(busy.process.is_running());
+    busy.process.signal("TERM");
+    assert_eq!(busy.process.wait(Duration::from_secs(5)).code(), Some(0));
+    let output = client.wait_with_output().expect("ends");
+    assert!(!output.status.success());
+}
+
+#[test]
+fn a_drain_ends_at_its_timeout() {
+    let fleet = Buildkitd::fleet(1);
+    let mut proxy = Proxy::in_front_of(&fleet).args(&["--drain-timeout", "1s"]).start();
+    let context = Context::busybox("RUN sleep 5002");
+    let mut build = buildctl_build(&proxy.addr(), &context);
+    let client = build.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("runs");
+    running_on(&proxy, &fleet);
+    proxy.process.signal("TERM");
+    assert_eq!(proxy.process.wait(Duration::from_secs(6)).code(), Some(0));
+    assert!(!client.wait_with_output().expect("ends").status.success());
+}
+
+#[test]
+fn a_cordoned_daemon_finishes_its_builds_and_takes_no_new_one() {
+    let fleet = Buildkitd::fleet(2);
+    let proxy = Proxy::in_front_of(&fleet).start();
+    let context = Context::busybox("RUN sleep 6; echo finished-anyway");
+    let mut build = buildctl_build(&proxy.addr(), &context);
+    let client = build.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");
+    let busy = running_on(&proxy, &fleet);
+    let path = format!("/backends/{}/cordon", fleet[busy].name);
+    let (code, told) = proxy.admin("POST", &path);
+    assert!(code == 200 && told.contains("cordoned"), "{told}");
+    assert_eq!(proxy.admin("POST", "/backends/nobody/cordon").0, 404);
+    let quick = Context::busybox("RUN echo quick");
+    for _ in 0..3 {
+        succeed(&mut buildctl_build(&proxy.addr(), &quick));
+        let record = proxy.records("build ended").pop().expect("a build");
+        assert_ne!(record["backend"], fleet[busy].name.as_str());
+    }
+    let output = client.wait_with_output().expect("ends");
+    assert!(output.status.success() && text(&output).contains("finished-anyway"));
+    assert_eq!(proxy.admin("DELETE", &path).0, 200);
+    assert!(proxy.admin("GET", "/status.json").1.contains("\"state\":\"ready\""));
+}
+
+#[test]
+fn unix_sockets_work_on_both_sides() {
+    let fleet = Buildkitd::fleet(1);
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = format!("unix://{}/lb.sock", directory.path().display());
+    let inner = Proxy::in_front_of(&fleet).args(&["--listen", &socket]).start();
+    let outer = Builder::default().backend(&format!("inner={socket}")).start();
+    let context = Context::busybox("RUN echo unix");
+    for addr in [&socket, &outer.addr()] {
+        succeed(&mut buildctl_build(addr, &context));
+    }
+    assert_eq!(inner.records("build ended").len(), 2);
+}
