@@ -1,12 +1,15 @@
 //! Fixtures: real daemons, the real proxy, real clients. Each has working defaults, and dies with the
 //! test process however that ends.
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 pub(crate) mod buildkitd;
 pub(crate) mod child;
 pub(crate) mod client;
 pub(crate) mod compare;
+pub(crate) mod fake_daemon;
 pub(crate) mod proxy;
+pub(crate) mod raw_client;
 pub(crate) mod registry;
 pub(crate) mod tools;
 

@@ -1,0 +1,557 @@
+//! What a relay can break, one fault at a time: nothing is split, reordered, hidden or made up.
+
+mod support;
+
+use std::{collections::HashSet, time::Duration};
+
+use bytes::Bytes;
+use h2::Reason;
+use http::{HeaderMap, HeaderValue};
+use support::{
+    fake_daemon::{FakeDaemon, head, send, trailers},
+    proxy::{Builder, Proxy},
+    raw_client::RawClient,
+};
+
+const EMPTY: Bytes = Bytes::from_static(&[0, 0, 0, 0, 0]);
+
+fn proxy(fleet: &[FakeDaemon]) -> Proxy {
+    let builder =
+        fleet.iter().fold(Builder::default(), |builder, daemon| builder.backend(&daemon.backend()));
+    builder.policy("random").start()
+}
+
+async fn one() -> (FakeDaemon, Proxy, RawClient) {
+    let daemon = FakeDaemon::start("only").await;
+    let proxy = proxy(std::slice::from_ref(&daemon));
+    let client = RawClient::connect(&proxy.socket()).await;
+    (daemon, proxy, client)
+}
+
+/// Waits until `condition` holds.
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(Duration::from_secs(5), wait).await;
+    assert!(in_time.is_ok(), "not in time: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trailers_only_answer_stays_one_and_gains_nothing() {
+    let (daemon, _proxy, client) = one().await;
+    daemon.on("Control/Info", |mut stream| async move {
+        let mut response = head();
+        response.headers_mut().extend(trailers(5, "a%20daemon's words"));
+        response.headers_mut().insert("x-bin", HeaderValue::from_static("AAEC/+"));
+        let _ = stream.respond.send_response(response, true);
+    });
+    let answered = client.control("Info").await.answered().await.expect("headers");
+    assert!(answered.body.is_end_stream(), "headers must end the stream");
+    let mut names: Vec<_> = answered.headers.keys().map(|name| name.as_str().to_owned()).collect();
+    names.sort();
+    assert_eq!(names, ["content-type", "grpc-message", "grpc-status", "x-bin"]);
+    assert_eq!(answered.headers["x-bin"], "AAEC/+");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_metadata_and_trailers_pass_byte_for_byte() {
+    let (daemon, _proxy, client) = one().await;
+    for len in [100 << 10, 1 << 20] {
+        let details: String = (0..len).map(|at| char::from(b'a' + (at % 26) as u8)).collect();
+        let sent = details.clone();
+        daemon.on("Control/Info", move |mut stream| {
+            let sent = sent.clone();
+            async move {
+                assert_eq!(stream.head.headers["x-large"].len(), sent.len());
+                let mut out = stream.headers();
+                let mut trailers = trailers(2, "");
+                trailers.insert("grpc-status-details-bin", sent.parse().expect("a value"));
+                let _ = out.send_trailers(trailers);
+            }
+        });
+        let path = "/moby.buildkit.v1.Control/Info";
+        let ended = client.send(path, &[("x-large", &details)], EMPTY).await.ended().await;
+        assert_eq!(ended.code(), Some(2), "{ended:?}");
+        assert_eq!(ended.trailers["grpc-status-details-bin"], details);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repeated_metadata_stays_repeated() {
+    let (daemon, _proxy, client) = one().await;
+    let method = "x-docker-expose-session-grpc-method";
+    let headers = [
+        ("x-docker-expose-session-uuid", "s"),
+        (method, "/a/A"),
+        (method, "/b/B"),
+        (method, "/c/C"),
+        ("x-docker-expose-session-sharedkey", ""),
+        ("x-any-bin", "AP8, x"),
+    ];
+    let solve = client.solve("r", "s").await;
+    let call = client.call("/moby.buildkit.v1.Control/Session", &headers).await;
+    let answered = call.answered().await.expect("headers");
+    let seen = &daemon.seen("Control/Session")[0].headers;
+    let methods: Vec<_> = seen.get_all(method).iter().collect();
+    assert_eq!(methods, ["/a/A", "/b/B", "/c/C"]);
+    assert_eq!(seen["x-docker-expose-session-sharedkey"], "");
+    assert_eq!(seen["x-any-bin"], "AP8, x");
+    assert_eq!(seen["te"], "trailers");
+    assert!(!seen.contains_key("connection") && !seen.contains_key("via"));
+    drop((answered, solve));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemons_reset_has_the_same_reason_for_the_client() {
+    let (daemon, _proxy, client) = one().await;
+    let reasons =
+        [Reason::INTERNAL_ERROR, Reason::REFUSED_STREAM, Reason::CANCEL, Reason::ENHANCE_YOUR_CALM];
+    for reason in reasons {
+        for after_headers in [false, true] {
+            daemon.on("Control/Info", move |mut stream| async move {
+                stream.read().await;
+                if after_headers {
+                    let mut out = stream.headers();
+                    let _ = send(&mut out, EMPTY).await;
+                    tokio::time::sleep(Duration::from_millis(30)).await;
+                    out.send_reset(reason);
+                } else {
+                    stream.respond.send_reset(reason);
+                }
+            });
+            let ended = client.control("Info").await.ended().await;
+            assert_eq!(ended.reset, Some(reason), "after headers: {after_headers}: {ended:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_cancel_reaches_the_daemon_at_once() {
+    let (daemon, _proxy, client) = one().await;
+    let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
+    for method in ["Control/Solve", "Control/Session", "Control/Status"] {
+        let told = told.clone();
+        daemon.on(method, move |mut stream| {
+            let told = told.clone();
+            async move {
+                let mut out = stream.headers();
+                let reason = std::future::poll_fn(|cx| out.poll_reset(cx)).await;
+                let _ = told.send((method, reason.ok()));
+            }
+        });
+    }
+    let calls = [
+        client.solve("r", "s").await,
+        client.session("s").await,
+        client.by_ref("Status", "r").await,
+    ];
+    for call in calls {
+        let mut answered = call.answered().await.expect("headers");
+        answered.upload.send_reset(Reason::CANCEL);
+    }
+    let mut cancelled = HashSet::new();
+    for _ in 0..3 {
+        let tell = tokio::time::timeout(Duration::from_secs(2), tells.recv()).await;
+        let (method, reason) = tell.expect("within two seconds").expect("a report");
+        assert_eq!(reason, Some(Reason::CANCEL), "{method}");
+        cancelled.insert(method);
+    }
+    assert_eq!(cancelled.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_close_is_passed_on_while_the_other_half_goes_on() {
+    let (daemon, _proxy, client) = one().await;
+    let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
+    daemon.on("Control/Session", move |mut stream| {
+        let told = told.clone();
+        async move {
+            let mut out = stream.headers();
+            let _ = told.send(stream.read().await);
+            // The client has half-closed; the daemon still has something to say.
+            for _ in 0..3 {
+                let _ = send(&mut out, EMPTY).await;
+            }
+            let _ = out.send_trailers(trailers(0, ""));
+        }
+    });
+    let solve = client.solve("r", "s").await;
+    let mut answered = client.session("s").await.answered().await.expect("headers");
+    send(&mut answered.upload, EMPTY).await.expect("sent");
+    answered.upload.send_data(Bytes::new(), true).expect("half-closed");
+    let read = tokio::time::timeout(Duration::from_secs(2), tells.recv()).await;
+    assert_eq!(read.expect("promptly"), Some(EMPTY));
+    let ended = answered.ended().await;
+    assert_eq!((ended.body.len(), ended.code()), (15, Some(0)));
+    drop(solve);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_come_before_the_first_message() {
+    let (daemon, _proxy, client) = one().await;
+    daemon.on("Control/Status", |mut stream| async move {
+        let mut response = head();
+        let now = HeaderValue::from_static("2026-01-01T00:00:00Z");
+        response.headers_mut().insert("buildkit-current-timestamp", now);
+        let out = stream.respond.send_response(response, false);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        drop(out);
+    });
+    let solve = client.solve("r", "s").await;
+    let status = client.by_ref("Status", "r").await.answered();
+    let answered = tokio::time::timeout(Duration::from_secs(2), status).await.expect("promptly");
+    let headers = answered.expect("headers").headers;
+    assert!(headers.contains_key("buildkit-current-timestamp"));
+    drop(solve);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_goaway_streams_go_on_and_new_calls_reach_the_same_daemon() {
+    let fleet = FakeDaemon::fleet(3).await;
+    let proxy = proxy(&fleet);
+    let client = RawClient::connect(&proxy.socket()).await;
+    let solve = client.solve("r", "s").await;
+    let status = client.by_ref("Status", "r").await.answered().await.expect("headers");
+    let daemon =
+        fleet.iter().find(|daemon| !daemon.seen("Control/Solve").is_empty()).expect("bound");
+    let number = daemon.seen("Control/Solve")[0].connection;
+    daemon.go_away(number);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let ended = client.bridge("Return", "r").await.ended().await;
+    assert_eq!(ended.code(), Some(0), "{ended:?}");
+    let returned = &daemon.seen("LLBBridge/Return")[0];
+    assert_ne!(returned.connection, number, "the old connection takes no more streams");
+    daemon.finish();
+    assert_eq!(solve.ended().await.code(), Some(0));
+    assert_eq!(status.ended().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_is_unavailable_and_names_the_daemon() {
+    let (daemon, proxy, client) = one().await;
+    let solve = client.solve("r", "s").await;
+    let status = client.by_ref("Status", "r").await.answered().await.expect("headers");
+    until("the Solve arrives", || daemon.seen("Control/Solve").len() == 1).await;
+    daemon.cut(daemon.seen("Control/Solve")[0].connection);
+    for ended in [solve.ended().await, status.ended().await] {
+        assert_eq!((ended.code(), ended.marker()), (Some(14), Some("backend_lost")), "{ended:?}");
+        assert!(ended.message().contains("backend only was lost"), "{ended:?}");
+    }
+    until("it is counted", || {
+        proxy.metric("buildkit_lb_builds_total", &["only", "Unavailable"]) == 1.0
+    })
+    .await;
+    // Nothing was sent a second time.
+    assert_eq!(daemon.seen("Control/Solve").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_stops_holds_up_nobody_else_and_no_memory() {
+    let (daemon, proxy, client) = one().await;
+    daemon.on("Control/Session", |mut stream| async move {
+        // Sends without end and reads nothing.
+        let mut out = stream.headers();
+        while send(&mut out, Bytes::from(vec![7; 32 << 10])).await.is_ok() {}
+    });
+    let solve = client.solve("r", "s").await;
+    let mut stuck = client.session("s").await.answered().await.expect("headers");
+    let before = proxy.process.memory_kib("VmRSS");
+    // The client reads nothing either, and sends until it may not.
+    let mut sent = 0;
+    let upload = async {
+        while send(&mut stuck.upload, Bytes::from(vec![1; 32 << 10])).await.is_ok() {
+            sent += 32 << 10;
+        }
+    };
+    let blocked = tokio::time::timeout(Duration::from_secs(2), upload).await;
+    assert!(blocked.is_err(), "back-pressure must reach the sender");
+    assert!(sent < 8 << 20, "{sent} bytes were taken from a client that nobody reads");
+    for _ in 0..50 {
+        let ended = client.bridge("Ping", "r").await.ended().await;
+        assert_eq!(ended.code(), Some(0), "the build's other calls go on");
+    }
+    let grown = proxy.process.memory_kib("VmRSS").saturating_sub(before);
+    assert!(grown < 16 << 10, "grew by {grown} KiB");
+    drop(solve);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_calls_of_a_build_meet_in_any_order_and_over_any_connection() {
+    let fleet = FakeDaemon::fleet(3).await;
+    let proxy = proxy(&fleet);
+    for (number, order) in
+        permutations(&["session", "solve", "status", "ping"]).into_iter().enumerate()
+    {
+        let (build, session) = (format!("r{number}"), format!("s{number}"));
+        let mut calls = Vec::new();
+        for call in order {
+            let client = RawClient::connect(&proxy.socket()).await;
+            calls.push(match call {
+                "session" => client.session(&session).await,
+                "solve" => client.solve(&build, &session).await,
+                "status" => client.by_ref("Status", &build).await,
+                _ => client.bridge("Ping", &build).await,
+            });
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let mine = |daemon: &FakeDaemon| {
+            let sessions = daemon.seen("Control/Session");
+            sessions.iter().any(|seen| seen.headers["x-docker-expose-session-uuid"] == *session)
+        };
+        until("the Session arrives", || fleet.iter().any(mine)).await;
+        drop(calls);
+    }
+    for daemon in &fleet {
+        until("all calls arrive", || {
+            ["Control/Session", "Control/Solve", "Control/Status", "LLBBridge/Ping"]
+                .iter()
+                .map(|method| daemon.seen(method).len())
+                .collect::<HashSet<_>>()
+                .len()
+                == 1
+        })
+        .await;
+    }
+    let solves: usize = fleet.iter().map(|daemon| daemon.seen("Control/Solve").len()).sum();
+    assert_eq!(solves, 24, "each Solve was sent once, to one daemon");
+}
+
+fn permutations<'a>(items: &[&'a str]) -> Vec<Vec<&'a str>> {
+    if items.is_empty() {
+        return vec![Vec::new()];
+    }
+    let with_first = |index: usize| {
+        let mut rest = items.to_vec();
+        let first = rest.remove(index);
+        permutations(&rest).into_iter().map(move |rest| [vec![first], rest].concat())
+    };
+    (0..items.len()).flat_map(with_first).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_build_has_one_upstream_connection_of_its_own() {
+    let (daemon, proxy, client) = one().await;
+    let other = RawClient::connect(&proxy.socket()).await;
+    let mut open = Vec::new();
+    for build in ["a", "b"] {
+        let client = if build == "a" { &client } else { &other };
+        open.push(client.solve(build, build).await);
+        open.push(client.session(build).await);
+        open.push(client.by_ref("Status", build).await);
+        assert_eq!(client.bridge("Ping", build).await.ended().await.code(), Some(0));
+    }
+    until("all arrive", || daemon.seen("Control/Session").len() == 2).await;
+    let connections = |method: &str| -> Vec<_> {
+        daemon.seen(method).iter().map(|seen| seen.connection).collect()
+    };
+    let solves = connections("Control/Solve");
+    assert_ne!(solves[0], solves[1]);
+    for method in ["Control/Session", "Control/Status", "LLBBridge/Ping"] {
+        assert_eq!(connections(method), solves, "{method}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_session_brings_its_targets_together() {
+    let fleet = FakeDaemon::fleet(3).await;
+    let proxy = proxy(&fleet);
+    for round in 0..10 {
+        let shared = format!("shared{round}");
+        let attrs = [("local-sessionid:context", shared.as_str())];
+        let mut calls = Vec::new();
+        for target in 0..4 {
+            let client = RawClient::connect(&proxy.socket()).await;
+            let id = format!("{round}-{target}");
+            if target == 2 {
+                calls.push(client.session(&shared).await);
+            }
+            calls.push(client.solve_with(&id, &id, &attrs, &[]).await);
+        }
+        let daemons = || fleet.iter().map(|daemon| daemon.seen("Control/Solve").len());
+        until("the Solves arrive", || daemons().sum::<usize>() == 4 * (round + 1)).await;
+        assert!(
+            daemons().all(|solves| solves % 4 == 0),
+            "split: {:?}",
+            daemons().collect::<Vec<_>>()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_linked_target_follows_its_trace_even_after_its_input_has_ended() {
+    let fleet = FakeDaemon::fleet(3).await;
+    let proxy = proxy(&fleet);
+    fleet.iter().for_each(FakeDaemon::finish);
+    for round in 0..10 {
+        let trace = format!("00-{:032x}-0000000000000001-01", round + 1);
+        let headers = [("traceparent", trace.as_str())];
+        for (target, attr) in
+            [("a", ("filename", "Dockerfile")), ("b", ("context:base", "input:0-a"))]
+        {
+            let client = RawClient::connect(&proxy.socket()).await;
+            let id = format!("{round}{target}");
+            let ended = client.solve_with(&id, &id, &[attr], &headers).await.ended().await;
+            assert_eq!(ended.code(), Some(0));
+        }
+        let solves: Vec<_> =
+            fleet.iter().map(|daemon| daemon.seen("Control/Solve").len()).collect();
+        assert!(solves.iter().all(|solves| solves % 2 == 0), "split: {solves:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn builds_that_only_share_a_pipelines_trace_are_spread() {
+    let fleet = FakeDaemon::fleet(3).await;
+    let proxy = proxy(&fleet);
+    let headers = [("traceparent", "00-0000000000000000000000000000000f-0000000000000001-01")];
+    let mut open = Vec::new();
+    for build in 0..30 {
+        let client = RawClient::connect(&proxy.socket()).await;
+        let id = build.to_string();
+        open.push(client.solve_with(&id, &id, &[], &headers).await);
+    }
+    let solves = || fleet.iter().map(|daemon| daemon.seen("Control/Solve").len());
+    until("the Solves arrive", || solves().sum::<usize>() == 30).await;
+    assert!(solves().all(|solves| solves > 0), "{:?}", solves().collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn later_calls_of_an_ended_build_reach_its_daemon() {
+    let fleet = FakeDaemon::fleet(3).await;
+    let proxy = proxy(&fleet);
+    fleet.iter().for_each(FakeDaemon::finish);
+    for round in 0..6 {
+        let id = format!("ended{round}");
+        let client = RawClient::connect(&proxy.socket()).await;
+        assert_eq!(client.solve(&id, &id).await.ended().await.code(), Some(0));
+        let home = fleet.iter().position(|daemon| {
+            !daemon.seen("Control/Solve").is_empty() && daemon.seen("Control/Status").is_empty()
+                || daemon.seen("Control/Solve").len() > daemon.seen("Control/Status").len()
+        });
+        let home = &fleet[home.expect("one has it")];
+        for method in ["Status", "UpdateBuildHistory"] {
+            let later = RawClient::connect(&proxy.socket()).await;
+            let before = home.seen(method).len();
+            assert_eq!(later.by_ref(method, &id).await.ended().await.code(), Some(0));
+            assert_eq!(home.seen(method).len(), before + 1, "{method}");
+        }
+        assert_eq!(client.bridge("Return", &id).await.ended().await.code(), Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_solve_is_late_is_served_and_the_solve_follows() {
+    let fleet = FakeDaemon::fleet(3).await;
+    let proxy = proxy(&fleet);
+    let client = RawClient::connect(&proxy.socket()).await;
+    let session = client.session("late").await.answered().await.expect("headers, unasked");
+    let other = RawClient::connect(&proxy.socket()).await;
+    let solve = other.solve("r", "late").await;
+    let both = |daemon: &FakeDaemon| {
+        daemon.seen("Control/Session").len() == 1 && daemon.seen("Control/Solve").len() == 1
+    };
+    until("both are on one daemon", || fleet.iter().any(both)).await;
+    drop((session, solve));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_solve_ends_its_siblings_so_that_its_error_is_the_one_shown() {
+    let port = support::free_port();
+    let proxy = Builder::default().backend(&format!("gone=tcp://127.0.0.1:{port}")).start();
+    let client = RawClient::connect(&proxy.socket()).await;
+    let mut session = client.session("s").await;
+    let status = client.by_ref("Status", "r").await;
+    let ping = client.bridge("Ping", "r").await;
+    let solve = client.solve("r", "s").await.ended().await;
+    assert_eq!((solve.code(), solve.marker()), (Some(14), Some("no_backend")));
+    assert!(solve.message().contains("backend gone"), "{}", solve.message());
+    assert_eq!(ping.ended().await.code(), Some(14));
+    assert_eq!(status.ended().await.code(), Some(0), "an error here would hide the Solve's");
+    session.upload.send_data(Bytes::new(), true).expect("half-closed");
+    assert_eq!(session.ended().await.code(), Some(0));
+    let late = client.by_ref("Status", "r").await.ended().await;
+    assert_eq!(late.code(), Some(0), "one that comes later is ended too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_streams_share_a_connection() {
+    let (daemon, _proxy, client) = one().await;
+    // The client learns the limit from the proxy's SETTINGS.
+    assert_eq!(client.control("Info").await.ended().await.code(), Some(0));
+    let mut open = Vec::new();
+    for build in 0..1000 {
+        let id = build.to_string();
+        open.push(client.solve(&id, &id).await);
+    }
+    until("all arrive", || daemon.seen("Control/Solve").len() == 1000).await;
+    daemon.finish();
+    for call in open {
+        let ended = call.ended().await;
+        assert_eq!(ended.code(), Some(0), "{ended:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_method_of_a_known_service_follows_its_ids() {
+    let fleet = FakeDaemon::fleet(3).await;
+    let proxy = proxy(&fleet);
+    let client = RawClient::connect(&proxy.socket()).await;
+    let solve = client.solve("r", "s").await;
+    let solved = || fleet.iter().position(|daemon| !daemon.seen("Control/Solve").is_empty());
+    until("the Solve arrives", || solved().is_some()).await;
+    let home = &fleet[solved().expect("bound")];
+    for _ in 0..5 {
+        let other = RawClient::connect(&proxy.socket()).await;
+        let headers = [("buildkit-controlapi-buildid", "r")];
+        let path = "/moby.buildkit.v1.Control/FromTheFuture";
+        assert_eq!(other.send(path, &headers, EMPTY).await.ended().await.code(), Some(0));
+        assert_eq!(other.bridge("AlsoNew", "r").await.ended().await.code(), Some(0));
+        let headers = [("x-docker-expose-session-uuid", "s")];
+        let path = "/moby.buildkit.v1.Control/NewSessionCall";
+        assert_eq!(other.send(path, &headers, EMPTY).await.ended().await.code(), Some(0));
+    }
+    for method in ["FromTheFuture", "AlsoNew", "NewSessionCall"] {
+        assert_eq!(home.seen(method).len(), 5, "{method}");
+    }
+    drop(solve);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_the_proxy_does_not_know_go_through() {
+    let (daemon, _proxy, client) = one().await;
+    let health = client.send("/grpc.health.v1.Health/Check", &[], EMPTY).await.ended().await;
+    assert_eq!(health.code(), Some(0));
+    daemon.on("/x.Y/Z", |mut stream| async move {
+        let mut response = head();
+        response.headers_mut().extend(trailers(12, "unknown service x.Y"));
+        let _ = stream.respond.send_response(response, true);
+    });
+    let unknown = client.send("/x.Y/Z", &[], EMPTY).await.ended().await;
+    assert_eq!((unknown.code(), unknown.message().as_str()), (Some(12), "unknown service x.Y"));
+    assert_eq!(unknown.trailers, HeaderMap::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn short_builds_leave_no_memory_behind() {
+    let (daemon, proxy, client) = one().await;
+    daemon.finish();
+    let builds = |from: usize, count: usize| {
+        let client = client.clone();
+        async move {
+            for build in from..from + count {
+                let id = format!("short-build-number-{build}");
+                let call = client.solve_with(&id, &id, &[("filename", "x")], &[]).await;
+                assert_eq!(call.ended().await.code(), Some(0));
+            }
+        }
+    };
+    builds(0, 3000).await;
+    let before = proxy.process.memory_kib("VmRSS");
+    builds(3000, 3000).await;
+    let grown = proxy.process.memory_kib("VmRSS").saturating_sub(before);
+    // What is remembered of a build is a few hundred bytes, in bounded number.
+    assert!(grown < 4 << 10, "3000 builds left {grown} KiB");
+}

@@ -1,0 +1,293 @@
+//! A daemon in process, for faults that a real one cannot be made to show.
+//!
+//! By default it answers like buildkitd as far as a relay can tell; a script replaces any answer.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use buildkit_lb::wire::{self, Messages};
+use bytes::Bytes;
+use h2::{RecvStream, SendStream, server::SendResponse};
+use http::{HeaderMap, HeaderValue, Response, request::Parts};
+use tokio::{net::TcpListener, sync::watch};
+
+/// One stream that has arrived.
+pub(crate) struct Stream {
+    /// Number of the connection it came on.
+    pub(crate) connection: usize,
+    pub(crate) head: Parts,
+    pub(crate) body: RecvStream,
+    pub(crate) respond: SendResponse<Bytes>,
+    pub(crate) daemon: Arc<State>,
+}
+
+/// What a daemon saw of one stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) connection: usize,
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+}
+
+type Script = Arc<dyn Fn(Stream) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+#[derive(Default)]
+pub(crate) struct State {
+    seen: Mutex<Vec<Seen>>,
+    scripts: Mutex<HashMap<String, Script>>,
+    connections: AtomicUsize,
+    /// What each connection is told to do.
+    orders: Mutex<Vec<watch::Sender<Order>>>,
+    /// Solves end when this is true.
+    done: watch::Sender<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Serve,
+    GoAway,
+    Cut,
+}
+
+/// A listening fake.
+pub(crate) struct FakeDaemon {
+    pub(crate) name: String,
+    port: u16,
+    pub(crate) state: Arc<State>,
+}
+
+impl FakeDaemon {
+    /// Starts one.
+    pub(crate) async fn start(name: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let state = Arc::new(State::default());
+        let accepting = Arc::clone(&state);
+        tokio::spawn(async move {
+            while let Ok((socket, _peer)) = listener.accept().await {
+                let _ = socket.set_nodelay(true);
+                tokio::spawn(serve(socket, Arc::clone(&accepting)));
+            }
+        });
+        Self { name: name.to_owned(), port, state }
+    }
+
+    /// Starts `count`.
+    pub(crate) async fn fleet(count: usize) -> Vec<Self> {
+        let mut fleet = Vec::new();
+        for index in 0..count {
+            fleet.push(Self::start(&format!("f{index}")).await);
+        }
+        fleet
+    }
+
+    /// What the proxy is told of it.
+    pub(crate) fn backend(&self) -> String {
+        format!("{}=tcp://127.0.0.1:{}", self.name, self.port)
+    }
+
+    /// Answers `method` (`Solve`, `LLBBridge/Ping`: the path's end) by `script`.
+    pub(crate) fn on<F>(&self, method: &str, script: impl Fn(Stream) -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let script: Script = Arc::new(move |stream| Box::pin(script(stream)));
+        self.state.scripts.lock().expect("unpoisoned").insert(method.to_owned(), script);
+    }
+
+    /// Streams whose path ends in `method`.
+    pub(crate) fn seen(&self, method: &str) -> Vec<Seen> {
+        let seen = self.state.seen.lock().expect("unpoisoned");
+        seen.iter().filter(|seen| seen.path.ends_with(method)).cloned().collect()
+    }
+
+    /// Lets all Solves end, those that come later too.
+    pub(crate) fn finish(&self) {
+        self.state.done.send_replace(true);
+    }
+
+    /// Tells connection `number` to go away gracefully.
+    pub(crate) fn go_away(&self, number: usize) {
+        self.order(number, Order::GoAway);
+    }
+
+    /// Cuts connection `number`.
+    pub(crate) fn cut(&self, number: usize) {
+        self.order(number, Order::Cut);
+    }
+
+    fn order(&self, number: usize, order: Order) {
+        self.state.orders.lock().expect("unpoisoned")[number].send_replace(order);
+    }
+}
+
+async fn serve(socket: tokio::net::TcpStream, state: Arc<State>) {
+    let (order, mut orders) = watch::channel(Order::Serve);
+    let number = {
+        let mut all = state.orders.lock().expect("unpoisoned");
+        all.push(order);
+        state.connections.fetch_add(1, Ordering::Relaxed)
+    };
+    let handshake = h2::server::Builder::new()
+        .max_header_list_size(16 << 20)
+        .initial_window_size(1 << 20)
+        .initial_connection_window_size(16 << 20)
+        .max_concurrent_streams(100_000)
+        .handshake(socket)
+        .await;
+    let Ok(mut connection) = handshake else { return };
+    loop {
+        let accepted = tokio::select! {
+            accepted = connection.accept() => accepted,
+            Ok(()) = orders.changed() => match *orders.borrow_and_update() {
+                Order::GoAway => {
+                    connection.graceful_shutdown();
+                    continue;
+                }
+                Order::Cut => return,
+                Order::Serve => continue,
+            },
+        };
+        let Some(Ok((request, respond))) = accepted else { return };
+        let (head, body) = request.into_parts();
+        let seen = Seen {
+            connection: number,
+            path: head.uri.path().to_owned(),
+            headers: head.headers.clone(),
+        };
+        state.seen.lock().expect("unpoisoned").push(seen);
+        let stream = Stream { connection: number, head, body, respond, daemon: Arc::clone(&state) };
+        tokio::spawn(answer(stream));
+    }
+}
+
+async fn answer(stream: Stream) {
+    let path = stream.head.uri.path().to_owned();
+    let script = {
+        let scripts = stream.daemon.scripts.lock().expect("unpoisoned");
+        scripts
+            .iter()
+            .find(|(method, _)| path.ends_with(*method))
+            .map(|(_, script)| Arc::clone(script))
+    };
+    match script {
+        Some(script) => script(stream).await,
+        None if path.ends_with("Control/Session") => echo(stream).await,
+        None if path.ends_with("Control/Solve") => solve(stream).await,
+        None if path.ends_with("Control/Status") => status(stream).await,
+        None => empty(stream).await,
+    }
+}
+
+/// Sends every message back, and ends when the client half-closes.
+async fn echo(mut stream: Stream) {
+    let mut out = stream.headers();
+    while let Some(Ok(data)) = stream.body.data().await {
+        let _ = stream.body.flow_control().release_capacity(data.len());
+        if send(&mut out, data).await.is_err() {
+            return;
+        }
+    }
+    let _ = out.send_trailers(trailers(0, ""));
+}
+
+/// Reads its message and ends when told to, or when it is reset.
+async fn solve(mut stream: Stream) {
+    stream.read().await;
+    let mut done = stream.daemon.done.subscribe();
+    let mut respond = stream.respond;
+    tokio::select! {
+        _ = done.wait_for(|done| *done) => {}
+        _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return,
+    }
+    if let Ok(mut out) = respond.send_response(head(), false) {
+        let _ = send(&mut out, Bytes::from_static(&[0, 0, 0, 0, 0])).await;
+        let _ = out.send_trailers(trailers(0, ""));
+    }
+}
+
+/// Sends headers at once and ends with the Solves.
+async fn status(mut stream: Stream) {
+    stream.read().await;
+    let mut done = stream.daemon.done.subscribe();
+    let mut out = stream.headers();
+    tokio::select! {
+        _ = done.wait_for(|done| *done) => {}
+        _ = std::future::poll_fn(|cx| out.poll_reset(cx)) => return,
+    }
+    let _ = out.send_trailers(trailers(0, ""));
+}
+
+/// One empty message and OK.
+async fn empty(mut stream: Stream) {
+    stream.read().await;
+    let mut out = stream.headers();
+    let _ = send(&mut out, Bytes::from_static(&[0, 0, 0, 0, 0])).await;
+    let _ = out.send_trailers(trailers(0, ""));
+}
+
+impl Stream {
+    /// Sends response headers.
+    pub(crate) fn headers(&mut self) -> SendStream<Bytes> {
+        self.respond.send_response(head(), false).expect("an open stream")
+    }
+
+    /// Reads the request to its end.
+    pub(crate) async fn read(&mut self) -> Bytes {
+        read(&mut self.body).await
+    }
+}
+
+/// Reads a body to its end.
+pub(crate) async fn read(body: &mut RecvStream) -> Bytes {
+    let mut all = Vec::new();
+    while let Some(Ok(data)) = body.data().await {
+        let _ = body.flow_control().release_capacity(data.len());
+        all.extend_from_slice(&data);
+    }
+    all.into()
+}
+
+/// Sends `data` within the flow-control windows.
+pub(crate) async fn send(out: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), h2::Error> {
+    while !data.is_empty() {
+        out.reserve_capacity(data.len());
+        match std::future::poll_fn(|cx| out.poll_capacity(cx)).await {
+            Some(Ok(capacity)) => out.send_data(data.split_to(capacity.min(data.len())), false)?,
+            Some(Err(error)) => return Err(error),
+            None => return Err(h2::Reason::CANCEL.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Response headers of a gRPC call.
+pub(crate) fn head() -> Response<()> {
+    let mut response = Response::new(());
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// gRPC trailers.
+pub(crate) fn trailers(code: i32, message: &'static str) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from(code));
+    if !message.is_empty() {
+        trailers.insert("grpc-message", HeaderValue::from_static(message));
+    }
+    trailers
+}
+
+/// The messages in a body.
+pub(crate) fn messages(body: &[u8]) -> Vec<Bytes> {
+    let mut cutter = Messages::new(wire::MAX_MESSAGE_LEN);
+    cutter.push(body);
+    std::iter::from_fn(|| cutter.cut().expect("framed messages")).collect()
+}

@@ -1,0 +1,213 @@
+//! A client that speaks a build's calls one by one, each over any connection.
+
+use std::time::Duration;
+
+use buildkit_lb::wire::{
+    self,
+    control::{Attr, RefRequest, SolveRequest},
+};
+use bytes::Bytes;
+use h2::{
+    Reason, RecvStream, SendStream,
+    client::{ResponseFuture, SendRequest},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use tokio::net::TcpStream;
+
+const CONTROL: &str = "/moby.buildkit.v1.Control/";
+const BRIDGE: &str = "/moby.buildkit.v1.frontend.LLBBridge/";
+
+/// How long any answer may take.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// One connection.
+#[derive(Clone)]
+pub(crate) struct RawClient {
+    sender: SendRequest<Bytes>,
+}
+
+/// A call in flight.
+pub(crate) struct Call {
+    pub(crate) upload: SendStream<Bytes>,
+    response: ResponseFuture,
+}
+
+/// A call whose response headers have come.
+pub(crate) struct Answered {
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: RecvStream,
+    pub(crate) upload: SendStream<Bytes>,
+}
+
+/// A call that has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    /// Empty for a trailers-only response.
+    pub(crate) trailers: HeaderMap,
+    pub(crate) reset: Option<Reason>,
+}
+
+impl Ended {
+    /// grpc-status, from wherever it is.
+    pub(crate) fn code(&self) -> Option<i32> {
+        let value = self.trailers.get("grpc-status").or_else(|| self.headers.get("grpc-status"))?;
+        value.to_str().ok()?.parse().ok()
+    }
+
+    /// grpc-message, from wherever it is.
+    pub(crate) fn message(&self) -> String {
+        let value = self.trailers.get("grpc-message").or_else(|| self.headers.get("grpc-message"));
+        value
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// The proxy's marker.
+    pub(crate) fn marker(&self) -> Option<&str> {
+        let name = "buildkit-lb-error";
+        self.trailers.get(name).or_else(|| self.headers.get(name))?.to_str().ok()
+    }
+}
+
+impl RawClient {
+    /// Connects to `socket`, `HOST:PORT`.
+    pub(crate) async fn connect(socket: &str) -> Self {
+        let stream = TcpStream::connect(socket).await.expect("the proxy accepts");
+        let _ = stream.set_nodelay(true);
+        let (sender, connection) = h2::client::Builder::new()
+            .max_header_list_size(16 << 20)
+            .initial_max_send_streams(100)
+            // As grpc-go does, the connection's window is not what a slow reader of one stream fills.
+            .initial_connection_window_size(64 << 20)
+            .handshake(stream)
+            .await
+            .expect("an HTTP/2 handshake");
+        tokio::spawn(connection);
+        Self { sender }
+    }
+
+    /// Opens a stream.
+    pub(crate) async fn call(&self, path: &str, headers: &[(&str, &str)]) -> Call {
+        let mut request = Request::post(format!("http://build.example:1234{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(())
+            .expect("a request");
+        for (name, value) in headers {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a header name");
+            request.headers_mut().append(name, HeaderValue::from_str(value).expect("a value"));
+        }
+        let mut sender = self.sender.clone().ready().await.expect("an open connection");
+        let (response, upload) = sender.send_request(request, false).expect("a stream");
+        Call { upload, response }
+    }
+
+    /// Opens a stream, sends one message and half-closes.
+    pub(crate) async fn send(&self, path: &str, headers: &[(&str, &str)], message: Bytes) -> Call {
+        let mut call = self.call(path, headers).await;
+        // It may have been answered, and reset, before all of it went.
+        if super::fake_daemon::send(&mut call.upload, message).await.is_ok() {
+            let _ = call.upload.send_data(Bytes::new(), true);
+        }
+        call
+    }
+
+    /// Control/Session.
+    pub(crate) async fn session(&self, session: &str) -> Call {
+        let headers = [("x-docker-expose-session-uuid", session)];
+        self.call(&format!("{CONTROL}Session"), &headers).await
+    }
+
+    /// Control/Solve.
+    pub(crate) async fn solve(&self, build: &str, session: &str) -> Call {
+        self.solve_with(build, session, &[], &[]).await
+    }
+
+    /// Control/Solve with frontend attributes and metadata.
+    pub(crate) async fn solve_with(
+        &self,
+        build: &str,
+        session: &str,
+        attrs: &[(&str, &str)],
+        headers: &[(&str, &str)],
+    ) -> Call {
+        let attr = |(key, value): &(&str, &str)| Attr {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+        };
+        let request = SolveRequest {
+            r#ref: Bytes::copy_from_slice(build.as_bytes()),
+            session: Bytes::copy_from_slice(session.as_bytes()),
+            frontend_attrs: attrs.iter().map(attr).collect(),
+            ..Default::default()
+        };
+        self.send(&format!("{CONTROL}Solve"), headers, wire::encode(&request)).await
+    }
+
+    /// A call of Control with a ref as its first field, as Status has it.
+    pub(crate) async fn by_ref(&self, method: &str, build: &str) -> Call {
+        let request = RefRequest { r#ref: Bytes::copy_from_slice(build.as_bytes()) };
+        self.send(&format!("{CONTROL}{method}"), &[], wire::encode(&request)).await
+    }
+
+    /// A call of LLBBridge.
+    pub(crate) async fn bridge(&self, method: &str, build: &str) -> Call {
+        let headers = [("buildkit-controlapi-buildid", build)];
+        let path = format!("{BRIDGE}{method}");
+        self.send(&path, &headers, Bytes::from_static(&[0, 0, 0, 0, 0])).await
+    }
+
+    /// A call of Control with an empty message.
+    pub(crate) async fn control(&self, method: &str) -> Call {
+        let path = format!("{CONTROL}{method}");
+        self.send(&path, &[], Bytes::from_static(&[0, 0, 0, 0, 0])).await
+    }
+}
+
+impl Call {
+    /// Waits for response headers.
+    pub(crate) async fn answered(self) -> Result<Answered, h2::Error> {
+        let response =
+            tokio::time::timeout(LIMIT, self.response).await.expect("an answer in time")?;
+        let (head, body) = response.into_parts();
+        Ok(Answered { headers: head.headers, body, upload: self.upload })
+    }
+
+    /// Waits for the end.
+    pub(crate) async fn ended(self) -> Ended {
+        match self.answered().await {
+            Ok(answered) => answered.ended().await,
+            Err(error) => Ended {
+                headers: HeaderMap::new(),
+                body: Bytes::new(),
+                trailers: HeaderMap::new(),
+                reset: error.reason(),
+            },
+        }
+    }
+}
+
+impl Answered {
+    /// Waits for the end.
+    pub(crate) async fn ended(mut self) -> Ended {
+        let read = async {
+            let mut all = Vec::new();
+            while let Some(data) = self.body.data().await {
+                match data {
+                    Ok(data) => {
+                        let _ = self.body.flow_control().release_capacity(data.len());
+                        all.extend_from_slice(&data);
+                    }
+                    Err(error) => return (all, Err(error)),
+                }
+            }
+            (all, self.body.trailers().await)
+        };
+        let (body, trailers) = tokio::time::timeout(LIMIT, read).await.expect("an end in time");
+        let reset = trailers.as_ref().err().and_then(h2::Error::reason);
+        let trailers = trailers.ok().flatten().unwrap_or_default();
+        Ended { headers: self.headers, body: body.into(), trailers, reset }
+    }
+}
