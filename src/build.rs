@@ -154,15 +154,19 @@ async fn bind_session(
     trace: Option<TraceId>,
     origin: &Origin,
 ) -> Result<(Bound, Option<Lease>), ProxyError> {
-    match proxy.directory.lookup(key) {
+    let ended = match proxy.directory.lookup(key) {
         Lookup::Live(bound) => return Ok((bound, None)),
         Lookup::Refused(error) => return Err(error),
-        Lookup::Ended(_) | Lookup::Unknown => {}
-    }
-    if let Some(bound) = proxy.wait(key, SESSION_PARK).await? {
+        // Its Solve was faster than the Session: where that ran is where both belong.
+        Lookup::Ended(name) => proxy.fleet.find(&name),
+        Lookup::Unknown => None,
+    };
+    if ended.is_none()
+        && let Some(bound) = proxy.wait(key, SESSION_PARK).await?
+    {
         return Ok((bound, None));
     }
-    place::session(proxy, key, trace, origin).await
+    place::session(proxy, key, ended, trace, origin).await
 }
 
 async fn status_link(proxy: &Proxy, id: &Id) -> Result<(Link, Arc<Tally>), ProxyError> {

@@ -6,6 +6,7 @@ use super::solve::Solve;
 use crate::{
     directory::{Binding, Bound, Claim, Decision, Lease},
     error::ProxyError,
+    fleet::Backend,
     ids::{Key, TraceId},
     policy::{Outcome, Policy},
     proxy::{LinkKind, Origin, Proxy},
@@ -49,19 +50,25 @@ pub(super) async fn solve(
     }
 }
 
-/// Binds a Session that no Solve has named in time: beside its client's builds if there are any.
+/// Binds a Session that no live Solve names: to where its Solve `ended`, else beside its client's
+/// builds if there are any.
 pub(super) async fn session(
     proxy: &Proxy,
     key: &Key,
+    ended: Option<Arc<Backend>>,
     trace: Option<TraceId>,
     origin: &Origin,
 ) -> Result<(Bound, Option<Lease>), ProxyError> {
-    let companion = trace.map_or(Key::Connection(origin.connection), Key::Trace);
+    let companions = match (&ended, trace) {
+        (Some(_), _) => Vec::new(),
+        (None, Some(trace)) => vec![Key::Trace(trace)],
+        (None, None) => vec![Key::Connection(origin.connection)],
+    };
     let keys = std::slice::from_ref(key);
-    let (binding, lease) = match claim(proxy, keys, &[companion], true).await {
+    let (binding, lease) = match claim(proxy, keys, &companions, true).await {
         Err(joined) => joined,
         Ok(decision) => {
-            match proxy.open_link(None, Policy::LeastSessions, None, LinkKind::Own).await {
+            match proxy.open_link(ended, Policy::LeastSessions, None, LinkKind::Own).await {
                 Ok((link, _outcome)) => {
                     let binding = Arc::new(Binding { link });
                     let lease = decision.bind(&binding);

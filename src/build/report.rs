@@ -135,18 +135,20 @@ impl SessionReport {
 
     /// Reports when the Session's stream ends.
     pub(super) fn on_end(self) -> OnEnd {
-        OnEnd::new(move |end| {
-            let backend = self.binding.link.backend();
-            backend.metrics().sessions_active.dec();
-            let result = match end {
-                End::Finished(_) => "ok",
-                End::ClientGone => "client_gone",
-                End::DaemonReset | End::BackendLost => "backend_lost",
-            };
-            let labels =
-                ResultLabels { backend: backend.name().to_owned(), result: result.to_owned() };
-            self.metrics.sessions.get_or_create(&labels).inc();
-        })
+        // The whole report moves along: its guards last as long as the stream.
+        OnEnd::new(move |end| self.ended(end))
+    }
+
+    fn ended(self, end: End) {
+        let backend = self.binding.link.backend();
+        backend.metrics().sessions_active.dec();
+        let result = match end {
+            End::Finished(_) => "ok",
+            End::ClientGone => "client_gone",
+            End::DaemonReset | End::BackendLost => "backend_lost",
+        };
+        let labels = ResultLabels { backend: backend.name().to_owned(), result: result.to_owned() };
+        self.metrics.sessions.get_or_create(&labels).inc();
     }
 }
 
