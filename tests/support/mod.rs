@@ -11,9 +11,13 @@ pub(crate) mod fake_daemon;
 pub(crate) mod proxy;
 pub(crate) mod raw_client;
 pub(crate) mod registry;
+pub(crate) mod spray;
 pub(crate) mod tools;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
 
 /// Waits until `condition` gives a value, and fails the test after `limit`.
 pub(crate) fn eventually<T>(
@@ -31,8 +35,17 @@ pub(crate) fn eventually<T>(
     }
 }
 
-/// A port nobody listens on at the moment.
+/// A port nobody listens on at the moment, below those that the system gives to clients.
 pub(crate) fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Test binaries that run at once start at different places.
+    let start = std::process::id().wrapping_mul(37);
+    for _ in 0..12_000 {
+        let offset = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        let port = 20_000 + u16::try_from(offset).expect("below 12 000");
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    unreachable!("12 000 ports are in use")
 }

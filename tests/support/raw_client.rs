@@ -90,6 +90,11 @@ impl RawClient {
 
     /// Opens a stream.
     pub(crate) async fn call(&self, path: &str, headers: &[(&str, &str)]) -> Call {
+        self.try_call(path, headers).await.expect("an open connection")
+    }
+
+    /// Opens a stream, unless the connection takes no more.
+    pub(crate) async fn try_call(&self, path: &str, headers: &[(&str, &str)]) -> Option<Call> {
         let mut request = Request::post(format!("http://build.example:1234{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -99,9 +104,9 @@ impl RawClient {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a header name");
             request.headers_mut().append(name, HeaderValue::from_str(value).expect("a value"));
         }
-        let mut sender = self.sender.clone().ready().await.expect("an open connection");
-        let (response, upload) = sender.send_request(request, false).expect("a stream");
-        Call { upload, response }
+        let mut sender = self.sender.clone().ready().await.ok()?;
+        let (response, upload) = sender.send_request(request, false).ok()?;
+        Some(Call { upload, response })
     }
 
     /// Opens a stream, sends one message and half-closes.
