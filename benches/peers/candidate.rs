@@ -1,0 +1,195 @@
+//! What is compared: buildkit-lb, its peers, and no proxy at all.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::process::{Process, Usage, free_address};
+
+/// One way from client to daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Candidate {
+    Direct,
+    HaproxyTcp,
+    NginxStream,
+    EnvoyTcp,
+    HaproxyH2,
+    NginxGrpc,
+    EnvoyH2,
+    /// A binary of this project, by the name its column gets.
+    BuildkitLb {
+        name: String,
+        binary: PathBuf,
+    },
+}
+
+/// The column of the binary that was built from this tree.
+pub(crate) const BUILDKIT_LB: &str = "buildkit-lb";
+
+impl Candidate {
+    /// All that need no binary of ours.
+    pub(crate) const PEERS: [Self; 7] = [
+        Self::Direct,
+        Self::HaproxyTcp,
+        Self::NginxStream,
+        Self::EnvoyTcp,
+        Self::HaproxyH2,
+        Self::NginxGrpc,
+        Self::EnvoyH2,
+    ];
+
+    /// How it is called on the command line.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Direct => "direct",
+            Self::HaproxyTcp => "haproxy-tcp",
+            Self::NginxStream => "nginx-stream",
+            Self::EnvoyTcp => "envoy-tcp",
+            Self::HaproxyH2 => "haproxy-h2",
+            Self::NginxGrpc => "nginx-grpc",
+            Self::EnvoyH2 => "envoy-h2",
+            Self::BuildkitLb { name, .. } => name,
+        }
+    }
+
+    /// How its column is called.
+    pub(crate) fn title(&self) -> &str {
+        match self {
+            Self::Direct => "direct",
+            Self::HaproxyTcp => "HAProxy TCP",
+            Self::NginxStream => "nginx stream",
+            Self::EnvoyTcp => "Envoy TCP",
+            Self::HaproxyH2 => "HAProxy h2",
+            Self::NginxGrpc => "nginx grpc_pass",
+            Self::EnvoyH2 => "Envoy h2",
+            Self::BuildkitLb { name, .. } => name,
+        }
+    }
+
+    /// Starts it in front of the daemon at `daemon`.
+    pub(crate) fn start(&self, daemon: SocketAddr, dir: &Path) -> Result<Target> {
+        if *self == Self::Direct {
+            return Ok(Target { name: self.name().to_owned(), address: daemon, process: None });
+        }
+        let address = free_address()?;
+        let dir = dir.join(self.name());
+        fs::create_dir_all(&dir)?;
+        let command = self.command(&Site { listen: address, daemon, dir: &dir })?;
+        let log = dir.join("log");
+        let mut process = Process::start(&command, &log)?;
+        process
+            .wait_until_listening(address, &log)
+            .with_context(|| format!("start {}", self.name()))?;
+        Ok(Target { name: self.name().to_owned(), address, process: Some(process) })
+    }
+
+    fn command(&self, site: &Site<'_>) -> Result<Vec<String>> {
+        let words = match self {
+            Self::Direct => bail!("direct is no program"),
+            Self::HaproxyTcp => {
+                let config = site.write("haproxy.cfg", include_str!("config/haproxy-tcp.cfg"))?;
+                vec!["haproxy".into(), "-db".into(), "-f".into(), config]
+            }
+            Self::HaproxyH2 => {
+                let config = site.write("haproxy.cfg", include_str!("config/haproxy-h2.cfg"))?;
+                vec!["haproxy".into(), "-db".into(), "-f".into(), config]
+            }
+            Self::NginxStream => {
+                let config = site.write("nginx.conf", include_str!("config/nginx-stream.conf"))?;
+                vec!["nginx".into(), "-c".into(), config]
+            }
+            Self::NginxGrpc => {
+                let config = site.write("nginx.conf", include_str!("config/nginx-grpc.conf"))?;
+                vec!["nginx".into(), "-c".into(), config]
+            }
+            Self::EnvoyTcp => {
+                envoy(&site.write("envoy.yaml", include_str!("config/envoy-tcp.yaml"))?)
+            }
+            Self::EnvoyH2 => {
+                envoy(&site.write("envoy.yaml", include_str!("config/envoy-h2.yaml"))?)
+            }
+            Self::BuildkitLb { binary, .. } => vec![
+                binary.display().to_string(),
+                "serve".into(),
+                format!("--listen=tcp://{}", site.listen),
+                format!("--backend=a=tcp://{}", site.daemon),
+                "--admin-listen=127.0.0.1:0".into(),
+            ],
+        };
+        Ok(words)
+    }
+}
+
+/// One line that names the versions of all that take part.
+pub(crate) fn versions() -> String {
+    let programs =
+        [("HAProxy", "haproxy", "-v"), ("nginx", "nginx", "-v"), ("Envoy", "envoy", "--version")];
+    let mut versions: Vec<_> = programs
+        .iter()
+        .filter_map(|(name, program, flag)| Some(format!("{name} {}", version_of(program, flag)?)))
+        .collect();
+    // What `go install` makes of the tools module does not know its own version.
+    let modules = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/go.mod"));
+    let modules = modules.unwrap_or_default();
+    let buildkit =
+        modules.lines().find_map(|line| line.trim().strip_prefix("github.com/moby/buildkit v"));
+    let buildkit = buildkit.and_then(|rest| rest.split_whitespace().next());
+    versions.extend(buildkit.map(|version| format!("buildkitd and buildctl {version}")));
+    versions.join(", ")
+}
+
+/// The first thing a program prints that looks like `1.2.3`.
+fn version_of(program: &str, flag: &str) -> Option<String> {
+    let output = Command::new(program).arg(flag).output().ok()?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    let version = text
+        .split(|c: char| c == '/' || c == '-' || c.is_whitespace())
+        .find(|word| word.contains('.') && word.chars().all(|c| c == '.' || c.is_ascii_digit()))?;
+    Some(version.to_owned())
+}
+
+fn envoy(config: &str) -> Vec<String> {
+    ["envoy", "--disable-hot-restart", "-l", "warn", "-c", config].map(str::to_owned).to_vec()
+}
+
+/// Where a candidate listens, where its daemon is, and where its files go.
+struct Site<'a> {
+    listen: SocketAddr,
+    daemon: SocketAddr,
+    dir: &'a Path,
+}
+
+impl Site<'_> {
+    fn write(&self, name: &str, template: &str) -> Result<String> {
+        let text = template
+            .replace("@listen_port@", &self.listen.port().to_string())
+            .replace("@upstream_port@", &self.daemon.port().to_string())
+            .replace("@listen@", &self.listen.to_string())
+            .replace("@upstream@", &self.daemon.to_string())
+            .replace("@dir@", &self.dir.display().to_string());
+        let path = self.dir.join(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    }
+}
+
+/// A running candidate.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) name: String,
+    pub(crate) address: SocketAddr,
+    process: Option<Process>,
+}
+
+impl Target {
+    /// What the proxy has used so far: nothing when there is none.
+    pub(crate) fn usage(&self) -> Result<Usage> {
+        self.process.as_ref().map_or(Ok(Usage::default()), Process::usage)
+    }
+}

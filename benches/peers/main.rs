@@ -1,0 +1,234 @@
+//! Compares buildkit-lb with its peers, side by side on one machine.
+//!
+//! Every candidate stands before the same daemon and is measured in turn, round after round, so
+//! that what else the machine does hits all of them. See benches/README.md.
+
+#![allow(clippy::disallowed_methods, reason = "no drain waits for a benchmark")]
+
+mod buildkit;
+mod candidate;
+mod daemon;
+mod grpc;
+mod process;
+mod table;
+mod workload;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, ValueEnum as _};
+
+use candidate::{BUILDKIT_LB, Candidate, Target};
+use table::Table;
+use workload::{Size, Stage, Workload};
+
+/// The first argument of the process that plays the daemon.
+const DAEMON_ROLE: &str = "daemon";
+
+#[derive(Debug, Parser)]
+#[command(about = "Compares buildkit-lb with its peers")]
+struct Arguments {
+    /// Workloads to run [default: all]
+    workloads: Vec<Workload>,
+    /// Candidates to run, comma separated [default: all]
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Candidates to leave out, comma separated
+    #[arg(long, value_delimiter = ',')]
+    without: Vec<String>,
+    /// Rounds of each workload; workloads of memory run a third of them
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Small amounts, for development
+    #[arg(long)]
+    quick: bool,
+    /// A binary of this project to measure; may be repeated with different names
+    #[arg(long = "lb", value_name = "[NAME=]PATH")]
+    lb: Vec<String>,
+    /// Directory of buildkitd and buildctl
+    #[arg(long, env = "BUILDKIT_LB_TOOLS")]
+    tools: Option<PathBuf>,
+    /// Directory on a memory file system for everything that is written
+    #[arg(long, default_value = "/dev/shm")]
+    scratch: PathBuf,
+    /// Passed by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<()> {
+    // One thread each for client and daemon, so that the proxy is the one that can use the rest.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if std::env::args().nth(1).as_deref() == Some(DAEMON_ROLE) {
+        return runtime.block_on(daemon::serve());
+    }
+    runtime.block_on(run(&Arguments::parse()))
+}
+
+async fn run(arguments: &Arguments) -> Result<()> {
+    let scratch =
+        tempfile::Builder::new().prefix("buildkit-lb-bench").tempdir_in(&arguments.scratch)?;
+    let candidates = arguments.candidates()?;
+    println!("{}.", machine());
+    println!("{}.\n", candidate::versions());
+    for workload in arguments.workloads() {
+        let bench = Bench { arguments, candidates: &candidates, workload, dir: scratch.path() };
+        let table = bench.run().await.with_context(|| format!("workload {workload:?}"))?;
+        println!("### {}\n\n{}", workload.title(), table.markdown());
+        println!("{}", table.verdicts(BUILDKIT_LB, workload.goals()));
+    }
+    Ok(())
+}
+
+impl Arguments {
+    fn candidates(&self) -> Result<Vec<Candidate>> {
+        let mut candidates = Candidate::PEERS.to_vec();
+        for lb in &self.lb {
+            let (name, binary) = lb.split_once('=').unwrap_or((BUILDKIT_LB, lb));
+            let binary = Path::new(binary)
+                .canonicalize()
+                .with_context(|| format!("find the binary {binary}"))?;
+            candidates.push(Candidate::BuildkitLb { name: name.to_owned(), binary });
+        }
+        let named = |names: &[String], candidate: &Candidate| {
+            names.iter().any(|name| name == candidate.name())
+        };
+        candidates.retain(|candidate| {
+            (self.only.is_empty() || named(&self.only, candidate))
+                && !named(&self.without, candidate)
+        });
+        Ok(candidates)
+    }
+
+    fn workloads(&self) -> Vec<Workload> {
+        if self.workloads.is_empty() {
+            Workload::value_variants().to_vec()
+        } else {
+            self.workloads.clone()
+        }
+    }
+
+    fn size(&self) -> Size {
+        if self.quick { Size::QUICK } else { Size::FULL }
+    }
+}
+
+/// One workload over all candidates.
+struct Bench<'a> {
+    arguments: &'a Arguments,
+    candidates: &'a [Candidate],
+    workload: Workload,
+    dir: &'a Path,
+}
+
+impl Bench<'_> {
+    async fn run(&self) -> Result<Table> {
+        let names = self
+            .candidates
+            .iter()
+            .map(|candidate| (candidate.name().to_owned(), candidate.title().to_owned()));
+        let mut table = Table::new(self.workload.figures(), names);
+        let tools = self.arguments.tools.as_deref().unwrap_or(Path::new("/usr/bin"));
+        let stage = self.workload.prepare(&self.arguments.size(), tools, self.dir)?;
+        if self.workload.needs_fresh_proxy() {
+            for round in 0..self.arguments.rounds.div_ceil(3) {
+                for index in self.order(round) {
+                    let (target, _daemon) = self.start(index, &stage)?;
+                    self.measure(index, &stage, &target, &mut table).await?;
+                }
+            }
+        } else {
+            let targets = (0..self.candidates.len())
+                .map(|index| self.start(index, &stage))
+                .collect::<Result<Vec<_>>>()?;
+            for round in 0..self.arguments.rounds {
+                for index in self.order(round) {
+                    self.measure(index, &stage, &targets[index].0, &mut table).await?;
+                }
+            }
+        }
+        Ok(table)
+    }
+
+    /// Each round begins with another candidate: whoever comes first may find a colder machine.
+    fn order(&self, round: usize) -> impl Iterator<Item = usize> + use<> {
+        let len = self.candidates.len();
+        (0..len).map(move |position| (position + round) % len)
+    }
+
+    fn start(&self, index: usize, stage: &Stage) -> Result<(Target, Option<FakeDaemon>)> {
+        let (address, daemon) = match stage {
+            Stage::Real { buildkit, .. } => (buildkit.address(), None),
+            Stage::Fake => {
+                let daemon = FakeDaemon::start()?;
+                (daemon.address, Some(daemon))
+            }
+        };
+        Ok((self.candidates[index].start(address, self.dir)?, daemon))
+    }
+
+    async fn measure(
+        &self,
+        index: usize,
+        stage: &Stage,
+        target: &Target,
+        table: &mut Table,
+    ) -> Result<()> {
+        let values = self
+            .workload
+            .measure(&self.arguments.size(), stage, target)
+            .await
+            .with_context(|| format!("through {}", target.name))?;
+        eprintln!("{:?} {} {values:.2?}", self.workload, target.name);
+        table.add(index, values);
+        Ok(())
+    }
+}
+
+/// This program in the daemon's role, as a process of its own.
+#[derive(Debug)]
+struct FakeDaemon {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl FakeDaemon {
+    fn start() -> Result<Self> {
+        let mut child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(std::env::current_exe()?)
+            .arg(DAEMON_ROLE)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start the fake daemon")?;
+        let mut line = String::new();
+        let stdout = child.stdout.take().context("the fake daemon has no output")?;
+        BufReader::new(stdout).read_line(&mut line)?;
+        let address = line.trim().parse().context("read the fake daemon's address")?;
+        Ok(Self { child, address })
+    }
+}
+
+impl Drop for FakeDaemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One line about the machine.
+fn machine() -> String {
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1))
+        .unwrap_or("unknown processor");
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!("{cpus} cores ({model}), Linux {}; client, proxy and daemon share them", kernel.trim())
+}

@@ -1,0 +1,147 @@
+//! Figures of all rounds, as a markdown table and a list of what was aimed at.
+
+use std::fmt::Write as _;
+
+/// One row: what is measured and how its cells are printed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Figure {
+    pub(crate) name: &'static str,
+    pub(crate) decimals: usize,
+    /// A second row gives the ratio to the first candidate, round by round.
+    pub(crate) ratio: bool,
+}
+
+/// What buildkit-lb's value of a figure is held against.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Goal {
+    pub(crate) words: &'static str,
+    pub(crate) figure: usize,
+    pub(crate) limit: Limit,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Limit {
+    /// No more than this, in the figure's unit.
+    AtMost(f64),
+    /// No more than this times the direct way.
+    AtMostDirectTimes(f64),
+    /// No more than the lowest of these candidates.
+    Lowest(&'static [&'static str]),
+}
+
+/// The samples of one workload.
+#[derive(Debug)]
+pub(crate) struct Table {
+    figures: &'static [Figure],
+    columns: Vec<Column>,
+}
+
+#[derive(Debug)]
+struct Column {
+    name: String,
+    title: String,
+    /// For each round the values of all figures.
+    rounds: Vec<Vec<f64>>,
+}
+
+impl Table {
+    pub(crate) fn new(
+        figures: &'static [Figure],
+        candidates: impl IntoIterator<Item = (String, String)>,
+    ) -> Self {
+        let columns = candidates
+            .into_iter()
+            .map(|(name, title)| Column { name, title, rounds: Vec::new() })
+            .collect();
+        Self { figures, columns }
+    }
+
+    /// Adds what one round of one candidate gave: a value for each figure.
+    pub(crate) fn add(&mut self, candidate: usize, values: Vec<f64>) {
+        self.columns[candidate].rounds.push(values);
+    }
+
+    fn median(&self, column: usize, figure: usize) -> f64 {
+        median(self.columns[column].rounds.iter().map(|round| round[figure]))
+    }
+
+    /// The median of the ratios to the direct way, which is the first column if it takes part.
+    fn ratio(&self, column: usize, figure: usize) -> Option<f64> {
+        let direct = &self.columns[self.position("direct")?].rounds;
+        let own = &self.columns[column].rounds;
+        Some(median(own.iter().zip(direct).map(|(own, direct)| own[figure] / direct[figure])))
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column.name == name)
+    }
+
+    pub(crate) fn markdown(&self) -> String {
+        let mut text = String::from("| median |");
+        for column in &self.columns {
+            let _ = write!(text, " {} |", column.title);
+        }
+        let _ = write!(text, "\n|---|{}", "---|".repeat(self.columns.len()));
+        for (index, figure) in self.figures.iter().enumerate() {
+            let _ = write!(text, "\n| {} |", figure.name);
+            for column in 0..self.columns.len() {
+                let _ = write!(text, " {:.*} |", figure.decimals, self.median(column, index));
+            }
+            if figure.ratio && self.position("direct").is_some() {
+                let _ = write!(text, "\n| ÷ direct |");
+                for column in 0..self.columns.len() {
+                    let ratio = self.ratio(column, index).unwrap_or(f64::NAN);
+                    let _ = write!(text, " {ratio:.2} |");
+                }
+            }
+        }
+        text.push('\n');
+        text
+    }
+
+    /// Says of each goal whether `name` meets it; leaves out those whose rivals took no part.
+    pub(crate) fn verdicts(&self, name: &str, goals: &[Goal]) -> String {
+        let mut text = String::new();
+        let Some(own) = self.position(name) else { return text };
+        for goal in goals {
+            if let Some((value, limit)) = self.compare(own, goal) {
+                let verdict = if value <= limit { "met" } else { "missed" };
+                let _ =
+                    writeln!(text, "- {}: {value:.2} against {limit:.2}: {verdict}", goal.words);
+            }
+        }
+        text
+    }
+
+    fn compare(&self, own: usize, goal: &Goal) -> Option<(f64, f64)> {
+        match goal.limit {
+            Limit::AtMost(limit) => Some((self.median(own, goal.figure), limit)),
+            Limit::AtMostDirectTimes(limit) => Some((self.ratio(own, goal.figure)?, limit)),
+            Limit::Lowest(rivals) => {
+                let lowest = rivals
+                    .iter()
+                    .filter_map(|rival| self.position(rival))
+                    .map(|rival| self.comparable(rival, goal.figure))
+                    .min_by(f64::total_cmp)?;
+                Some((self.comparable(own, goal.figure), lowest))
+            }
+        }
+    }
+
+    /// The ratio where there is one, since it does not drift with the machine's load.
+    fn comparable(&self, column: usize, figure: usize) -> f64 {
+        let ratio = self.figures[figure].ratio.then(|| self.ratio(column, figure)).flatten();
+        ratio.unwrap_or_else(|| self.median(column, figure))
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        len if len % 2 == 1 => values[middle],
+        _ => f64::midpoint(values[middle - 1], values[middle]),
+    }
+}
