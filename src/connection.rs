@@ -144,20 +144,21 @@ async fn answer(proxy: &Proxy, request: Request<Incoming>, origin: &Origin) -> A
     let path = request.uri().path();
     let route = router::route(path, request.headers());
     proxy.metrics.count_started(router::labels(path));
+    // Boxed, so that an open stream does not keep the memory of the largest way to open one.
     match route {
-        Route::Solve => build::solve(proxy, request, origin).await,
-        Route::Session(id) => build::session(proxy, request, id, origin).await,
-        Route::Status => build::status(proxy, request).await,
-        Route::Build(id) => build::bridge(proxy, request, id).await,
-        Route::Follow(key) => build::follow(proxy, request, &key).await,
-        Route::DiskUsage => fanout::disk_usage(proxy, request).await,
-        Route::Prune => fanout::prune(proxy, request).await,
-        Route::ListenHistory => fanout::listen_history(proxy, request).await,
-        Route::UpdateHistory => fanout::update_history(proxy, request).await,
-        Route::ContentByDigest => fanout::content_by_digest(proxy, request).await,
-        Route::ContentList => fanout::content_list(proxy, request).await,
-        Route::ExportTrace => fanout::export_trace(proxy, request).await,
-        Route::Any => build::any(proxy, request).await,
+        Route::Solve => Box::pin(build::solve(proxy, request, origin)).await,
+        Route::Session(id) => Box::pin(build::session(proxy, request, id, origin)).await,
+        Route::Status => Box::pin(build::status(proxy, request)).await,
+        Route::Build(id) => Box::pin(build::bridge(proxy, request, id)).await,
+        Route::Follow(key) => Box::pin(build::follow(proxy, request, &key)).await,
+        Route::DiskUsage => Box::pin(fanout::disk_usage(proxy, request)).await,
+        Route::Prune => Box::pin(fanout::prune(proxy, request)).await,
+        Route::ListenHistory => Box::pin(fanout::listen_history(proxy, request)).await,
+        Route::UpdateHistory => Box::pin(fanout::update_history(proxy, request)).await,
+        Route::ContentByDigest => Box::pin(fanout::content_by_digest(proxy, request)).await,
+        Route::ContentList => Box::pin(fanout::content_list(proxy, request)).await,
+        Route::ExportTrace => Box::pin(fanout::export_trace(proxy, request)).await,
+        Route::Any => Box::pin(build::any(proxy, request)).await,
     }
 }
 
