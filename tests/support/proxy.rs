@@ -81,6 +81,11 @@ impl Proxy {
         self.addr.trim_start_matches("tcp://").to_owned()
     }
 
+    /// Where Prometheus connects, as `HOST:PORT`.
+    pub(crate) fn admin_socket(&self) -> &str {
+        &self.admin
+    }
+
     /// Log records with this message: their fields.
     pub(crate) fn records(&self, message: &str) -> Vec<Value> {
         records(&self.process.log(), message)
