@@ -109,11 +109,20 @@ impl ResetError {
 }
 
 /// The reason of the RST_STREAM that the other side sent, if that is what `error` reports.
+///
+/// A stream above the last id of a GOAWAY without an error counts as refused: nobody has looked at
+/// it, and a gRPC client sends what was refused again by itself.
 pub fn remote_reset(error: &(dyn Error + 'static)) -> Option<Reason> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(h2) = error.downcast_ref::<h2::Error>() {
-            return if h2.is_reset() && h2.is_remote() { h2.reason() } else { None };
+            return match h2.reason() {
+                reason if h2.is_reset() && h2.is_remote() => reason,
+                Some(Reason::NO_ERROR) if h2.is_go_away() && h2.is_remote() => {
+                    Some(Reason::REFUSED_STREAM)
+                }
+                _ => None,
+            };
         }
         cause = error.source();
     }
