@@ -31,7 +31,10 @@ use crate::{
     address::Address,
     error::{Chain, ProxyError, chain},
     fleet::{Backend, Fault},
-    http2_limits::{CONNECTION_WINDOW, HARD_HEADER_LIST_LEN, SEND_BUFFER_LEN, STREAM_WINDOW},
+    http2_limits::{
+        CONNECTION_WINDOW, HARD_HEADER_LIST_LEN, SEND_BUFFER_LEN, SHARED_CONNECTION_WINDOW,
+        SHARED_STREAM_WINDOW, STREAM_WINDOW,
+    },
     io::{Batched, Flushing, Socket},
     relay::{Body, remote_reset},
 };
@@ -80,6 +83,13 @@ struct DialError {
     cause: Arc<str>,
 }
 
+/// Receive windows of each stream and of the whole connection.
+#[derive(Debug, Clone, Copy)]
+struct Windows {
+    stream: u32,
+    connection: u32,
+}
+
 type Sender = SendRequest<Body>;
 type Dial = Shared<BoxFuture<'static, Result<Sender, DialError>>>;
 
@@ -87,14 +97,23 @@ type Dial = Shared<BoxFuture<'static, Result<Sender, DialError>>>;
 #[derive(Clone)]
 pub struct Link {
     backend: Arc<Backend>,
+    windows: Windows,
     dial: Arc<Mutex<Option<Dial>>>,
     tasks: TaskTracker,
 }
 
 impl Link {
-    /// A link that is not yet open; its tasks run on `tasks`.
+    /// A link for one build that is not yet open; its tasks run on `tasks`.
     pub fn new(backend: Arc<Backend>, tasks: TaskTracker) -> Self {
-        Self { backend, dial: Arc::default(), tasks }
+        let windows = Windows { stream: STREAM_WINDOW, connection: CONNECTION_WINDOW };
+        Self { backend, windows, dial: Arc::default(), tasks }
+    }
+
+    /// The same for the calls of many clients.
+    fn shared(backend: Arc<Backend>, tasks: TaskTracker) -> Self {
+        let windows =
+            Windows { stream: SHARED_STREAM_WINDOW, connection: SHARED_CONNECTION_WINDOW };
+        Self { windows, ..Self::new(backend, tasks) }
     }
 
     /// The backend it leads to.
@@ -174,7 +193,8 @@ impl Link {
                 return dial.clone();
             }
         }
-        let dial = dial(Arc::clone(&self.backend), self.tasks.clone()).boxed().shared();
+        let dial = dial(Arc::clone(&self.backend), self.windows, self.tasks.clone());
+        let dial = dial.boxed().shared();
         *current = Some(dial.clone());
         dial
     }
@@ -203,7 +223,11 @@ impl fmt::Debug for Link {
     }
 }
 
-async fn dial(backend: Arc<Backend>, tasks: TaskTracker) -> Result<Sender, DialError> {
+async fn dial(
+    backend: Arc<Backend>,
+    windows: Windows,
+    tasks: TaskTracker,
+) -> Result<Sender, DialError> {
     let started = Instant::now();
     let socket = match tokio::time::timeout(CONNECT_TIMEOUT, connect(backend.address())).await {
         Ok(Ok(socket)) => socket,
@@ -220,8 +244,8 @@ async fn dial(backend: Arc<Backend>, tasks: TaskTracker) -> Result<Sender, DialE
     let io = Batched::new(socket);
     let executor = ConnectionExecutor { tasks: tasks.clone(), io: io.clone() };
     let handshake = http2::Builder::new(executor)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(windows.stream)
+        .initial_connection_window_size(windows.connection)
         .max_header_list_size(HARD_HEADER_LIST_LEN)
         .max_send_buf_size(SEND_BUFFER_LEN)
         .initial_max_send_streams(usize::MAX >> 1)
@@ -306,7 +330,7 @@ impl SharedLinks {
         match links.get(backend.name()) {
             Some(link) if Arc::ptr_eq(link.backend(), backend) => link.clone(),
             _ => {
-                let link = Link::new(Arc::clone(backend), self.tasks.clone());
+                let link = Link::shared(Arc::clone(backend), self.tasks.clone());
                 links.insert(backend.name().into(), link.clone());
                 link
             }
