@@ -23,6 +23,7 @@ use pin_project_lite::pin_project;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
+    sync::Notify,
 };
 
 /// Read and written in one piece at most: eight full HTTP/2 frames, small enough for the CPU cache.
@@ -84,6 +85,8 @@ pub struct Batched {
 struct Shared {
     state: Mutex<State>,
     received: AtomicUsize,
+    /// Told once the first read has ended in any way.
+    first_read: Notify,
 }
 
 #[derive(Debug)]
@@ -109,12 +112,20 @@ impl Batched {
             output: Vec::new(),
             sent: 0,
         });
-        Self { shared: Arc::new(Shared { state, received: AtomicUsize::new(0) }) }
+        let (received, first_read) = (AtomicUsize::new(0), Notify::new());
+        Self { shared: Arc::new(Shared { state, received, first_read }) }
     }
 
     /// Bytes that the other side has sent.
     pub fn received(&self) -> usize {
         self.shared.received.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the other side has sent something, or has closed; one caller may wait.
+    pub async fn first_read(&self) {
+        if self.received() == 0 {
+            self.shared.first_read.notified().await;
+        }
     }
 
     /// Sends what has been written, as far as the socket takes it.
@@ -191,8 +202,11 @@ impl hyper::rt::Read for Batched {
     ) -> Poll<io::Result<()>> {
         let mut state = self.shared.state.lock();
         if state.taken == state.filled {
-            ready!(state.poll_fill(cx))?;
-            self.shared.received.fetch_add(state.filled, Ordering::Relaxed);
+            let result = ready!(state.poll_fill(cx));
+            if self.shared.received.fetch_add(state.filled, Ordering::Relaxed) == 0 {
+                self.shared.first_read.notify_one();
+            }
+            result?;
         }
         state.take(&mut into);
         Poll::Ready(Ok(()))

@@ -229,16 +229,18 @@ async fn dial(
     tasks: TaskTracker,
 ) -> Result<Sender, DialError> {
     let started = Instant::now();
-    let socket = match tokio::time::timeout(CONNECT_TIMEOUT, connect(backend.address())).await {
+    let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
+    let timeout = |what| {
+        let cause = format!("{what} within {CONNECT_TIMEOUT:?}").into();
+        DialError { fault: Fault::Timeout, cause }
+    };
+    let socket = match tokio::time::timeout_at(deadline, connect(backend.address())).await {
         Ok(Ok(socket)) => socket,
         Ok(Err(error)) => {
             let cause = chain(&error).into();
             return Err(DialError { fault: Fault::Refused, cause });
         }
-        Err(_elapsed) => {
-            let cause = format!("no connection within {CONNECT_TIMEOUT:?}").into();
-            return Err(DialError { fault: Fault::Timeout, cause });
-        }
+        Err(_elapsed) => return Err(timeout("no connection")),
     };
     backend.metrics().connect.observe(started.elapsed().as_secs_f64());
     let io = Batched::new(socket);
@@ -249,7 +251,7 @@ async fn dial(
         .max_header_list_size(HARD_HEADER_LIST_LEN)
         .max_send_buf_size(SEND_BUFFER_LEN)
         .initial_max_send_streams(usize::MAX >> 1)
-        .handshake(io)
+        .handshake(io.clone())
         .await;
     let (sender, connection) =
         handshake.map_err(|error| DialError { fault: Fault::Lost, cause: chain(&error).into() })?;
@@ -258,7 +260,16 @@ async fn dial(
             debug!(backend = backend.name(), error = %Chain(&error), "upstream connection ended");
         }
     });
-    Ok(sender)
+    // The system accepts for a daemon that is stopped or stuck; its SETTINGS show that it is there.
+    // Once a Solve has been sent, it is too late to try another daemon.
+    match tokio::time::timeout_at(deadline, io.first_read()).await {
+        Ok(()) if io.received() > 0 => Ok(sender),
+        Ok(()) => {
+            let cause = "it closed the connection unasked".into();
+            Err(DialError { fault: Fault::Lost, cause })
+        }
+        Err(_elapsed) => Err(timeout("it accepted, but sent no SETTINGS")),
+    }
 }
 
 async fn connect(address: &Address) -> io::Result<Socket> {
