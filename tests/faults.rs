@@ -4,13 +4,19 @@ mod support;
 
 use std::{collections::HashSet, time::Duration};
 
+use buildkit_lb::wire::{self, control::BuildHistoryRequest};
 use bytes::Bytes;
 use h2::Reason;
 use http::{HeaderMap, HeaderValue};
 use support::{
     fake_daemon::{FakeDaemon, head, send, trailers},
+    frames::PREFACE,
     proxy::{Builder, Proxy},
     raw_client::RawClient,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
 };
 
 const EMPTY: Bytes = Bytes::from_static(&[0, 0, 0, 0, 0]);
@@ -554,4 +560,295 @@ async fn short_builds_leave_no_memory_behind() {
     let grown = proxy.process.memory_kib("VmRSS").saturating_sub(before);
     // What is remembered of a build is a few hundred bytes, in bounded number.
     assert!(grown < 4 << 10, "3000 builds left {grown} KiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_call_of_a_build_is_reset_as_the_daemon_resets_it() {
+    let (daemon, proxy, _client) = one().await;
+    let reasons = [
+        Reason::PROTOCOL_ERROR,
+        Reason::INTERNAL_ERROR,
+        Reason::FLOW_CONTROL_ERROR,
+        Reason::REFUSED_STREAM,
+        Reason::CANCEL,
+        Reason::ENHANCE_YOUR_CALM,
+        Reason::INADEQUATE_SECURITY,
+        Reason::from(0xbad),
+    ];
+    for (round, reason) in reasons.into_iter().enumerate() {
+        for after_headers in [false, true] {
+            let id = format!("{round}-{after_headers}");
+            for method in ["Control/Session", "Control/Status", "LLBBridge/Ping"] {
+                daemon.on(method, move |mut stream| async move {
+                    if after_headers {
+                        let mut out = stream.headers();
+                        let _ = send(&mut out, EMPTY).await;
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        out.send_reset(reason);
+                    } else {
+                        stream.respond.send_reset(reason);
+                    }
+                });
+            }
+            let client = RawClient::connect(&proxy.socket()).await;
+            let solve = client.solve(&id, &id).await;
+            let calls = [
+                client.session(&id).await,
+                client.by_ref("Status", &id).await,
+                client.bridge("Ping", &id).await,
+            ];
+            for call in calls {
+                let ended = call.ended().await;
+                assert_eq!(ended.reset, Some(reason), "after headers: {after_headers}: {ended:?}");
+                assert_eq!(ended.body.len(), if after_headers { 5 } else { 0 });
+            }
+            drop(solve);
+        }
+    }
+    // No call was made a second time.
+    for method in ["Control/Session", "Control/Status", "LLBBridge/Ping"] {
+        assert_eq!(daemon.seen(method).len(), reasons.len() * 2, "{method}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_is_passed_on_before_any_answer_too() {
+    let (daemon, _proxy, client) = one().await;
+    let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
+    let methods = ["Control/Solve", "Control/Session", "Control/Status", "LLBBridge/Evaluate"];
+    for method in methods {
+        let told = told.clone();
+        daemon.on(method, move |mut stream| {
+            let told = told.clone();
+            async move {
+                let reason = std::future::poll_fn(|cx| stream.respond.poll_reset(cx)).await;
+                let _ = told.send((method, reason.ok()));
+            }
+        });
+    }
+    let mut calls = [
+        client.solve("r", "s").await,
+        client.session("s").await,
+        client.by_ref("Status", "r").await,
+        client.bridge("Evaluate", "r").await,
+    ];
+    until("all arrive", || methods.iter().all(|method| daemon.seen(method).len() == 1)).await;
+    for call in &mut calls {
+        call.upload.send_reset(Reason::CANCEL);
+    }
+    for _ in methods {
+        let tell = tokio::time::timeout(Duration::from_secs(2), tells.recv()).await;
+        let (method, reason) = tell.expect("within two seconds").expect("a report");
+        assert_eq!(reason, Some(Reason::CANCEL), "{method}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_call_whose_client_goes_reaches_no_daemon() {
+    let (daemon, proxy, client) = one().await;
+    let parked = || proxy.metric("buildkit_lb_parked_streams", &[]);
+    let mut calls = [
+        client.session("s").await,
+        client.by_ref("Status", "r").await,
+        client.bridge("Ping", "r").await,
+    ];
+    until("all are parked", || parked() == 3.0).await;
+    for call in &mut calls {
+        call.upload.send_reset(Reason::CANCEL);
+    }
+    until("none is", || parked() == 0.0).await;
+    let solve = client.solve("r", "s").await;
+    until("the Solve arrives", || daemon.seen("Control/Solve").len() == 1).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for method in ["Control/Session", "Control/Status", "LLBBridge/Ping"] {
+        assert!(daemon.seen(method).is_empty(), "{method}");
+    }
+    drop(solve);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_may_end_a_session_first() {
+    let (daemon, proxy, client) = one().await;
+    daemon.on("Control/Session", |mut stream| async move {
+        let mut out = stream.headers();
+        let _ = send(&mut out, EMPTY).await;
+        let _ = out.send_trailers(trailers(0, ""));
+    });
+    let solve = client.solve("r", "s").await;
+    let session = client.session("s").await.ended();
+    let ended = tokio::time::timeout(Duration::from_secs(2), session).await.expect("promptly");
+    assert_eq!((ended.code(), ended.body.len(), ended.reset), (Some(0), 5, None));
+    until("it is counted as well ended", || {
+        proxy.metric("buildkit_lb_sessions_total", &["result=\"ok\""]) == 1.0
+    })
+    .await;
+    assert_eq!(client.bridge("Ping", "r").await.ended().await.code(), Some(0));
+    drop(solve);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_carries_every_byte_in_order_both_ways() {
+    let (_daemon, _proxy, client) = one().await;
+    let solve = client.solve("r", "s").await;
+    let session = client.session("s").await.answered().await.expect("headers");
+    let sent: Vec<u8> = (0..16_u32 << 20).map(|at| (at.wrapping_mul(at) >> 9) as u8).collect();
+    let (mut upload, mut body) = (session.upload, session.body);
+    let outgoing = Bytes::from(sent.clone());
+    let sender = tokio::spawn(async move {
+        // Pieces of every size, far from any frame's.
+        let mut rest = outgoing;
+        for len in [1, 4095, 77_777, 300_001].into_iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let piece = rest.split_to(len.min(rest.len()));
+            send(&mut upload, piece).await.expect("sent");
+        }
+        upload.send_data(Bytes::new(), true).expect("half-closed");
+    });
+    let mut received = Vec::with_capacity(sent.len());
+    while let Some(data) = body.data().await {
+        let data = data.expect("no reset");
+        received.extend_from_slice(&data);
+        let _ = body.flow_control().release_capacity(data.len());
+    }
+    sender.await.expect("all is sent");
+    assert!(received == sent, "{} of {} bytes, or other ones", received.len(), sent.len());
+    let trailers = body.trailers().await.expect("no reset").expect("trailers");
+    assert_eq!(trailers["grpc-status"], "0");
+    drop(solve);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_history_of_an_ended_build_is_asked_where_it_ran() {
+    let fleet = FakeDaemon::fleet(3).await;
+    let proxy = proxy(&fleet);
+    fleet.iter().for_each(FakeDaemon::finish);
+    for round in 0..6 {
+        let id = format!("ended{round}");
+        let client = RawClient::connect(&proxy.socket()).await;
+        assert_eq!(client.solve(&id, &id).await.ended().await.code(), Some(0));
+        let later = RawClient::connect(&proxy.socket()).await;
+        let path = "/moby.buildkit.v1.Control/ListenBuildHistory";
+        let request = BuildHistoryRequest {
+            r#ref: id.clone().into(),
+            early_exit: true,
+            ..Default::default()
+        };
+        let ended = later.send(path, &[], wire::encode(&request)).await.ended().await;
+        assert_eq!(ended.code(), Some(0), "{ended:?}");
+    }
+    for daemon in &fleet {
+        let counts =
+            ["Control/Solve", "ListenBuildHistory"].map(|method| daemon.seen(method).len());
+        assert_eq!(counts[0], counts[1], "{}", daemon.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_not_there_is_passed_over() {
+    let fleet = FakeDaemon::fleet(1).await;
+    let gone = format!("gone=tcp://127.0.0.1:{}", support::free_port());
+    let proxy =
+        Builder::default().backend(&fleet[0].backend()).backend(&gone).policy("random").start();
+    fleet[0].finish();
+    for build in 0..20 {
+        let client = RawClient::connect(&proxy.socket()).await;
+        let id = build.to_string();
+        let ended = client.solve(&id, &id).await.ended().await;
+        assert_eq!(ended.code(), Some(0), "{ended:?}");
+    }
+    assert_eq!(fleet[0].seen("Control/Solve").len(), 20);
+    assert!(proxy.metric("buildkit_lb_upstream_errors_total", &["gone", "refused"]) >= 1.0);
+}
+
+/// Ten builds at once, of which each must end well though one of two daemons is at `port`.
+async fn ten_builds_beside(port: u16) {
+    let fleet = FakeDaemon::fleet(1).await;
+    let proxy = Builder::default()
+        .backend(&fleet[0].backend())
+        .backend(&format!("odd=tcp://127.0.0.1:{port}"))
+        .policy("random")
+        .start();
+    fleet[0].finish();
+    let mut builds = Vec::new();
+    for build in 0..10 {
+        let client = RawClient::connect(&proxy.socket()).await;
+        let id = build.to_string();
+        builds.push(client.solve(&id, &id).await);
+    }
+    for build in builds {
+        let ended = tokio::time::timeout(Duration::from_secs(8), build.ended()).await;
+        assert_eq!(ended.expect("a bounded wait").code(), Some(0));
+    }
+    assert_eq!(fleet[0].seen("Control/Solve").len(), 10);
+    assert!(proxy.metric("buildkit_lb_upstream_errors_total", &["odd"]) >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_accepts_and_says_nothing_is_passed_over() {
+    // The system accepts for it, as for a daemon that is stopped or stuck.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    ten_builds_beside(silent.local_addr().expect("bound").port()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_closes_at_once_is_passed_over() {
+    let closing = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = closing.local_addr().expect("bound").port();
+    tokio::spawn(async move { while closing.accept().await.is_ok() {} });
+    ten_builds_beside(port).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_may_wait_for_the_preface_before_it_speaks() {
+    let daemon = FakeDaemon::start("only").await;
+    let polite = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let socket = polite.local_addr().expect("bound").to_string();
+    let upstream = daemon.socket();
+    tokio::spawn(async move {
+        while let Ok((mut down, _peer)) = polite.accept().await {
+            let upstream = upstream.clone();
+            tokio::spawn(async move {
+                let mut preface = [0; PREFACE.len()];
+                down.read_exact(&mut preface).await.expect("a preface");
+                let mut up = TcpStream::connect(upstream).await.expect("the daemon accepts");
+                up.write_all(&preface).await.expect("sent");
+                let _ = tokio::io::copy_bidirectional(&mut down, &mut up).await;
+            });
+        }
+    });
+    let proxy = Builder::default().backend(&daemon.behind(&socket)).start();
+    daemon.finish();
+    let client = RawClient::connect(&proxy.socket()).await;
+    assert_eq!(client.solve("r", "s").await.ended().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_served_though_its_solve_comes_twelve_seconds_late() {
+    let fleet = FakeDaemon::fleet(3).await;
+    let proxy = proxy(&fleet);
+    let mut sessions = Vec::new();
+    for number in 0..6 {
+        let client = RawClient::connect(&proxy.socket()).await;
+        sessions.push(client.session(&number.to_string()).await);
+    }
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    for (number, session) in sessions.into_iter().enumerate() {
+        let id = number.to_string();
+        let client = RawClient::connect(&proxy.socket()).await;
+        let solve = client.solve(&id, &id).await;
+        let mut session = session.answered().await.expect("headers");
+        send(&mut session.upload, EMPTY).await.expect("sent");
+        session.upload.send_data(Bytes::new(), true).expect("half-closed");
+        assert_eq!(session.ended().await.body, EMPTY);
+        let at = |daemon: &FakeDaemon, method: &str| {
+            daemon.seen(method).iter().any(|seen| seen.id() == id)
+        };
+        until("both are on one daemon", || {
+            fleet.iter().any(|d| at(d, "Control/Session") && at(d, "Control/Solve"))
+        })
+        .await;
+        drop(solve);
+    }
 }

@@ -6,13 +6,10 @@ use std::{
     collections::HashMap,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
 };
 
-use buildkit_lb::wire::{self, Messages};
+use buildkit_lb::wire::{self, Messages, control::RefRequest};
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Response, request::Parts};
@@ -22,6 +19,8 @@ use tokio::{net::TcpListener, sync::watch};
 pub(crate) struct Stream {
     /// Number of the connection it came on.
     pub(crate) connection: usize,
+    /// Its place among all streams.
+    index: usize,
     pub(crate) head: Parts,
     pub(crate) body: RecvStream,
     pub(crate) respond: SendResponse<Bytes>,
@@ -34,6 +33,24 @@ pub(crate) struct Seen {
     pub(crate) connection: usize,
     pub(crate) path: String,
     pub(crate) headers: HeaderMap,
+    /// The body, once it has been read to its end.
+    pub(crate) message: Bytes,
+}
+
+impl Seen {
+    /// The session or build it belongs to: from metadata, else from its message.
+    pub(crate) fn id(&self) -> String {
+        let header = ["x-docker-expose-session-uuid", "buildkit-controlapi-buildid"]
+            .into_iter()
+            .find_map(|name| self.headers.get(name));
+        match header {
+            Some(value) => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            None => {
+                let request = wire::decode::<RefRequest>(&self.message).unwrap_or_default();
+                String::from_utf8_lossy(&request.r#ref).into_owned()
+            }
+        }
+    }
 }
 
 type Script = Arc<dyn Fn(Stream) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
@@ -42,7 +59,6 @@ type Script = Arc<dyn Fn(Stream) -> Pin<Box<dyn Future<Output = ()> + Send>> + S
 pub(crate) struct State {
     seen: Mutex<Vec<Seen>>,
     scripts: Mutex<HashMap<String, Script>>,
-    connections: AtomicUsize,
     /// What each connection is told to do.
     orders: Mutex<Vec<watch::Sender<Order>>>,
     /// Solves end when this is true.
@@ -73,7 +89,8 @@ impl FakeDaemon {
         tokio::spawn(async move {
             while let Ok((socket, _peer)) = listener.accept().await {
                 let _ = socket.set_nodelay(true);
-                tokio::spawn(serve(socket, Arc::clone(&accepting)));
+                let (number, orders) = accepting.connected();
+                tokio::spawn(serve(socket, number, orders, Arc::clone(&accepting)));
             }
         });
         Self { name: name.to_owned(), port, state }
@@ -90,7 +107,17 @@ impl FakeDaemon {
 
     /// What the proxy is told of it.
     pub(crate) fn backend(&self) -> String {
-        format!("{}=tcp://127.0.0.1:{}", self.name, self.port)
+        self.behind(&self.socket())
+    }
+
+    /// The same if it is reached by way of `socket`, `HOST:PORT`.
+    pub(crate) fn behind(&self, socket: &str) -> String {
+        format!("{}=tcp://{socket}", self.name)
+    }
+
+    /// Where it listens, `HOST:PORT`.
+    pub(crate) fn socket(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// Answers `method` (`Solve`, `LLBBridge/Ping`: the path's end) by `script`.
@@ -128,13 +155,35 @@ impl FakeDaemon {
     }
 }
 
-async fn serve(socket: tokio::net::TcpStream, state: Arc<State>) {
-    let (order, mut orders) = watch::channel(Order::Serve);
-    let number = {
-        let mut all = state.orders.lock().expect("unpoisoned");
+impl State {
+    /// Numbers a new connection.
+    fn connected(&self) -> (usize, watch::Receiver<Order>) {
+        let (order, orders) = watch::channel(Order::Serve);
+        let mut all = self.orders.lock().expect("unpoisoned");
         all.push(order);
-        state.connections.fetch_add(1, Ordering::Relaxed)
-    };
+        (all.len() - 1, orders)
+    }
+
+    /// Notes a new stream.
+    fn arrived(&self, connection: usize, head: &Parts) -> usize {
+        let seen = Seen {
+            connection,
+            path: head.uri.path().to_owned(),
+            headers: head.headers.clone(),
+            message: Bytes::new(),
+        };
+        let mut all = self.seen.lock().expect("unpoisoned");
+        all.push(seen);
+        all.len() - 1
+    }
+}
+
+async fn serve(
+    socket: tokio::net::TcpStream,
+    connection: usize,
+    mut orders: watch::Receiver<Order>,
+    daemon: Arc<State>,
+) {
     let handshake = h2::server::Builder::new()
         .max_header_list_size(16 << 20)
         .initial_window_size(1 << 20)
@@ -142,13 +191,13 @@ async fn serve(socket: tokio::net::TcpStream, state: Arc<State>) {
         .max_concurrent_streams(100_000)
         .handshake(socket)
         .await;
-    let Ok(mut connection) = handshake else { return };
+    let Ok(mut link) = handshake else { return };
     loop {
         let accepted = tokio::select! {
-            accepted = connection.accept() => accepted,
+            accepted = link.accept() => accepted,
             Ok(()) = orders.changed() => match *orders.borrow_and_update() {
                 Order::GoAway => {
-                    connection.graceful_shutdown();
+                    link.graceful_shutdown();
                     continue;
                 }
                 Order::Cut => return,
@@ -157,13 +206,8 @@ async fn serve(socket: tokio::net::TcpStream, state: Arc<State>) {
         };
         let Some(Ok((request, respond))) = accepted else { return };
         let (head, body) = request.into_parts();
-        let seen = Seen {
-            connection: number,
-            path: head.uri.path().to_owned(),
-            headers: head.headers.clone(),
-        };
-        state.seen.lock().expect("unpoisoned").push(seen);
-        let stream = Stream { connection: number, head, body, respond, daemon: Arc::clone(&state) };
+        let (index, daemon) = (daemon.arrived(connection, &head), Arc::clone(&daemon));
+        let stream = Stream { connection, index, head, body, respond, daemon };
         tokio::spawn(answer(stream));
     }
 }
@@ -241,7 +285,9 @@ impl Stream {
 
     /// Reads the request to its end.
     pub(crate) async fn read(&mut self) -> Bytes {
-        read(&mut self.body).await
+        let message = read(&mut self.body).await;
+        self.daemon.seen.lock().expect("unpoisoned")[self.index].message = message.clone();
+        message
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod child;
 pub(crate) mod client;
 pub(crate) mod compare;
 pub(crate) mod fake_daemon;
+pub(crate) mod frames;
 pub(crate) mod proxy;
 pub(crate) mod raw_client;
 pub(crate) mod registry;

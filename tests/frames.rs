@@ -1,0 +1,376 @@
+//! What goes over the wire, frame by frame: what an HTTP/2 library hides from both of its users.
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::Reason;
+use http::HeaderValue;
+use support::{
+    eventually,
+    fake_daemon::{FakeDaemon, head, send, trailers},
+    frames::{
+        ACK, CONTINUATION, Cut, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING,
+        Passed, RawFrames, SETTINGS, Tap, WINDOW_UPDATE, Way, call_block,
+    },
+    proxy::{Builder, Proxy},
+    raw_client::{Call, RawClient},
+};
+
+const EMPTY: Bytes = Bytes::from_static(&[0, 0, 0, 0, 0]);
+
+/// The largest frame that grpc-go sends and accepts.
+const FRAME_LEN: usize = 16 << 10;
+
+/// A daemon, a proxy in front of it, and a tap on each side of the proxy.
+struct Tapped {
+    daemon: FakeDaemon,
+    up: Tap,
+    proxy: Proxy,
+    down: Tap,
+}
+
+impl Tapped {
+    async fn start() -> Self {
+        let daemon = FakeDaemon::start("only").await;
+        let up = Tap::start(&daemon.socket()).await;
+        let proxy = Builder::default().backend(&daemon.behind(&up.socket())).start();
+        let down = Tap::start(&proxy.socket()).await;
+        Self { daemon, up, proxy, down }
+    }
+
+    async fn client(&self) -> RawClient {
+        RawClient::connect(&self.down.socket()).await
+    }
+
+    /// The upstream connection of `build`, once its Solve has arrived.
+    fn connection(&self, build: &str) -> usize {
+        eventually("the Solve arrives", Duration::from_secs(5), || {
+            let solves = self.daemon.seen("Control/Solve");
+            solves.into_iter().find(|seen| seen.id() == build).map(|seen| seen.connection)
+        })
+    }
+
+    /// A Solve and a Status of `build`, both at the daemon.
+    async fn build(&self, client: &RawClient, build: &str) -> [Call; 2] {
+        let calls = [client.solve(build, build).await, client.by_ref("Status", build).await];
+        self.connection(build);
+        eventually("the Status arrives", Duration::from_secs(5), || {
+            self.daemon.seen("Control/Status").iter().any(|seen| seen.id() == build).then_some(())
+        });
+        calls
+    }
+}
+
+/// What the client got on its `number`th stream.
+fn answer(passed: &[Passed], number: u32) -> Vec<(u8, bool)> {
+    passed
+        .iter()
+        .filter(|frame| frame.way == Way::Down && frame.stream == number * 2 - 1)
+        .filter(|frame| frame.kind != WINDOW_UPDATE)
+        .map(|frame| (frame.kind, frame.flags & END_STREAM != 0))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_has_the_frames_that_the_daemon_sent_and_no_other() {
+    let tapped = Tapped::start().await;
+    tapped.daemon.on("Control/Info", |mut stream| async move {
+        stream.read().await;
+        let mut response = head();
+        response.headers_mut().extend(trailers(5, ""));
+        let _ = stream.respond.send_response(response, true);
+    });
+    tapped.daemon.on("Control/ListWorkers", |mut stream| async move {
+        stream.read().await;
+        let mut out = stream.headers();
+        let _ = out.send_trailers(trailers(0, ""));
+    });
+    tapped.daemon.on("Health/Check", |mut stream| async move {
+        stream.read().await;
+        let mut out = stream.headers();
+        let _ = send(&mut out, EMPTY).await;
+        let _ = out.send_trailers(trailers(0, ""));
+    });
+    let client = tapped.client().await;
+    assert_eq!(client.control("Info").await.ended().await.code(), Some(5));
+    assert_eq!(client.control("ListWorkers").await.ended().await.code(), Some(0));
+    let health = client.send("/grpc.health.v1.Health/Check", &[], EMPTY).await;
+    assert_eq!(health.ended().await.code(), Some(0));
+    let passed = tapped.down.passed();
+    assert_eq!(answer(&passed, 1), [(HEADERS, true)], "trailers-only");
+    assert_eq!(answer(&passed, 2), [(HEADERS, false), (HEADERS, true)], "no message");
+    assert_eq!(answer(&passed, 3), [(HEADERS, false), (DATA, false), (HEADERS, true)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proxys_own_errors_are_trailers_only() {
+    let gone = format!("gone=tcp://127.0.0.1:{}", support::free_port());
+    let proxy = Builder::default().backend(&gone).start();
+    let down = Tap::start(&proxy.socket()).await;
+    let client = RawClient::connect(&down.socket()).await;
+    assert_eq!(client.control("Info").await.ended().await.code(), Some(14));
+    assert_eq!(client.solve("r", "s").await.ended().await.code(), Some(14));
+    let status = client.by_ref("Status", "r").await.ended().await;
+    assert_eq!((status.code(), status.marker()), (Some(0), None));
+    let passed = down.passed();
+    for call in 1..=3 {
+        assert_eq!(answer(&passed, call), [(HEADERS, true)], "call {call}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_frame_is_larger_than_grpc_go_accepts() {
+    let tapped = Tapped::start().await;
+    let large = "x".repeat(200_000);
+    let sent = large.clone();
+    tapped.daemon.on("Control/Info", move |mut stream| {
+        let sent = sent.clone();
+        async move {
+            let body = stream.read().await;
+            let mut out = stream.headers();
+            let _ = send(&mut out, body).await;
+            let mut trailers = trailers(2, "");
+            trailers
+                .insert("grpc-status-details-bin", HeaderValue::from_str(&sent).expect("ASCII"));
+            let _ = out.send_trailers(trailers);
+        }
+    });
+    let client = tapped.client().await;
+    let message = [&[0, 0, 0x20, 0, 0][..], &vec![7; 2 << 20]].concat();
+    let path = "/moby.buildkit.v1.Control/Info";
+    let ended = client.send(path, &[("x-large", &large)], message.into()).await.ended().await;
+    assert_eq!((ended.code(), ended.body.len()), (Some(2), (2 << 20) + 5));
+    for (side, tap) in [("downstream", &tapped.down), ("upstream", &tapped.up)] {
+        let passed = tap.passed();
+        let largest = passed.iter().map(|frame| frame.len).max();
+        assert!(largest <= Some(FRAME_LEN), "{side}: {largest:?}");
+        // Both header lists and both bodies really went this way.
+        let total: usize = passed.iter().map(|frame| frame.len).sum();
+        assert!(total > 4 << 20, "{side}: {total}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_pings_are_answered_and_the_daemon_gets_none() {
+    let tapped = Tapped::start().await;
+    let client = tapped.client().await;
+    let build = tapped.build(&client, "r").await;
+    let mut session = client.session("r").await.answered().await.expect("headers");
+    let mut raw = RawFrames::greeted(&tapped.proxy.socket()).await;
+    for number in 0..300_u64 {
+        // grpc-go measures its bandwidth with a ping after every burst of data.
+        let payload = number.to_be_bytes().to_vec();
+        raw.send(&Frame::new(PING, 0, 0, payload.clone())).await;
+        let pong = raw.until(|frame| frame.kind == PING).await.expect("an open connection");
+        assert_eq!((pong.flags, &pong.payload[..]), (ACK, &payload[..]));
+        send(&mut session.upload, EMPTY).await.expect("sent");
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let pings = tapped.up.passed().iter().filter(|f| f.kind == PING && f.flags & ACK == 0).count();
+    assert_eq!(pings, 0, "a daemon closes a connection that is pinged (too_many_pings)");
+    drop((build, session));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemons_pings_are_answered() {
+    let tapped = Tapped::start().await;
+    let client = tapped.client().await;
+    let build = tapped.build(&client, "r").await;
+    let connection = tapped.connection("r");
+    tapped.up.inject(connection, Frame::new(PING, 0, 0, vec![7; 8]).encode());
+    eventually("the PING is answered", Duration::from_secs(2), || {
+        let passed = tapped.up.passed();
+        let pong = |frame: &Passed| {
+            (frame.connection, frame.way, frame.kind) == (connection, Way::Up, PING)
+                && frame.flags & ACK != 0
+        };
+        passed.iter().any(pong).then_some(())
+    });
+    drop(build);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_a_goaway_left_out_can_be_sent_again_and_the_others_go_on() {
+    let tapped = Tapped::start().await;
+    let client = tapped.client().await;
+    let [solve, status] = tapped.build(&client, "r").await;
+    let connection = tapped.connection("r");
+    // The Ping is on its way when the daemon says that it takes no more.
+    tapped.up.hold(connection, true);
+    let ping = client.bridge("Ping", "r").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    tapped.up.inject(connection, Frame::go_away(3, Reason::NO_ERROR).encode());
+    let ping = ping.ended().await;
+    let again = ping.code() == Some(0) || ping.reset == Some(Reason::REFUSED_STREAM);
+    assert!(again, "served over a new connection, or refused so that the client does it: {ping:?}");
+    tapped.up.hold(connection, false);
+    let later = client.bridge("Return", "r").await.ended().await;
+    assert_eq!(later.code(), Some(0), "{later:?}");
+    assert_eq!(tapped.daemon.seen("Control/Solve").len(), 1);
+    tapped.daemon.finish();
+    assert_eq!(solve.ended().await.code(), Some(0));
+    assert_eq!(status.ended().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_solve_that_may_have_been_seen_is_not_sent_again() {
+    let tapped = Tapped::start().await;
+    let client = tapped.client().await;
+    for reason in [Reason::REFUSED_STREAM, Reason::INTERNAL_ERROR] {
+        tapped.daemon.on("Control/Solve", move |mut stream| async move {
+            stream.read().await;
+            stream.respond.send_reset(reason);
+        });
+        let before = tapped.daemon.seen("Control/Solve").len();
+        let ended = client.solve("r", "r").await.ended().await;
+        assert_eq!(ended.reset, Some(reason), "{ended:?}");
+        assert_eq!(tapped.daemon.seen("Control/Solve").len(), before + 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_breaks_in_any_way_costs_its_own_build_alone() {
+    let tapped = Tapped::start().await;
+    let client = tapped.client().await;
+    let bystander = tapped.build(&client, "bystander").await;
+    let bad: [(&str, Vec<u8>); 9] = [
+        ("text", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        ("DATA on stream 0", Frame::new(DATA, 0, 0, vec![1]).encode()),
+        (
+            "HEADERS that cannot be read",
+            Frame::new(HEADERS, END_HEADERS, 1, vec![0xff; 9]).encode(),
+        ),
+        ("a frame above the limit", Frame::new(DATA, 0, 1, vec![0; FRAME_LEN + 1]).encode()),
+        ("SETTINGS of odd length", Frame::new(SETTINGS, 0, 0, vec![0; 5]).encode()),
+        ("CONTINUATION of nothing", Frame::new(CONTINUATION, 0, 1, vec![0]).encode()),
+        ("a window that overflows", Frame::new(WINDOW_UPDATE, 0, 0, vec![0x7f; 4]).encode()),
+        ("a stream of its own", Frame::new(HEADERS, END_HEADERS, 2, vec![0x88]).encode()),
+        ("GOAWAY with an error", Frame::go_away(0, Reason::ENHANCE_YOUR_CALM).encode()),
+    ];
+    let mut broken: Vec<(String, Box<dyn Fn(usize)>)> = Vec::new();
+    for (what, bytes) in bad {
+        let tap = &tapped.up;
+        broken.push((what.to_owned(), Box::new(move |on| tap.inject(on, bytes.clone()))));
+    }
+    for cut in [Cut::Fin, Cut::Rst] {
+        let tap = &tapped.up;
+        broken.push((format!("{cut:?}"), Box::new(move |on| tap.cut(on, cut))));
+    }
+    for (number, (what, break_it)) in broken.iter().enumerate() {
+        // Builds of one client may belong together, and share their link.
+        let client = tapped.client().await;
+        let build = format!("r{number}");
+        let calls = tapped.build(&client, &build).await;
+        break_it(tapped.connection(&build));
+        for call in calls {
+            let ended = call.ended().await;
+            let told = (ended.code(), ended.marker());
+            assert_eq!(told, (Some(14), Some("backend_lost")), "{what}: {ended:?}");
+            assert!(ended.message().contains("backend only was lost"), "{what}: {ended:?}");
+        }
+    }
+    assert_eq!(client.bridge("Ping", "bystander").await.ended().await.code(), Some(0));
+    tapped.daemon.finish();
+    for call in bystander {
+        assert_eq!(call.ended().await.code(), Some(0));
+    }
+    assert!(!tapped.proxy.process.log().contains("panicked"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_of_one_stream_leaves_its_siblings_alone() {
+    let tapped = Tapped::start().await;
+    let client = tapped.client().await;
+    let [solve, status] = tapped.build(&client, "r").await;
+    // Solve is the first stream of its connection, Status the second.
+    let reset = Frame::reset(3, Reason::ENHANCE_YOUR_CALM).encode();
+    tapped.up.inject(tapped.connection("r"), reset);
+    assert_eq!(status.ended().await.reset, Some(Reason::ENHANCE_YOUR_CALM));
+    assert_eq!(client.bridge("Ping", "r").await.ended().await.code(), Some(0));
+    tapped.daemon.finish();
+    assert_eq!(solve.ended().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_connection_breaks_cancels_all_its_calls() {
+    for cut in [Cut::Fin, Cut::Rst] {
+        let tapped = Tapped::start().await;
+        let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
+        for method in ["Control/Solve", "Control/Session", "Control/Status", "LLBBridge/Solve"] {
+            let told = told.clone();
+            tapped.daemon.on(method, move |mut stream| {
+                let told = told.clone();
+                async move {
+                    // No answer yet, as for the hours of a build.
+                    let _ = std::future::poll_fn(|cx| stream.respond.poll_reset(cx)).await;
+                    let _ = told.send(method);
+                }
+            });
+        }
+        let client = tapped.client().await;
+        let _calls = [
+            client.solve("r", "s").await,
+            client.session("s").await,
+            client.by_ref("Status", "r").await,
+            client.bridge("Solve", "r").await,
+        ];
+        eventually("all arrive", Duration::from_secs(5), || {
+            ["Control/Solve", "Control/Session", "Control/Status", "LLBBridge/Solve"]
+                .iter()
+                .all(|method| tapped.daemon.seen(method).len() == 1)
+                .then_some(())
+        });
+        tapped.down.cut(0, cut);
+        for _ in 0..4 {
+            let tell = tokio::time::timeout(Duration::from_secs(2), tells.recv()).await;
+            assert!(tell.is_ok(), "{cut:?}: the daemon must hear of it at once");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_nothing_holds_up_nobody_else() {
+    let daemon = FakeDaemon::start("only").await;
+    daemon.on("Content/Status", |mut stream| async move {
+        stream.read().await;
+        let mut out = stream.headers();
+        while send(&mut out, Bytes::from(vec![7; 32 << 10])).await.is_ok() {}
+    });
+    let proxy = Builder::default().backend(&daemon.backend()).start();
+    let before = proxy.process.memory_kib("VmRSS");
+    let mut stuck = RawFrames::greeted(&proxy.socket()).await;
+    let block = call_block("/containerd.services.content.v1.Content/Status", &[]);
+    for number in 0..40 {
+        // Its window of 64 KiB, shared by all its streams, is all it ever grants.
+        let stream = number * 2 + 1;
+        stuck.send(&Frame::new(HEADERS, END_HEADERS, stream, block.clone())).await;
+        stuck.send(&Frame::new(DATA, END_STREAM, stream, EMPTY)).await;
+    }
+    eventually("the calls arrive", Duration::from_secs(5), || {
+        (daemon.seen("Content/Status").len() == 40).then_some(())
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let client = RawClient::connect(&proxy.socket()).await;
+    let info = client.control("ListWorkers").await.ended();
+    let info = tokio::time::timeout(Duration::from_secs(3), info).await;
+    assert_eq!(info.expect("others are served").code(), Some(0));
+    let grown = proxy.process.memory_kib("VmRSS").saturating_sub(before);
+    assert!(grown < 96 << 10, "grew by {grown} KiB for 40 streams");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_says_goodbye_and_takes_the_calls_on_their_way() {
+    let tapped = Tapped::start().await;
+    let client = tapped.client().await;
+    let [solve, _status] = tapped.build(&client, "r").await;
+    tapped.proxy.process.signal("TERM");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let said = |tap: &Tap| tap.passed().iter().any(|f| f.kind == GOAWAY && f.way == Way::Down);
+    assert!(!said(&tapped.down), "a build runs: its later calls must get through");
+    assert_eq!(client.bridge("Return", "r").await.ended().await.code(), Some(0));
+    tapped.daemon.finish();
+    assert_eq!(solve.ended().await.code(), Some(0));
+    eventually("GOAWAY", Duration::from_secs(5), || said(&tapped.down).then_some(()));
+}
