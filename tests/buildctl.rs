@@ -336,7 +336,7 @@ fn a_failure_in_a_large_dockerfile_tells_the_same_error() {
 #[test]
 fn a_silent_step_is_waited_for() {
     let setup = setup();
-    let seconds = std::env::var("BUILDKIT_LB_SILENT_SECONDS").unwrap_or_else(|_| "130".into());
+    let seconds = std::env::var("BUILDKIT_LB_SILENT_SECONDS").unwrap_or_else(|_| "75".into());
     let context = Context::busybox(&format!("RUN sleep {seconds}"));
     succeed(&mut buildctl_build(&setup.proxy.addr(), &context));
 }

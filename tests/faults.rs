@@ -1,5 +1,7 @@
 //! What a relay can break, one fault at a time: nothing is split, reordered, hidden or made up.
 
+#![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
+
 mod support;
 
 use std::{collections::HashSet, time::Duration};

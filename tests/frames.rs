@@ -1,5 +1,7 @@
 //! What goes over the wire, frame by frame: what an HTTP/2 library hides from both of its users.
 
+#![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
+
 mod support;
 
 use std::time::Duration;
@@ -249,7 +251,8 @@ async fn a_link_that_breaks_in_any_way_costs_its_own_build_alone() {
         ("a stream of its own", Frame::new(HEADERS, END_HEADERS, 2, vec![0x88]).encode()),
         ("GOAWAY with an error", Frame::go_away(0, Reason::ENHANCE_YOUR_CALM).encode()),
     ];
-    let mut broken: Vec<(String, Box<dyn Fn(usize)>)> = Vec::new();
+    type Break<'a> = Box<dyn Fn(usize) + 'a>;
+    let mut broken: Vec<(String, Break<'_>)> = Vec::new();
     for (what, bytes) in bad {
         let tap = &tapped.up;
         broken.push((what.to_owned(), Box::new(move |on| tap.inject(on, bytes.clone()))));

@@ -21,9 +21,9 @@ impl Outcome {
         let step = |line: &str| {
             let (number, rest) = line.strip_prefix('#')?.split_once(' ')?;
             number.parse::<u32>().ok()?;
-            // A step that several targets share is shown under any one of their names.
-            let (names, step) = rest.strip_prefix('[')?.split_once(']')?;
-            Some(format!("{}]{step}", names.rsplit(' ').next().unwrap_or(names)))
+            // A step that builds or targets share is shown under any one's name and number.
+            let (_names, step) = rest.strip_prefix('[')?.split_once(']')?;
+            Some(step.trim().to_owned())
         };
         let error = text.lines().skip_while(|line| !is_error(line)).filter(|line| !is_noise(line));
         Self {
