@@ -14,7 +14,7 @@ use support::{
     fake_daemon::{FakeDaemon, head, send, trailers},
     frames::{
         ACK, CONTINUATION, Cut, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING,
-        Passed, RawFrames, SETTINGS, Tap, WINDOW_UPDATE, Way, call_block,
+        Passed, RST_STREAM, RawFrames, SETTINGS, Tap, WINDOW_UPDATE, Way, call_block,
     },
     proxy::{Builder, Proxy},
     raw_client::{Call, RawClient},
@@ -118,7 +118,10 @@ async fn the_proxys_own_errors_are_trailers_only() {
     assert_eq!((status.code(), status.marker()), (Some(0), None));
     let passed = down.passed();
     for call in 1..=3 {
-        assert_eq!(answer(&passed, call), [(HEADERS, true)], "call {call}");
+        let frames = answer(&passed, call);
+        assert_eq!(frames.first(), Some(&(HEADERS, true)), "call {call}");
+        // A request that was answered before it was read is told to stop (RFC 9113 section 8.1).
+        assert!(frames[1..].iter().all(|(kind, _)| *kind == RST_STREAM), "call {call}: {frames:?}");
     }
 }
 
