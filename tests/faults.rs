@@ -23,6 +23,9 @@ use tokio::{
 
 const EMPTY: Bytes = Bytes::from_static(&[0, 0, 0, 0, 0]);
 
+/// What every build calls.
+const CALLS: [&str; 4] = ["Control/Session", "Control/Solve", "Control/Status", "LLBBridge/Ping"];
+
 fn proxy(fleet: &[FakeDaemon]) -> Proxy {
     let builder =
         fleet.iter().fold(Builder::default(), |builder, daemon| builder.backend(&daemon.backend()));
@@ -305,26 +308,19 @@ async fn the_calls_of_a_build_meet_in_any_order_and_over_any_connection() {
             });
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let mine = |daemon: &FakeDaemon| {
-            let sessions = daemon.seen("Control/Session");
-            sessions.iter().any(|seen| seen.headers["x-docker-expose-session-uuid"] == *session)
+        let all_at = |daemon: &FakeDaemon| {
+            CALLS.iter().all(|call| {
+                let id = if *call == "Control/Session" { &session } else { &build };
+                daemon.seen(call).iter().any(|seen| seen.id() == *id)
+            })
         };
-        until("the Session arrives", || fleet.iter().any(mine)).await;
+        until("all its calls are at one daemon", || fleet.iter().any(all_at)).await;
         drop(calls);
     }
-    for daemon in &fleet {
-        until("all calls arrive", || {
-            ["Control/Session", "Control/Solve", "Control/Status", "LLBBridge/Ping"]
-                .iter()
-                .map(|method| daemon.seen(method).len())
-                .collect::<HashSet<_>>()
-                .len()
-                == 1
-        })
-        .await;
+    for call in CALLS {
+        let seen: usize = fleet.iter().map(|daemon| daemon.seen(call).len()).sum();
+        assert_eq!(seen, 24, "each {call} was sent once, to one daemon");
     }
-    let solves: usize = fleet.iter().map(|daemon| daemon.seen("Control/Solve").len()).sum();
-    assert_eq!(solves, 24, "each Solve was sent once, to one daemon");
 }
 
 fn permutations<'a>(items: &[&'a str]) -> Vec<Vec<&'a str>> {

@@ -232,7 +232,7 @@ async fn answer(stream: Stream) {
 
 /// Sends every message back, and ends when the client half-closes.
 async fn echo(mut stream: Stream) {
-    let mut out = stream.headers();
+    let Some(mut out) = stream.try_headers() else { return };
     while let Some(Ok(data)) = stream.body.data().await {
         let _ = stream.body.flow_control().release_capacity(data.len());
         if send(&mut out, data).await.is_err() {
@@ -261,7 +261,7 @@ async fn solve(mut stream: Stream) {
 async fn status(mut stream: Stream) {
     stream.read().await;
     let mut done = stream.daemon.done.subscribe();
-    let mut out = stream.headers();
+    let Some(mut out) = stream.try_headers() else { return };
     tokio::select! {
         _ = done.wait_for(|done| *done) => {}
         _ = std::future::poll_fn(|cx| out.poll_reset(cx)) => return,
@@ -272,7 +272,7 @@ async fn status(mut stream: Stream) {
 /// One empty message and OK.
 async fn empty(mut stream: Stream) {
     stream.read().await;
-    let mut out = stream.headers();
+    let Some(mut out) = stream.try_headers() else { return };
     let _ = send(&mut out, Bytes::from_static(&[0, 0, 0, 0, 0])).await;
     let _ = out.send_trailers(trailers(0, ""));
 }
@@ -280,7 +280,12 @@ async fn empty(mut stream: Stream) {
 impl Stream {
     /// Sends response headers.
     pub(crate) fn headers(&mut self) -> SendStream<Bytes> {
-        self.respond.send_response(head(), false).expect("an open stream")
+        self.try_headers().expect("an open stream")
+    }
+
+    /// The same, unless the stream has been reset.
+    fn try_headers(&mut self) -> Option<SendStream<Bytes>> {
+        self.respond.send_response(head(), false).ok()
     }
 
     /// Reads the request to its end.
