@@ -9,12 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::Reason;
 use http::HeaderValue;
+use rand::{SeedableRng as _, rngs::StdRng};
 use support::{
     eventually,
     fake_daemon::{FakeDaemon, head, send, trailers},
     frames::{
         ACK, CONTINUATION, Cut, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING,
-        Passed, RST_STREAM, RawFrames, SETTINGS, Tap, WINDOW_UPDATE, Way, call_block,
+        Passed, RST_STREAM, RawFrames, SETTINGS, Tap, WINDOW_UPDATE, Way, call_block, header_block,
+        mutated,
     },
     proxy::{Builder, Proxy},
     raw_client::{Call, RawClient},
@@ -379,4 +381,62 @@ async fn a_drain_says_goodbye_and_takes_the_calls_on_their_way() {
     tapped.daemon.finish();
     assert_eq!(solve.ended().await.code(), Some(0));
     eventually("GOAWAY", Duration::from_secs(5), || said(&tapped.down).then_some(()));
+}
+
+/// What a daemon may answer to a Solve (stream 1) and a Status (stream 3), as frames.
+fn answers() -> Vec<Vec<u8>> {
+    let head = header_block(&[(":status", "200"), ("content-type", "application/grpc")]);
+    let end = header_block(&[("grpc-status", "2"), ("grpc-message", "no"), ("x-bin", "AAE")]);
+    let mut frames = vec![Frame::new(SETTINGS, 0, 0, vec![0, 5, 0, 0, 0x40, 0]).encode()];
+    for stream in [1, 3] {
+        frames.push(Frame::new(HEADERS, END_HEADERS, stream, head.clone()).encode());
+        frames.push(Frame::new(DATA, 0, stream, EMPTY).encode());
+    }
+    frames.push(Frame::new(WINDOW_UPDATE, 0, 1, vec![0, 0, 1, 0]).encode());
+    frames.push(Frame::new(PING, 0, 0, vec![1; 8]).encode());
+    frames.push(Frame::new(HEADERS, END_HEADERS | END_STREAM, 3, end.clone()).encode());
+    frames.push(Frame::reset(1, Reason::INTERNAL_ERROR).encode());
+    frames.push(Frame::new(HEADERS, END_HEADERS | END_STREAM, 1, end).encode());
+    frames.push(Frame::go_away(3, Reason::NO_ERROR).encode());
+    frames
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_answers_nonsense_harms_no_other_build() {
+    const ROUNDS: u64 = 400;
+    let tapped = Tapped::start().await;
+    let client = tapped.client().await;
+    let bystander = tapped.build(&client, "bystander").await;
+    let rounds = (0..8).map(|worker| {
+        let tapped = &tapped;
+        async move {
+            for round in (worker..ROUNDS).step_by(8) {
+                let mut rng = StdRng::seed_from_u64(round);
+                let client = tapped.client().await;
+                let build = format!("r{round}");
+                let calls =
+                    [client.solve(&build, &build).await, client.by_ref("Status", &build).await];
+                let ping = client.bridge("Ping", &build).await.ended().await;
+                assert_eq!(ping.code(), Some(0), "round {round}: {ping:?}");
+                let nonsense = mutated(&answers(), &mut rng).concat();
+                tapped.up.inject(tapped.connection(&build), nonsense);
+                for call in calls {
+                    // Some are left open: nothing in the frames ended them.
+                    let _ = tokio::time::timeout(Duration::from_millis(100), call.ended()).await;
+                }
+            }
+        }
+    });
+    futures_util::future::join_all(rounds).await;
+    assert!(!tapped.proxy.process.log().contains("panicked"));
+    assert_eq!(client.bridge("Ping", "bystander").await.ended().await.code(), Some(0));
+    eventually("only the bystander is left", Duration::from_secs(10), || {
+        let gauge = |name| tapped.proxy.metric(name, &[]);
+        (gauge("buildkit_lb_builds_active") == 1.0 && gauge("buildkit_lb_parked_streams") == 0.0)
+            .then_some(())
+    });
+    tapped.daemon.finish();
+    for call in bystander {
+        assert_eq!(call.ended().await.code(), Some(0));
+    }
 }

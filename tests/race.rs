@@ -22,6 +22,9 @@ use support::{
     spray,
 };
 
+/// The calls that each build makes once.
+const CALLS: [&str; 4] = ["Control/Session", "Control/Solve", "Control/Status", "LLBBridge/Ping"];
+
 #[test]
 fn two_hundred_builds_with_sprayed_calls_all_succeed() {
     const BUILDS: usize = 200;
@@ -84,6 +87,24 @@ fn a_bake_with_sprayed_calls_succeeds() {
     }
 }
 
+#[test]
+fn large_contexts_and_exports_survive_it() {
+    let fleet = Buildkitd::fleet(2);
+    let proxy = Proxy::in_front_of(&fleet).policy("random").start();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let addr = runtime.block_on(spray::start(proxy.socket()));
+    let context = Context::new("FROM scratch\nCOPY large /large\n");
+    let large: Vec<u8> = (0..24_u32 << 20).map(|at| (at.wrapping_mul(at) >> 7) as u8).collect();
+    context.write("large", &large);
+    let out = tempfile::tempdir().expect("a directory");
+    let mut build = buildctl_build(&addr, &context);
+    let output = format!("type=local,dest={}", out.path().display());
+    let ended = run(build.args(["--output", &output]));
+    assert!(ended.status.success(), "{}", text(&ended));
+    let built = std::fs::read(out.path().join("large")).expect("exported");
+    assert!(built == large, "{} of {} bytes, or other ones", built.len(), large.len());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_builds_in_random_order_are_never_split() {
     const BUILDS: usize = 2000;
@@ -107,23 +128,22 @@ async fn thousands_of_builds_in_random_order_are_never_split() {
     });
     let all = futures_util::future::join_all(builds);
     tokio::time::timeout(Duration::from_secs(120), all).await.expect("nothing hangs");
-    let mut homes: HashMap<String, Vec<&str>> = HashMap::new();
+    let mut arrivals: HashMap<String, Vec<(&str, &str)>> = HashMap::new();
     for daemon in &fleet {
-        for seen in daemon.seen("Control/Session") {
-            let id =
-                seen.headers["x-docker-expose-session-uuid"].to_str().expect("ASCII").to_owned();
-            homes.entry(id).or_default().push(&daemon.name);
-        }
-        for seen in daemon.seen("LLBBridge/Ping") {
-            let id =
-                seen.headers["buildkit-controlapi-buildid"].to_str().expect("ASCII").to_owned();
-            homes.entry(id).or_default().push(&daemon.name);
+        for call in CALLS {
+            for seen in daemon.seen(call) {
+                arrivals.entry(seen.id()).or_default().push((call, &daemon.name));
+            }
         }
     }
-    assert_eq!(homes.len(), BUILDS);
-    for (build, daemons) in homes {
-        assert!(daemons.len() == 2 && daemons[0] == daemons[1], "{build} was split: {daemons:?}");
+    assert_eq!(arrivals.len(), BUILDS);
+    for (build, mut calls) in arrivals {
+        calls.sort_unstable();
+        let home = calls[0].1;
+        assert_eq!(calls, CALLS.map(|call| (call, home)), "{build} was split or sent twice");
     }
+    let left = |gauge| proxy.metric(gauge, &[]);
+    assert_eq!((left("buildkit_lb_parked_streams"), left("buildkit_lb_builds_active")), (0.0, 0.0));
 }
 
 /// One build whose four calls go out in random order over random connections.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use rand::{Rng, RngExt as _};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
@@ -386,5 +387,36 @@ impl Hop {
             // Dropped, it would send FIN first.
             self.to.forget();
         }
+    }
+}
+
+/// A conversation with one to four faults in it: bytes changed, frames lost, doubled, swapped, cut.
+pub(crate) fn mutated(conversation: &[Vec<u8>], rng: &mut impl Rng) -> Vec<Vec<u8>> {
+    let mut frames = conversation.to_vec();
+    for _ in 0..rng.random_range(1..=4) {
+        let [one, other] = [(); 2].map(|()| rng.random_range(0..frames.len()));
+        match rng.random_range(0..6) {
+            0 => drop(frames.remove(one)),
+            1 => frames.insert(other, frames[one].clone()),
+            2 => frames.swap(one, other),
+            3 => {
+                let at = rng.random_range(0..=frames[one].len());
+                frames[one].truncate(at);
+            }
+            // Heads are short, and where most faults tell.
+            4 => change(&mut frames[one], HEAD_LEN, rng),
+            _ => change(&mut frames[one], usize::MAX, rng),
+        }
+        if frames.is_empty() {
+            break;
+        }
+    }
+    frames
+}
+
+fn change(frame: &mut [u8], within: usize, rng: &mut impl Rng) {
+    if !frame.is_empty() {
+        let at = rng.random_range(0..frame.len().min(within));
+        frame[at] = rng.random();
     }
 }
