@@ -348,7 +348,7 @@ fn parse_backend(text: &str) -> Result<Endpoint, String> {
             address.to_string().split_off(address.to_string().find("://").map_or(0, |at| at + 3))
         }
     };
-    Ok(Endpoint { name: name.into(), address })
+    Ok(Endpoint::new(name, address))
 }
 
 fn parse_socket_addr(text: &str) -> Result<SocketAddr, String> {

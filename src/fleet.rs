@@ -6,9 +6,10 @@
 use std::{
     collections::HashMap,
     fmt,
+    num::NonZeroU32,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -41,12 +42,23 @@ pub struct Endpoint {
     pub name: Arc<str>,
     /// Where the daemon listens.
     pub address: Address,
+    /// Its size against the others': one with 2 is given twice the builds of one with 1.
+    pub capacity: NonZeroU32,
+}
+
+impl Endpoint {
+    /// An endpoint of capacity 1.
+    pub fn new(name: impl Into<Arc<str>>, address: Address) -> Self {
+        Self { name: name.into(), address, capacity: NonZeroU32::MIN }
+    }
 }
 
 /// One daemon.
 pub struct Backend {
     name: Arc<str>,
     address: Address,
+    capacity: AtomicU32,
+    joined: Instant,
     health: Mutex<Health>,
     ejected: AtomicBool,
     cordoned: AtomicBool,
@@ -99,6 +111,8 @@ impl Backend {
             metrics: metrics.backend(&endpoint.name),
             name: endpoint.name,
             address: endpoint.address,
+            capacity: endpoint.capacity.get().into(),
+            joined: Instant::now(),
             health: Mutex::default(),
             ejected: AtomicBool::new(false),
             cordoned: AtomicBool::new(false),
@@ -118,6 +132,16 @@ impl Backend {
     /// Where it listens.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Its size against the others'; never 0.
+    pub fn capacity(&self) -> u32 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// When it joined the fleet.
+    pub fn joined(&self) -> Instant {
+        self.joined
     }
 
     /// Its metric handles.
@@ -286,6 +310,7 @@ impl Fleet {
         for endpoint in endpoints {
             match known.remove(&*endpoint.name) {
                 Some(backend) if backend.address == endpoint.address => {
+                    backend.capacity.store(endpoint.capacity.get(), Ordering::Relaxed);
                     backends.push(Arc::clone(backend));
                 }
                 _ => {
@@ -309,8 +334,7 @@ mod tests {
     use super::*;
 
     fn endpoint(name: &str, port: u16) -> Endpoint {
-        let address = Address::Tcp { host: "127.0.0.1".into(), port };
-        Endpoint { name: name.into(), address }
+        Endpoint::new(name, Address::Tcp { host: "127.0.0.1".into(), port })
     }
 
     fn fleet(endpoints: Vec<Endpoint>) -> Fleet {

@@ -112,9 +112,9 @@ pub(crate) mod tests {
 
     pub(crate) fn backends(count: usize) -> Vec<Arc<Backend>> {
         let fleet = Fleet::new(Arc::new(Metrics::new()));
-        let endpoint = |index| Endpoint {
-            name: format!("buildkitd-{index}").into(),
-            address: Address::Tcp { host: "127.0.0.1".into(), port: 1234 },
+        let endpoint = |index| {
+            let address = Address::Tcp { host: "127.0.0.1".into(), port: 1234 };
+            Endpoint::new(format!("buildkitd-{index}"), address)
         };
         fleet.replace((0..count).map(endpoint).collect());
         fleet.backends().to_vec()
