@@ -56,7 +56,10 @@ impl Buildkitd {
         let root = self.root.path().to_str().expect("a UTF-8 path");
         let addr = self.addr();
         let args = ["--addr", &addr, "--root", root, "--oci-worker-binary", "runc"];
-        let args = [&args[..], &["--oci-worker-snapshotter", snapshotter()]].concat();
+        // At its default place daemons that start at the same time fail over one socket.
+        let otel = format!("{root}/otel.sock");
+        let own = ["--oci-worker-snapshotter", snapshotter(), "--otel-socket-path", &otel];
+        let args = [&args[..], &own].concat();
         self.process = Some(Guarded::start_in(&tool("buildkitd"), &args, root));
         let addr = self.addr();
         eventually("buildkitd answers", Duration::from_secs(60), || {
