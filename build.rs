@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors =
-        protox::compile(["control.proto", "content.proto", "trace.proto"], ["proto"])?;
+        protox::compile(["control.proto", "content.proto", "ops.proto", "trace.proto"], ["proto"])?;
     tonic_prost_build::configure()
         .build_server(false)
         .build_transport(false)

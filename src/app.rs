@@ -73,7 +73,13 @@ impl App {
         let downstream = TaskTracker::new();
         let background = TaskTracker::new();
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
-        let proxy = Proxy::new(Arc::clone(&fleet), metrics, config.policy, background.clone());
+        let proxy = Proxy::new(
+            Arc::clone(&fleet),
+            metrics,
+            config.policy,
+            Arc::new(config.affinity),
+            background.clone(),
+        );
 
         background.spawn(health::run(
             fleet,

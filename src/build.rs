@@ -8,15 +8,17 @@ pub mod affinity;
 mod place;
 mod refuse;
 mod report;
+pub mod shared_keys;
 pub mod solve;
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::Request;
+use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 
 use self::{
+    affinity::{AffinityKey, Facts, rules::HINT_HEADER},
     report::{Report, SessionReport},
     solve::Solve,
 };
@@ -58,9 +60,11 @@ pub async fn solve(proxy: &Proxy, request: Request<Incoming>, origin: &Origin) -
         Err(error) => return Ok(proxy.reject(&error)),
     };
     let solve = match wire::decode::<SolveRequest>(&message.framed()) {
-        Ok(solve) => Solve::new(&solve),
+        Ok(solve) => solve,
         Err(error) => return Ok(proxy.reject(&ProxyError::from_solve(&error))),
     };
+    let affinity = affinity_key(proxy, &solve, &parts.headers, origin).await;
+    let solve = Solve::new(&solve, affinity);
     let placed = match place::solve(proxy, &solve, trace, origin).await {
         Ok(placed) => placed,
         Err(error) => return Ok(proxy.reject(&error)),
@@ -77,6 +81,9 @@ pub async fn solve(proxy: &Proxy, request: Request<Incoming>, origin: &Origin) -
 /// The daemon reset the stream.
 pub async fn session(proxy: &Proxy, request: Request<Incoming>, id: Id, origin: &Origin) -> Answer {
     let trace = ids::trace(request.headers());
+    if proxy.rules.read_shared_key() {
+        proxy.shared_keys.declare(&id, request.headers());
+    }
     let key = Key::Session(id);
     // The early lease keeps a binding that no Solve holds yet, until the stream itself does.
     let (Bound { binding, tally }, early) = match bind_session(proxy, &key, trace, origin).await {
@@ -146,6 +153,30 @@ pub async fn follow(proxy: &Proxy, request: Request<Incoming>, key: &Key) -> Ans
 pub async fn any(proxy: &Proxy, request: Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
     proxy.relay_to_any(parts, Bytes::new(), body).await
+}
+
+/// What the build's cache is known by. A probe of the client's has no cache.
+async fn affinity_key(
+    proxy: &Proxy,
+    request: &SolveRequest,
+    headers: &HeaderMap,
+    origin: &Origin,
+) -> Option<AffinityKey> {
+    if request.internal {
+        return None;
+    }
+    let client = origin.client.map(|client| client.to_string());
+    let facts = Facts {
+        hint: headers.get(HINT_HEADER).and_then(|hint| hint.to_str().ok()),
+        client: client.as_deref(),
+        ..Facts::new(request)
+    };
+    let session = Id::new(&request.session).filter(|_| proxy.rules.waits_for_shared_key(&facts));
+    let shared_key = match session {
+        Some(session) => proxy.shared_keys.of(&session).await,
+        None => None,
+    };
+    proxy.rules.key(&Facts { shared_key: shared_key.as_deref(), ..facts })
 }
 
 async fn bind_session(

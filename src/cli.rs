@@ -8,6 +8,7 @@ use crate::{
     app::{App, StartError},
     config::{Config, Settings},
     error::Chain,
+    explain::{Parameters, explain},
     shutdown::Signals,
     telemetry,
 };
@@ -31,6 +32,8 @@ enum Command {
     CheckConfig(Options),
     /// Print the configuration in force, as a file that would give the same.
     PrintConfig(Options),
+    /// Tell the affinity key of a build, where it comes from, and how the backends rank for it.
+    ExplainKey(ExplainOptions),
 }
 
 #[derive(Debug, Args)]
@@ -40,6 +43,14 @@ struct Options {
     config: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
+}
+
+#[derive(Debug, Args)]
+struct ExplainOptions {
+    #[command(flatten)]
+    options: Options,
+    #[command(flatten)]
+    parameters: Parameters,
 }
 
 /// Runs the command line and says how it went.
@@ -62,6 +73,15 @@ pub fn run() -> ExitCode {
             print!("{}", config.to_toml());
             ExitCode::SUCCESS
         }),
+        Command::ExplainKey(ExplainOptions { options, parameters }) => {
+            with_config(options, |config| match explain(&config, &parameters) {
+                Ok(explanation) => {
+                    print!("{explanation}");
+                    ExitCode::SUCCESS
+                }
+                Err(error) => failed(&error),
+            })
+        }
     }
 }
 

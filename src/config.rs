@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     address::Address,
+    build::affinity::Rules,
     fleet::Endpoint,
     policy::Policy,
     telemetry::{LogFormat, LogLevel},
@@ -45,6 +46,8 @@ pub struct Config {
     pub backends: Vec<Endpoint>,
     /// How builds are spread.
     pub policy: Policy,
+    /// What makes a build's affinity key.
+    pub affinity: Rules,
     /// Where probes and Prometheus connect.
     pub admin_listen: SocketAddr,
     /// How long a drain waits for builds before it cuts them.
@@ -99,6 +102,10 @@ pub struct Settings {
     #[arg(long, env = "BUILDKIT_LB_LOG_LEVEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_level: Option<String>,
+    /// The `[affinity]` table of the file: an ordered list does not fit into a flag.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<toml::Table>,
 }
 
 /// All that is wrong with a configuration; one line each.
@@ -157,6 +164,10 @@ impl Config {
         let log_level = check(settings.log_level.as_deref(), "log-level", problems, |text| {
             parse_word(text, "error, warn, info, debug or trace")
         });
+        let affinity = match &settings.affinity {
+            Some(table) => Rules::from_table(table.clone(), "affinity", problems),
+            None => Rules::default(),
+        };
         let admin_listen = admin_listen?;
         for address in &listen {
             let Address::Tcp { host, port } = address else { continue };
@@ -172,6 +183,7 @@ impl Config {
             listen,
             backends,
             policy: policy.unwrap_or_default(),
+            affinity,
             admin_listen,
             drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
             max_connections: max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS),
@@ -197,6 +209,7 @@ impl Config {
             worker_threads: Some(self.worker_threads.to_string()),
             log_format: Some(self.log_format.to_string()),
             log_level: Some(self.log_level.to_string()),
+            affinity: Some(self.affinity.to_table()),
         };
         // Strings and lists of strings always have a TOML form.
         toml::to_string(&settings).unwrap_or_default()
@@ -217,6 +230,7 @@ impl Settings {
             worker_threads: over.worker_threads.or(self.worker_threads),
             log_format: over.log_format.or(self.log_format),
             log_level: over.log_level.or(self.log_level),
+            affinity: over.affinity.or(self.affinity),
         }
     }
 
@@ -238,9 +252,9 @@ impl Settings {
     }
 
     /// Key by key, so that one wrong value does not hide the next.
-    fn from_table(table: toml::Table, problems: &mut Vec<String>) -> Self {
+    fn from_table(entries: toml::Table, problems: &mut Vec<String>) -> Self {
         let mut settings = Self::default();
-        for (key, value) in table {
+        for (key, value) in entries {
             match key.as_str() {
                 "listen" => settings.listen = list(&key, value, problems),
                 "backend" => settings.backend = list(&key, value, problems),
@@ -251,6 +265,7 @@ impl Settings {
                 "worker-threads" => settings.worker_threads = text(&key, value, problems),
                 "log-format" => settings.log_format = text(&key, value, problems),
                 "log-level" => settings.log_level = text(&key, value, problems),
+                "affinity" => settings.affinity = table(&key, value, problems),
                 _ => problems.push(format!("{key}: unknown key")),
             }
         }
@@ -283,6 +298,16 @@ fn text(key: &str, value: toml::Value, problems: &mut Vec<String>) -> Option<Str
         toml::Value::Integer(number) => Some(number.to_string()),
         other => {
             problems.push(format!("{key}: must be a string, found {}", other.type_str()));
+            None
+        }
+    }
+}
+
+fn table(key: &str, value: toml::Value, problems: &mut Vec<String>) -> Option<toml::Table> {
+    match value {
+        toml::Value::Table(table) => Some(table),
+        other => {
+            problems.push(format!("{key}: must be a table, found {}", other.type_str()));
             None
         }
     }

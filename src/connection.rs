@@ -68,14 +68,15 @@ async fn drive(
     number: u64,
     context: Context,
 ) -> Result<(), (&'static str, String)> {
+    let client = socket.peer();
     let io = Batched::new(socket);
     let load = Arc::new(ConnectionLoad::default());
     let Context { proxy, tasks, drain } = context;
     let service = service_fn({
         let load = Arc::clone(&load);
         move |request| {
-            let origin =
-                Origin { connection: number, load: Arc::clone(&load), arrived: Instant::now() };
+            let load = Arc::clone(&load);
+            let origin = Origin { connection: number, client, load, arrived: Instant::now() };
             let proxy = proxy.clone();
             async move { answer(&proxy, request, &origin).await }
         }

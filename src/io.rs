@@ -9,6 +9,7 @@ use std::{
     cell::{Cell, RefCell},
     future::Future,
     io,
+    net::IpAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -53,6 +54,15 @@ pub enum Socket {
 }
 
 impl Socket {
+    /// The other end's address, if it has one.
+    pub fn peer(&self) -> Option<IpAddr> {
+        match self {
+            // A mapped address is the same client over the other family.
+            Self::Tcp(stream) => stream.peer_addr().ok().map(|addr| addr.ip().to_canonical()),
+            Self::Unix(_) => None,
+        }
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, into),

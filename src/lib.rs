@@ -2,7 +2,8 @@
 //!
 //! The modules, in the order a byte travels; each may use only those below it:
 //!
-//! - [`cli`] command line, [`config`] settings, [`app`] the composition root
+//! - [`cli`] command line, [`explain`] what the proxy would decide, [`config`] settings, [`app`] the
+//!   composition root
 //! - [`listener`] accepts, [`connection`] serves one HTTP/2 client link
 //! - [`router`] path and metadata to a route
 //! - [`build`] reads each Solve, binds its build, parks the siblings
@@ -25,6 +26,7 @@ pub mod config;
 pub mod connection;
 pub mod directory;
 pub mod error;
+pub mod explain;
 pub mod fanout;
 pub mod first_message;
 pub mod fleet;

@@ -92,6 +92,11 @@ impl Policy {
     }
 }
 
+/// The backends in the order in which the consistent hash prefers them for `key`.
+pub fn ranking(key: &[u8], backends: &[Arc<Backend>]) -> Vec<Arc<Backend>> {
+    consistent_hash::ranking(key, backends)
+}
+
 fn balanced(backend: Option<&Arc<Backend>>) -> Option<Choice> {
     backend.map(|backend| Choice { backend: Arc::clone(backend), outcome: Outcome::Balanced })
 }

@@ -4,6 +4,7 @@
 //! proxy's own error. Which stream gets which treatment is decided above, in `build` and `fanout`.
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::{
+    build::{affinity::Rules, shared_keys::SharedKeys},
     directory::{Bound, Directory, Lookup},
     error::ProxyError,
     first_message::{FirstMessage, Reader},
@@ -41,6 +43,8 @@ pub type Answer = Result<Response<Body>, ResetError>;
 pub struct Origin {
     /// Number of the downstream connection, unique in this process.
     pub connection: u64,
+    /// Address of the client, unless it came through a Unix socket.
+    pub client: Option<IpAddr>,
     /// What runs on that connection.
     pub load: Arc<ConnectionLoad>,
     /// When the stream arrived.
@@ -100,6 +104,10 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     /// How builds are spread.
     pub policy: Policy,
+    /// What makes a build's affinity key.
+    pub rules: Arc<Rules>,
+    /// What Session streams declare.
+    pub shared_keys: SharedKeys,
     tasks: TaskTracker,
     reader: Reader,
 }
@@ -119,6 +127,7 @@ impl Proxy {
         fleet: Arc<Fleet>,
         metrics: Arc<Metrics>,
         policy: Policy,
+        rules: Arc<Rules>,
         tasks: TaskTracker,
     ) -> Self {
         Self {
@@ -127,6 +136,8 @@ impl Proxy {
             shared: Arc::new(SharedLinks::new(tasks.clone())),
             metrics,
             policy,
+            rules,
+            shared_keys: SharedKeys::default(),
             tasks,
             reader: Reader::default(),
         }

@@ -20,6 +20,12 @@ pub mod content {
     tonic::include_proto!("containerd.services.content.v1");
 }
 
+/// Messages of a build definition (package `pb`).
+#[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all)]
+pub mod llb {
+    tonic::include_proto!("pb");
+}
+
 /// Messages of the OTLP trace collector.
 #[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all)]
 pub mod trace {

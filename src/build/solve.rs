@@ -2,7 +2,7 @@
 //! odd leaves a field empty, and the bytes go to the daemon as they came.
 
 use crate::{
-    build::affinity::{self, AffinityKey},
+    build::affinity::AffinityKey,
     ids::{Id, Key, TraceId},
     wire::control::{Attr, SolveRequest},
 };
@@ -30,8 +30,8 @@ pub struct Solve {
 }
 
 impl Solve {
-    /// Reads `request`.
-    pub fn new(request: &SolveRequest) -> Self {
+    /// Reads `request`, whose key is `affinity`.
+    pub fn new(request: &SolveRequest, affinity: Option<AffinityKey>) -> Self {
         let attrs = &request.frontend_attrs;
         let named = |attr: &&Attr| attr.key.starts_with(b"local-sessionid:");
         let shared = attrs
@@ -52,7 +52,7 @@ impl Solve {
             internal: request.internal,
             linked,
             groups: linked || attrs.iter().any(|attr| *attr.key == *b"filename"),
-            affinity: affinity::key(request),
+            affinity,
         }
     }
 
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn shared_sessions_come_before_the_own_one() {
-        let solve = Solve::new(&SolveRequest {
+        let request = SolveRequest {
             r#ref: "r".into(),
             session: "own".into(),
             frontend_attrs: vec![
@@ -101,7 +101,8 @@ mod tests {
                 attr("filename", "Dockerfile"),
             ],
             ..Default::default()
-        });
+        };
+        let solve = Solve::new(&request, None);
         let keys = [Key::Session(id("shared")), Key::Session(id("own")), Key::Build(id("r"))];
         assert_eq!(solve.keys(), keys);
         assert!(!solve.linked);
@@ -111,7 +112,7 @@ mod tests {
     fn an_input_context_links() {
         let linked = |key, value| {
             let frontend_attrs = vec![attr(key, value)];
-            Solve::new(&SolveRequest { frontend_attrs, ..Default::default() }).linked
+            Solve::new(&SolveRequest { frontend_attrs, ..Default::default() }, None).linked
         };
         assert!(linked("context:base", "input:0-b"));
         assert!(!linked("context:base", "docker-image://scratch"));
@@ -120,10 +121,10 @@ mod tests {
 
     #[test]
     fn independent_builds_of_one_trace_meet_only_on_one_connection() {
-        let plain = Solve::new(&SolveRequest::default());
+        let plain = Solve::new(&SolveRequest::default(), None);
         assert_eq!(plain.companions(Some([1; 16]), 7), [Key::TraceOnConnection([1; 16], 7)]);
         let frontend_attrs = vec![attr("filename", "Dockerfile")];
-        let buildx = Solve::new(&SolveRequest { frontend_attrs, ..Default::default() });
+        let buildx = Solve::new(&SolveRequest { frontend_attrs, ..Default::default() }, None);
         assert_eq!(buildx.companions(Some([1; 16]), 7), [Key::Trace([1; 16])]);
         assert_eq!(buildx.companions(None, 7), [Key::Connection(7)]);
     }

@@ -5,7 +5,7 @@
 //! Ravishankar, 1998). The bound keeps a hot key from drowning its home (Mirrokni, Thorup and
 //! Zadimoghaddam, 2018); what spills goes down the key's own ranking, always to the same second.
 
-use std::sync::Arc;
+use std::{cmp::Reverse, sync::Arc};
 
 use twox_hash::XxHash3_64;
 
@@ -38,6 +38,15 @@ pub(super) fn choose(key: &[u8], candidates: &[Arc<Backend>]) -> Option<Choice> 
     let (rank, backend) = below.unwrap_or((home_rank, home));
     let outcome = if rank == home_rank { Outcome::Home } else { Outcome::Spill };
     Some(Choice { backend: Arc::clone(backend), outcome })
+}
+
+pub(super) fn ranking(key: &[u8], backends: &[Arc<Backend>]) -> Vec<Arc<Backend>> {
+    let key = XxHash3_64::oneshot(key);
+    let mut ranking = backends.to_vec();
+    ranking.sort_by_cached_key(|backend| {
+        Reverse(XxHash3_64::oneshot_with_seed(key, backend.name().as_bytes()))
+    });
+    ranking
 }
 
 /// Builds that a backend may run before the one to place spills.

@@ -1,0 +1,164 @@
+//! Different spellings of one place, brought to one: URLs of repositories, names of images, paths.
+
+use percent_encoding::percent_decode_str;
+
+/// Names that a checkout's directory has on every agent: they tell nothing of the project.
+const PLACES: [&str; 12] = [
+    ".",
+    "app",
+    "build",
+    "builds",
+    "code",
+    "context",
+    "docker",
+    "repo",
+    "s",
+    "source",
+    "src",
+    "workspace",
+];
+
+/// `https://user@Host/team/app.git?x#y` and `git@host:team/app` both become `host/team/app`.
+pub(super) fn repository(url: &str) -> String {
+    let url = url.split(['#', '?']).next().unwrap_or_default();
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (Some(scheme), rest),
+        None => (None, url),
+    };
+    let (authority, path) = match scheme {
+        Some(_) => rest.split_once('/').unwrap_or((rest, "")),
+        // scp-like: user@host:path
+        None => rest.split_once(':').unwrap_or((rest, "")),
+    };
+    let host = authority.rsplit_once('@').map_or(authority, |(_user, host)| host);
+    let host = without_default_port(host, scheme).to_ascii_lowercase();
+    let path = percent_decode_str(path).decode_utf8_lossy();
+    let path = path.trim_matches('/');
+    let path = path.strip_suffix(".git").unwrap_or(path);
+    azure(&host, path).unwrap_or_else(|| format!("{host}/{path}"))
+}
+
+fn without_default_port<'a>(host: &'a str, scheme: Option<&str>) -> &'a str {
+    let port = match scheme {
+        Some("https") => ":443",
+        Some("http") => ":80",
+        Some("ssh") => ":22",
+        Some("git") => ":9418",
+        _ => return host,
+    };
+    host.strip_suffix(port).unwrap_or(host)
+}
+
+/// The three addresses that Azure Repos gives one repository, as the one it shows today.
+fn azure(host: &str, path: &str) -> Option<String> {
+    let path = path.to_ascii_lowercase();
+    let (organisation, project, repository) = if host == "ssh.dev.azure.com" {
+        let mut parts = path.strip_prefix("v3/")?.splitn(3, '/');
+        (parts.next()?.to_owned(), parts.next()?, parts.next()?)
+    } else if let Some(organisation) = host.strip_suffix(".visualstudio.com") {
+        let path = path.strip_prefix("defaultcollection/").unwrap_or(&path);
+        let (project, repository) = git_path(path)?;
+        (organisation.to_owned(), project, repository)
+    } else if host == "dev.azure.com" {
+        let (organisation, rest) = path.split_once('/')?;
+        let (project, repository) = git_path(rest)?;
+        (organisation.to_owned(), project, repository)
+    } else {
+        return None;
+    };
+    Some(format!("dev.azure.com/{organisation}/{project}/_git/{repository}"))
+}
+
+/// `PROJECT/_git/REPOSITORY`, or `_git/REPOSITORY` where the project has the same name.
+fn git_path(path: &str) -> Option<(&str, &str)> {
+    match path.strip_prefix("_git/") {
+        Some(repository) => Some((repository, repository)),
+        None => path.split_once("/_git/"),
+    }
+}
+
+/// `Registry/team/app:tag@sha256:…` becomes `registry/team/app`.
+pub(super) fn image(reference: &str) -> String {
+    let name = reference.trim().split('@').next().unwrap_or_default();
+    let end = match (name.rfind(':'), name.rfind('/')) {
+        (Some(colon), slash) if slash.is_none_or(|slash| colon > slash) => colon,
+        _ => name.len(),
+    };
+    name[..end].to_ascii_lowercase()
+}
+
+/// A directory of a repository with `/` between its parts, or nothing for the top and for a path of
+/// one machine.
+pub(super) fn directory(path: &str) -> Option<String> {
+    let path = path.replace('\\', "/");
+    let drive = path.as_bytes().get(1) == Some(&b':');
+    if path.starts_with('/') || drive || path.split('/').any(|part| part == "..") {
+        return None;
+    }
+    let path = path.trim_start_matches("./").trim_end_matches('/');
+    Some(path.to_owned()).filter(|path| !path.is_empty() && path != ".")
+}
+
+/// The directory's name in a shared key of buildx (`NAME:NODE`), unless every agent's is called so.
+///
+/// The node is left out: it is drawn anew on each new agent.
+pub(super) fn shared_key(shared_key: &str) -> Option<String> {
+    let name = shared_key.rsplit_once(':').map_or(shared_key, |(name, _node)| name);
+    let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    let plain = name.to_ascii_lowercase();
+    let telling = name.bytes().any(|byte| byte.is_ascii_alphabetic())
+        && name.len() > 1
+        && !PLACES.contains(&plain.as_str());
+    telling.then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_repository_has_one_name() {
+        for (url, name) in [
+            ("git@github.com:team/app.git", "github.com/team/app"),
+            ("ssh://git@GitHub.com:22/team/app", "github.com/team/app"),
+            ("https://x:token@github.com:443/team/app.git/", "github.com/team/app"),
+            ("https://tfs.example:8080/tfs/Main/_git/app", "tfs.example:8080/tfs/Main/_git/app"),
+            (
+                "https://org@dev.azure.com/org/My%20Proj/_git/app",
+                "dev.azure.com/org/my proj/_git/app",
+            ),
+            ("git@ssh.dev.azure.com:v3/org/My%20Proj/app", "dev.azure.com/org/my proj/_git/app"),
+            (
+                "https://org.visualstudio.com/DefaultCollection/My%20Proj/_git/app",
+                "dev.azure.com/org/my proj/_git/app",
+            ),
+            ("https://org.visualstudio.com/_git/app", "dev.azure.com/org/app/_git/app"),
+            ("https://dev.azure.com/org", "dev.azure.com/org"),
+        ] {
+            assert_eq!(repository(url), name, "{url}");
+        }
+    }
+
+    #[test]
+    fn an_image_loses_tag_and_digest_only() {
+        assert_eq!(image("Reg:5000/Team/app:v1"), "reg:5000/team/app");
+        assert_eq!(image("reg:5000/team/app"), "reg:5000/team/app");
+        assert_eq!(image("app@sha256:aa"), "app");
+    }
+
+    #[test]
+    fn a_path_of_one_machine_is_no_directory() {
+        assert_eq!(directory("./services\\a/"), Some("services/a".into()));
+        for path in ["", ".", "./", "/agent/_work/1/s", "C:\\agent\\_work\\1\\s", "../../s"] {
+            assert_eq!(directory(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_shared_key_tells_only_if_its_directory_does() {
+        assert_eq!(shared_key("billing-api:f135bf9275c4488a"), Some("billing-api".into()));
+        for text in ["", "s:f135bf9275c4488a", "1:ab", "workspace:ab", ":ab", "_work/1/s:ab"] {
+            assert_eq!(shared_key(text), None, "{text}");
+        }
+    }
+}

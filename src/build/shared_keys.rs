@@ -1,0 +1,88 @@
+//! What Session streams declare of themselves, for a Solve that has nothing else to be known by.
+//!
+//! Session and Solve of one build arrive at the same time and in any order, so a Solve waits a moment.
+
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+
+use http::HeaderMap;
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::ids::Id;
+
+/// Metadata of Control/Session: buildx sets it to DIRECTORY:NODE (BuildKit session/session.go).
+const HEADER: &str = "x-docker-expose-session-sharedkey";
+
+/// A client opens both streams within milliseconds; a bake's session may come much later.
+const WAIT: Duration = Duration::from_millis(250);
+
+/// Longer values are cut.
+const MAX_LEN: usize = 1024;
+
+/// Sessions remembered: each is needed for a moment only.
+const CAPACITY: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
+
+type Slot = watch::Sender<Option<Arc<str>>>;
+
+/// The shared keys of recent sessions. Clones share them.
+#[derive(Debug, Clone)]
+pub struct SharedKeys(Arc<Mutex<LruCache<Id, Slot>>>);
+
+impl Default for SharedKeys {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(LruCache::new(CAPACITY))))
+    }
+}
+
+impl SharedKeys {
+    /// Notes what a Session stream declares, be it nothing.
+    pub fn declare(&self, session: &Id, headers: &HeaderMap) {
+        let value = headers.get(HEADER).map_or(&[][..], |value| value.as_bytes());
+        let key = String::from_utf8_lossy(&value[..value.len().min(MAX_LEN)]).into();
+        self.with_slot(session, |slot| slot.send_replace(Some(key)));
+    }
+
+    /// What `session` declares; waits a moment for its stream to arrive.
+    pub async fn of(&self, session: &Id) -> Option<Arc<str>> {
+        let mut declared = self.with_slot(session, watch::Sender::subscribe);
+        let key = tokio::time::timeout(WAIT, declared.wait_for(Option::is_some)).await;
+        key.ok()?.ok()?.clone()
+    }
+
+    fn with_slot<T>(&self, session: &Id, then: impl FnOnce(&Slot) -> T) -> T {
+        then(self.0.lock().get_or_insert(session.clone(), Slot::default))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> Id {
+        Id::new(text.as_bytes()).expect("valid")
+    }
+
+    fn headers(key: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(HEADER.parse().expect("a name"), key.parse().expect("a value"))])
+    }
+
+    #[tokio::test]
+    async fn a_solve_finds_what_its_session_declared_before_or_after() {
+        let keys = SharedKeys::default();
+        keys.declare(&id("early"), &headers("app:1"));
+        assert_eq!(keys.of(&id("early")).await.as_deref(), Some("app:1"));
+        let late = id("late");
+        let declare = async {
+            tokio::task::yield_now().await;
+            keys.declare(&late, &headers("app:2"));
+        };
+        let (found, ()) = tokio::join!(keys.of(&late), declare);
+        assert_eq!(found.as_deref(), Some("app:2"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_never_comes_is_not_waited_for_long() {
+        assert_eq!(SharedKeys::default().of(&id("never")).await, None);
+    }
+}

@@ -1,0 +1,243 @@
+//! `buildkit-lb explain-key`: which key a build has under a configuration, from which source, and how
+//! the backends rank for it. Computes what the proxy would, and talks to nobody.
+
+use std::{
+    fmt::{self, Write as _},
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use clap::Args;
+use prost::Message as _;
+
+use crate::{
+    build::affinity::{AffinityKey, Facts},
+    config::Config,
+    fleet::Fleet,
+    metrics::Metrics,
+    policy::{self, Policy},
+    wire::{
+        self, WireError,
+        control::{Attr, CacheOptions, CacheOptionsEntry, Exporter, SolveRequest},
+    },
+};
+
+/// A build's parameters, in buildctl's words.
+#[derive(Debug, Args)]
+pub struct Parameters {
+    /// A frontend option, as for buildctl. Repeatable.
+    #[arg(long, value_name = "NAME=VALUE")]
+    opt: Vec<String>,
+    /// An exporter, as for buildctl: type=image,name=NAME. Repeatable.
+    #[arg(long, value_name = "type=TYPE,name=NAME")]
+    output: Vec<String>,
+    /// A cache exporter, as for buildctl: type=registry,ref=REF. Repeatable.
+    #[arg(long, value_name = "type=TYPE,ref=REF")]
+    export_cache: Vec<String>,
+    /// A cache importer, as for buildctl. Repeatable.
+    #[arg(long, value_name = "type=TYPE,ref=REF")]
+    import_cache: Vec<String>,
+    /// What the Session declares as its shared key; buildx sends DIRECTORY:NODE.
+    #[arg(long, value_name = "DIRECTORY:NODE")]
+    shared_key: Option<String>,
+    /// Address of the client.
+    #[arg(long, value_name = "ADDRESS")]
+    client: Option<String>,
+    /// A captured SolveRequest instead, with or without the five bytes of a gRPC frame; - is stdin.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["opt", "output", "export_cache", "import_cache"])]
+    solve: Option<PathBuf>,
+}
+
+/// Why a key cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum ExplainError {
+    /// A parameter has no `=`.
+    #[error("`{0}` is not NAME=VALUE")]
+    NotAPair(String),
+    /// The captured file cannot be read.
+    #[error("read `{file}`")]
+    Read {
+        /// Its name.
+        file: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The captured file is no SolveRequest.
+    #[error("decode the captured SolveRequest")]
+    Decode(#[from] WireError),
+}
+
+/// What the proxy makes of a build.
+#[derive(Debug)]
+pub struct Explanation {
+    key: Option<AffinityKey>,
+    policy: Policy,
+    /// Names and capacities, the first choice first.
+    ranking: Vec<(String, u32)>,
+}
+
+/// Explains the build that `parameters` describe.
+///
+/// # Errors
+/// The parameters cannot be read.
+pub fn explain(config: &Config, parameters: &Parameters) -> Result<Explanation, ExplainError> {
+    let request = parameters.request()?;
+    let facts = Facts {
+        client: parameters.client.as_deref(),
+        shared_key: parameters.shared_key.as_deref(),
+        ..Facts::new(&request)
+    };
+    let key = config.affinity.key(&facts);
+    let fleet = Fleet::new(Metrics::new().into());
+    fleet.replace(config.backends.clone());
+    let backends = fleet.backends();
+    let ranking = match &key {
+        Some(key) if config.policy == Policy::ConsistentHash => {
+            policy::ranking(key.key.as_bytes(), &backends)
+        }
+        _ => Vec::new(),
+    };
+    let ranking = ranking.iter().map(|backend| (backend.name().to_owned(), backend.capacity()));
+    Ok(Explanation { key, policy: config.policy, ranking: ranking.collect() })
+}
+
+impl Parameters {
+    fn request(&self) -> Result<SolveRequest, ExplainError> {
+        if let Some(file) = &self.solve {
+            return Ok(decode(read(file)?)?);
+        }
+        let exporter = |csv: &String| {
+            let (r#type, attrs) = parse_csv(csv)?;
+            Ok(Exporter { r#type, attrs })
+        };
+        let entry = |csv: &String| {
+            let (r#type, attrs) = parse_csv(csv)?;
+            Ok(CacheOptionsEntry { r#type, attrs })
+        };
+        let exports: Result<_, ExplainError> = self.export_cache.iter().map(entry).collect();
+        let imports: Result<_, ExplainError> = self.import_cache.iter().map(entry).collect();
+        let exporters: Result<_, ExplainError> = self.output.iter().map(exporter).collect();
+        let opts: Result<_, ExplainError> = self.opt.iter().map(|opt| pair(opt)).collect();
+        Ok(SolveRequest {
+            frontend_attrs: opts?,
+            exporters: exporters?,
+            cache: Some(CacheOptions {
+                exports: exports?,
+                imports: imports?,
+                ..Default::default()
+            }),
+            ..Default::default()
+        })
+    }
+}
+
+/// `type=TYPE,name=A,"name=A,B"`: entries with a comma in them stand in quotes.
+fn parse_csv(text: &str) -> Result<(Bytes, Vec<Attr>), ExplainError> {
+    let mut attrs = Vec::new();
+    let mut quoted = false;
+    for entry in text.split(|c| {
+        quoted ^= c == '"';
+        c == ',' && !quoted
+    }) {
+        attrs.push(pair(&entry.replace('"', ""))?);
+    }
+    let kind = attrs.iter().find(|attr| *attr.key == *b"type").map(|attr| attr.value.clone());
+    Ok((kind.unwrap_or_default(), attrs))
+}
+
+fn pair(text: &str) -> Result<Attr, ExplainError> {
+    let (key, value) =
+        text.split_once('=').ok_or_else(|| ExplainError::NotAPair(text.to_owned()))?;
+    Ok(Attr { key: key.to_owned().into(), value: value.to_owned().into() })
+}
+
+/// At most one message and its frame.
+fn read(file: &Path) -> Result<Bytes, ExplainError> {
+    let mut bytes = Vec::new();
+    let limit = (wire::MAX_MESSAGE_LEN + wire::PREFIX_LEN) as u64;
+    let result = if file == Path::new("-") {
+        io::stdin().take(limit).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(file).and_then(|opened| opened.take(limit).read_to_end(&mut bytes))
+    };
+    match result {
+        Ok(_read) => Ok(bytes.into()),
+        Err(source) => Err(ExplainError::Read { file: file.display().to_string(), source }),
+    }
+}
+
+/// A frame announces exactly the bytes that follow it; no message begins like that.
+fn decode(bytes: Bytes) -> Result<SolveRequest, WireError> {
+    let framed = bytes.len() >= wire::PREFIX_LEN
+        && bytes[0] <= 1
+        && bytes[1..wire::PREFIX_LEN]
+            == u32::try_from(bytes.len() - wire::PREFIX_LEN).unwrap_or(0).to_be_bytes();
+    if framed { wire::decode(&bytes) } else { Ok(SolveRequest::decode(bytes)?) }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.key {
+            Some(key) => writeln!(f, "key         {}\nkey_source  {}", key.key, key.source)?,
+            None => writeln!(f, "key         none: the build is placed by load\nkey_source  none")?,
+        }
+        writeln!(f, "policy      {}", self.policy)?;
+        if self.policy != Policy::ConsistentHash {
+            return writeln!(f, "backends    any, this policy uses no key");
+        }
+        for (rank, (name, capacity)) in self.ranking.iter().enumerate() {
+            let mut line = format!("{rank:<11} {name}");
+            if *capacity != 1 {
+                write!(line, " (capacity {capacity})")?;
+            }
+            if rank == 0 {
+                line.push_str("   home");
+            }
+            writeln!(f, "{line}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameters() -> Parameters {
+        Parameters {
+            opt: Vec::new(),
+            output: Vec::new(),
+            export_cache: Vec::new(),
+            import_cache: Vec::new(),
+            shared_key: None,
+            client: None,
+            solve: None,
+        }
+    }
+
+    #[test]
+    fn buildctl_arguments_are_read() {
+        let parameters = Parameters {
+            opt: vec!["target=app".into()],
+            output: vec![r#"type=image,"name=b/x:1,a/y:2",push=true"#.into()],
+            ..parameters()
+        };
+        let request = parameters.request().expect("valid");
+        assert_eq!(&*request.exporters[0].r#type, b"image");
+        assert_eq!(&*request.exporters[0].attrs[1].value, b"b/x:1,a/y:2");
+        let wrong = Parameters { opt: vec!["target".into()], ..self::parameters() };
+        assert!(matches!(wrong.request(), Err(ExplainError::NotAPair(_))));
+    }
+
+    #[test]
+    fn a_captured_solve_may_have_its_frame() {
+        let request = SolveRequest { r#ref: "r".into(), ..Default::default() };
+        let plain = Bytes::from(request.encode_to_vec());
+        let length = u32::try_from(plain.len()).expect("short").to_be_bytes();
+        let framed = Bytes::from([&[0], &length[..], &plain[..]].concat());
+        assert_eq!(decode(plain).expect("plain"), request);
+        assert_eq!(decode(framed).expect("framed"), request);
+        assert!(decode(Bytes::from_static(b"\xff\xff\xff")).is_err());
+    }
+}
