@@ -87,7 +87,7 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
         builds.iter().map(|(build, backend)| json!({"ref": build, "backend": backend})).collect();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "policy": admin.proxy.policy.to_string(),
+        "policy": admin.proxy.policy.policy.to_string(),
         "draining": admin.drain.is_cancelled(),
         "backends": backends,
         "builds": builds,

@@ -18,7 +18,7 @@ use crate::{
     address::Address,
     build::affinity::Rules,
     fleet::Endpoint,
-    policy::Policy,
+    policy::{self, LoadFactor},
     telemetry::{LogFormat, LogLevel},
 };
 
@@ -45,7 +45,7 @@ pub struct Config {
     /// The daemons.
     pub backends: Vec<Endpoint>,
     /// How builds are spread.
-    pub policy: Policy,
+    pub policy: policy::Config,
     /// What makes a build's affinity key.
     pub affinity: Rules,
     /// Where probes and Prometheus connect.
@@ -78,6 +78,11 @@ pub struct Settings {
     #[arg(long, env = "BUILDKIT_LB_POLICY")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// How long a backend that joins a running fleet is given less than its share of the builds; 0s is
+    /// no slow start [default: 30s].
+    #[arg(long, env = "BUILDKIT_LB_SLOW_START", value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<String>,
     /// Address of the admin port: /livez, /readyz, /metrics, /status.json [default: 0.0.0.0:9090].
     #[arg(long, env = "BUILDKIT_LB_ADMIN_LISTEN", value_name = "HOST:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,6 +111,10 @@ pub struct Settings {
     #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<toml::Table>,
+    /// The `[consistent-hash]` table of the file.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consistent_hash: Option<toml::Table>,
 }
 
 /// All that is wrong with a configuration; one line each.
@@ -143,9 +152,7 @@ impl Config {
     fn check(settings: &Settings, problems: &mut Vec<String>) -> Option<Self> {
         let listen = check_listen(&settings.listen, problems);
         let backends = check_backends(&settings.backend, problems);
-        let policy = check(settings.policy.as_deref(), "policy", problems, |text| {
-            parse_word(text, "random, least-sessions or consistent-hash")
-        });
+        let policy = check_policy(settings, problems);
         let admin = settings.admin_listen.as_deref().or(Some(DEFAULT_ADMIN_LISTEN));
         let admin_listen = check(admin, "admin-listen", problems, parse_socket_addr);
         let drain_timeout =
@@ -182,7 +189,7 @@ impl Config {
         Some(Self {
             listen,
             backends,
-            policy: policy.unwrap_or_default(),
+            policy,
             affinity,
             admin_listen,
             drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
@@ -202,7 +209,8 @@ impl Config {
                 .iter()
                 .map(|endpoint| format!("{}={}", endpoint.name, endpoint.address))
                 .collect(),
-            policy: Some(self.policy.to_string()),
+            policy: Some(self.policy.policy.to_string()),
+            slow_start: Some(humantime::format_duration(self.policy.slow_start).to_string()),
             admin_listen: Some(self.admin_listen.to_string()),
             drain_timeout: Some(humantime::format_duration(self.drain_timeout).to_string()),
             max_connections: Some(self.max_connections.to_string()),
@@ -210,6 +218,10 @@ impl Config {
             log_format: Some(self.log_format.to_string()),
             log_level: Some(self.log_level.to_string()),
             affinity: Some(self.affinity.to_table()),
+            consistent_hash: Some(toml::Table::from_iter([(
+                "load-factor".to_owned(),
+                self.policy.load_factor.to_string().into(),
+            )])),
         };
         // Strings and lists of strings always have a TOML form.
         toml::to_string(&settings).unwrap_or_default()
@@ -224,6 +236,7 @@ impl Settings {
             listen: list(over.listen, self.listen),
             backend: list(over.backend, self.backend),
             policy: over.policy.or(self.policy),
+            slow_start: over.slow_start.or(self.slow_start),
             admin_listen: over.admin_listen.or(self.admin_listen),
             drain_timeout: over.drain_timeout.or(self.drain_timeout),
             max_connections: over.max_connections.or(self.max_connections),
@@ -231,6 +244,7 @@ impl Settings {
             log_format: over.log_format.or(self.log_format),
             log_level: over.log_level.or(self.log_level),
             affinity: over.affinity.or(self.affinity),
+            consistent_hash: over.consistent_hash.or(self.consistent_hash),
         }
     }
 
@@ -259,6 +273,7 @@ impl Settings {
                 "listen" => settings.listen = list(&key, value, problems),
                 "backend" => settings.backend = list(&key, value, problems),
                 "policy" => settings.policy = text(&key, value, problems),
+                "slow-start" => settings.slow_start = text(&key, value, problems),
                 "admin-listen" => settings.admin_listen = text(&key, value, problems),
                 "drain-timeout" => settings.drain_timeout = text(&key, value, problems),
                 "max-connections" => settings.max_connections = text(&key, value, problems),
@@ -266,6 +281,7 @@ impl Settings {
                 "log-format" => settings.log_format = text(&key, value, problems),
                 "log-level" => settings.log_level = text(&key, value, problems),
                 "affinity" => settings.affinity = table(&key, value, problems),
+                "consistent-hash" => settings.consistent_hash = table(&key, value, problems),
                 _ => problems.push(format!("{key}: unknown key")),
             }
         }
@@ -291,11 +307,12 @@ fn list(key: &str, value: toml::Value, problems: &mut Vec<String>) -> Vec<String
     }
 }
 
-/// A string, or a number written as one.
+/// A string, or a number as it would be written in one.
 fn text(key: &str, value: toml::Value, problems: &mut Vec<String>) -> Option<String> {
     match value {
         toml::Value::String(text) => Some(text),
         toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Float(number) => Some(number.to_string()),
         other => {
             problems.push(format!("{key}: must be a string, found {}", other.type_str()));
             None
@@ -327,6 +344,30 @@ fn check<T>(
             None
         }
     })
+}
+
+fn check_policy(settings: &Settings, problems: &mut Vec<String>) -> policy::Config {
+    let default = policy::Config::default();
+    let policy = check(settings.policy.as_deref(), "policy", problems, |text| {
+        parse_word(text, "random, least-sessions or consistent-hash")
+    });
+    let slow_start = check(settings.slow_start.as_deref(), "slow-start", problems, parse_duration);
+    let mut load_factor: Option<LoadFactor> = None;
+    for (key, value) in settings.consistent_hash.clone().unwrap_or_default() {
+        let path = format!("consistent-hash.{key}");
+        match key.as_str() {
+            "load-factor" => {
+                let text = text(&path, value, problems);
+                load_factor = check(text.as_deref(), &path, problems, str::parse);
+            }
+            _ => problems.push(format!("{path}: unknown key")),
+        }
+    }
+    policy::Config {
+        policy: policy.unwrap_or(default.policy),
+        load_factor: load_factor.unwrap_or(default.load_factor),
+        slow_start: slow_start.unwrap_or(default.slow_start),
+    }
 }
 
 fn check_listen(texts: &[String], problems: &mut Vec<String>) -> Vec<Address> {
@@ -411,6 +452,7 @@ fn parse_word<T: DeserializeOwned>(text: &str, words: &str) -> Result<T, String>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Policy;
 
     fn load(file: &str, flags: Settings) -> Result<Config, Problems> {
         let directory = tempfile::tempdir().expect("a directory");
@@ -426,7 +468,7 @@ mod tests {
     #[test]
     fn one_backend_is_all_it_needs() {
         let config = load("", backend("tcp://b:1234")).expect("valid");
-        assert_eq!(config.policy, Policy::ConsistentHash);
+        assert_eq!(config.policy.policy, Policy::ConsistentHash);
         assert_eq!(&*config.backends[0].name, "b:1234");
         assert_eq!(config.listen[0].to_string(), DEFAULT_LISTEN);
     }
@@ -437,7 +479,7 @@ mod tests {
             "policy = 'random'\nbackend = ['a=tcp://x:1', 'b=unix:///s']\nmax-connections = 7";
         let flags = Settings { policy: Some("least-sessions".into()), ..Settings::default() };
         let config = load(file, flags).expect("valid");
-        assert_eq!(config.policy, Policy::LeastSessions);
+        assert_eq!(config.policy.policy, Policy::LeastSessions);
         assert_eq!((config.backends.len(), config.max_connections), (2, 7));
     }
 

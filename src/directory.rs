@@ -394,7 +394,7 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::{ids::Id, policy::tests::backends};
+    use crate::{fleet::tests::backends, ids::Id};
 
     fn key(text: &str) -> Key {
         Key::Build(Id::new(text.as_bytes()).expect("valid"))

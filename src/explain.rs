@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     fleet::Fleet,
     metrics::Metrics,
-    policy::{self, Policy},
+    policy::{self, KeyHash, Policy},
     wire::{
         self, WireError,
         control::{Attr, CacheOptions, CacheOptionsEntry, Exporter, SolveRequest},
@@ -91,15 +91,19 @@ pub fn explain(config: &Config, parameters: &Parameters) -> Result<Explanation, 
     let key = config.affinity.key(&facts);
     let fleet = Fleet::new(Metrics::new().into());
     fleet.replace(config.backends.clone());
-    let backends = fleet.backends();
+    let roster = fleet.roster();
+    let policy = config.policy.policy;
     let ranking = match &key {
-        Some(key) if config.policy == Policy::ConsistentHash => {
-            policy::ranking(key.key.as_bytes(), &backends)
+        Some(key) if policy == Policy::ConsistentHash => {
+            policy::ranking(KeyHash::new(&key.key), roster.candidates())
         }
         _ => Vec::new(),
     };
-    let ranking = ranking.iter().map(|backend| (backend.name().to_owned(), backend.capacity()));
-    Ok(Explanation { key, policy: config.policy, ranking: ranking.collect() })
+    let ranking = ranking.into_iter().map(|index| {
+        let backend = &roster.backends()[index];
+        (backend.name().to_owned(), backend.capacity())
+    });
+    Ok(Explanation { key, policy, ranking: ranking.collect() })
 }
 
 impl Parameters {

@@ -7,10 +7,7 @@ use std::{
     collections::HashMap,
     fmt,
     num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,6 +19,7 @@ use tracing::{info, warn};
 use crate::{
     address::Address,
     metrics::{BackendMetrics, BackendReasonLabels, Metrics},
+    policy::{Candidate, Candidates, Choice, Totals},
 };
 
 /// Wait before the first probe of an ejected backend: a daemon that restarts is back in a second.
@@ -34,6 +32,10 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 ///
 /// One is not enough: a daemon under full load can miss a deadline.
 const PROBES_TO_EJECT: u32 = 3;
+
+/// Backends that come within this time of the first are the first fleet: discovery may report them
+/// in several parts.
+const FIRST_FLEET: Duration = Duration::from_secs(10);
 
 /// What discovery reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,12 +59,9 @@ impl Endpoint {
 pub struct Backend {
     name: Arc<str>,
     address: Address,
-    capacity: AtomicU32,
-    joined: Instant,
+    /// What the policies know of it: state, load, capacity.
+    candidate: Arc<Candidate>,
     health: Mutex<Health>,
-    ejected: AtomicBool,
-    cordoned: AtomicBool,
-    builds: AtomicUsize,
     metrics: BackendMetrics,
     all_metrics: Arc<Metrics>,
     suspected: Arc<Notify>,
@@ -106,19 +105,17 @@ impl Fault {
 }
 
 impl Backend {
-    fn new(endpoint: Endpoint, metrics: &Arc<Metrics>, suspected: &Arc<Notify>) -> Self {
+    fn new(endpoint: Endpoint, joined: Option<Instant>, fleet: &Fleet) -> Self {
+        let capacity = endpoint.capacity.get();
+        let candidate = Candidate::new(&endpoint.name, capacity, joined, &fleet.totals);
         let backend = Self {
-            metrics: metrics.backend(&endpoint.name),
+            metrics: fleet.metrics.backend(&endpoint.name),
             name: endpoint.name,
             address: endpoint.address,
-            capacity: endpoint.capacity.get().into(),
-            joined: Instant::now(),
+            candidate: Arc::new(candidate),
             health: Mutex::default(),
-            ejected: AtomicBool::new(false),
-            cordoned: AtomicBool::new(false),
-            builds: AtomicUsize::new(0),
-            all_metrics: Arc::clone(metrics),
-            suspected: Arc::clone(suspected),
+            all_metrics: Arc::clone(&fleet.metrics),
+            suspected: Arc::clone(&fleet.suspected),
         };
         backend.publish_state();
         backend
@@ -136,12 +133,12 @@ impl Backend {
 
     /// Its size against the others'; never 0.
     pub fn capacity(&self) -> u32 {
-        self.capacity.load(Ordering::Relaxed)
+        self.candidate.capacity()
     }
 
-    /// When it joined the fleet.
-    pub fn joined(&self) -> Instant {
-        self.joined
+    /// What the policies know of it.
+    pub fn candidate(&self) -> &Candidate {
+        &self.candidate
     }
 
     /// Its metric handles.
@@ -150,18 +147,18 @@ impl Backend {
     }
 
     /// Builds that run on it now.
-    pub fn builds(&self) -> usize {
-        self.builds.load(Ordering::Relaxed)
+    pub fn builds(&self) -> u32 {
+        self.candidate.builds()
     }
 
     /// Whether it takes new builds: neither cordoned nor ejected.
     pub fn is_ready(&self) -> bool {
-        !self.is_cordoned() && !self.ejected.load(Ordering::Relaxed)
+        self.candidate.is_ready()
     }
 
     /// Whether it finishes its builds and takes no new one.
     pub fn is_cordoned(&self) -> bool {
-        self.cordoned.load(Ordering::Relaxed)
+        self.candidate.is_cordoned()
     }
 
     /// The word for its state, one of [`crate::metrics::BACKEND_STATES`].
@@ -182,7 +179,7 @@ impl Backend {
 
     /// Cordons or uncordons it.
     pub fn set_cordoned(&self, cordoned: bool) {
-        if self.cordoned.swap(cordoned, Ordering::Relaxed) != cordoned {
+        if self.candidate.set_cordoned(cordoned) {
             info!(backend = self.name(), cordoned, "backend cordon changed");
             self.publish_state();
         }
@@ -190,7 +187,7 @@ impl Backend {
 
     /// Counts one build for as long as the guard lives.
     pub fn start_build(self: &Arc<Self>) -> BuildCount {
-        self.builds.fetch_add(1, Ordering::Relaxed);
+        self.candidate.start_build();
         self.metrics.builds_active.inc();
         BuildCount(Arc::clone(self))
     }
@@ -216,7 +213,7 @@ impl Backend {
         };
         health.retry = Some(Retry { at: now + wait, wait, cause: cause.to_owned() });
         drop(health);
-        if !self.ejected.swap(true, Ordering::Relaxed) {
+        if self.candidate.set_ejected(true) {
             warn!(backend = self.name(), fault = fault.label(), error = cause, "backend ejected");
             self.publish_state();
         }
@@ -226,7 +223,7 @@ impl Backend {
     /// Reports that it answered a probe.
     pub fn report_healthy(&self) {
         *self.health.lock() = Health::default();
-        if self.ejected.swap(false, Ordering::Relaxed) {
+        if self.candidate.set_ejected(false) {
             info!(backend = self.name(), "backend is back");
             self.publish_state();
         }
@@ -257,9 +254,16 @@ impl fmt::Debug for Backend {
 #[derive(Debug)]
 pub struct BuildCount(Arc<Backend>);
 
+impl BuildCount {
+    /// The backend.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.0
+    }
+}
+
 impl Drop for BuildCount {
     fn drop(&mut self) {
-        self.0.builds.fetch_sub(1, Ordering::Relaxed);
+        self.0.candidate.end_build();
         self.0.metrics.builds_active.dec();
     }
 }
@@ -267,10 +271,34 @@ impl Drop for BuildCount {
 /// All backends at one moment, sorted by name.
 pub type Snapshot = Arc<Vec<Arc<Backend>>>;
 
+/// A snapshot and the same backends as the policies see them, in the same order.
+#[derive(Debug, Default)]
+pub struct Roster {
+    backends: Snapshot,
+    candidates: Candidates,
+}
+
+impl Roster {
+    /// All backends, sorted by name.
+    pub fn backends(&self) -> &[Arc<Backend>] {
+        &self.backends
+    }
+
+    /// What a policy chooses from: a choice names a place in [`Roster::backends`].
+    pub fn candidates(&self) -> &Candidates {
+        &self.candidates
+    }
+}
+
 /// The live set.
 #[derive(Debug)]
 pub struct Fleet {
-    snapshot: ArcSwap<Vec<Arc<Backend>>>,
+    roster: ArcSwap<Roster>,
+    totals: Arc<Totals>,
+    /// Held from a choice until its build is counted, so that no two see the same room.
+    choosing: Mutex<()>,
+    /// When the first backend came.
+    began: Mutex<Option<Instant>>,
     metrics: Arc<Metrics>,
     suspected: Arc<Notify>,
 }
@@ -278,22 +306,45 @@ pub struct Fleet {
 impl Fleet {
     /// An empty fleet.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { snapshot: ArcSwap::default(), metrics, suspected: Arc::default() }
+        Self {
+            roster: ArcSwap::default(),
+            totals: Arc::default(),
+            choosing: Mutex::default(),
+            began: Mutex::default(),
+            metrics,
+            suspected: Arc::default(),
+        }
     }
 
     /// All backends now, sorted by name.
     pub fn backends(&self) -> Snapshot {
-        self.snapshot.load_full()
+        Arc::clone(&self.roster.load().backends)
+    }
+
+    /// All backends now, and what the policies know of them.
+    pub fn roster(&self) -> Arc<Roster> {
+        self.roster.load_full()
+    }
+
+    /// Counts a build on the backend that `choose` chooses from `roster`.
+    pub fn start_build(
+        &self,
+        roster: &Roster,
+        choose: impl FnOnce(&Candidates) -> Option<Choice>,
+    ) -> Option<(BuildCount, Choice)> {
+        let _alone = self.choosing.lock();
+        let choice = choose(&roster.candidates)?;
+        Some((roster.backends[choice.index].start_build(), choice))
     }
 
     /// The backend called `name`.
     pub fn find(&self, name: &str) -> Option<Arc<Backend>> {
-        self.snapshot.load().iter().find(|backend| backend.name() == name).cloned()
+        self.roster.load().backends.iter().find(|backend| backend.name() == name).cloned()
     }
 
     /// Whether any backend takes new builds.
     pub fn is_ready(&self) -> bool {
-        self.snapshot.load().iter().any(|backend| backend.is_ready())
+        self.roster.load().backends.iter().any(|backend| backend.is_ready())
     }
 
     /// Waits until some backend has been reported faulty.
@@ -303,35 +354,58 @@ impl Fleet {
 
     /// Makes `endpoints` the fleet. What stays keeps its object, state and counts.
     pub fn replace(&self, endpoints: Vec<Endpoint>) {
-        let old = self.snapshot.load_full();
+        let joined = self.slow_start(Instant::now(), endpoints.is_empty());
+        let old = self.backends();
         let mut known: HashMap<&str, &Arc<Backend>> =
             old.iter().map(|backend| (backend.name(), backend)).collect();
         let mut backends: Vec<Arc<Backend>> = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
             match known.remove(&*endpoint.name) {
                 Some(backend) if backend.address == endpoint.address => {
-                    backend.capacity.store(endpoint.capacity.get(), Ordering::Relaxed);
+                    backend.candidate.set_capacity(endpoint.capacity.get());
                     backends.push(Arc::clone(backend));
                 }
-                _ => {
+                replaced => {
+                    if let Some(backend) = replaced {
+                        backend.candidate.depart();
+                    }
                     info!(backend = &*endpoint.name, address = %endpoint.address, "backend joined");
-                    let backend = Backend::new(endpoint, &self.metrics, &self.suspected);
+                    let backend = Backend::new(endpoint, joined, self);
                     backends.push(Arc::new(backend));
                 }
             }
         }
         backends.sort_by(|a, b| a.name.cmp(&b.name));
-        for departed in known.into_keys() {
+        for (departed, backend) in known {
             info!(backend = departed, "backend left");
+            backend.candidate.depart();
             self.metrics.forget_backend(departed);
         }
-        self.snapshot.store(Arc::new(backends));
+        let candidates = backends.iter().map(|backend| Arc::clone(&backend.candidate)).collect();
+        let candidates = Candidates::new(candidates, &self.totals);
+        self.roster.store(Arc::new(Roster { backends: Arc::new(backends), candidates }));
+    }
+
+    /// When the slow start of a backend that joins `now` begins: never for those of the first fleet,
+    /// for nobody else could take its builds.
+    fn slow_start(&self, now: Instant, empty: bool) -> Option<Instant> {
+        let mut began = self.began.lock();
+        if began.is_none() && !empty {
+            *began = Some(now);
+        }
+        began.filter(|began| now >= *began + FIRST_FLEET).map(|_began| now)
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    pub(crate) fn backends(count: usize) -> Vec<Arc<Backend>> {
+        let fleet = Fleet::new(Arc::new(Metrics::new()));
+        fleet.replace((0..count).map(|n| endpoint(&format!("buildkitd-{n}"), 1234)).collect());
+        fleet.backends().to_vec()
+    }
 
     fn endpoint(name: &str, port: u16) -> Endpoint {
         Endpoint::new(name, Address::Tcp { host: "127.0.0.1".into(), port })

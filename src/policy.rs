@@ -1,17 +1,28 @@
-//! Which backend takes a build: a choice from key, fleet snapshot and random numbers alone.
+//! Which backend takes a build: a choice from key, plain facts of the fleet, time and random numbers.
 //!
 //! No I/O and no clock here, so the same input gives the same choice on every replica.
 
+mod candidates;
 mod consistent_hash;
 mod least_sessions;
 mod random;
+mod rank;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    str::FromStr,
+    time::{Duration, Instant},
+};
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
+use twox_hash::XxHash3_64;
 
-use crate::fleet::Backend;
+use self::candidates::Round;
+pub use self::candidates::{Candidate, Candidates, Totals};
+
+/// A new backend gets its full share after this long: enough to pull its first base images.
+const DEFAULT_SLOW_START: Duration = Duration::from_secs(30);
 
 /// How builds are spread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
@@ -42,11 +53,13 @@ impl fmt::Display for Policy {
 pub enum Outcome {
     /// The policy's first choice for the key.
     Home,
-    /// The key's home was above the load bound: the next in its ranking.
+    /// The key's home was at its load bound: the next in its ranking.
     Spill,
+    /// The key's home is new to it: where it was built last.
+    Warm,
     /// Chosen by chance or load: the policy knows no key, or the build has none.
     Balanced,
-    /// The first choice did not accept a connection: another one.
+    /// The first choice takes no builds or did not accept a connection: another one.
     Failover,
     /// A session or build that it belongs with is bound there.
     Pinned,
@@ -58,6 +71,7 @@ impl Outcome {
         match self {
             Self::Home => "home",
             Self::Spill => "spill",
+            Self::Warm => "warm",
             Self::Balanced => "balanced",
             Self::Failover => "failover",
             Self::Pinned => "pinned",
@@ -65,95 +79,230 @@ impl Outcome {
     }
 }
 
-/// A choice and how it came about.
-#[derive(Debug, Clone)]
-pub struct Choice {
-    /// The backend to use.
-    pub backend: Arc<Backend>,
-    /// Why this one.
-    pub outcome: Outcome,
+/// How much more than its share of all builds a backend may run before a key spills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadFactor(Option<u16>);
+
+impl LoadFactor {
+    /// No bound: a key is at home whatever runs there.
+    pub const OFF: Self = Self(None);
+
+    /// In thousandths, so that no rounding differs between replicas; `None` without a bound.
+    fn thousandths(self) -> Option<u16> {
+        self.0
+    }
 }
 
-impl Policy {
-    /// Chooses among `candidates`, or returns `None` when there are none.
-    pub fn choose(
-        self,
-        key: Option<&[u8]>,
-        candidates: &[Arc<Backend>],
-        rng: &mut impl Rng,
-    ) -> Option<Choice> {
-        match (self, key) {
-            (Self::Random, _) => balanced(random::choose(candidates, rng)),
-            (Self::ConsistentHash, Some(key)) => consistent_hash::choose(key, candidates),
-            (Self::LeastSessions | Self::ConsistentHash, _) => {
-                balanced(least_sessions::choose(candidates, rng))
-            }
+impl Default for LoadFactor {
+    fn default() -> Self {
+        Self(Some(1250))
+    }
+}
+
+impl fmt::Display for LoadFactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(thousandths) => write!(f, "{}", f64::from(thousandths) / 1000.0),
+            None => f.write_str("off"),
         }
     }
 }
 
-/// The backends in the order in which the consistent hash prefers them for `key`.
-pub fn ranking(key: &[u8], backends: &[Arc<Backend>]) -> Vec<Arc<Backend>> {
-    consistent_hash::ranking(key, backends)
+impl FromStr for LoadFactor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::OFF);
+        }
+        let factor: f64 = text.parse().unwrap_or(f64::NAN);
+        // At 1 every build but the luckiest spills; above 10 there is no bound worth its name.
+        if !(1.01..=10.0).contains(&factor) {
+            return Err(format!("`{text}` is not a number from 1.01 to 10, or off"));
+        }
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Ok(Self(Some((factor * 1000.0).round() as u16)))
+    }
 }
 
-fn balanced(backend: Option<&Arc<Backend>>) -> Option<Choice> {
-    backend.map(|backend| Choice { backend: Arc::clone(backend), outcome: Outcome::Balanced })
+/// A policy and its settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// How builds are spread.
+    pub policy: Policy,
+    /// The bound of the consistent hash.
+    pub load_factor: LoadFactor,
+    /// How long a backend that joins a running fleet is given less than its share.
+    pub slow_start: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            policy: Policy::default(),
+            load_factor: LoadFactor::default(),
+            slow_start: DEFAULT_SLOW_START,
+        }
+    }
+}
+
+impl Config {
+    /// The same settings with another policy.
+    #[must_use]
+    pub fn with(self, policy: Policy) -> Self {
+        Self { policy, ..self }
+    }
+}
+
+/// An affinity key as the policies know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyHash(u64);
+
+impl KeyHash {
+    /// The hash of a key's text.
+    pub fn new(key: &str) -> Self {
+        Self(XxHash3_64::oneshot(key.as_bytes()))
+    }
+}
+
+/// The one or two backends that built a key last, by what stands for a name in a large memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Warm([u32; 2]);
+
+impl Warm {
+    /// A key that `candidate` built.
+    pub fn new(candidate: &Candidate) -> Self {
+        Self([candidate.tag(); 2])
+    }
+
+    /// What is known once `candidate` has built it too.
+    #[must_use]
+    pub fn and(self, candidate: &Candidate) -> Self {
+        let tag = candidate.tag();
+        if self.0[0] == tag { self } else { Self([tag, self.0[0]]) }
+    }
+
+    fn has(self, tag: u32) -> bool {
+        self.0.contains(&tag)
+    }
+
+    /// The last first.
+    fn tags(self) -> impl Iterator<Item = u32> {
+        self.0.into_iter()
+    }
+}
+
+/// Why a key's first choice was passed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// It runs as many builds as its bound allows.
+    Full,
+    /// It takes no new builds until a probe succeeds.
+    Unhealthy,
+    /// It takes no new builds on request.
+    Cordoned,
+    /// It did not accept a connection for this build.
+    Unreachable,
+}
+
+impl Obstacle {
+    /// Its word in logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Unhealthy => "unhealthy",
+            Self::Cordoned => "cordoned",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
+/// A choice and how it came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice {
+    /// Its place among the candidates.
+    pub index: usize,
+    /// Why this one.
+    pub outcome: Outcome,
+    /// How many candidates the key would rather have; `None` without a key.
+    pub rank: Option<usize>,
+    /// Builds that ran there.
+    pub builds: u32,
+    /// Builds that may run there, if that is bounded.
+    pub bound: Option<u64>,
+    /// The key's first choice, if another was taken, and why.
+    pub passed_over: Option<(usize, Obstacle)>,
+}
+
+impl Choice {
+    fn new(round: &Round<'_>, place: usize, outcome: Outcome) -> Self {
+        Self {
+            index: round.candidates.index(place),
+            outcome,
+            rank: None,
+            builds: round.candidates.at(place).builds(),
+            bound: None,
+            passed_over: None,
+        }
+    }
+}
+
+/// What a choice is about.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// The build's key, if it has one.
+    pub key: Option<KeyHash>,
+    /// Who built the key last, if that is known.
+    pub warm: Option<Warm>,
+    /// Candidates that are out of the question: they did not accept.
+    pub tried: &'a [usize],
+}
+
+impl Config {
+    /// Chooses among `candidates` that are ready, or among all that are not cordoned when none is: a
+    /// wrong verdict on every one of them must not stop all builds.
+    pub fn choose(
+        &self,
+        request: &Request<'_>,
+        candidates: &Candidates,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<Choice> {
+        let round = |ready| Round {
+            candidates,
+            now,
+            slow_start: self.slow_start,
+            tried: request.tried,
+            ready,
+        };
+        let choice = self.choose_in(request, &round(true), rng);
+        choice.or_else(|| self.choose_in(request, &round(false), rng))
+    }
+
+    fn choose_in(
+        &self,
+        request: &Request<'_>,
+        round: &Round<'_>,
+        rng: &mut impl Rng,
+    ) -> Option<Choice> {
+        let place = match (self.policy, request.key) {
+            (Policy::Random, _) => random::choose(round, rng),
+            (Policy::ConsistentHash, Some(KeyHash(key))) => {
+                return consistent_hash::choose(key, request.warm, self.load_factor, round);
+            }
+            (Policy::LeastSessions | Policy::ConsistentHash, _) => {
+                least_sessions::choose(round, rng)
+            }
+        };
+        place.map(|place| Choice::new(round, place, Outcome::Balanced))
+    }
+}
+
+/// The candidates in the order in which the consistent hash prefers them for `key`.
+pub fn ranking(key: KeyHash, candidates: &Candidates) -> Vec<usize> {
+    let places = rank::all(key.0, candidates);
+    places.into_iter().map(|place| candidates.index(place)).collect()
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use std::collections::HashMap;
-
-    use proptest::prelude::*;
-    use rand::{SeedableRng, rngs::StdRng};
-
-    use super::*;
-    use crate::{
-        address::Address,
-        fleet::{Endpoint, Fleet},
-        metrics::Metrics,
-    };
-
-    pub(crate) fn backends(count: usize) -> Vec<Arc<Backend>> {
-        let fleet = Fleet::new(Arc::new(Metrics::new()));
-        let endpoint = |index| {
-            let address = Address::Tcp { host: "127.0.0.1".into(), port: 1234 };
-            Endpoint::new(format!("buildkitd-{index}"), address)
-        };
-        fleet.replace((0..count).map(endpoint).collect());
-        fleet.backends().to_vec()
-    }
-
-    #[test]
-    fn no_candidate_no_choice() {
-        let mut rng = StdRng::seed_from_u64(1);
-        for policy in [Policy::Random, Policy::LeastSessions, Policy::ConsistentHash] {
-            assert!(policy.choose(Some(b"key"), &[], &mut rng).is_none());
-        }
-    }
-
-    #[test]
-    fn random_reaches_every_backend_evenly() {
-        let backends = backends(5);
-        let mut rng = StdRng::seed_from_u64(2);
-        let mut seen: HashMap<String, usize> = HashMap::new();
-        for _ in 0..10_000 {
-            let choice = Policy::Random.choose(Some(b"same"), &backends, &mut rng).expect("some");
-            *seen.entry(choice.backend.name().to_owned()).or_default() += 1;
-        }
-        assert_eq!(seen.len(), 5);
-        assert!(seen.values().all(|&count| (1800..2200).contains(&count)), "{seen:?}");
-    }
-
-    proptest! {
-        #[test]
-        fn every_policy_chooses_a_candidate(count in 1..40_usize, seed: u64, key: Option<Vec<u8>>) {
-            let backends = backends(count);
-            let mut rng = StdRng::seed_from_u64(seed);
-            for policy in [Policy::Random, Policy::LeastSessions, Policy::ConsistentHash] {
-                prop_assert!(policy.choose(key.as_deref(), &backends, &mut rng).is_some());
-            }
-        }
-    }
-}
+mod tests;

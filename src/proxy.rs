@@ -24,10 +24,10 @@ use crate::{
     directory::{Bound, Directory, Lookup},
     error::ProxyError,
     first_message::{FirstMessage, Reader},
-    fleet::{Backend, Fleet},
+    fleet::{Backend, BuildCount, Fleet, Roster},
     ids::Key,
     metrics::Metrics,
-    policy::{Choice, Outcome, Policy},
+    policy::{self, Choice, KeyHash, Obstacle, Outcome, Policy},
     relay::{self, Body, End, OnEnd, ResetError, Tally},
     upstream::{Link, SendError, SharedLinks},
 };
@@ -103,13 +103,58 @@ pub struct Proxy {
     /// Where to count.
     pub metrics: Arc<Metrics>,
     /// How builds are spread.
-    pub policy: Policy,
+    pub policy: policy::Config,
     /// What makes a build's affinity key.
     pub rules: Arc<Rules>,
     /// What Session streams declare.
     pub shared_keys: SharedKeys,
     tasks: TaskTracker,
     reader: Reader,
+}
+
+/// Why a build is where it is: what its log record tells.
+#[derive(Debug, Clone)]
+pub struct Why {
+    /// How the backend was found.
+    pub outcome: Outcome,
+    /// How many backends the key would rather have; `None` without a key.
+    pub rank: Option<usize>,
+    /// Builds that ran there.
+    pub load: u32,
+    /// Builds that could run there before the key spilled, if that was bounded.
+    pub bound: Option<u64>,
+    /// The key's home, if the build is elsewhere, and what kept it out.
+    pub passed_over: Option<(Arc<Backend>, Obstacle)>,
+}
+
+impl Why {
+    /// Something of the build is on `backend` already.
+    pub fn pinned(backend: &Backend) -> Self {
+        let load = backend.builds();
+        Self { outcome: Outcome::Pinned, rank: None, load, bound: None, passed_over: None }
+    }
+
+    fn chosen(choice: &Choice, roster: &Roster) -> Self {
+        let backend = |index: usize| Arc::clone(&roster.backends()[index]);
+        Self {
+            outcome: choice.outcome,
+            rank: choice.rank,
+            load: choice.builds,
+            bound: choice.bound,
+            passed_over: choice.passed_over.map(|(index, obstacle)| (backend(index), obstacle)),
+        }
+    }
+}
+
+/// A link to a backend that accepts, and why to that one.
+#[derive(Debug)]
+pub struct Opened {
+    /// The connection.
+    pub link: Link,
+    /// Counts as a build there while it lives.
+    pub count: BuildCount,
+    /// Why there.
+    pub why: Why,
 }
 
 /// Which connection a call goes over.
@@ -126,7 +171,7 @@ impl Proxy {
     pub fn new(
         fleet: Arc<Fleet>,
         metrics: Arc<Metrics>,
-        policy: Policy,
+        policy: policy::Config,
         rules: Arc<Rules>,
         tasks: TaskTracker,
     ) -> Self {
@@ -209,32 +254,53 @@ impl Proxy {
     /// No backend could be reached.
     pub async fn open_link(
         &self,
-        preferred: Option<Arc<Backend>>,
-        policy: Policy,
-        key: Option<&[u8]>,
+        mut preferred: Option<Arc<Backend>>,
+        policy: &policy::Config,
+        key: Option<KeyHash>,
         kind: LinkKind,
-    ) -> Result<(Link, Outcome), ProxyError> {
-        let backends = self.fleet.backends();
+    ) -> Result<Opened, ProxyError> {
+        let roster = self.fleet.roster();
         let mut failures: Vec<String> = Vec::new();
-        let mut untried: Vec<Arc<Backend>> =
-            backends.iter().filter(|backend| !backend.is_cordoned()).cloned().collect();
-        let mut next = preferred.map(|backend| Choice { backend, outcome: Outcome::Pinned });
+        let mut tried: Vec<usize> = Vec::new();
         loop {
-            let choice = next.take().or_else(|| choose(policy, key, &untried));
-            let Some(Choice { backend, outcome }) = choice else {
-                return Err(ProxyError::NoBackend(describe(&backends, &failures)));
+            let chosen = match preferred.take() {
+                Some(backend) => Some((backend.start_build(), Why::pinned(&backend))),
+                None => self.choose(&roster, policy, key, &tried),
             };
+            let Some((count, mut why)) = chosen else {
+                return Err(ProxyError::NoBackend(describe(roster.backends(), &failures)));
+            };
+            let backend = count.backend();
             let link = match kind {
-                LinkKind::Own => Link::new(Arc::clone(&backend), self.tasks.clone()),
-                LinkKind::Shared => self.shared.link(&backend),
+                LinkKind::Own => Link::new(Arc::clone(backend), self.tasks.clone()),
+                LinkKind::Shared => self.shared.link(backend),
             };
             match link.open().await {
-                Ok(()) if failures.is_empty() => return Ok((link, outcome)),
-                Ok(()) => return Ok((link, Outcome::Failover)),
+                Ok(()) => {
+                    if !failures.is_empty() {
+                        why.outcome = Outcome::Failover;
+                    }
+                    return Ok(Opened { link, count, why });
+                }
                 Err(error) => failures.push(error.to_string()),
             }
-            untried.retain(|other| !Arc::ptr_eq(other, &backend));
+            let same = |other: &Arc<Backend>| Arc::ptr_eq(other, backend);
+            tried.extend(roster.backends().iter().position(same));
         }
+    }
+
+    fn choose(
+        &self,
+        roster: &Roster,
+        policy: &policy::Config,
+        key: Option<KeyHash>,
+        tried: &[usize],
+    ) -> Option<(BuildCount, Why)> {
+        let request = policy::Request { key, warm: None, tried };
+        let (count, choice) = self.fleet.start_build(roster, |candidates| {
+            policy.choose(&request, candidates, Instant::now(), &mut rand::rng())
+        })?;
+        Some((count, Why::chosen(&choice, roster)))
     }
 
     /// Relays a call that any daemon can answer, or that only a daemon can refuse; `prefix` has been
@@ -243,8 +309,9 @@ impl Proxy {
     /// # Errors
     /// The daemon reset the stream.
     pub async fn relay_to_any(&self, parts: Parts, prefix: Bytes, rest: Incoming) -> Answer {
-        match self.open_link(None, Policy::LeastSessions, None, LinkKind::Shared).await {
-            Ok((link, _outcome)) => self.relay_call(&link, parts, prefix, rest).await,
+        let policy = self.policy.with(Policy::LeastSessions);
+        match self.open_link(None, &policy, None, LinkKind::Shared).await {
+            Ok(Opened { link, .. }) => self.relay_call(&link, parts, prefix, rest).await,
             Err(error) => Ok(self.reject(&error)),
         }
     }
@@ -292,14 +359,6 @@ impl Proxy {
             }
         }
     }
-}
-
-/// Chooses among the ready backends, or among all when none is: a wrong verdict on every one of them
-/// must not stop all builds.
-fn choose(policy: Policy, key: Option<&[u8]>, untried: &[Arc<Backend>]) -> Option<Choice> {
-    let ready: Vec<_> = untried.iter().filter(|backend| backend.is_ready()).cloned().collect();
-    let candidates = if ready.is_empty() { untried } else { &ready };
-    policy.choose(key, candidates, &mut rand::rng())
 }
 
 fn describe(backends: &[Arc<Backend>], failures: &[String]) -> String {

@@ -6,10 +6,10 @@ use super::solve::Solve;
 use crate::{
     directory::{Binding, Bound, Claim, Decision, Lease},
     error::ProxyError,
-    fleet::Backend,
+    fleet::{Backend, BuildCount},
     ids::{Key, TraceId},
-    policy::{Outcome, Policy},
-    proxy::{LinkKind, Origin, Proxy},
+    policy::{KeyHash, Policy},
+    proxy::{LinkKind, Opened, Origin, Proxy, Why},
 };
 
 /// A build's place, and how it was found.
@@ -17,7 +17,8 @@ use crate::{
 pub(super) struct Placed {
     pub(super) binding: Arc<Binding>,
     pub(super) lease: Lease,
-    pub(super) outcome: Outcome,
+    pub(super) count: BuildCount,
+    pub(super) why: Why,
 }
 
 /// Joins the binding that the Solve's sessions or companions have, or makes one.
@@ -31,17 +32,19 @@ pub(super) async fn solve(
     let decision = match claim(proxy, &solve.keys(), &companions, !solve.internal).await {
         Ok(decision) => decision,
         Err((binding, lease)) => {
-            return Ok(Placed { binding, lease, outcome: Outcome::Pinned });
+            let why = Why::pinned(binding.link.backend());
+            let count = binding.link.backend().start_build();
+            return Ok(Placed { binding, lease, count, why });
         }
     };
     let recent = || proxy.directory.recent_companion(&companions, Instant::now());
     let preferred = solve.linked.then(recent).flatten().and_then(|name| proxy.fleet.find(&name));
-    let key = solve.affinity.as_ref().map(|affinity| affinity.key.as_bytes());
-    match proxy.open_link(preferred, proxy.policy, key, LinkKind::Own).await {
-        Ok((link, outcome)) => {
+    let key = solve.affinity.as_ref().map(|affinity| KeyHash::new(&affinity.key));
+    match proxy.open_link(preferred, &proxy.policy, key, LinkKind::Own).await {
+        Ok(Opened { link, count, why }) => {
             let binding = Arc::new(Binding { link });
             let lease = decision.bind(&binding);
-            Ok(Placed { binding, lease, outcome })
+            Ok(Placed { binding, lease, count, why })
         }
         Err(error) => {
             decision.refuse(&error);
@@ -68,8 +71,9 @@ pub(super) async fn session(
     let (binding, lease) = match claim(proxy, keys, &companions, true).await {
         Err(joined) => joined,
         Ok(decision) => {
-            match proxy.open_link(ended, Policy::LeastSessions, None, LinkKind::Own).await {
-                Ok((link, _outcome)) => {
+            let policy = proxy.policy.with(Policy::LeastSessions);
+            match proxy.open_link(ended, &policy, None, LinkKind::Own).await {
+                Ok(Opened { link, .. }) => {
                     let binding = Arc::new(Binding { link });
                     let lease = decision.bind(&binding);
                     (binding, lease)

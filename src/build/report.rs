@@ -13,7 +13,7 @@ use crate::{
     fleet::BuildCount,
     ids::{Id, Key},
     metrics::{CodeLabels, DecisionLabels, GrpcCodeLabels, Metrics, ResultLabels, code_name},
-    proxy::{LoadGuard, Origin, Proxy},
+    proxy::{LoadGuard, Origin, Proxy, Why},
     relay::{End, OnEnd, Tally},
 };
 
@@ -26,7 +26,7 @@ pub(super) struct Report {
     affinity_key: String,
     key_source: &'static str,
     policy: String,
-    outcome: &'static str,
+    why: Why,
     binding: Arc<Binding>,
     tally: Arc<Tally>,
     session_tally: Arc<Tally>,
@@ -52,13 +52,13 @@ impl Report {
             session: text(solve.session.as_ref()),
             affinity_key: affinity.map(|affinity| affinity.key.clone()).unwrap_or_default(),
             key_source: affinity.map_or("none", |affinity| affinity.source),
-            policy: proxy.policy.to_string(),
-            outcome: placed.outcome.label(),
+            policy: proxy.policy.policy.to_string(),
+            why: placed.why,
             tally: tally(solve.build.clone().map(Key::Build)),
             session_tally: tally(solve.session.clone().map(Key::Session)),
             arrived: origin.arrived,
             wait: origin.arrived.elapsed(),
-            _count: placed.binding.link.backend().start_build(),
+            _count: placed.count,
             binding: placed.binding,
             _lease: placed.lease,
             _load: origin.load.enter(),
@@ -80,7 +80,7 @@ impl Report {
     fn count_decision(&self) {
         let labels = DecisionLabels {
             policy: self.policy.clone(),
-            outcome: self.outcome.to_owned(),
+            outcome: self.why.outcome.label().to_owned(),
             key_source: self.key_source.to_owned(),
         };
         self.metrics.route_decisions.get_or_create(&labels).inc();
@@ -96,6 +96,7 @@ impl Report {
             .build_duration
             .get_or_create(&GrpcCodeLabels { grpc_code: code.to_owned() })
             .observe(duration.as_secs_f64());
+        let home = self.why.passed_over.as_ref();
         let (up, down) = bytes(&self.tally);
         let (session_up, session_down) = bytes(&self.session_tally);
         info!(
@@ -104,8 +105,13 @@ impl Report {
             key = self.affinity_key,
             key_source = self.key_source,
             policy = self.policy,
-            reason = self.outcome,
+            reason = self.why.outcome.label(),
             backend,
+            rank = self.why.rank,
+            load = self.why.load,
+            bound = self.why.bound,
+            home = home.map(|(home, _)| home.name()),
+            home_is = home.map(|(_, obstacle)| obstacle.label()),
             wait_ms = millis(self.wait),
             duration_ms = millis(duration),
             bytes_up = up + session_up,

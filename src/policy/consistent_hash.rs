@@ -1,117 +1,118 @@
 //! Rendezvous hashing with bounded load.
 //!
-//! Each backend's rank for a key comes from the key and the backend's stable name alone, so every
-//! replica and every restart agrees, and a backend that leaves moves its own keys only (Thaler and
-//! Ravishankar, 1998). The bound keeps a hot key from drowning its home (Mirrokni, Thorup and
-//! Zadimoghaddam, 2018); what spills goes down the key's own ranking, always to the same second.
+//! The bound keeps a hot key from drowning its home (Mirrokni, Thorup and Zadimoghaddam, 2018); what
+//! spills goes down the key's own ranking, so a hot project warms the same second backend each time,
+//! and comes home when there is room.
 
-use std::{cmp::Reverse, sync::Arc};
-
-use twox_hash::XxHash3_64;
-
-use super::{Choice, Outcome};
-use crate::fleet::Backend;
-
-/// A backend may run this much more than the mean.
-const LOAD_FACTOR: f64 = 1.25;
+use super::{Choice, LoadFactor, Obstacle, Outcome, Warm, candidates::Round, rank};
 
 /// Builds a backend may always run: in a small or idle fleet the mean is below one, and the second
 /// build of a project belongs where the first one warms the cache.
-const ALWAYS_ALLOWED: usize = 2;
+const ALWAYS_ALLOWED: u64 = 2;
 
-pub(super) fn choose(key: &[u8], candidates: &[Arc<Backend>]) -> Option<Choice> {
-    let bound = bound(candidates);
-    let key = XxHash3_64::oneshot(key);
-    let mut home: Option<(u64, &Arc<Backend>)> = None;
-    let mut below: Option<(u64, &Arc<Backend>)> = None;
-    for backend in candidates {
-        let rank = XxHash3_64::oneshot_with_seed(key, backend.name().as_bytes());
-        if home.is_none_or(|(best, _)| rank > best) {
-            home = Some((rank, backend));
-        }
-        if backend.builds() < bound && below.is_none_or(|(best, _)| rank > best) {
-            below = Some((rank, backend));
-        }
+/// The same for a backend in its slow start.
+const ALWAYS_ALLOWED_STARTING: u64 = 1;
+
+pub(super) fn choose(
+    key: u64,
+    warm: Option<Warm>,
+    factor: LoadFactor,
+    round: &Round<'_>,
+) -> Option<Choice> {
+    let bounds = Bounds::new(factor, round);
+    let first = rank::first(key, round.candidates);
+    let has_room = |place: &usize| round.takes(*place) && bounds.has_room(*place);
+    let (place, rank) = match first.places().iter().position(&has_room) {
+        Some(rank) => (first.places()[rank], rank),
+        None => beyond(key, has_room, round)?,
+    };
+    let known = |place: usize| warm.is_some_and(|warm| warm.has(round.candidates.at(place).tag()));
+    if !known(place)
+        && let Some(place) = warm.and_then(|warm| warmest(warm, has_room, round))
+    {
+        let rank = rank::rank(key, round.candidates, place);
+        return Some(bounds.choice(place, Outcome::Warm, rank));
     }
-    let (home_rank, home) = home?;
-    // Counts change under us; when all seem full, the home is as good as any.
-    let (rank, backend) = below.unwrap_or((home_rank, home));
-    let outcome = if rank == home_rank { Outcome::Home } else { Outcome::Spill };
-    Some(Choice { backend: Arc::clone(backend), outcome })
+    let home = *first.places().first()?;
+    let mut choice = bounds.choice(place, Outcome::Home, rank);
+    if rank > 0 {
+        let obstacle = bounds.obstacle(home);
+        choice.passed_over = Some((round.candidates.index(home), obstacle));
+        choice.outcome =
+            if obstacle == Obstacle::Full { Outcome::Spill } else { Outcome::Failover };
+    }
+    Some(choice)
 }
 
-pub(super) fn ranking(key: &[u8], backends: &[Arc<Backend>]) -> Vec<Arc<Backend>> {
-    let key = XxHash3_64::oneshot(key);
-    let mut ranking = backends.to_vec();
-    ranking.sort_by_cached_key(|backend| {
-        Reverse(XxHash3_64::oneshot_with_seed(key, backend.name().as_bytes()))
-    });
-    ranking
+/// The best below its bound when none of the first is. Counts change under us and rounds may exclude
+/// who has room: when all seem full, the best is as good as any.
+fn beyond(
+    key: u64,
+    has_room: impl Fn(&usize) -> bool,
+    round: &Round<'_>,
+) -> Option<(usize, usize)> {
+    let place = rank::best(key, round.candidates, |place| has_room(&place))
+        .or_else(|| rank::best(key, round.candidates, |place| round.takes(place)))?;
+    Some((place, rank::rank(key, round.candidates, place)))
 }
 
-/// Builds that a backend may run before the one to place spills.
-#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn bound(candidates: &[Arc<Backend>]) -> usize {
-    let running: usize = candidates.iter().map(|backend| backend.builds()).sum();
-    let mean = (running + 1) as f64 / candidates.len().max(1) as f64;
-    ((LOAD_FACTOR * mean).ceil() as usize).max(ALWAYS_ALLOWED)
+/// Where the key was built last, if there is room.
+fn warmest(warm: Warm, has_room: impl Fn(&usize) -> bool, round: &Round<'_>) -> Option<usize> {
+    warm.tags().filter_map(|tag| round.candidates.with_tag(tag)).find(has_room)
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+/// What each candidate may run.
+#[derive(Debug)]
+struct Bounds<'a> {
+    round: &'a Round<'a>,
+    /// Thousandths of a build for each unit of weight, as a fraction; `None` without a bound.
+    share: Option<(u128, u128)>,
+}
 
-    use super::*;
-    use crate::policy::tests::backends;
-
-    fn home(key: &[u8], candidates: &[Arc<Backend>]) -> String {
-        choose(key, candidates).expect("some").backend.name().to_owned()
+impl<'a> Bounds<'a> {
+    fn new(factor: LoadFactor, round: &'a Round<'a>) -> Self {
+        let weight = u128::from(round.total_weight()) * 1000;
+        let builds = u128::from(round.total_builds()) + 1;
+        let share = factor.thousandths().map(|factor| (builds * u128::from(factor), weight));
+        // Without a ready one there is no mean; nothing is bounded then.
+        Self { round, share: share.filter(|_| round.ready && weight > 0) }
     }
 
-    #[test]
-    fn the_ranking_is_frozen() {
-        // Replicas of different versions must agree, so these may never change.
-        let backends = backends(5);
-        let homes = ["github.com/team/app", "a", ""].map(|key| home(key.as_bytes(), &backends));
-        assert_eq!(homes, ["buildkitd-1", "buildkitd-1", "buildkitd-4"]);
+    /// Builds that the candidate may run, the one to place included.
+    fn of(&self, place: usize) -> Option<u64> {
+        let (builds, total) = self.share?;
+        let weight = self.round.weight(place);
+        let bound = (builds * u128::from(weight)).div_ceil(total);
+        let starting = weight
+            < u64::from(self.round.candidates.at(place).capacity()) * super::candidates::FULL_SHARE;
+        let least = if starting { ALWAYS_ALLOWED_STARTING } else { ALWAYS_ALLOWED };
+        Some(u64::try_from(bound).unwrap_or(u64::MAX).max(least))
     }
 
-    #[test]
-    fn a_hot_key_spills_to_its_own_second_and_comes_home() {
-        let backends = backends(3);
-        let first = choose(b"hot", &backends).expect("some");
-        let running: Vec<_> = (0..ALWAYS_ALLOWED).map(|_| first.backend.start_build()).collect();
-        let spilled = choose(b"hot", &backends).expect("some");
-        assert_eq!((first.outcome, spilled.outcome), (Outcome::Home, Outcome::Spill));
-        let others: Vec<_> =
-            backends.iter().filter(|b| b.name() != first.backend.name()).cloned().collect();
-        assert_eq!(spilled.backend.name(), home(b"hot", &others));
-        drop(running);
-        assert_eq!(home(b"hot", &backends), first.backend.name());
+    fn has_room(&self, place: usize) -> bool {
+        let builds = u64::from(self.round.candidates.at(place).builds());
+        self.of(place).is_none_or(|bound| builds < bound)
     }
 
-    proptest! {
-        #[test]
-        fn a_lost_backend_moves_its_own_keys_only(key: Vec<u8>, count in 2..50_usize, lost: usize) {
-            let all = backends(count);
-            let lost = lost % count;
-            let mut rest = all.clone();
-            let lost = rest.remove(lost);
-            let before = home(&key, &all);
-            if before != lost.name() {
-                prop_assert_eq!(before, home(&key, &rest));
-            }
+    /// Why the candidate was not chosen.
+    fn obstacle(&self, place: usize) -> Obstacle {
+        let candidate = self.round.candidates.at(place);
+        if candidate.is_cordoned() {
+            Obstacle::Cordoned
+        } else if self.round.tried.contains(&self.round.candidates.index(place)) {
+            Obstacle::Unreachable
+        } else if !candidate.is_ready() {
+            Obstacle::Unhealthy
+        } else {
+            Obstacle::Full
         }
+    }
 
-        #[test]
-        fn no_backend_ever_exceeds_the_bound(keys in prop::collection::vec(0..4_u8, 1..300)) {
-            let backends = backends(7);
-            let mut running = Vec::new();
-            for key in keys {
-                running.push(choose(&[key], &backends).expect("some").backend.start_build());
-                let bound = bound(&backends);
-                prop_assert!(backends.iter().all(|backend| backend.builds() <= bound));
-            }
+    fn choice(&self, place: usize, outcome: Outcome, rank: usize) -> Choice {
+        Choice {
+            rank: Some(rank),
+            bound: self.of(place),
+            ..Choice::new(self.round, place, outcome)
         }
     }
 }

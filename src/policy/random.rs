@@ -1,14 +1,9 @@
 //! Any backend, each with the same chance.
 
-use std::sync::Arc;
+use rand::Rng;
 
-use rand::{Rng, seq::IndexedRandom as _};
+use super::candidates::{Class, Round};
 
-use crate::fleet::Backend;
-
-pub(super) fn choose<'a>(
-    candidates: &'a [Arc<Backend>],
-    rng: &mut impl Rng,
-) -> Option<&'a Arc<Backend>> {
-    candidates.choose(rng)
+pub(super) fn choose(round: &Round<'_>, rng: &mut impl Rng) -> Option<usize> {
+    round.draw(None, |class: &Class| class.range.len() as u64, rng)
 }

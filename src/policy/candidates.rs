@@ -1,0 +1,380 @@
+//! The backends as the policies see them: plain facts, and the sums over those that take builds.
+//!
+//! A decision reads the hashes of all of them and little else, so the hashes lie side by side and the
+//! sums are kept, not made.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use rand::{Rng, RngExt as _};
+use twox_hash::XxHash3_64;
+
+/// A backend of capacity 1 that has started has this weight: fine enough for each step of a slow start.
+pub(super) const FULL_SHARE: u64 = 1024;
+
+/// What a slow start begins with: a tenth, or nothing would ever warm the new backend.
+const FIRST_SHARE: u64 = FULL_SHARE / 10;
+
+/// Draws before a search of all: where most take builds, the first one is good.
+const DRAWS: usize = 16;
+
+const CORDONED: u8 = 1;
+const EJECTED: u8 = 2;
+const DEPARTED: u8 = 4;
+
+/// One backend: what of it matters to a policy. Changes keep the [`Totals`] right.
+#[derive(Debug)]
+pub struct Candidate {
+    hash: u64,
+    capacity: AtomicU32,
+    builds: AtomicU32,
+    /// 0, or why it takes no new builds.
+    standing: AtomicU8,
+    joined: Option<Instant>,
+    totals: Arc<Totals>,
+}
+
+/// Builds and capacity of all candidates of a fleet that take new builds.
+#[derive(Debug, Default)]
+pub struct Totals {
+    change: Mutex<()>,
+    builds: AtomicU64,
+    capacity: AtomicU64,
+}
+
+impl Candidate {
+    /// A candidate that takes builds. With `joined`, a slow start begins then.
+    pub fn new(name: &str, capacity: u32, joined: Option<Instant>, totals: &Arc<Totals>) -> Self {
+        let candidate = Self {
+            hash: XxHash3_64::oneshot(name.as_bytes()),
+            capacity: 0.into(),
+            builds: 0.into(),
+            standing: 0.into(),
+            joined,
+            totals: Arc::clone(totals),
+        };
+        candidate.set_capacity(capacity);
+        candidate
+    }
+
+    /// Builds that run on it.
+    pub fn builds(&self) -> u32 {
+        self.builds.load(Ordering::Relaxed)
+    }
+
+    /// Its size against the others'.
+    pub fn capacity(&self) -> u32 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// Whether it takes new builds.
+    pub fn is_ready(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether it finishes its builds and takes no new one.
+    pub fn is_cordoned(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) & CORDONED != 0
+    }
+
+    /// Counts one more build.
+    pub fn start_build(&self) {
+        self.change(|| {
+            self.builds.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+
+    /// Counts one build less.
+    pub fn end_build(&self) {
+        self.change(|| {
+            self.builds.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+
+    /// Sets its size; the ranking follows with the next [`Candidates::new`].
+    pub fn set_capacity(&self, capacity: u32) {
+        self.change(|| self.capacity.store(capacity.max(1), Ordering::Relaxed));
+    }
+
+    /// Cordons or uncordons it; returns whether that is a change.
+    pub fn set_cordoned(&self, cordoned: bool) -> bool {
+        self.stand(CORDONED, cordoned)
+    }
+
+    /// Ejects it or takes it back; returns whether that is a change.
+    pub fn set_ejected(&self, ejected: bool) -> bool {
+        self.stand(EJECTED, ejected)
+    }
+
+    /// It has left the fleet: the builds it still runs count for nobody.
+    pub fn depart(&self) {
+        self.stand(DEPARTED, true);
+    }
+
+    /// What the consistent hash knows it by, cut to what a memory of many keys can hold.
+    pub(super) fn tag(&self) -> u32 {
+        tag(self.hash)
+    }
+
+    fn stand(&self, reason: u8, holds: bool) -> bool {
+        let mut changed = false;
+        self.change(|| {
+            let before = self.standing.load(Ordering::Relaxed);
+            let after = if holds { before | reason } else { before & !reason };
+            self.standing.store(after, Ordering::Relaxed);
+            changed = before != after;
+        });
+        changed
+    }
+
+    fn change(&self, apply: impl FnOnce()) {
+        let _one_at_a_time = self.totals.change.lock();
+        let before = self.counted();
+        apply();
+        let after = self.counted();
+        let add = |sum: &AtomicU64, before: u32, after: u32| {
+            sum.fetch_add(u64::from(after).wrapping_sub(before.into()), Ordering::Relaxed);
+        };
+        add(&self.totals.builds, before.0, after.0);
+        add(&self.totals.capacity, before.1, after.1);
+    }
+
+    fn counted(&self) -> (u32, u32) {
+        if self.is_ready() { (self.builds(), self.capacity()) } else { (0, 0) }
+    }
+
+    /// Capacity times the share of it that a slow start allows at `now`.
+    pub(super) fn weight(&self, now: Instant, slow_start: Duration) -> u64 {
+        u64::from(self.capacity()) * self.share(now, slow_start)
+    }
+
+    fn share(&self, now: Instant, slow_start: Duration) -> u64 {
+        let Some(joined) = self.joined else { return FULL_SHARE };
+        let (up, whole) =
+            (now.saturating_duration_since(joined).as_millis(), slow_start.as_millis());
+        if up >= whole {
+            return FULL_SHARE;
+        }
+        u64::try_from(up * u128::from(FULL_SHARE) / whole)
+            .map_or(FULL_SHARE, |share| share.max(FIRST_SHARE))
+    }
+}
+
+pub(super) fn tag(hash: u64) -> u32 {
+    // The low half: any 32 bits of a hash are as good as any other.
+    #[allow(clippy::cast_possible_truncation)]
+    let tag = hash as u32;
+    tag
+}
+
+/// Candidates of the same capacity: they rank by hash alone.
+#[derive(Debug)]
+pub(super) struct Class {
+    pub(super) capacity: u32,
+    pub(super) range: Range<usize>,
+}
+
+/// All candidates of one fleet snapshot, by class.
+#[derive(Debug, Default)]
+pub struct Candidates {
+    hashes: Box<[u64]>,
+    candidates: Box<[Arc<Candidate>]>,
+    /// Place in the caller's order.
+    index: Box<[usize]>,
+    classes: Box<[Class]>,
+    /// When the last of them joined a running fleet.
+    last_joined: Option<Instant>,
+    totals: Arc<Totals>,
+}
+
+impl Candidates {
+    /// Candidates that share `totals`; a choice names their place in this order.
+    pub fn new(candidates: Vec<Arc<Candidate>>, totals: &Arc<Totals>) -> Self {
+        let mut order: Vec<(usize, Arc<Candidate>)> = candidates.into_iter().enumerate().collect();
+        order.sort_by_key(|(index, candidate)| (candidate.capacity(), *index));
+        let mut classes: Vec<Class> = Vec::new();
+        for (place, (_, candidate)) in order.iter().enumerate() {
+            match classes.last_mut() {
+                Some(class) if class.capacity == candidate.capacity() => class.range.end += 1,
+                _ => {
+                    classes.push(Class { capacity: candidate.capacity(), range: place..place + 1 });
+                }
+            }
+        }
+        Self {
+            hashes: order.iter().map(|(_, candidate)| candidate.hash).collect(),
+            last_joined: order.iter().filter_map(|(_, candidate)| candidate.joined).max(),
+            index: order.iter().map(|(index, _)| *index).collect(),
+            candidates: order.into_iter().map(|(_, candidate)| candidate).collect(),
+            classes: classes.into(),
+            totals: Arc::clone(totals),
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.candidates.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.candidates.is_empty()
+    }
+
+    pub(super) fn hashes(&self) -> &[u64] {
+        &self.hashes
+    }
+
+    pub(super) fn classes(&self) -> &[Class] {
+        &self.classes
+    }
+
+    /// Where in the caller's order the candidate at `place` stands.
+    pub(super) fn index(&self, place: usize) -> usize {
+        self.index[place]
+    }
+
+    pub(super) fn at(&self, place: usize) -> &Candidate {
+        &self.candidates[place]
+    }
+
+    pub(super) fn with_tag(&self, wanted: u32) -> Option<usize> {
+        self.hashes.iter().position(|hash| tag(*hash) == wanted)
+    }
+}
+
+/// One decision: who may be chosen, and what all of them run.
+#[derive(Debug)]
+pub(super) struct Round<'a> {
+    pub(super) candidates: &'a Candidates,
+    pub(super) now: Instant,
+    pub(super) slow_start: Duration,
+    /// Places in the caller's order that did not accept.
+    pub(super) tried: &'a [usize],
+    /// Only those that are ready; else all that are not cordoned.
+    pub(super) ready: bool,
+}
+
+impl Round<'_> {
+    /// Whether the candidate at `place` may be chosen.
+    pub(super) fn takes(&self, place: usize) -> bool {
+        let candidate = self.candidates.at(place);
+        let willing = if self.ready { candidate.is_ready() } else { !candidate.is_cordoned() };
+        willing && (self.tried.is_empty() || !self.tried.contains(&self.candidates.index[place]))
+    }
+
+    pub(super) fn weight(&self, place: usize) -> u64 {
+        self.candidates.at(place).weight(self.now, self.slow_start)
+    }
+
+    /// Builds that the ready ones run.
+    pub(super) fn total_builds(&self) -> u64 {
+        self.candidates.totals.builds.load(Ordering::Relaxed)
+    }
+
+    /// The weights of the ready ones.
+    pub(super) fn total_weight(&self) -> u64 {
+        let candidates = self.candidates;
+        let starting = candidates.last_joined.is_some_and(|at| self.now < at + self.slow_start);
+        if !starting {
+            return candidates.totals.capacity.load(Ordering::Relaxed) * FULL_SHARE;
+        }
+        let ready = candidates.candidates.iter().filter(|candidate| candidate.is_ready());
+        ready.map(|candidate| candidate.weight(self.now, self.slow_start)).sum()
+    }
+
+    /// Any that may be chosen except `not`, each with the chance of its weight.
+    pub(super) fn draw(
+        &self,
+        not: Option<usize>,
+        weigh: impl Fn(&Class) -> u64,
+        rng: &mut impl Rng,
+    ) -> Option<usize> {
+        let good = |place: &usize| Some(*place) != not && self.takes(*place);
+        let total = self.candidates.classes.iter().map(&weigh).sum::<u64>();
+        if total == 0 {
+            return None;
+        }
+        for _ in 0..DRAWS {
+            let place = self.nth(rng.random_range(0..total), &weigh);
+            if good(&place) {
+                return Some(place);
+            }
+        }
+        // Few take builds: each in turn is kept with its share of the weight seen so far.
+        let mut seen = 0;
+        let mut kept = None;
+        for class in &self.candidates.classes {
+            let weight = weigh(class) / class.range.len() as u64;
+            for place in class.range.clone().filter(good) {
+                seen += weight;
+                if rng.random_range(0..seen) < weight {
+                    kept = Some(place);
+                }
+            }
+        }
+        kept
+    }
+
+    /// The place at which the sum of the weights passes `at`.
+    fn nth(&self, mut at: u64, weigh: impl Fn(&Class) -> u64) -> usize {
+        for class in &self.candidates.classes {
+            let whole = weigh(class);
+            if at < whole {
+                let each = (whole / class.range.len() as u64).max(1);
+                let offset = usize::try_from(at / each).unwrap_or_default();
+                return class.range.start + offset;
+            }
+            at -= whole;
+        }
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sums_follow_every_change() {
+        let totals = Arc::new(Totals::default());
+        let sums =
+            || (totals.builds.load(Ordering::Relaxed), totals.capacity.load(Ordering::Relaxed));
+        let [a, b] = ["a", "b"].map(|name| Candidate::new(name, 2, None, &totals));
+        a.start_build();
+        a.start_build();
+        b.start_build();
+        assert_eq!(sums(), (3, 4));
+        assert!(a.set_cordoned(true) && !a.set_cordoned(true) && a.set_ejected(true));
+        a.end_build();
+        assert_eq!(sums(), (1, 2));
+        assert!(a.set_ejected(false) && a.set_cordoned(false));
+        assert_eq!(sums(), (2, 4));
+        b.depart();
+        b.end_build();
+        a.set_capacity(5);
+        assert_eq!(sums(), (1, 5));
+    }
+
+    #[test]
+    fn a_slow_start_goes_from_a_tenth_to_the_whole() {
+        let joined = Instant::now();
+        let second = Duration::from_secs(1);
+        let weight = |joined, after| {
+            Candidate::new("a", 1, joined, &Arc::default()).weight(after, second * 30)
+        };
+        assert_eq!(weight(Some(joined), joined), FIRST_SHARE);
+        assert_eq!(weight(Some(joined), joined + second * 15), FULL_SHARE / 2);
+        assert_eq!(weight(Some(joined), joined + second * 30), FULL_SHARE);
+        assert_eq!(weight(None, joined), FULL_SHARE);
+        let off = Candidate::new("a", 3, Some(joined), &Arc::default());
+        assert_eq!(off.weight(joined, Duration::ZERO), 3 * FULL_SHARE);
+    }
+}

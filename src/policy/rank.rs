@@ -1,0 +1,225 @@
+//! Weighted rendezvous hashing: how the candidates rank for a key.
+//!
+//! A candidate's score comes from the key, its stable name and its capacity alone, so every replica
+//! and every restart agrees, and one that leaves moves its own keys only (Thaler and Ravishankar,
+//! 1998). The score is -ln(u) / capacity for u between 0 and 1 from the hash, the lowest wins: the
+//! chance to win is in proportion to the capacity. Among equals that is the order of the hashes.
+
+use super::candidates::Candidates;
+
+/// The first ranks, which a decision looks at before it looks at all.
+///
+/// With all but a few below their bound, the ninth is needed in one decision of thousands.
+const FIRST: usize = 8;
+
+/// Odd, with as many ones as zeros in no pattern: the golden ratio in 64 bits.
+const MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// A candidate's score for a key: a lower one is better.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+struct Score {
+    cost: f64,
+    /// The complement of the hash, so that a higher hash is lower: decides alone in a class.
+    rest: u64,
+}
+
+/// The first places of a key's ranking, the best first.
+#[derive(Debug)]
+pub(super) struct First {
+    places: [usize; FIRST],
+    len: usize,
+}
+
+impl First {
+    pub(super) fn places(&self) -> &[usize] {
+        &self.places[..self.len]
+    }
+}
+
+/// The first of the ranking for `key`.
+pub(super) fn first(key: u64, candidates: &Candidates) -> First {
+    let mut best = Best::default();
+    match candidates.classes() {
+        [] => {}
+        [_one] => best.add_class(key, candidates.hashes(), 0),
+        classes => {
+            let mut scored = Scored::default();
+            for class in classes {
+                let mut best = Best::default();
+                best.add_class(key, &candidates.hashes()[class.range.clone()], class.range.start);
+                for entry in &best.entries[..best.len] {
+                    if !scored.add(Score::new(entry.hash, class.capacity), entry.place) {
+                        break;
+                    }
+                }
+            }
+            return First { places: scored.entries.map(|(_, place)| place), len: scored.len };
+        }
+    }
+    First { places: best.entries.map(|entry| entry.place), len: best.len }
+}
+
+/// All places of the ranking for `key`, the best first.
+pub(super) fn all(key: u64, candidates: &Candidates) -> Vec<usize> {
+    let mut scored: Vec<_> = scores(key, candidates).collect();
+    scored.sort_by(|(a, _), (b, _)| a.cost.total_cmp(&b.cost).then(a.rest.cmp(&b.rest)));
+    scored.into_iter().map(|(_, place)| place).collect()
+}
+
+/// How many candidates rank before the one at `place`.
+pub(super) fn rank(key: u64, candidates: &Candidates, place: usize) -> usize {
+    let own = scores(key, candidates).find(|(_, other)| *other == place);
+    own.map_or(0, |(own, _)| scores(key, candidates).filter(|(score, _)| *score < own).count())
+}
+
+/// The best place that `wanted` accepts.
+pub(super) fn best(
+    key: u64,
+    candidates: &Candidates,
+    wanted: impl Fn(usize) -> bool,
+) -> Option<usize> {
+    let wanted = scores(key, candidates).filter(|(_, place)| wanted(*place));
+    wanted.reduce(|best, next| if next.0 < best.0 { next } else { best }).map(|(_, place)| place)
+}
+
+fn scores(key: u64, candidates: &Candidates) -> impl Iterator<Item = (Score, usize)> {
+    candidates.classes().iter().flat_map(move |class| {
+        class.range.clone().map(move |place| {
+            (Score::new(mix(candidates.hashes()[place], key), class.capacity), place)
+        })
+    })
+}
+
+/// Both halves of the product: each bit of the result depends on all bits of both.
+#[allow(clippy::cast_possible_truncation)]
+fn mix(candidate: u64, key: u64) -> u64 {
+    let product = u128::from(candidate ^ key) * u128::from(MULTIPLIER);
+    (product >> 64) as u64 ^ product as u64
+}
+
+impl Score {
+    fn new(hash: u64, capacity: u32) -> Self {
+        Self { cost: cost(hash) / f64::from(capacity), rest: !hash }
+    }
+}
+
+/// -ln(u), where u is the middle of the 2^-53 wide step between 0 and 1 that `hash` falls on.
+///
+/// Of additions, multiplications and divisions alone, which IEEE 754 gives one result everywhere: the
+/// logarithms of two C libraries may differ in the last bit.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+fn cost(hash: u64) -> f64 {
+    const HALF_STEP: f64 = 0.5 / (1_u64 << 53) as f64;
+    let u = (hash >> 11) as f64 / (1_u64 << 53) as f64 + HALF_STEP;
+    // u = m * 2^e with m from 2/3 to 4/3; ln(m) = 2 * atanh(s) for s = (m - 1) / (m + 1).
+    let bits = u.to_bits();
+    let mut exponent = (bits >> 52) as i32 - 1023;
+    let mut mantissa = f64::from_bits(bits & ((1 << 52) - 1) | 1023 << 52);
+    if mantissa > 4.0 / 3.0 {
+        mantissa *= 0.5;
+        exponent += 1;
+    }
+    let s = (mantissa - 1.0) / (mantissa + 1.0);
+    let square = s * s;
+    let mut series = 0.0;
+    for odd in [23.0, 21.0, 19.0, 17.0, 15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+        series = series * square + 1.0 / odd;
+    }
+    -(f64::from(exponent) * std::f64::consts::LN_2 + 2.0 * s * series)
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Entry {
+    hash: u64,
+    place: usize,
+}
+
+/// The highest hashes so far, the highest first.
+#[derive(Debug, Default)]
+struct Best {
+    entries: [Entry; FIRST],
+    len: usize,
+}
+
+impl Best {
+    fn add_class(&mut self, key: u64, hashes: &[u64], start: usize) {
+        let head = hashes.len().min(FIRST);
+        for (offset, hash) in hashes[..head].iter().enumerate() {
+            self.insert(Entry { hash: mix(*hash, key), place: start + offset });
+        }
+        let mut least = self.entries[FIRST - 1].hash;
+        for (offset, hash) in hashes[head..].iter().enumerate() {
+            let hash = mix(*hash, key);
+            // Rarely taken, so the loop runs at the speed of its multiplications.
+            if hash > least {
+                self.insert(Entry { hash, place: start + head + offset });
+                least = self.entries[FIRST - 1].hash;
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn insert(&mut self, entry: Entry) {
+        let at = self.entries[..self.len].partition_point(|other| other.hash >= entry.hash);
+        self.len = (self.len + 1).min(FIRST);
+        self.entries[at..self.len].rotate_right(1);
+        self.entries[at] = entry;
+    }
+}
+
+/// The lowest scores so far, the lowest first.
+#[derive(Debug)]
+struct Scored {
+    entries: [(Score, usize); FIRST],
+    len: usize,
+}
+
+impl Default for Scored {
+    fn default() -> Self {
+        Self { entries: [(Score { cost: f64::INFINITY, rest: 0 }, 0); FIRST], len: 0 }
+    }
+}
+
+impl Scored {
+    /// Returns whether it is among them.
+    fn add(&mut self, score: Score, place: usize) -> bool {
+        let at = self.entries[..self.len].partition_point(|(other, _)| *other <= score);
+        if at == FIRST {
+            return false;
+        }
+        self.len = (self.len + 1).min(FIRST);
+        self.entries[at..self.len].rotate_right(1);
+        self.entries[at] = (score, place);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(clippy::cast_precision_loss)]
+    fn the_cost_is_the_logarithm() {
+        for step in 0..=10_000_u64 {
+            let hash = step * (u64::MAX / 10_000);
+            let u = ((hash >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+            let (ours, exact) = (cost(hash), -u.ln());
+            assert!((ours - exact).abs() <= 1e-14 * exact.max(1.0), "{ours} is not {exact}");
+        }
+    }
+
+    #[test]
+    fn the_cost_is_frozen() {
+        let costs = [0, 1 << 40, 0x5555_5555_5555_5555, u64::MAX].map(|hash| cost(hash).to_bits());
+        assert_eq!(
+            costs,
+            [
+                0x4042_b708_8723_20e2,
+                0x4030_a2b2_3f37_ab73,
+                0x3ff1_93ea_7aad_030a,
+                0x8000_0000_0000_0000,
+            ]
+        );
+    }
+}
