@@ -87,6 +87,18 @@ pub(super) fn image(reference: &str) -> String {
     name[..end].to_ascii_lowercase()
 }
 
+/// The same without the registry: development and production have one of their own.
+pub(super) fn image_anywhere(reference: &str) -> String {
+    let name = image(reference);
+    match name.split_once('/') {
+        // What makes a first part a registry for every tool that reads image names.
+        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => {
+            rest.to_owned()
+        }
+        _ => name,
+    }
+}
+
 /// A directory of a repository with `/` between its parts, or nothing for the top and for a path of
 /// one machine.
 pub(super) fn directory(path: &str) -> Option<String> {
@@ -144,6 +156,10 @@ mod tests {
         assert_eq!(image("Reg:5000/Team/app:v1"), "reg:5000/team/app");
         assert_eq!(image("reg:5000/team/app"), "reg:5000/team/app");
         assert_eq!(image("app@sha256:aa"), "app");
+        for name in ["Reg:5000/team/app:v1", "reg.io/team/app", "localhost/team/app", "team/app:2"]
+        {
+            assert_eq!(image_anywhere(name), "team/app");
+        }
     }
 
     #[test]

@@ -372,7 +372,7 @@ mod tests {
         };
         let cache = CacheOptions { imports: vec![entry], ..Default::default() };
         let request = SolveRequest { cache: Some(cache), ..image("b.io/x:1,acr.io/app:17") };
-        assert_eq!(key(&Rules::default(), &request), Some(("acr.io/app".into(), "image")));
+        assert_eq!(key(&Rules::default(), &request), Some(("app".into(), "image")));
         let rules = rules(r#"sources = ["cache_ref", "image"]"#).expect("valid");
         assert_eq!(key(&rules, &request), Some(("acr.io/cache/app".into(), "cache_ref")));
     }
@@ -425,7 +425,7 @@ mod tests {
     #[test]
     fn a_regex_cuts_and_passes_over_what_does_not_match() {
         let rules = rules(
-            r#"sources = [{ from = "image", regex = '^[^/]+/team-a/(.+)-(?:dev|prod)$' }, "opt:project"]
+            r#"sources = [{ from = "image", regex = '^team-a/(.+)-(?:dev|prod)$' }, "opt:project"]
                include = ["target"]"#,
         )
         .expect("valid");

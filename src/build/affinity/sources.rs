@@ -56,14 +56,14 @@ fn within(repository: String, directory: Option<String>) -> String {
     }
 }
 
-/// The image the build makes; of several, the first in alphabetical order.
+/// The image the build makes, wherever it is pushed; of several, the first in alphabetical order.
 pub(super) fn image(facts: &Facts<'_>) -> Option<String> {
     let request = facts.request;
     let exporters = request.exporters.iter().map(|exporter| &exporter.attrs);
     exporters
         .chain([&request.exporter_attrs_deprecated])
         .filter_map(|attrs| value(attrs, "name"))
-        .flat_map(|names| names.split(',').map(normal::image).collect::<Vec<_>>())
+        .flat_map(|names| names.split(',').map(normal::image_anywhere).collect::<Vec<_>>())
         .filter(|name| !name.is_empty())
         .min()
 }
