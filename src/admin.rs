@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::proxy::Proxy;
+use crate::{build::running::RunningBuild, proxy::Proxy};
 
 /// OpenMetrics 1.0, which Prometheus asks for first.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -79,12 +79,12 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
                 "state": backend.state(),
                 "cause": backend.ejection_cause(),
                 "builds": backend.builds(),
+                "capacity": backend.capacity(),
             })
         })
         .collect();
-    let builds = admin.proxy.directory.builds();
     let builds: Vec<_> =
-        builds.iter().map(|(build, backend)| json!({"ref": build, "backend": backend})).collect();
+        admin.proxy.running.builds().iter().map(|build| explained(build)).collect();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "policy": admin.proxy.policy.policy.to_string(),
@@ -92,6 +92,26 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
         "backends": backends,
         "builds": builds,
     }))
+}
+
+/// Why a build is where it is, in the words of its log record.
+fn explained(build: &RunningBuild) -> serde_json::Value {
+    let (home, home_is) = build.home();
+    json!({
+        "ref": build.build,
+        "session": build.session,
+        "key": build.key(),
+        "key_source": build.key_source(),
+        "policy": build.policy.to_string(),
+        "reason": build.why.outcome.label(),
+        "backend": build.backend.name(),
+        "rank": build.why.rank,
+        "load": build.why.load,
+        "bound": build.why.bound,
+        "home": home,
+        "home_is": home_is,
+        "seconds": build.arrived.elapsed().as_secs(),
+    })
 }
 
 async fn cordon(

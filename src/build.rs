@@ -8,6 +8,7 @@ pub mod affinity;
 mod place;
 mod refuse;
 mod report;
+pub mod running;
 pub mod shared_keys;
 pub mod solve;
 

@@ -7,6 +7,7 @@ use std::{
     collections::HashSet,
     fmt,
     net::{SocketAddr, ToSocketAddrs as _},
+    num::NonZeroU32,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -18,7 +19,7 @@ use crate::{
     address::Address,
     build::affinity::Rules,
     fleet::Endpoint,
-    policy::{self, LoadFactor},
+    policy::{self, LoadFactor, warm},
     telemetry::{LogFormat, LogLevel},
 };
 
@@ -36,6 +37,9 @@ const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Client connections at once: each build holds two descriptors.
 const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
+
+/// Capacities compare backends: a larger one than this compares nothing.
+const MAX_CAPACITY: usize = 10_000;
 
 /// The checked configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,7 +74,8 @@ pub struct Settings {
     #[arg(long, env = "BUILDKIT_LB_LISTEN", value_delimiter = ',', value_name = "ADDR")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub listen: Vec<String>,
-    /// A buildkitd: [NAME=]tcp://HOST:PORT or [NAME=]unix:///PATH. Repeatable.
+    /// A buildkitd: [NAME=]tcp://HOST:PORT or [NAME=]unix:///PATH, with ?capacity=N if it takes more
+    /// builds than others. Repeatable.
     #[arg(long, env = "BUILDKIT_LB_BACKEND", value_delimiter = ',', value_name = "[NAME=]ADDR")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backend: Vec<String>,
@@ -78,6 +83,11 @@ pub struct Settings {
     #[arg(long, env = "BUILDKIT_LB_POLICY")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// Let the targets of one bake go to different backends; a bake with linked targets fails then
+    /// [default: false].
+    #[arg(long, env = "BUILDKIT_LB_SPREAD_BAKE_TARGETS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread_bake_targets: Option<bool>,
     /// How long a backend that joins a running fleet is given less than its share of the builds; 0s is
     /// no slow start [default: 30s].
     #[arg(long, env = "BUILDKIT_LB_SLOW_START", value_name = "DURATION")]
@@ -115,6 +125,10 @@ pub struct Settings {
     #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consistent_hash: Option<toml::Table>,
+    /// The `[warm-memory]` table of the file.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_memory: Option<toml::Table>,
 }
 
 /// All that is wrong with a configuration; one line each.
@@ -204,12 +218,9 @@ impl Config {
     pub fn to_toml(&self) -> String {
         let settings = Settings {
             listen: self.listen.iter().map(ToString::to_string).collect(),
-            backend: self
-                .backends
-                .iter()
-                .map(|endpoint| format!("{}={}", endpoint.name, endpoint.address))
-                .collect(),
+            backend: self.backends.iter().map(backend_text).collect(),
             policy: Some(self.policy.policy.to_string()),
+            spread_bake_targets: Some(self.policy.spread_bake_targets),
             slow_start: Some(humantime::format_duration(self.policy.slow_start).to_string()),
             admin_listen: Some(self.admin_listen.to_string()),
             drain_timeout: Some(humantime::format_duration(self.drain_timeout).to_string()),
@@ -222,6 +233,7 @@ impl Config {
                 "load-factor".to_owned(),
                 self.policy.load_factor.to_string().into(),
             )])),
+            warm_memory: Some(warm_table(&self.policy.warm)),
         };
         // Strings and lists of strings always have a TOML form.
         toml::to_string(&settings).unwrap_or_default()
@@ -236,6 +248,7 @@ impl Settings {
             listen: list(over.listen, self.listen),
             backend: list(over.backend, self.backend),
             policy: over.policy.or(self.policy),
+            spread_bake_targets: over.spread_bake_targets.or(self.spread_bake_targets),
             slow_start: over.slow_start.or(self.slow_start),
             admin_listen: over.admin_listen.or(self.admin_listen),
             drain_timeout: over.drain_timeout.or(self.drain_timeout),
@@ -245,6 +258,7 @@ impl Settings {
             log_level: over.log_level.or(self.log_level),
             affinity: over.affinity.or(self.affinity),
             consistent_hash: over.consistent_hash.or(self.consistent_hash),
+            warm_memory: over.warm_memory.or(self.warm_memory),
         }
     }
 
@@ -273,6 +287,9 @@ impl Settings {
                 "listen" => settings.listen = list(&key, value, problems),
                 "backend" => settings.backend = list(&key, value, problems),
                 "policy" => settings.policy = text(&key, value, problems),
+                "spread-bake-targets" => {
+                    settings.spread_bake_targets = truth(&key, &value, problems);
+                }
                 "slow-start" => settings.slow_start = text(&key, value, problems),
                 "admin-listen" => settings.admin_listen = text(&key, value, problems),
                 "drain-timeout" => settings.drain_timeout = text(&key, value, problems),
@@ -282,6 +299,7 @@ impl Settings {
                 "log-level" => settings.log_level = text(&key, value, problems),
                 "affinity" => settings.affinity = table(&key, value, problems),
                 "consistent-hash" => settings.consistent_hash = table(&key, value, problems),
+                "warm-memory" => settings.warm_memory = table(&key, value, problems),
                 _ => problems.push(format!("{key}: unknown key")),
             }
         }
@@ -318,6 +336,14 @@ fn text(key: &str, value: toml::Value, problems: &mut Vec<String>) -> Option<Str
             None
         }
     }
+}
+
+fn truth(key: &str, value: &toml::Value, problems: &mut Vec<String>) -> Option<bool> {
+    let truth = value.as_bool();
+    if truth.is_none() {
+        problems.push(format!("{key}: must be true or false"));
+    }
+    truth
 }
 
 fn table(key: &str, value: toml::Value, problems: &mut Vec<String>) -> Option<toml::Table> {
@@ -367,7 +393,46 @@ fn check_policy(settings: &Settings, problems: &mut Vec<String>) -> policy::Conf
         policy: policy.unwrap_or(default.policy),
         load_factor: load_factor.unwrap_or(default.load_factor),
         slow_start: slow_start.unwrap_or(default.slow_start),
+        spread_bake_targets: settings.spread_bake_targets.unwrap_or_default(),
+        warm: check_warm(settings.warm_memory.clone().unwrap_or_default(), problems),
     }
+}
+
+fn check_warm(table: toml::Table, problems: &mut Vec<String>) -> warm::Config {
+    let mut warm = warm::Config::default();
+    for (key, value) in table {
+        let path = format!("warm-memory.{key}");
+        match key.as_str() {
+            "enabled" => warm.enabled = truth(&path, &value, problems).unwrap_or(warm.enabled),
+            "max-keys" => {
+                let text = text(&path, value, problems);
+                let keys = check(text.as_deref(), &path, problems, parse_warm_keys);
+                warm.max_keys = keys.unwrap_or(warm.max_keys);
+            }
+            "ttl" => {
+                let text = text(&path, value, problems);
+                let ttl = check(text.as_deref(), &path, problems, parse_duration);
+                warm.ttl = ttl.unwrap_or(warm.ttl);
+            }
+            _ => problems.push(format!("{path}: unknown key")),
+        }
+    }
+    warm
+}
+
+fn warm_table(warm: &warm::Config) -> toml::Table {
+    toml::Table::from_iter([
+        ("enabled".to_owned(), warm.enabled.into()),
+        ("max-keys".to_owned(), i64::from(warm.max_keys.get()).into()),
+        ("ttl".to_owned(), humantime::format_duration(warm.ttl).to_string().into()),
+    ])
+}
+
+/// Ten million are most of a gigabyte: more is a mistake.
+fn parse_warm_keys(text: &str) -> Result<NonZeroU32, String> {
+    let count = parse_count(text, 10_000_000)?;
+    let count = u32::try_from(count).ok().and_then(NonZeroU32::new);
+    count.ok_or_else(|| format!("`{text}` is not a number from 1 to 10000000"))
 }
 
 fn check_listen(texts: &[String], problems: &mut Vec<String>) -> Vec<Address> {
@@ -399,9 +464,13 @@ fn check_backends(texts: &[String], problems: &mut Vec<String>) -> Vec<Endpoint>
 }
 
 fn parse_backend(text: &str) -> Result<Endpoint, String> {
-    let (name, address) = match text.split_once('=') {
+    let (plain, capacity) = match text.rsplit_once("?capacity=") {
+        Some((plain, capacity)) => (plain, parse_count(capacity, MAX_CAPACITY)?),
+        None => (text, 1),
+    };
+    let (name, address) = match plain.split_once('=') {
         Some((name, address)) => (Some(name), address),
-        None => (None, text),
+        None => (None, plain),
     };
     let address: Address = address.parse().map_err(|error| format!("{error}"))?;
     if let Address::Tcp { port: 0, .. } = address {
@@ -414,7 +483,18 @@ fn parse_backend(text: &str) -> Result<Endpoint, String> {
             address.to_string().split_off(address.to_string().find("://").map_or(0, |at| at + 3))
         }
     };
-    Ok(Endpoint::new(name, address))
+    let capacity = u32::try_from(capacity).ok().and_then(NonZeroU32::new);
+    let capacity = capacity.unwrap_or(NonZeroU32::MIN);
+    Ok(Endpoint { capacity, ..Endpoint::new(name, address) })
+}
+
+/// What [`parse_backend`] reads.
+fn backend_text(endpoint: &Endpoint) -> String {
+    let capacity = match endpoint.capacity.get() {
+        1 => String::new(),
+        capacity => format!("?capacity={capacity}"),
+    };
+    format!("{}={}{capacity}", endpoint.name, endpoint.address)
 }
 
 fn parse_socket_addr(text: &str) -> Result<SocketAddr, String> {
@@ -486,8 +566,11 @@ mod tests {
     #[test]
     fn every_problem_is_told_in_one_run() {
         let file = "polcy = 'x'\npolicy = 'best'\nlisten = 3\ndrain-timeout = 'soon'\n\
-                    backend = ['tcp://a', 'a=tcp://x:1', 'a=tcp://x:1']\nmax-connections = 0\n\
-                    admin-listen = 'nowhere'\nlog-level = true";
+                    backend = ['tcp://a', 'a=tcp://x:1', 'a=tcp://x:1', 'c=tcp://x:2?capacity=0']\nmax-connections = 0\n\
+                    admin-listen = 'nowhere'\nlog-level = true\nspread-bake-targets = 1\nslow-start = 'fast'\n\
+                    consistent-hash = { load-factor = 0.8, bound = 2 }\n\
+                    warm-memory = { enabled = 'yes', max-keys = 0, ttl = 'ever' }\n\
+                    affinity = { sources = ['path'] }";
         let Problems(problems) = load(file, Settings::default()).expect_err("invalid");
         for key in [
             "polcy: unknown",
@@ -500,6 +583,15 @@ mod tests {
             "max-connections: `0`",
             "admin-listen: `nowhere`",
             "log-level: must",
+            "backend: `0` is not a number from 1 to 10000",
+            "spread-bake-targets: must",
+            "slow-start: `fast`",
+            "consistent-hash.load-factor: `0.8`",
+            "consistent-hash.bound: unknown",
+            "warm-memory.enabled: must",
+            "warm-memory.max-keys: `0`",
+            "warm-memory.ttl: `ever`",
+            "affinity.sources[0]: `path`",
         ] {
             assert!(
                 problems.iter().any(|problem| problem.starts_with(key)),
@@ -516,9 +608,27 @@ mod tests {
     }
 
     #[test]
+    fn a_capacity_stands_behind_the_address() {
+        for text in ["b:1?capacity=4", "n=tcp://b:1?capacity=4", "unix:///s?capacity=4"] {
+            let config = load("", backend(text)).expect("valid");
+            assert_eq!(config.backends[0].capacity.get(), 4, "{text}");
+            assert!(!config.backends[0].name.contains('?'), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_printed_reads_back() {
-        let flags = Settings { drain_timeout: Some("90s".into()), ..backend("b=tcp://[::1]:1") };
-        let config = load("", flags).expect("valid");
+        let flags = Settings {
+            drain_timeout: Some("90s".into()),
+            slow_start: Some("0s".into()),
+            spread_bake_targets: Some(true),
+            ..backend("b=tcp://[::1]:1?capacity=3")
+        };
+        let file = "consistent-hash.load-factor = 'off'\n\
+                    warm-memory = { enabled = false, max-keys = 5, ttl = '1h' }";
+        let config = load(file, flags).expect("valid");
+        assert_eq!(config.policy.load_factor, LoadFactor::OFF);
+        assert!(!config.policy.warm.enabled);
         assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
     }
 }

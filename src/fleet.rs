@@ -117,6 +117,7 @@ impl Backend {
             all_metrics: Arc::clone(&fleet.metrics),
             suspected: Arc::clone(&fleet.suspected),
         };
+        backend.metrics.capacity.set(capacity.into());
         backend.publish_state();
         backend
     }
@@ -134,6 +135,11 @@ impl Backend {
     /// Its size against the others'; never 0.
     pub fn capacity(&self) -> u32 {
         self.candidate.capacity()
+    }
+
+    fn set_capacity(&self, capacity: NonZeroU32) {
+        self.candidate.set_capacity(capacity.get());
+        self.metrics.capacity.set(capacity.get().into());
     }
 
     /// What the policies know of it.
@@ -362,7 +368,7 @@ impl Fleet {
         for endpoint in endpoints {
             match known.remove(&*endpoint.name) {
                 Some(backend) if backend.address == endpoint.address => {
-                    backend.candidate.set_capacity(endpoint.capacity.get());
+                    backend.set_capacity(endpoint.capacity);
                     backends.push(Arc::clone(backend));
                 }
                 replaced => {

@@ -85,6 +85,8 @@ pub struct Metrics {
     pub sessions: Family<ResultLabels, Counter>,
     pub bytes: Family<DirectionLabels, Counter>,
     pub route_decisions: Family<DecisionLabels, Counter>,
+    pub affinity_keys: Gauge,
+    pub backend_capacity: Family<BackendLabels, Gauge>,
     pub upstream_connect: Family<BackendLabels, Histogram, Buckets>,
     pub upstream_errors: Family<BackendReasonLabels, Counter>,
     pub connections_active: Gauge,
@@ -116,6 +118,8 @@ impl Metrics {
             sessions: Family::default(),
             bytes: Family::default(),
             route_decisions: Family::default(),
+            affinity_keys: Gauge::default(),
+            backend_capacity: Family::default(),
             upstream_connect: Family::new_with_constructor(Buckets(&CONNECT_SECONDS)),
             upstream_errors: Family::default(),
             connections_active: Gauge::default(),
@@ -146,6 +150,8 @@ impl Metrics {
         r.register("sessions", "Session streams ended, by how", self.sessions.clone());
         r.register("bytes", "Message bytes relayed; up is from client to daemon", self.bytes.clone());
         r.register("route_decisions", "Backends chosen for builds, by how they were found", self.route_decisions.clone());
+        r.register("affinity_keys", "Keys whose last backends are remembered", self.affinity_keys.clone());
+        r.register("backend_capacity", "Size of a backend against the others'", self.backend_capacity.clone());
         r.register("upstream_connect_seconds", "Time to open a connection to a backend", self.upstream_connect.clone());
         r.register("upstream_errors", "Failed or lost connections to a backend", self.upstream_errors.clone());
         r.register("connections_active", "Open client connections", self.connections_active.clone());
@@ -190,6 +196,7 @@ impl Metrics {
         BackendMetrics {
             backend: backend.to_owned(),
             builds_active: self.builds_active.get_or_create_owned(&labels),
+            capacity: self.backend_capacity.get_or_create_owned(&labels),
             sessions_active: self.sessions_active.get_or_create_owned(&labels),
             connect: self.upstream_connect.get_or_create_owned(&labels),
             bytes_up: direction("up"),
@@ -201,6 +208,7 @@ impl Metrics {
     pub fn forget_backend(&self, backend: &str) {
         let labels = BackendLabels { backend: backend.to_owned() };
         self.builds_active.remove(&labels);
+        self.backend_capacity.remove(&labels);
         self.sessions_active.remove(&labels);
         self.upstream_connect.remove(&labels);
         let backend = || backend.to_owned();
@@ -271,6 +279,7 @@ pub const CODES: [Code; 17] = [
 pub struct BackendMetrics {
     pub backend: String,
     pub builds_active: Gauge,
+    pub capacity: Gauge,
     pub sessions_active: Gauge,
     pub connect: Histogram,
     pub bytes_up: Counter<u64, AtomicU64>,

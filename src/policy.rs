@@ -7,6 +7,7 @@ mod consistent_hash;
 mod least_sessions;
 mod random;
 mod rank;
+pub mod warm;
 
 use std::{
     fmt,
@@ -134,6 +135,10 @@ pub struct Config {
     pub load_factor: LoadFactor,
     /// How long a backend that joins a running fleet is given less than its share.
     pub slow_start: Duration,
+    /// Whether targets of one bake may go to different backends.
+    pub spread_bake_targets: bool,
+    /// How long the consistent hash remembers where a key was built.
+    pub warm: warm::Config,
 }
 
 impl Default for Config {
@@ -142,6 +147,8 @@ impl Default for Config {
             policy: Policy::default(),
             load_factor: LoadFactor::default(),
             slow_start: DEFAULT_SLOW_START,
+            spread_bake_targets: false,
+            warm: warm::Config::default(),
         }
     }
 }

@@ -15,19 +15,20 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle};
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::{
-    build::{affinity::Rules, shared_keys::SharedKeys},
+    build::{affinity::Rules, running::Running, shared_keys::SharedKeys},
     directory::{Bound, Directory, Lookup},
     error::ProxyError,
     first_message::{FirstMessage, Reader},
     fleet::{Backend, BuildCount, Fleet, Roster},
     ids::Key,
     metrics::Metrics,
-    policy::{self, Choice, KeyHash, Obstacle, Outcome, Policy},
+    policy::{self, Choice, KeyHash, Obstacle, Outcome, Policy, warm::WarmMemory},
     relay::{self, Body, End, OnEnd, ResetError, Tally},
     upstream::{Link, SendError, SharedLinks},
 };
@@ -104,6 +105,10 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     /// How builds are spread.
     pub policy: policy::Config,
+    /// The builds that have been placed and not ended.
+    pub running: Running,
+    /// Where keys were built last.
+    warm: Arc<Mutex<WarmMemory>>,
     /// What makes a build's affinity key.
     pub rules: Arc<Rules>,
     /// What Session streams declare.
@@ -181,6 +186,8 @@ impl Proxy {
             shared: Arc::new(SharedLinks::new(tasks.clone())),
             metrics,
             policy,
+            running: Running::default(),
+            warm: Arc::new(Mutex::new(WarmMemory::new(policy.warm, Instant::now()))),
             rules,
             shared_keys: SharedKeys::default(),
             tasks,
@@ -296,11 +303,24 @@ impl Proxy {
         key: Option<KeyHash>,
         tried: &[usize],
     ) -> Option<(BuildCount, Why)> {
-        let request = policy::Request { key, warm: None, tried };
+        let now = Instant::now();
+        let warm = key.and_then(|key| self.warm.lock().get(key, now));
+        let request = policy::Request { key, warm, tried };
         let (count, choice) = self.fleet.start_build(roster, |candidates| {
-            policy.choose(&request, candidates, Instant::now(), &mut rand::rng())
+            policy.choose(&request, candidates, now, &mut rand::rng())
         })?;
         Some((count, Why::chosen(&choice, roster)))
+    }
+
+    /// Notes that `backend` has built `key`: it is warm for it now.
+    pub fn built(&self, key: KeyHash, backend: &Backend) {
+        if self.policy.policy != Policy::ConsistentHash {
+            return;
+        }
+        let mut warm = self.warm.lock();
+        warm.note(key, backend.candidate(), Instant::now());
+        let keys = i64::try_from(warm.len()).unwrap_or(i64::MAX);
+        self.metrics.affinity_keys.set(keys);
     }
 
     /// Relays a call that any daemon can answer, or that only a daemon can refuse; `prefix` has been

@@ -72,24 +72,105 @@ fn version_and_help_are_told() {
     assert!(text(&help).contains("BUILDKIT_LB_BACKEND"));
 }
 
-/// The README's fenced blocks in this language.
-fn readme_blocks(language: &str) -> Vec<String> {
-    let readme = include_str!("../README.md");
+/// A document's fenced blocks in this language.
+fn blocks(document: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
-    let blocks = readme.split(&fence).skip(1);
-    blocks.filter_map(|rest| rest.split("\n```").next()).map(str::to_owned).collect()
+    let blocks = document.split(&fence).skip(1);
+    let blocks: Vec<_> =
+        blocks.filter_map(|rest| rest.split("```").next()).map(str::to_owned).collect();
+    assert!(!blocks.is_empty());
+    blocks
+}
+
+const AFFINITY: &str = include_str!("../docs/affinity.md");
+
+#[test]
+fn the_documented_configuration_is_valid() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let documents = [include_str!("../README.md"), AFFINITY];
+    for block in documents.into_iter().flat_map(|document| blocks(document, "toml")) {
+        let file = directory.path().join("example.toml");
+        std::fs::write(&file, &block).expect("written");
+        let mut args = vec!["check-config", "--config", file.to_str().expect("UTF-8")];
+        if !block.contains("backend = [") {
+            args.extend(["--backend", "tcp://b:1"]);
+        }
+        let output = lb(&args);
+        assert!(output.status.success(), "{}\n{block}", text(&output));
+    }
 }
 
 #[test]
-fn the_readmes_configuration_is_valid() {
+fn the_documented_defaults_are_the_defaults() {
+    let printed = text(&lb(&["print-config", "--backend", "tcp://b:1"]));
+    let printed: toml::Table = printed.parse().expect("TOML");
+    let [readme, affinity] = [include_str!("../README.md"), AFFINITY].map(|document| {
+        let blocks = blocks(document, "toml");
+        let tables = blocks.iter().map(|block| block.parse::<toml::Table>().expect("TOML"));
+        tables.collect::<Vec<_>>()
+    });
+    for name in ["affinity", "consistent-hash", "warm-memory", "slow-start"] {
+        let documented = readme.iter().find_map(|table| table.get(name)).expect(name);
+        let documented = documented.to_string().replace("= 1.25", "= \"1.25\"");
+        assert_eq!(documented, printed[name].to_string().replace("1day", "24h"), "{name}");
+    }
+    let rules = affinity.iter().find_map(|table| table.get("affinity")).expect("rules");
+    assert_eq!(rules, &printed["affinity"]);
+}
+
+#[test]
+fn every_case_of_the_affinity_document_is_what_explain_key_says() {
     let directory = tempfile::tempdir().expect("a directory");
-    let blocks = readme_blocks("toml");
-    assert!(!blocks.is_empty());
-    for block in blocks {
-        let file = directory.path().join("readme.toml");
-        std::fs::write(&file, &block).expect("written");
-        let output = lb(&["check-config", "--config", file.to_str().expect("UTF-8")]);
-        assert!(output.status.success(), "{}\n{block}", text(&output));
+    let file = directory.path().join("lb.toml");
+    std::fs::write(&file, &blocks(AFFINITY, "toml")[0]).expect("written");
+    for block in blocks(AFFINITY, "console") {
+        let (command, expected) = block.split_once('\n').expect("a command and its output");
+        let args = command.strip_prefix("$ buildkit-lb ").expect("a command").split(' ');
+        let args: Vec<_> = args.chain(["--config", file.to_str().expect("UTF-8")]).collect();
+        assert_eq!(text(&lb(&args)), expected, "{command}");
+    }
+}
+
+#[test]
+fn a_captured_solve_is_explained() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("solve");
+    // Ref "r", then a frontend attribute (field 7 of SolveRequest): vcs:source, made of two strings.
+    let attr = [&[10, 10][..], b"vcs:source", &[18, 12], b"http://h/x/y"].concat();
+    let length = u8::try_from(attr.len()).expect("short");
+    let solve = [&[10, 1][..], b"r", &[58, length], &attr].concat();
+    let framed = [&[0, 0, 0, 0, u8::try_from(solve.len()).expect("short")][..], &solve].concat();
+    let mut told = Vec::new();
+    for bytes in [solve, framed] {
+        std::fs::write(&file, bytes).expect("written");
+        let file = file.to_str().expect("UTF-8");
+        let output = lb(&["explain-key", "--backend", "a=tcp://a:1", "--solve", file]);
+        assert!(output.status.success());
+        told.push(text(&output));
+    }
+    assert!(told[0].starts_with("key         h/x/y\nkey_source  vcs\n"), "{}", told[0]);
+    assert!(told[0].contains("\n0           a   home\n"), "{}", told[0]);
+    assert_eq!(told[0], told[1]);
+    std::fs::write(&file, b"\xff\xff\xff").expect("written");
+    let file = file.to_str().expect("UTF-8");
+    let garbage = lb(&["explain-key", "--backend", "a=tcp://a:1", "--solve", file]);
+    assert_eq!(garbage.status.code(), Some(1));
+    assert!(text(&garbage).contains("decode the captured SolveRequest"), "{}", text(&garbage));
+}
+
+#[test]
+fn contradicting_rules_are_refused_with_the_path_of_their_key() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("lb.toml");
+    let rules =
+        "[affinity]\nsources = ['vcs', { from = 'vcs', regex = 'a' }]\ninclude = ['x', 'x']";
+    std::fs::write(&file, rules).expect("written");
+    let file = file.to_str().expect("UTF-8");
+    for command in ["serve", "check-config", "explain-key"] {
+        let output = lb(&[command, "--config", file, "--backend", "tcp://127.0.0.1:1"]);
+        assert_eq!(output.status.code(), Some(64), "{command}");
+        let told = text(&output);
+        assert!(told.contains("affinity.sources[1]: ") && told.contains("affinity.include[1]: "));
     }
 }
 

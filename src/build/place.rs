@@ -28,7 +28,11 @@ pub(super) async fn solve(
     trace: Option<TraceId>,
     origin: &Origin,
 ) -> Result<Placed, ProxyError> {
-    let companions = solve.companions(trace, origin.connection);
+    let companions = if proxy.policy.spread_bake_targets && !solve.linked {
+        Vec::new()
+    } else {
+        solve.companions(trace, origin.connection)
+    };
     let decision = match claim(proxy, &solve.keys(), &companions, !solve.internal).await {
         Ok(decision) => decision,
         Err((binding, lease)) => {

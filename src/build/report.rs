@@ -2,36 +2,35 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use tonic::Code;
 use tracing::info;
 
-use super::{place::Placed, solve::Solve};
+use super::{
+    place::Placed,
+    running::{Entry, RunningBuild},
+    solve::Solve,
+};
 use crate::{
     directory::{Binding, Lease, Lookup},
     fleet::BuildCount,
     ids::{Id, Key},
     metrics::{CodeLabels, DecisionLabels, GrpcCodeLabels, Metrics, ResultLabels, code_name},
-    proxy::{LoadGuard, Origin, Proxy, Why},
+    policy::KeyHash,
+    proxy::{LoadGuard, Origin, Proxy},
     relay::{End, OnEnd, Tally},
 };
 
 /// Everything that lives as long as a Solve's stream.
 #[derive(Debug)]
 pub(super) struct Report {
-    metrics: Arc<Metrics>,
-    build: String,
-    session: String,
-    affinity_key: String,
-    key_source: &'static str,
-    policy: String,
-    why: Why,
-    binding: Arc<Binding>,
+    proxy: Proxy,
+    build: Entry,
     tally: Arc<Tally>,
     session_tally: Arc<Tally>,
-    arrived: Instant,
-    wait: Duration,
+    _binding: Arc<Binding>,
     _lease: Lease,
     _count: BuildCount,
     _load: LoadGuard,
@@ -44,22 +43,24 @@ impl Report {
             Some(Lookup::Live(bound)) => bound.tally,
             _ => Arc::default(),
         };
-        let affinity = solve.affinity.as_ref();
         let text = |id: Option<&Id>| id.map(ToString::to_string).unwrap_or_default();
-        let report = Self {
-            metrics: Arc::clone(&proxy.metrics),
+        let build = RunningBuild {
             build: text(solve.build.as_ref()),
             session: text(solve.session.as_ref()),
-            affinity_key: affinity.map(|affinity| affinity.key.clone()).unwrap_or_default(),
-            key_source: affinity.map_or("none", |affinity| affinity.source),
-            policy: proxy.policy.policy.to_string(),
+            affinity: solve.affinity.clone(),
+            policy: proxy.policy.policy,
+            backend: Arc::clone(placed.binding.link.backend()),
             why: placed.why,
-            tally: tally(solve.build.clone().map(Key::Build)),
-            session_tally: tally(solve.session.clone().map(Key::Session)),
             arrived: origin.arrived,
             wait: origin.arrived.elapsed(),
+        };
+        let report = Self {
+            proxy: proxy.clone(),
+            build: proxy.running.enter(build),
+            tally: tally(solve.build.clone().map(Key::Build)),
+            session_tally: tally(solve.session.clone().map(Key::Session)),
             _count: placed.count,
-            binding: placed.binding,
+            _binding: placed.binding,
             _lease: placed.lease,
             _load: origin.load.enter(),
         };
@@ -79,40 +80,45 @@ impl Report {
 
     fn count_decision(&self) {
         let labels = DecisionLabels {
-            policy: self.policy.clone(),
-            outcome: self.why.outcome.label().to_owned(),
-            key_source: self.key_source.to_owned(),
+            policy: self.build.policy.to_string(),
+            outcome: self.build.why.outcome.label().to_owned(),
+            key_source: self.build.key_source().to_owned(),
         };
-        self.metrics.route_decisions.get_or_create(&labels).inc();
+        self.proxy.metrics.route_decisions.get_or_create(&labels).inc();
     }
 
     fn ended(self, end: End) {
+        let build = &*self.build;
+        if let (Code::Ok, Some(affinity)) = (end.code(), &build.affinity) {
+            self.proxy.built(KeyHash::new(&affinity.key), &build.backend);
+        }
         let code = code_name(end.code());
-        let duration = self.arrived.elapsed();
-        let backend = self.binding.link.backend().name();
+        let duration = build.arrived.elapsed();
+        let backend = build.backend.name();
+        let metrics = &self.proxy.metrics;
         let labels = CodeLabels { backend: backend.to_owned(), grpc_code: code.to_owned() };
-        self.metrics.builds.get_or_create(&labels).inc();
-        self.metrics
+        metrics.builds.get_or_create(&labels).inc();
+        metrics
             .build_duration
             .get_or_create(&GrpcCodeLabels { grpc_code: code.to_owned() })
             .observe(duration.as_secs_f64());
-        let home = self.why.passed_over.as_ref();
+        let (home, home_is) = build.home();
         let (up, down) = bytes(&self.tally);
         let (session_up, session_down) = bytes(&self.session_tally);
         info!(
-            r#ref = self.build,
-            session = self.session,
-            key = self.affinity_key,
-            key_source = self.key_source,
-            policy = self.policy,
-            reason = self.why.outcome.label(),
+            r#ref = build.build,
+            session = build.session,
+            key = build.key(),
+            key_source = build.key_source(),
+            policy = %build.policy,
+            reason = build.why.outcome.label(),
             backend,
-            rank = self.why.rank,
-            load = self.why.load,
-            bound = self.why.bound,
-            home = home.map(|(home, _)| home.name()),
-            home_is = home.map(|(_, obstacle)| obstacle.label()),
-            wait_ms = millis(self.wait),
+            rank = build.why.rank,
+            load = build.why.load,
+            bound = build.why.bound,
+            home,
+            home_is,
+            wait_ms = millis(build.wait),
             duration_ms = millis(duration),
             bytes_up = up + session_up,
             bytes_down = down + session_down,

@@ -142,27 +142,46 @@ struct Best {
 }
 
 impl Best {
+    /// Three times as many hashes as are wanted are expected above the line that is drawn first, so that
+    /// nearly all of the others cost one comparison that the processor foresees.
     fn add_class(&mut self, key: u64, hashes: &[u64], start: usize) {
-        let head = hashes.len().min(FIRST);
-        for (offset, hash) in hashes[..head].iter().enumerate() {
-            self.insert(Entry { hash: mix(*hash, key), place: start + offset });
-        }
-        let mut least = self.entries[FIRST - 1].hash;
-        for (offset, hash) in hashes[head..].iter().enumerate() {
-            let hash = mix(*hash, key);
-            // Rarely taken, so the loop runs at the speed of its multiplications.
-            if hash > least {
-                self.insert(Entry { hash, place: start + head + offset });
-                least = self.entries[FIRST - 1].hash;
+        let one_of = u64::MAX / hashes.len().max(1) as u64;
+        self.add_above(u64::MAX - one_of.saturating_mul(3 * FIRST as u64), key, hashes, start);
+        if self.len < FIRST.min(hashes.len()) {
+            self.len = 0;
+            for (offset, hash) in hashes.iter().enumerate() {
+                self.insert(Entry { hash: mix(*hash, key), place: start + offset });
             }
         }
     }
 
+    fn add_above(&mut self, mut least: u64, key: u64, hashes: &[u64], start: usize) {
+        for (offset, hash) in hashes.iter().enumerate() {
+            let hash = mix(*hash, key);
+            if hash > least {
+                self.insert(Entry { hash, place: start + offset });
+                if self.len == FIRST {
+                    least = self.entries[FIRST - 1].hash;
+                }
+            }
+        }
+    }
+
+    /// Of equal ones the first stays before.
     #[inline(never)]
     fn insert(&mut self, entry: Entry) {
-        let at = self.entries[..self.len].partition_point(|other| other.hash >= entry.hash);
-        self.len = (self.len + 1).min(FIRST);
-        self.entries[at..self.len].rotate_right(1);
+        let mut at = self.len;
+        if at == FIRST {
+            at -= 1;
+            if self.entries[at].hash >= entry.hash {
+                return;
+            }
+        }
+        self.len = at + 1;
+        while at > 0 && self.entries[at - 1].hash < entry.hash {
+            self.entries[at] = self.entries[at - 1];
+            at -= 1;
+        }
         self.entries[at] = entry;
     }
 }

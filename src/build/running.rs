@@ -1,0 +1,97 @@
+//! The builds that run now and why each is where it is: for the log record at its end, and for whoever
+//! looks before that.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::affinity::AffinityKey;
+use crate::{fleet::Backend, policy::Policy, proxy::Why};
+
+/// One build that has been placed.
+#[derive(Debug)]
+pub struct RunningBuild {
+    /// Its ref.
+    pub build: String,
+    /// Its session's uuid.
+    pub session: String,
+    /// What its cache is known by.
+    pub affinity: Option<AffinityKey>,
+    /// The policy in force.
+    pub policy: Policy,
+    /// Where it runs.
+    pub backend: Arc<Backend>,
+    /// Why there.
+    pub why: Why,
+    /// When its Solve arrived.
+    pub arrived: Instant,
+    /// How long it took to place it.
+    pub wait: Duration,
+}
+
+impl RunningBuild {
+    /// The key's text, empty without one.
+    pub fn key(&self) -> &str {
+        self.affinity.as_ref().map_or("", |affinity| affinity.key.as_str())
+    }
+
+    /// The word for where the key comes from.
+    pub fn key_source(&self) -> &'static str {
+        self.affinity.as_ref().map_or("none", |affinity| affinity.source)
+    }
+
+    /// The key's home and what keeps the build from it, if it is elsewhere.
+    pub fn home(&self) -> (Option<&str>, Option<&'static str>) {
+        let home = self.why.passed_over.as_ref();
+        home.map(|(home, obstacle)| (home.name(), obstacle.label())).unzip()
+    }
+}
+
+type Builds = BTreeMap<u64, Arc<RunningBuild>>;
+
+/// All of them. Clones share the list.
+#[derive(Debug, Clone, Default)]
+pub struct Running(Arc<Mutex<(u64, Builds)>>);
+
+impl Running {
+    /// Lists a build for as long as the entry lives.
+    pub fn enter(&self, build: RunningBuild) -> Entry {
+        let build = Arc::new(build);
+        let mut list = self.0.lock();
+        list.0 += 1;
+        let number = list.0;
+        list.1.insert(number, Arc::clone(&build));
+        Entry { build, number, running: self.clone() }
+    }
+
+    /// The builds in the order of their placing.
+    pub fn builds(&self) -> Vec<Arc<RunningBuild>> {
+        self.0.lock().1.values().cloned().collect()
+    }
+}
+
+/// A place in the list.
+#[derive(Debug)]
+pub struct Entry {
+    build: Arc<RunningBuild>,
+    number: u64,
+    running: Running,
+}
+
+impl std::ops::Deref for Entry {
+    type Target = RunningBuild;
+
+    fn deref(&self) -> &RunningBuild {
+        &self.build
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.running.0.lock().1.remove(&self.number);
+    }
+}
