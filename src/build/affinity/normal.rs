@@ -3,20 +3,43 @@
 use percent_encoding::percent_decode_str;
 
 /// Names that a checkout's directory has on every agent: they tell nothing of the project.
-const PLACES: [&str; 12] = [
+const PLACES: [&str; 15] = [
     ".",
     "app",
     "build",
     "builds",
+    "checkout",
     "code",
     "context",
     "docker",
+    "project",
     "repo",
     "s",
     "source",
     "src",
+    "work",
     "workspace",
 ];
+
+/// A name of so many hexadecimal digits was drawn by a program.
+const RANDOM_LEN: usize = 12;
+
+/// Whether a context is a repository or an archive elsewhere, as BuildKit's Dockerfile frontend tells.
+pub(super) fn is_remote(context: &str) -> bool {
+    let schemes = ["git://", "http://", "https://", "ssh://", "github.com/"];
+    let user = context.split_once(':').and_then(|(authority, _)| authority.split_once('@'));
+    let scp_like = user.is_some_and(|(user, host)| !user.contains('/') && !host.contains('/'));
+    scp_like || schemes.iter().any(|scheme| context.starts_with(scheme))
+}
+
+/// The subdirectory that a git context names: `#REVISION:DIRECTORY` or `?subdir=DIRECTORY`.
+pub(super) fn subdirectory(context: &str) -> Option<String> {
+    let (address, fragment) = context.split_once('#').unwrap_or((context, ""));
+    let query = address.split_once('?').map_or("", |(_, query)| query);
+    let named = query.split('&').find_map(|part| part.strip_prefix("subdir="));
+    let path = named.or_else(|| fragment.split_once(':').map(|(_revision, path)| path))?;
+    directory(&percent_decode_str(path.trim_matches('/')).decode_utf8_lossy())
+}
 
 /// `https://user@Host/team/app.git?x#y` and `git@host:team/app` both become `host/team/app`.
 pub(super) fn repository(url: &str) -> String {
@@ -27,8 +50,8 @@ pub(super) fn repository(url: &str) -> String {
     };
     let (authority, path) = match scheme {
         Some(_) => rest.split_once('/').unwrap_or((rest, "")),
-        // scp-like: user@host:path
-        None => rest.split_once(':').unwrap_or((rest, "")),
+        // scp-like, `user@host:path`; or an address without its scheme, `github.com/team/app`.
+        None => rest.split_once([':', '/']).unwrap_or((rest, "")),
     };
     let host = authority.rsplit_once('@').map_or(authority, |(_user, host)| host);
     let host = without_default_port(host, scheme).to_ascii_lowercase();
@@ -111,17 +134,29 @@ pub(super) fn directory(path: &str) -> Option<String> {
     Some(path.to_owned()).filter(|path| !path.is_empty() && path != ".")
 }
 
-/// The directory's name in a shared key of buildx (`NAME:NODE`), unless every agent's is called so.
+/// The directory's name in a shared key of buildx (`NAME:NODE`), unless every agent's is called so or
+/// the name was drawn.
 ///
-/// The node is left out: it is drawn anew on each new agent.
+/// The node is left out: it is drawn anew on each new agent. So is the number that Jenkins gives the
+/// second checkout of a job (`NAME@2`).
 pub(super) fn shared_key(shared_key: &str) -> Option<String> {
     let name = shared_key.rsplit_once(':').map_or(shared_key, |(name, _node)| name);
     let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    let name = name.split('@').next().unwrap_or_default();
     let plain = name.to_ascii_lowercase();
     let telling = name.bytes().any(|byte| byte.is_ascii_alphabetic())
         && name.len() > 1
-        && !PLACES.contains(&plain.as_str());
+        && !PLACES.contains(&plain.as_str())
+        && !is_drawn(&plain);
     telling.then(|| name.to_owned())
+}
+
+/// Names of `mktemp` and its kin, digests and UUIDs.
+fn is_drawn(name: &str) -> bool {
+    let digits = || name.bytes().filter(|byte| *byte != b'-');
+    name.starts_with("tmp")
+        || name.starts_with("temp")
+        || digits().count() >= RANDOM_LEN && digits().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[cfg(test)]
@@ -146,6 +181,7 @@ mod tests {
             ),
             ("https://org.visualstudio.com/_git/app", "dev.azure.com/org/app/_git/app"),
             ("https://dev.azure.com/org", "dev.azure.com/org"),
+            ("github.com/team/app.git#main", "github.com/team/app"),
         ] {
             assert_eq!(repository(url), name, "{url}");
         }
@@ -159,6 +195,32 @@ mod tests {
         for name in ["Reg:5000/team/app:v1", "reg.io/team/app", "localhost/team/app", "team/app:2"]
         {
             assert_eq!(image_anywhere(name), "team/app");
+        }
+    }
+
+    #[test]
+    fn what_lies_elsewhere_is_told_from_a_directory() {
+        for context in
+            ["https://h/x.tar.gz", "git@h:x", "me@h.io:x/y", "ssh://h/x", "github.com/x/y"]
+        {
+            assert!(is_remote(context), "{context}");
+        }
+        for context in ["", ".", "input:0-b", "dir@2/x:y", "docker-image://x@sha256:aa", "a:b"] {
+            assert!(!is_remote(context), "{context}");
+        }
+    }
+
+    #[test]
+    fn a_subdirectory_stands_in_fragment_or_query() {
+        for context in
+            ["https://h/r#main:a/b", "https://h/r?ref=main&subdir=a%2Fb", "git@h:r#:/a/b/"]
+        {
+            assert_eq!(subdirectory(context).as_deref(), Some("a/b"), "{context}");
+        }
+        for context in
+            ["https://h/r", "https://h/r#main", "https://h/r#main:..", "https://h/r?subdir="]
+        {
+            assert_eq!(subdirectory(context), None, "{context}");
         }
     }
 

@@ -395,7 +395,10 @@ mod tests {
         };
         assert_eq!(of("billing:aa"), Some(("billing".into(), "shared_key")));
         assert_eq!(of("billing:aa"), of("billing:bb"), "a new agent, the same project");
-        assert_eq!(of("s:aa"), None);
+        assert_eq!(of("billing:aa"), of("billing@2:cc"), "Jenkins' second checkout");
+        for drawn in ["s:aa", "tmp.Xk3:aa", "0f9c2d1e7ab4:aa", "work:aa", "17:aa", ":aa", ""] {
+            assert_eq!(of(drawn), None, "{drawn}");
+        }
         assert!(Rules::default().waits_for_shared_key(&Facts::new(&request)));
         assert!(!Rules::default().waits_for_shared_key(&Facts::new(&image("a"))));
     }
@@ -420,6 +423,10 @@ mod tests {
         assert_eq!(plain, of(&["docker-image://golang:1"]));
         assert_ne!(plain, of(&["docker-image://golang:2"]));
         assert_eq!(of(&[]), None);
+        assert_eq!(of(&["local://a", "docker-image://b"]), of(&["docker-image://b", "local://a"]));
+        let gateway = |source| key(&Rules::default(), &with_opts(&[("source", source)]));
+        assert_eq!(gateway("docker/dockerfile:1"), None, "every project has this");
+        assert_eq!(gateway("r.io/buildpacks:2"), Some(("r.io/buildpacks()".into(), "definition")));
     }
 
     #[test]

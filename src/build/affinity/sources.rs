@@ -39,14 +39,8 @@ pub(super) fn vcs(facts: &Facts<'_>) -> Option<String> {
 /// The repository of a git or HTTP context, with its subdirectory.
 pub(super) fn context(facts: &Facts<'_>) -> Option<String> {
     let context = value(&facts.request.frontend_attrs, "context")?;
-    let remote = context.contains("://") || context.starts_with("git@");
-    if !remote || context.starts_with("input:") {
-        return None;
-    }
-    let fragment = context.split_once('#').map_or("", |(_url, fragment)| fragment);
-    let directory = fragment.split_once(':').map(|(_revision, directory)| directory);
-    let directory = directory.and_then(|path| normal::directory(path.trim_matches('/')));
-    Some(within(normal::repository(&context), directory))
+    let remote = normal::is_remote(&context);
+    remote.then(|| within(normal::repository(&context), normal::subdirectory(&context)))
 }
 
 fn within(repository: String, directory: Option<String>) -> String {
@@ -104,10 +98,11 @@ fn llb(request: &SolveRequest) -> Option<String> {
     let definition = Definition::decode(request.definition.clone()).ok()?;
     let ops = || definition.def.iter().take(MAX_OPS);
     let sources = ops().filter_map(|op| Op::decode(op.clone()).ok()?.source);
+    let mut sources: Vec<String> = sources.filter_map(|source| text(&source.identifier)).collect();
     let mut repositories: Vec<String> = sources
-        .filter_map(|source| text(&source.identifier))
+        .iter()
         .filter(|source| ["git://", "http://", "https://"].iter().any(|s| source.starts_with(s)))
-        .map(|source| normal::repository(&source))
+        .map(|source| normal::repository(source))
         .collect();
     repositories.sort();
     repositories.dedup();
@@ -115,13 +110,24 @@ fn llb(request: &SolveRequest) -> Option<String> {
         repositories.truncate(8);
         return Some(repositories.join(","));
     }
-    let digest = ops().fold(0, |seed, op| XxHash3_64::oneshot_with_seed(seed, op));
+    let digest = |seed, bytes: &[u8]| XxHash3_64::oneshot_with_seed(seed, bytes);
+    // A local directory's operation names its client's session, and all that follow name that operation.
+    let digest = if sources.iter().any(|source| source.starts_with("local://")) {
+        sources.sort();
+        sources.iter().fold(0, |seed, source| digest(seed, source.as_bytes()))
+    } else {
+        ops().fold(0, |seed, op| digest(seed, op))
+    };
     (!definition.def.is_empty()).then(|| format!("llb:{digest:016x}"))
 }
 
 fn gateway(request: &SolveRequest) -> Option<String> {
     let attrs = &request.frontend_attrs;
     let image = normal::image(&value(attrs, "source")?);
+    // The frontend of every Dockerfile tells of no project.
+    if image.rsplit('/').next().is_some_and(|name| name.starts_with("dockerfile")) {
+        return None;
+    }
     let mut names: Vec<String> = attrs
         .iter()
         .filter(|attr| attr.key.starts_with(b"build-arg:") || *attr.key == *b"filename")
