@@ -282,7 +282,8 @@ impl Round<'_> {
     /// The weights of the ready ones.
     pub(super) fn total_weight(&self) -> u64 {
         let candidates = self.candidates;
-        let starting = candidates.last_joined.is_some_and(|at| self.now < at + self.slow_start);
+        let age = candidates.last_joined.map(|at| self.now.saturating_duration_since(at));
+        let starting = age.is_some_and(|age| age < self.slow_start);
         if !starting {
             return candidates.totals.capacity.load(Ordering::Relaxed) * FULL_SHARE;
         }
