@@ -8,17 +8,23 @@ use super::{child::Guarded, eventually, free_port};
 #[derive(Debug)]
 pub(crate) struct Registry {
     port: u16,
+    credentials: String,
     directory: tempfile::TempDir,
     _process: Guarded,
 }
 
 impl Registry {
-    /// Starts it and waits until it listens.
+    /// Starts one for `user` with the password `secret`.
     pub(crate) fn start() -> Self {
+        Self::start_for("user", "secret")
+    }
+
+    /// Starts it and waits until it listens.
+    pub(crate) fn start_for(user: &str, password: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
         let (config, users, data) = (path("config.yml"), path("users"), path("data"));
-        let made = Command::new("htpasswd").args(["-Bbc", &users, "user", "secret"]).output();
+        let made = Command::new("htpasswd").args(["-Bbc", &users, user, password]).output();
         assert!(made.is_ok_and(|output| output.status.success()), "htpasswd runs");
         let port = free_port();
         let yaml = format!(
@@ -32,10 +38,16 @@ impl Registry {
         eventually("the registry listens", Duration::from_secs(20), || {
             std::net::TcpStream::connect(("127.0.0.1", port)).ok()
         });
-        // base64 of user:secret
-        let auth = format!(r#"{{"auths":{{"127.0.0.1:{port}":{{"auth":"dXNlcjpzZWNyZXQ="}}}}}}"#);
+        let credentials = format!("{user}:{password}");
+        let auth = base64(&credentials);
+        let auth = format!(r#"{{"auths":{{"127.0.0.1:{port}":{{"auth":"{auth}"}}}}}}"#);
         std::fs::write(directory.path().join("config.json"), auth).expect("written");
-        Self { port, directory, _process: process }
+        Self { port, credentials, directory, _process: process }
+    }
+
+    /// `HOST:PORT`.
+    pub(crate) fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// `HOST:PORT/name`.
@@ -52,11 +64,18 @@ impl Registry {
     pub(crate) fn manifest(&self, name: &str, tag: &str) -> String {
         let url = format!("http://127.0.0.1:{}/v2/{name}/manifests/{tag}", self.port);
         let accept = "Accept: application/vnd.oci.image.manifest.v1+json, \
+                      application/vnd.oci.image.index.v1+json, \
                       application/vnd.docker.distribution.manifest.v2+json";
-        let curl =
-            Command::new("curl").args(["-sSf", "-u", "user:secret", "-H", accept, &url]).output();
+        let args = ["-sSf", "-u", &self.credentials, "-H", accept, &url];
+        let curl = Command::new("curl").args(args).output();
         let output = curl.expect("curl runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
+}
+
+fn base64(text: &str) -> String {
+    let script = r#"printf %s "$1" | base64 -w0"#;
+    let output = Command::new("sh").args(["-c", script, "sh", text]).output().expect("sh runs");
+    String::from_utf8(output.stdout).expect("ASCII")
 }
