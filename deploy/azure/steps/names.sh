@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Names of images and caches, made from what Azure Pipelines tells about the run. To be sourced.
+
+# shellcheck disable=SC2034  # the names are for the script that sources this one
+
+# tag_of TEXT: a valid tag. A text that is none is changed, and then carries a piece of its checksum,
+# so that two branches never share a tag.
+tag_of() {
+    local LC_ALL=C tag
+    tag=$(printf %s "$1" | tr -c 'A-Za-z0-9._-' - | sed 's/^[.-]*//' | cut -c1-100)
+    if [ -z "$tag" ] || [ "$tag" != "$1" ]; then
+        tag=${tag:-x}-$(printf %s "$1" | sha256sum | cut -c1-8)
+    fi
+    printf '%s\n' "$tag"
+}
+
+# repository_of TEXT: a valid repository name: lower case, single separators inside each part.
+repository_of() {
+    local LC_ALL=C name
+    name=$(printf %s "$1" | tr 'A-Z\n' 'a-z-' | sed -E '
+        s/[^a-z0-9._/-]+/-/g
+        s/[._-]{2,}/-/g
+        s#[._-]*/[/._-]*#/#g
+        s#^[/._-]+##
+        s#[/._-]+$##')
+    printf '%s\n' "${name:-x}"
+}
+
+# The whole branch: BUILD_SOURCEBRANCHNAME is its last part alone, the same for a/fix and b/fix.
+branch_of_run() {
+    local branch=${SYSTEM_PULLREQUEST_SOURCEBRANCH:-${BUILD_SOURCEBRANCH:-${BUILD_SOURCEBRANCHNAME:-}}}
+    : "${branch:?BUILD_SOURCEBRANCH is not set: does this run in a pipeline?}"
+    branch=${branch#refs/heads/}
+    printf '%s\n' "${branch#refs/}"
+}
+
+# Where a branch that has no cache of its own yet finds one.
+parent_branch() {
+    local branch=${SYSTEM_PULLREQUEST_TARGETBRANCH:-${DEFAULT_BRANCH:-main}}
+    printf '%s\n' "${branch#refs/heads/}"
+}
+
+: "${REGISTRY:?is not set: the registry, as contoso.azurecr.io}"
+
+repository=$(repository_of "${IMAGE:-${BUILD_REPOSITORY_NAME:?is not set, nor is IMAGE}}")
+branch=$(branch_of_run)
+image=$REGISTRY/$repository:$(tag_of "${TAG:-${BUILD_BUILDID:?is not set, nor is TAG}}")
+
+cache=$REGISTRY/${CACHE_REPOSITORY:-cache/$repository}
+cache_from=("type=registry,ref=$cache:$(tag_of "$branch")")
+if [ "$(parent_branch)" != "$branch" ]; then
+    cache_from+=("type=registry,ref=$cache:$(tag_of "$(parent_branch)")")
+fi
+# One manifest instead of an index of layers: registries store and clean it like an image. A cache that
+# cannot be pushed costs the next build time; it is no reason to fail this one.
+cache_to=("type=registry,ref=$cache:$(tag_of "$branch"),mode=max,image-manifest=true,oci-mediatypes=true,ignore-error=true")
+# What a fork's pull request built must not end up in the builds of others.
+if [ "${SYSTEM_PULLREQUEST_ISFORK:-False}" = True ]; then cache_to=(); fi

@@ -1,0 +1,544 @@
+//! The Azure kit does what it says: the steps of its pipelines build, push and cache through the proxy as
+//! an agent would run them, and its agent comes and goes in order.
+//!
+//! The registry, the daemons and the clients are real. `az` is a few lines that print a token, because
+//! there is no Azure to ask; so are the agent's programs, which only Azure DevOps could talk to.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use regex::Regex;
+use serde_json::Value;
+use support::{
+    buildkitd::Buildkitd,
+    child::Guarded,
+    client::{Context, buildctl_build, run, succeed, text},
+    compare::same,
+    eventually,
+    proxy::Proxy,
+    registry::Registry,
+    tools::tool,
+};
+
+const KIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/azure");
+
+/// Where the agent's image has the steps.
+const STEPS: &str = "/opt/buildkit-lb/steps";
+
+/// ACR's user for those who have a token.
+const USER: &str = "00000000-0000-0000-0000-000000000000";
+
+/// Answers what the steps ask of the Azure CLI, and nothing else.
+const AZ: &str = r#"#!/bin/sh
+case "$*" in
+"acr login --name "*" --expose-token --query accessToken --output tsv") echo "$FAKE_TOKEN" ;;
+"account show --output none") test -e "$HOME/signed-in" ;;
+"login --service-principal --username client --tenant tenant --federated-token federated "*)
+    touch "$HOME/signed-in" ;;
+*) echo "az: $*" >&2; exit 2 ;;
+esac
+"#;
+
+/// Three daemons: one to compare with, two behind each proxy.
+fn fleet() -> &'static [Buildkitd] {
+    static FLEET: OnceLock<Vec<Buildkitd>> = OnceLock::new();
+    FLEET.get_or_init(|| Buildkitd::fleet(3))
+}
+
+fn registry() -> &'static Registry {
+    static REGISTRY: OnceLock<Registry> = OnceLock::new();
+    REGISTRY.get_or_init(|| Registry::start_for(USER, "token"))
+}
+
+fn executable(path: &Path, script: &str) {
+    fs::write(path, script).expect("written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("changed");
+}
+
+/// A fresh agent that has checked out one project, as Azure Pipelines does it.
+#[derive(Debug)]
+struct Agent {
+    directory: tempfile::TempDir,
+    env: BTreeMap<String, String>,
+}
+
+impl Agent {
+    /// An agent with a checkout of `project` at `branch`; the project's build has a step of its own.
+    fn new(project: &str, branch: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        for name in ["home", "bin", "_work/_temp"] {
+            fs::create_dir_all(path(name)).expect("made");
+        }
+        executable(&path("bin/az"), AZ);
+        let context = Context::busybox(&format!("RUN echo '{project}' > /made && sleep 1"));
+        let sources = path("_work/1/s");
+        fs::create_dir_all(path("_work/1")).expect("made");
+        succeed(Command::new("cp").arg("-a").arg(context.path()).arg(&sources));
+        let uri = "https://contoso@dev.azure.com/contoso/shop/_git/".to_owned() + project;
+        let git = "git init -q && git remote add origin \"$1\" && git add -A && \
+                   git -c user.name=t -c user.email=t@example.test commit -qm one && \
+                   git checkout -q --detach";
+        succeed(Command::new("sh").args(["-c", git, "sh", &uri]).current_dir(&sources));
+        let tools = tool("buildctl").parent().expect("a directory").to_owned();
+        let path_list = format!("{}:{}:/usr/bin:/bin", path("bin").display(), tools.display());
+        let env = [
+            ("PATH", path_list),
+            ("HOME", path("home").display().to_string()),
+            ("AGENT_TEMPDIRECTORY", path("_work/_temp").display().to_string()),
+            ("BUILD_SOURCESDIRECTORY", sources.display().to_string()),
+            ("BUILD_REPOSITORY_NAME", project.to_owned()),
+            ("BUILD_REPOSITORY_URI", uri),
+            ("BUILD_SOURCEVERSION", "0".repeat(40)),
+            ("BUILD_SOURCEBRANCH", format!("refs/heads/{branch}")),
+            ("BUILD_SOURCEBRANCHNAME", branch.rsplit('/').next().expect("a name").to_owned()),
+            ("BUILD_BUILDID", "4711".to_owned()),
+            ("TF_BUILD", "True".to_owned()),
+            ("FAKE_TOKEN", "token".to_owned()),
+            ("REGISTRY", registry().host()),
+        ];
+        let env = env.map(|(name, value)| (name.to_owned(), value)).into();
+        Self { directory, env }
+    }
+
+    /// Sets a variable of the run.
+    fn set(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// One step: its script in the checkout, with nothing in the environment but what an agent gives.
+    fn step(&self, script: &str) -> Command {
+        let mut step = Command::new("bash");
+        step.args(["-c", &script.replace(STEPS, &format!("{KIT}/steps"))]).env_clear();
+        step.envs(&self.env).current_dir(&self.env["BUILD_SOURCESDIRECTORY"]);
+        step
+    }
+
+    /// The steps of a pipeline, until one fails; returns the output of all.
+    fn pipeline(&mut self, name: &str) -> Output {
+        let pipeline = yaml(&format!("pipelines/{name}.yaml")).remove(0);
+        for (variable, value) in pipeline["variables"].as_object().expect("variables") {
+            let value = value.as_str().expect("text").to_owned();
+            // The test's own registry and fleet stand for those of the example.
+            self.env.entry(variable.to_uppercase()).or_insert(value);
+        }
+        let mut told = String::new();
+        for script in scripts(&pipeline) {
+            let output = run(&mut self.step(&self.expand(&script)));
+            told += &text(&output);
+            self.learn(&text(&output));
+            if !output.status.success() {
+                return Output { stdout: told.into(), ..output };
+            }
+        }
+        Output { status: Default::default(), stdout: told.into(), stderr: Vec::new() }
+    }
+
+    /// Variables that a step set are those of the steps after it.
+    fn learn(&mut self, output: &str) {
+        let set =
+            Regex::new(r"(?m)^##vso\[task\.setvariable variable=(\w+)\](.*)$").expect("valid");
+        for found in set.captures_iter(output) {
+            self.env.insert(found[1].to_uppercase(), found[2].to_owned());
+        }
+    }
+
+    /// `$(name)` is replaced before a script runs, unless there is no such variable.
+    fn expand(&self, script: &str) -> String {
+        let variable = Regex::new(r"\$\((\w+)\)").expect("valid");
+        let value = |found: &regex::Captures| {
+            self.env.get(&found[1].to_uppercase()).map_or(found[0].to_owned(), Clone::clone)
+        };
+        variable.replace_all(script, value).into_owned()
+    }
+}
+
+/// The documents of one of the kit's YAML files.
+fn yaml(name: &str) -> Vec<Value> {
+    let text = fs::read_to_string(format!("{KIT}/{name}")).expect("a file");
+    serde_saphyr::from_multiple(&text).expect(name)
+}
+
+/// What the steps of a pipeline run, in order.
+fn scripts(pipeline: &Value) -> Vec<String> {
+    let steps = pipeline["steps"].as_array().expect("steps").iter();
+    let script = |step: &Value| {
+        let script = step["script"].as_str().or_else(|| step["inputs"]["inlineScript"].as_str());
+        script.map(str::to_owned)
+    };
+    steps.filter_map(script).collect()
+}
+
+/// Records of a proxy's builds that had a key, the oldest first.
+fn keyed(proxy: &Proxy, count: usize) -> Vec<Value> {
+    eventually("the builds' records", Duration::from_secs(5), || {
+        let records = proxy.records("build ended").into_iter();
+        let records: Vec<_> = records.filter(|record| record["key_source"] == "vcs").collect();
+        (records.len() == count).then_some(records)
+    })
+}
+
+/// Runs a pipeline on two agents, the second for a new branch and on a daemon that has not seen the
+/// project, and looks at what the registry has then.
+fn build_push_and_cache(client: &str) {
+    let proxy = Proxy::in_front_of(&fleet()[1..]).start();
+    let project = format!("web-{client}");
+    let mut first = Agent::new(&project, "main").set("BUILDKIT_ADDR", &proxy.addr());
+    let output = first.pipeline(client);
+    assert!(output.status.success(), "{}", text(&output));
+    let host = registry().host();
+    let pushed = format!("{host} has {}", first.env["IMAGEDIGEST"]);
+    assert!(text(&output).contains(&pushed) && pushed.contains("sha256:"), "{}", text(&output));
+    assert!(registry().manifest(&project, "4711").contains("manifest"));
+    let cache = registry().manifest(&format!("cache/{project}"), "main");
+    assert!(cache.contains("application/vnd.oci.image.manifest.v1+json"), "{cache}");
+
+    let record = keyed(&proxy, 1).remove(0);
+    assert_eq!(record["key"], format!("dev.azure.com/contoso/shop/_git/{project}"));
+    let home = record["backend"].as_str().expect("a name").to_owned();
+    assert_eq!(proxy.admin("POST", &format!("/backends/{home}/cordon")).0, 200);
+
+    let branch = "feature/#12 gr\u{fc}n & more";
+    let mut second = Agent::new(&project, branch).set("BUILDKIT_ADDR", &proxy.addr());
+    second = second.set("BUILD_BUILDID", "4712");
+    let output = second.pipeline(client);
+    assert!(output.status.success(), "{}", text(&output));
+    let record = keyed(&proxy, 2).remove(1);
+    assert_ne!(record["backend"], home);
+    let cached = Regex::new(r"(?m)^#(\d+) CACHED$").expect("valid");
+    let step = Regex::new(&format!(r"(?m)^#(\d+) \[.*RUN echo '{project}'")).expect("valid");
+    let told = text(&output);
+    let own = step.captures(&told).expect("the project's step is told")[1].to_owned();
+    assert!(cached.captures_iter(&told).any(|found| found[1] == own), "{told}");
+    registry().manifest(&project, "4712");
+    let tag = Command::new("bash").args(["-c", &names("tag_of \"$1\""), "bash", branch]).output();
+    let tag = String::from_utf8(tag.expect("bash runs").stdout).expect("ASCII");
+    registry().manifest(&format!("cache/{project}"), tag.trim());
+}
+
+/// A script that has the functions of names.sh.
+fn names(script: &str) -> String {
+    let set = "REGISTRY=r BUILD_REPOSITORY_NAME=p BUILD_BUILDID=1 BUILD_SOURCEBRANCH=refs/heads/b";
+    format!("set -eu; export {set}; . {KIT}/steps/names.sh; {script}")
+}
+
+#[test]
+fn a_buildctl_pipeline_pushes_and_finds_its_cache_on_another_daemon() {
+    build_push_and_cache("buildctl");
+}
+
+#[test]
+fn a_buildx_pipeline_pushes_and_finds_its_cache_on_another_daemon() {
+    build_push_and_cache("buildx");
+}
+
+#[test]
+fn a_wrong_password_gives_the_text_that_a_daemon_gives() {
+    let proxy = Proxy::in_front_of(&fleet()[1..]).start();
+    let direct = fleet()[0].addr();
+    for client in ["buildctl", "buildx"] {
+        let agents = [&direct, &proxy.addr()].map(|addr| {
+            let agent = Agent::new("secret", "main").set("BUILDKIT_ADDR", addr);
+            // A fork's run, which exports no cache: that would fail beside the push, or be cut by it.
+            agent.set("FAKE_TOKEN", "wrong").set("SYSTEM_PULLREQUEST_ISFORK", "True")
+        });
+        let (refused, _) = same(&direct, &proxy.addr(), |addr| {
+            let agent = &agents[usize::from(addr != direct)];
+            agent.step(&format!("{STEPS}/login.sh && {STEPS}/build-{client}.sh"))
+        });
+        let told = text(&refused);
+        assert!(!refused.status.success() && told.contains("401 Unauthorized"), "{told}");
+        assert!(told.contains("##vso[task.setsecret]wrong"), "the token is masked in logs: {told}");
+    }
+}
+
+#[test]
+fn credentials_come_from_a_password_or_a_workload_identity() {
+    let agent = Agent::new("login", "main").set("REGISTRY_USERNAME", "user");
+    let agent = agent.set("REGISTRY_PASSWORD", "secret");
+    let config = |agent: &Agent| {
+        let path = Path::new(&agent.env["AGENT_TEMPDIRECTORY"]).join("docker/config.json");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o77, 0);
+        let config: Value =
+            serde_json::from_str(&fs::read_to_string(&path).expect("read")).expect("JSON");
+        config["auths"][registry().host()]["auth"].as_str().expect("a text").to_owned()
+    };
+    let login = format!("{STEPS}/login.sh");
+    succeed(&mut agent.step(&login));
+    // user:secret
+    assert_eq!(config(&agent), "dXNlcjpzZWNyZXQ=");
+
+    let agent = agent.set("REGISTRY_PASSWORD", "$(registryPassword)");
+    let output = run(&mut agent.step(&login));
+    assert!(!output.status.success());
+    assert!(text(&output).contains("the pipeline has no such variable"), "{}", text(&output));
+
+    let agent = agent.set("REGISTRY_PASSWORD", "").set("AZURE_CLIENT_ID", "client");
+    let token = agent.directory.path().join("federated");
+    fs::write(&token, "federated").expect("written");
+    let agent = agent.set("AZURE_FEDERATED_TOKEN_FILE", &token.display().to_string());
+    let agent = agent.set("AZURE_TENANT_ID", "tenant");
+    succeed(&mut agent.step(&login));
+    assert!(agent.directory.path().join("home/signed-in").exists());
+    assert!(config(&agent).starts_with("MDAwMDAwMDAt"), "ACR's user");
+}
+
+#[test]
+fn any_branch_gives_a_valid_tag_of_its_own() {
+    let long = "x".repeat(300);
+    let branches = [
+        "main",
+        "v1.2_x-y",
+        "feature/a",
+        "feature-a",
+        "bugfix/a",
+        "-dash",
+        "...",
+        "\u{fc}n\u{ef}",
+        "a b",
+        "a\tb",
+        "#1",
+        "$(id)",
+        "`id`",
+        "a;b",
+        "'",
+        "\"",
+        "*",
+        &long,
+        "refs",
+    ];
+    let script = names("for branch in \"$@\"; do tag_of \"$branch\"; done");
+    let told = succeed(Command::new("bash").args(["-c", &script, "bash"]).args(branches));
+    let tags: Vec<_> = told.lines().collect();
+    assert_eq!(tags.len(), branches.len(), "{told}");
+    assert_eq!((tags[0], tags[1]), (branches[0], branches[1]), "valid names stay as they are");
+    let valid = Regex::new("^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$").expect("valid");
+    for tag in &tags {
+        assert!(valid.is_match(tag), "{tag}");
+    }
+    let different: std::collections::BTreeSet<_> = tags.iter().collect();
+    assert_eq!(different.len(), tags.len(), "{tags:?}");
+}
+
+#[test]
+fn any_project_gives_a_valid_repository() {
+    let projects =
+        ["shop", "My Team/App (new)", "A__B", "-a-/.b.", "\u{dc}ber", "%", "a//b", "x\ny"];
+    let script = names("for name in \"$@\"; do repository_of \"$name\"; done");
+    let told = succeed(Command::new("bash").args(["-c", &script, "bash"]).args(projects));
+    let part = "[a-z0-9]+(?:[._-][a-z0-9]+)*";
+    let valid = Regex::new(&format!("^{part}(?:/{part})*$")).expect("valid");
+    assert_eq!(told.lines().count(), projects.len(), "{told}");
+    for repository in told.lines() {
+        assert!(valid.is_match(repository), "{repository}");
+    }
+    assert!(told.starts_with("shop\nmy-team/app-new\n"), "{told}");
+}
+
+#[test]
+fn a_pull_request_reads_its_targets_cache_and_a_fork_writes_none() {
+    let agent = Agent::new("pr", "x").set("BUILD_SOURCEBRANCH", "refs/pull/12/merge");
+    let agent = agent.set("SYSTEM_PULLREQUEST_SOURCEBRANCH", "refs/heads/topic");
+    let agent = agent.set("SYSTEM_PULLREQUEST_TARGETBRANCH", "refs/heads/release");
+    let show =
+        format!(". {STEPS}/names.sh; printf '%s\\n' \"${{cache_from[@]}}\" \"${{cache_to[@]}}\"");
+    let told = succeed(&mut agent.step(&show));
+    let cache = format!("type=registry,ref={}/cache/pr", registry().host());
+    let lines: Vec<_> = told.lines().collect();
+    assert_eq!(lines[..2], [format!("{cache}:topic"), format!("{cache}:release")]);
+    assert!(lines[2].starts_with(&format!("{cache}:topic,mode=max,image-manifest=true")), "{told}");
+    let fork = agent.set("SYSTEM_PULLREQUEST_ISFORK", "True");
+    let told = succeed(&mut fork.step(&show));
+    assert!(!told.contains("mode=max"), "{told}");
+}
+
+#[test]
+fn the_pipelines_call_steps_that_exist_and_differ_in_one() {
+    let [buildctl, buildx] =
+        ["buildctl", "buildx"].map(|name| scripts(&yaml(&format!("pipelines/{name}.yaml"))[0]));
+    for script in buildctl.iter().chain(&buildx).filter(|script| script.contains(STEPS)) {
+        let step = Path::new(script.trim()).strip_prefix(STEPS).expect("a step alone");
+        assert!(Path::new(KIT).join("steps").join(step).exists(), "{script}");
+    }
+    let different = buildctl.iter().zip(&buildx).filter(|(a, b)| a != b).count();
+    assert_eq!((buildctl.len(), different), (buildx.len(), 1));
+}
+
+#[test]
+fn all_kinds_of_agent_run_the_same_pod() {
+    let deployment = yaml("manifests/agent-deployment.yaml").remove(1);
+    let job = yaml("manifests/agent-scaledjob.yaml").remove(1);
+    let placeholder = yaml("manifests/agent-placeholder.yaml").remove(0);
+    let pods = [&deployment["spec"], &job["spec"]["jobTargetRef"], &placeholder["spec"]]
+        .map(|owner| &owner["template"]["spec"]);
+    let containers = pods.map(|pod| &pod["containers"][0]);
+    let alike = |of: [&Value; 3], keys: &[&str]| {
+        for key in keys {
+            assert!(!of[0][key].is_null(), "{key} is missing");
+            assert!(of.iter().all(|one| one[key] == of[0][key]), "{key} differs");
+        }
+    };
+    alike(pods, &["securityContext", "serviceAccountName", "volumes"]);
+    alike(containers, &["image", "securityContext", "resources", "volumeMounts"]);
+    let start = fs::read_to_string(format!("{KIT}/agent/start")).expect("a file");
+    for variable in containers.iter().flat_map(|c| c["env"].as_array().expect("a list")) {
+        let name = variable["name"].as_str().expect("a name");
+        assert!(start.contains(name), "the agent does not read {name}");
+    }
+}
+
+/// An agent's programs that take no part in a real pool: they write down what they are told.
+#[derive(Debug)]
+struct Pool {
+    directory: tempfile::TempDir,
+}
+
+impl Pool {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("token"), "pat").expect("written");
+        executable(&path("config.sh"), "#!/bin/sh\necho config \"$@\" >>told\n");
+        // A job runs while there is a file `job`; the agent waits while there is none.
+        let worker = "#!/bin/sh\ntouch working\nwhile [ -e job ]; do sleep 0.1; done\n";
+        executable(&path("Agent.Worker"), worker);
+        let run = "#!/bin/sh\necho run \"$@\" >>told\nmkdir -p _work/1\n\
+                   while [ ! -e job ]; do sleep 0.1; done\n./Agent.Worker\necho done >>told\n";
+        executable(&path("run.sh"), run);
+        Self { directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn told(&self) -> String {
+        fs::read_to_string(self.path("told")).unwrap_or_default()
+    }
+
+    fn start(&self, env: &[&str]) -> Guarded {
+        let directory = format!("AGENT_DIRECTORY={}", self.directory.path().display());
+        let token = format!("AZP_TOKEN_FILE={}", self.path("token").display());
+        let start = format!("{KIT}/agent/start");
+        let url = "AZP_URL=https://dev.azure.com/contoso";
+        let args = [&[url, "AZP_AGENT_NAME=pod-1", &directory, &token], env, &[&start]].concat();
+        Guarded::start(Path::new("/usr/bin/env"), &args)
+    }
+
+    fn wait_for(&self, what: &str) {
+        eventually(what, Duration::from_secs(20), || self.told().contains(what).then_some(()));
+    }
+}
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[test]
+fn an_agent_takes_one_job_and_leaves_the_pool() {
+    let pool = Pool::new();
+    fs::write(pool.path("job"), "").expect("written");
+    let mut agent = pool.start(&["AZP_ONCE=1", "AZP_POOL=buildkit"]);
+    eventually("the job runs", LIMIT, || pool.path("working").exists().then_some(()));
+    fs::remove_file(pool.path("job")).expect("removed");
+    assert!(agent.wait(LIMIT).success(), "{}", agent.log());
+    let told = pool.told();
+    let told: Vec<_> = told.lines().collect();
+    assert_eq!(told.len(), 4, "{told:?}");
+    assert!(
+        told[0].contains("--url https://dev.azure.com/contoso") && told[0].contains("buildkit")
+    );
+    assert_eq!(told[1..3], ["run --once", "done"]);
+    assert!(told[3].starts_with("config remove --unattended"), "{told:?}");
+    assert!(!pool.path("_work").exists(), "nothing of the job is left for the next");
+}
+
+#[test]
+fn an_agent_that_is_told_to_end_finishes_its_job() {
+    let pool = Pool::new();
+    fs::write(pool.path("job"), "").expect("written");
+    let mut agent = pool.start(&[]);
+    eventually("the job runs", LIMIT, || pool.path("working").exists().then_some(()));
+    agent.signal("TERM");
+    eventually("it says what it waits for", LIMIT, || {
+        agent.log().contains("ends after it").then_some(())
+    });
+    assert!(agent.is_running());
+    fs::remove_file(pool.path("job")).expect("removed");
+    assert!(agent.wait(LIMIT).success(), "{}", agent.log());
+    assert!(pool.told().contains("done\nconfig remove"), "{}", pool.told());
+}
+
+#[test]
+fn an_idle_agent_ends_at_once() {
+    let pool = Pool::new();
+    let mut agent = pool.start(&[]);
+    pool.wait_for("run --once");
+    agent.signal("TERM");
+    assert!(agent.wait(LIMIT).success(), "{}", agent.log());
+    assert!(pool.told().ends_with("--token pat\n"), "{}", pool.told());
+    assert!(pool.told().contains("config remove") && !pool.told().contains("done"));
+}
+
+#[test]
+fn a_placeholder_stays_in_the_pool() {
+    let pool = Pool::new();
+    let mut agent = pool.start(&["AZP_PLACEHOLDER=1"]);
+    assert!(agent.wait(LIMIT).success(), "{}", agent.log());
+    assert_eq!(pool.told().lines().count(), 1, "{}", pool.told());
+}
+
+#[test]
+fn the_agents_image_has_the_clients_and_the_steps() {
+    // Debian and the agent's download cannot be had in a test: busybox with an apt-get and a useradd
+    // that do nothing stands for the one, a file for the other.
+    let base = Context::busybox("");
+    let stages = tempfile::tempdir().expect("a directory");
+    let stage = |name: &str| {
+        let path = stages.path().join(name);
+        fs::create_dir_all(&path).expect("made");
+        path
+    };
+    let links = stage("base/bin");
+    fs::copy(base.path().join("busybox"), links.join("sh")).expect("copied");
+    for name in ["apt-get", "useradd"] {
+        executable(&links.join(name), "#!/bin/sh\n");
+    }
+    fs::copy(base.path().join("busybox"), links.join("rm")).expect("copied");
+    fs::copy(tool("buildctl"), stage("buildkit/usr/bin").join("buildctl")).expect("copied");
+    fs::copy(tool("buildx"), stage("buildx").join("buildx")).expect("copied");
+    executable(&stage("agent").join("config.sh"), "#!/bin/sh\n");
+    let proxy = Proxy::in_front_of(&fleet()[1..]).start();
+    let out = stages.path().join("out");
+    let mut build = buildctl_build(&proxy.addr(), &base);
+    build.args([
+        "--local",
+        &format!("context={KIT}"),
+        "--local",
+        &format!("dockerfile={KIT}/agent"),
+    ]);
+    for name in ["base", "buildkit", "buildx", "agent"] {
+        let local = format!("{name}={}", stages.path().join(name).display());
+        build.args(["--opt", &format!("context:{name}=local:{name}"), "--local", &local]);
+    }
+    for argument in ["BASE=base", "BUILDKIT=buildkit", "BUILDX=buildx", "AGENT_VERSION=0"] {
+        build.args(["--opt", &format!("build-arg:{argument}")]);
+    }
+    succeed(build.arg("--output").arg(format!("type=local,dest={}", out.display())));
+    for name in ["names.sh", "login.sh", "build-buildctl.sh", "build-buildx.sh", "result.sh"] {
+        let mode = fs::metadata(out.join(&STEPS[1..]).join(name)).expect(name).permissions().mode();
+        assert_eq!(mode & 0o111, 0o111, "{name} is executable");
+    }
+    for name in ["usr/local/bin/buildctl", "usr/local/bin/buildx", "usr/local/bin/start"] {
+        assert!(out.join(name).exists(), "{name}");
+    }
+    assert!(out.join("opt/agent/config.sh").exists());
+}
