@@ -28,6 +28,7 @@ use crate::{
     error::ProxyError,
     fanout,
     ids::{self, Id, Key, TraceId},
+    policy::Policy,
     proxy::{Answer, Origin, Proxy},
     relay::{OnEnd, Tally},
     upstream::Link,
@@ -172,7 +173,9 @@ async fn affinity_key(
         client: client.as_deref(),
         ..Facts::new(request)
     };
-    let session = Id::new(&request.session).filter(|_| proxy.rules.waits_for_shared_key(&facts));
+    // Only where the key decides is it worth a wait.
+    let waits = proxy.policy == Policy::ConsistentHash && proxy.rules.waits_for_shared_key(&facts);
+    let session = Id::new(&request.session).filter(|_| waits);
     let shared_key = match session {
         Some(session) => proxy.shared_keys.of(&session).await,
         None => None,
