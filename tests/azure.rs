@@ -363,6 +363,26 @@ fn a_pull_request_reads_its_targets_cache_and_a_fork_writes_none() {
 }
 
 #[test]
+fn the_readme_lists_the_variables_of_the_steps() {
+    let readme = fs::read_to_string(format!("{KIT}/README.md")).expect("a file");
+    let listed = |start: &str, end: &str| {
+        let part = readme.split(start).nth(1).and_then(|rest| rest.split(end).next());
+        Regex::new("(?m)`([A-Z_]+)`[,|` A-Z_]* \\|")
+            .expect("valid")
+            .captures_iter(part.expect("a part"))
+            .map(|found| found[1].to_owned())
+            .collect::<Vec<_>>()
+    };
+    let told = listed("## The steps", "**Signing in**");
+    let names = ["login.sh", "names.sh", "build-buildctl.sh", "build-buildx.sh"];
+    let steps = names.map(|name| fs::read_to_string(format!("{KIT}/steps/{name}")).expect(name));
+    assert!(told.len() >= 8, "{told:?}");
+    for variable in told {
+        assert!(steps.concat().contains(&format!("{{{variable}:")), "no step reads {variable}");
+    }
+}
+
+#[test]
 fn the_pipelines_call_steps_that_exist_and_differ_in_one() {
     let [buildctl, buildx] =
         ["buildctl", "buildx"].map(|name| scripts(&yaml(&format!("pipelines/{name}.yaml"))[0]));
