@@ -174,7 +174,8 @@ async fn affinity_key(
         ..Facts::new(request)
     };
     // Only where the key decides is it worth a wait.
-    let waits = proxy.policy == Policy::ConsistentHash && proxy.rules.waits_for_shared_key(&facts);
+    let waits =
+        proxy.policy.policy == Policy::ConsistentHash && proxy.rules.waits_for_shared_key(&facts);
     let session = Id::new(&request.session).filter(|_| waits);
     let shared_key = match session {
         Some(session) => proxy.shared_keys.of(&session).await,
