@@ -380,6 +380,38 @@ proptest! {
     }
 
     #[test]
+    fn whatever_runs_and_whoever_is_new_there_is_room_for_one_more(
+        members in prop::collection::vec((1..5_u32, 0..20_u32, 0..90_u64, 0..4_u8), 1..40),
+        key: String,
+        warm: Option<(usize, usize)>,
+    ) {
+        let totals = Arc::new(Totals::default());
+        let now = Instant::now();
+        let all: Vec<_> = members
+            .iter()
+            .enumerate()
+            .map(|(id, (capacity, builds, age, standing))| {
+                let joined = (*age < 60).then(|| now - Duration::from_secs(*age));
+                let candidate = Candidate::new(&format!("b-{id}"), *capacity, joined, &totals);
+                (0..*builds).for_each(|_| candidate.start_build());
+                candidate.set_ejected(*standing == 0);
+                Arc::new(candidate)
+            })
+            .collect();
+        let candidates = Candidates::new(all.clone(), &totals);
+        let at = |index: usize| &all[index % all.len()];
+        let warm = warm.map(|(one, two)| Warm::new(at(one)).and(at(two)));
+        let request = Request { key: Some(KeyHash::new(&key)), warm, tried: &[] };
+        let choice = Config::default().choose(&request, &candidates, now, &mut rng());
+        let choice = choice.expect("a choice");
+        if all.iter().any(|candidate| candidate.is_ready()) {
+            prop_assert!(all[choice.index].is_ready());
+            let bound = choice.bound.expect("a bound");
+            prop_assert!(u64::from(choice.builds) < bound, "{choice:?}");
+        }
+    }
+
+    #[test]
     fn no_backend_starves(members in fleet(), seed: u64) {
         let facts = facts(members);
         let mut rng = StdRng::seed_from_u64(seed);
