@@ -383,6 +383,16 @@ fn the_readme_lists_the_variables_of_the_steps() {
 }
 
 #[test]
+fn the_readme_quotes_the_proxys_own_errors() {
+    let readme = fs::read_to_string(format!("{KIT}/README.md")).expect("a file");
+    let errors = include_str!("../src/error.rs");
+    for words in ["no backend is available: ", "} was lost: ", "} cannot be reached: "] {
+        assert!(errors.contains(words), "no error says `{words}`");
+        assert!(readme.contains(words.trim_start_matches('}')), "no row for `{words}`");
+    }
+}
+
+#[test]
 fn the_pipelines_call_steps_that_exist_and_differ_in_one() {
     let [buildctl, buildx] =
         ["buildctl", "buildx"].map(|name| scripts(&yaml(&format!("pipelines/{name}.yaml"))[0]));
