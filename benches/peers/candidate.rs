@@ -9,7 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{Process, Usage, free_address};
+use crate::{
+    machine,
+    process::{Process, free_address},
+    usage::Usage,
+};
 
 /// One way from client to daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,13 +137,7 @@ pub(crate) fn versions() -> String {
         .iter()
         .filter_map(|(name, program, flag)| Some(format!("{name} {}", version_of(program, flag)?)))
         .collect();
-    // What `go install` makes of the tools module does not know its own version.
-    let modules = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/go.mod"));
-    let modules = modules.unwrap_or_default();
-    let buildkit =
-        modules.lines().find_map(|line| line.trim().strip_prefix("github.com/moby/buildkit v"));
-    let buildkit = buildkit.and_then(|rest| rest.split_whitespace().next());
-    versions.extend(buildkit.map(|version| format!("buildkitd and buildctl {version}")));
+    versions.extend(machine::buildkit());
     versions.join(", ")
 }
 
@@ -190,6 +188,6 @@ pub(crate) struct Target {
 impl Target {
     /// What the proxy has used so far: nothing when there is none.
     pub(crate) fn usage(&self) -> Result<Usage> {
-        self.process.as_ref().map_or(Ok(Usage::default()), Process::usage)
+        self.process.as_ref().map_or(Ok(Usage::default()), |process| Usage::of_tree(process.id()))
     }
 }

@@ -5,12 +5,19 @@
 
 #![allow(clippy::disallowed_methods, reason = "no drain waits for a benchmark")]
 
+#[path = "../support/buildkit.rs"]
 mod buildkit;
 mod candidate;
+mod context;
 mod daemon;
 mod grpc;
+#[path = "../support/machine.rs"]
+mod machine;
+#[path = "../support/process.rs"]
 mod process;
+#[path = "../support/table.rs"]
 mod table;
+mod usage;
 mod workload;
 
 use std::{
@@ -74,12 +81,12 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let scratch =
         tempfile::Builder::new().prefix("buildkit-lb-bench").tempdir_in(&arguments.scratch)?;
     let candidates = arguments.candidates()?;
-    println!("{}.", machine());
+    println!("{}; client, proxy and daemon share them.", machine::line());
     println!("{}.\n", candidate::versions());
     for workload in arguments.workloads() {
         let bench = Bench { arguments, candidates: &candidates, workload, dir: scratch.path() };
         let table = bench.run().await.with_context(|| format!("workload {workload:?}"))?;
-        println!("### {}\n\n{}", workload.title(), table.markdown());
+        println!("### {}\n\n{}", workload.title(), table.markdown("median"));
         println!("{}", table.verdicts(BUILDKIT_LB, workload.goals()));
     }
     Ok(())
@@ -219,16 +226,4 @@ impl Drop for FakeDaemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// One line about the machine.
-fn machine() -> String {
-    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpuinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1))
-        .unwrap_or("unknown processor");
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    format!("{cpus} cores ({model}), Linux {}; client, proxy and daemon share them", kernel.trim())
 }

@@ -1,6 +1,7 @@
 //! The workloads: what each does through a candidate, and which figures come out.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -11,12 +12,12 @@ use clap::ValueEnum;
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
-    buildkit::Buildkit,
+    buildkit::{self, Buildkit},
     candidate::Target,
-    daemon,
+    context, daemon,
     grpc::{self, Build, Client},
-    process::Usage,
     table::{Figure, Goal, Limit},
+    usage::Usage,
 };
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -92,7 +93,25 @@ impl Size {
 #[derive(Debug)]
 pub(crate) enum Stage {
     Fake,
-    Real { buildkit: Buildkit, context: PathBuf, dir: PathBuf },
+    Real { buildkit: Buildkit, files: Files },
+}
+
+/// Where the clients of a real daemon find what they need.
+#[derive(Debug)]
+pub(crate) struct Files {
+    tools: PathBuf,
+    dir: PathBuf,
+}
+
+impl Files {
+    fn context(&self) -> PathBuf {
+        self.dir.join("buildkit/context")
+    }
+
+    /// Builds the context; returns how long that took.
+    fn build(&self, address: SocketAddr, args: &[String]) -> Result<Duration> {
+        Ok(buildkit::build(&self.tools, address, &self.context(), args)?.elapsed)
+    }
 }
 
 const fn figure(name: &'static str, decimals: usize, ratio: bool) -> Figure {
@@ -218,14 +237,15 @@ impl Workload {
         if !self.is_real() {
             return Ok(Stage::Fake);
         }
-        let buildkit = Buildkit::start(tools, dir)?;
+        let buildkit = Buildkit::start(tools, &dir.join("buildkit"))?;
         let len = if self == Self::CachedBuild { 1000 } else { size.transfer };
-        let context = buildkit.context(len)?;
+        let files = Files { tools: tools.to_owned(), dir: dir.to_owned() };
+        context::create(&files.context(), len)?;
         // Fills the daemon's cache.
         for _ in 0..2 {
-            buildkit.build(buildkit.address(), &context, None)?;
+            files.build(buildkit.address(), &[])?;
         }
-        Ok(Stage::Real { buildkit, context, dir: dir.to_owned() })
+        Ok(Stage::Real { buildkit, files })
     }
 
     /// One round through `target`: a value for each of the figures.
@@ -236,9 +256,7 @@ impl Workload {
         target: &Target,
     ) -> Result<Vec<f64>> {
         match stage {
-            Stage::Real { buildkit, context, dir } => {
-                self.measure_real(size, target, buildkit, context, dir)
-            }
+            Stage::Real { files, .. } => self.measure_real(size, target, files),
             Stage::Fake => match self {
                 Self::SmallRpc => small_rpc(size.small_calls, target).await,
                 Self::OneRpc => one_rpc(size.single_calls, target).await,
@@ -250,34 +268,28 @@ impl Workload {
         }
     }
 
-    fn measure_real(
-        self,
-        size: &Size,
-        target: &Target,
-        buildkit: &Buildkit,
-        context: &Path,
-        dir: &Path,
-    ) -> Result<Vec<f64>> {
+    fn measure_real(self, size: &Size, target: &Target, files: &Files) -> Result<Vec<f64>> {
         let gib = size.transfer as f64 / GIB;
-        let output = dir.join("export.tar");
         let before = target.usage()?;
         match self {
             Self::CachedBuild => {
                 let mut walls = Vec::new();
                 for _ in 0..size.cached_builds {
-                    let wall = buildkit.build(target.address, context, None)?;
+                    let wall = files.build(target.address, &[])?;
                     walls.push(wall.as_secs_f64() * 1e3);
                 }
                 let cpu = cpu_since(&before, target)? * 1e3 / size.cached_builds as f64;
                 Ok(vec![middle(&mut walls), cpu])
             }
             Self::ContextUp => {
-                buildkit.touch(context)?;
-                let wall = buildkit.build(target.address, context, None)?;
+                context::touch(&files.context())?;
+                let wall = files.build(target.address, &[])?;
                 Ok(vec![wall.as_secs_f64(), cpu_since(&before, target)? / gib])
             }
             _ => {
-                let wall = buildkit.build(target.address, context, Some(&output))?;
+                let output = files.dir.join("export.tar");
+                let export = format!("--output=type=tar,dest={}", output.display());
+                let wall = files.build(target.address, &[export])?;
                 let cpu = cpu_since(&before, target)?;
                 let len = std::fs::metadata(&output)?.len();
                 std::fs::remove_file(&output)?;

@@ -20,6 +20,7 @@ pub(crate) struct Goal {
 }
 
 #[derive(Debug, Clone, Copy)]
+#[allow(dead_code, reason = "each benchmark uses some")]
 pub(crate) enum Limit {
     /// No more than this, in the figure's unit.
     AtMost(f64),
@@ -27,6 +28,10 @@ pub(crate) enum Limit {
     AtMostDirectTimes(f64),
     /// No more than the lowest of these candidates.
     Lowest(&'static [&'static str]),
+    /// No less than this, in the figure's unit.
+    AtLeast(f64),
+    /// No more than this times a candidate.
+    AtMostTimes(f64, &'static str),
 }
 
 /// The samples of one workload.
@@ -76,8 +81,9 @@ impl Table {
         self.columns.iter().position(|column| column.name == name)
     }
 
-    pub(crate) fn markdown(&self) -> String {
-        let mut text = String::from("| median |");
+    /// The table; `corner` says what its cells are.
+    pub(crate) fn markdown(&self, corner: &str) -> String {
+        let mut text = format!("| {corner} |");
         for column in &self.columns {
             let _ = write!(text, " {} |", column.title);
         }
@@ -105,7 +111,11 @@ impl Table {
         let Some(own) = self.position(name) else { return text };
         for goal in goals {
             if let Some((value, limit)) = self.compare(own, goal) {
-                let verdict = if value <= limit { "met" } else { "missed" };
+                let met = match goal.limit {
+                    Limit::AtLeast(_) => value >= limit,
+                    _ => value <= limit,
+                };
+                let verdict = if met { "met" } else { "missed" };
                 let _ =
                     writeln!(text, "- {}: {value:.2} against {limit:.2}: {verdict}", goal.words);
             }
@@ -115,7 +125,13 @@ impl Table {
 
     fn compare(&self, own: usize, goal: &Goal) -> Option<(f64, f64)> {
         match goal.limit {
-            Limit::AtMost(limit) => Some((self.median(own, goal.figure), limit)),
+            Limit::AtMost(limit) | Limit::AtLeast(limit) => {
+                Some((self.median(own, goal.figure), limit))
+            }
+            Limit::AtMostTimes(times, rival) => {
+                let rival = self.median(self.position(rival)?, goal.figure);
+                Some((self.median(own, goal.figure), times * rival))
+            }
             Limit::AtMostDirectTimes(limit) => Some((self.ratio(own, goal.figure)?, limit)),
             Limit::Lowest(rivals) => {
                 let lowest = rivals

@@ -1,0 +1,90 @@
+//! Real BuildKit: one buildkitd on a memory file system, and buildctl against it.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::process::{Process, free_address};
+
+/// A running buildkitd and what it keeps.
+#[derive(Debug)]
+pub(crate) struct Buildkit {
+    dir: PathBuf,
+    address: SocketAddr,
+    // Stopped before the directory is removed.
+    process: Option<Process>,
+}
+
+/// What buildctl did.
+#[derive(Debug)]
+pub(crate) struct Built {
+    pub(crate) elapsed: Duration,
+    /// Its progress, in the form that was asked for.
+    #[allow(dead_code, reason = "the peers are compared by their times alone")]
+    pub(crate) progress: String,
+}
+
+impl Buildkit {
+    /// Starts buildkitd from `tools`, with everything it keeps in `dir`, which is its own.
+    pub(crate) fn start(tools: &Path, dir: &Path) -> Result<Self> {
+        let root = dir.join("root");
+        fs::create_dir_all(&root)?;
+        let address = free_address()?;
+        let command = [
+            tools.join("buildkitd").display().to_string(),
+            format!("--addr=tcp://{address}"),
+            format!("--root={}", root.display()),
+            // Daemons that start at the same time would fail over the default one.
+            format!("--otel-socket-path={}", dir.join("otel.sock").display()),
+            "--containerd-worker=false".into(),
+            "--oci-worker=true".into(),
+            "--oci-worker-binary=runc".into(),
+            "--oci-worker-gc=false".into(),
+        ];
+        let log = dir.join("log");
+        let mut process = Process::start(&command, &log)?;
+        process.wait_until_listening(address, &log).context("start buildkitd")?;
+        Ok(Self { dir: dir.to_owned(), address, process: Some(process) })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// Builds the Dockerfile in `context` through `address`, with the buildctl of `tools`.
+pub(crate) fn build(
+    tools: &Path,
+    address: SocketAddr,
+    context: &Path,
+    args: &[String],
+) -> Result<Built> {
+    let mut command = Command::new(tools.join("buildctl"));
+    command
+        .arg(format!("--addr=tcp://{address}"))
+        .args(["build", "--frontend=dockerfile.v0"])
+        .arg(format!("--local=context={}", context.display()))
+        .arg(format!("--local=dockerfile={}", context.display()))
+        .args(args);
+    let started = Instant::now();
+    let output = command.output().context("run buildctl")?;
+    let elapsed = started.elapsed();
+    let progress = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !output.status.success() {
+        bail!("build through {address} failed:\n{progress}");
+    }
+    Ok(Built { elapsed, progress })
+}
+
+impl Drop for Buildkit {
+    fn drop(&mut self) {
+        self.process.take();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}

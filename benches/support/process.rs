@@ -1,0 +1,86 @@
+//! Child processes that end with this one.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// A loaded machine may take seconds to start a daemon; longer means that it never will.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// After SIGTERM; then SIGKILL.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A child that is stopped, with its own children, when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+}
+
+impl Process {
+    /// Starts `command`; what it prints goes to `log`.
+    ///
+    /// The kernel sends it SIGTERM if this thread ends first, as all do when this program dies.
+    pub(crate) fn start(command: &[String], log: &Path) -> Result<Self> {
+        let log_file =
+            fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "TERM", "--"])
+            .args(command)
+            .stdin(Stdio::null())
+            .stdout(log_file.try_clone()?)
+            .stderr(log_file)
+            .spawn()
+            .with_context(|| format!("start {}", command[0]))?;
+        Ok(Self { child })
+    }
+
+    /// Waits until something accepts connections on `address`.
+    pub(crate) fn wait_until_listening(&mut self, address: SocketAddr, log: &Path) -> Result<()> {
+        let started = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            let exited = self.child.try_wait()?;
+            if exited.is_some() || started.elapsed() > START_TIMEOUT {
+                let log = fs::read_to_string(log).unwrap_or_default();
+                bail!("nothing listens on {address} (exit: {exited:?}); log:\n{log}");
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    #[allow(dead_code, reason = "not every benchmark asks what it used")]
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return;
+        }
+        // nginx's workers end with their master only when it is asked nicely.
+        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let started = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if started.elapsed() > STOP_TIMEOUT {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// An address on loopback that nothing listened on a moment ago.
+pub(crate) fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
