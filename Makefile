@@ -2,10 +2,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build tools demo test bench check fmt fmt-check clippy doc deny shellcheck ci clean
+.PHONY: help build tools demo test bench bench-affinity check fmt fmt-check clippy doc deny shellcheck ci clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 build: ## release binary in target/release
 	cargo build --locked --release
@@ -21,6 +21,10 @@ test: ## every test; the ones with real daemons need root
 
 bench: ## measurements against real daemons
 	benches/run
+
+bench-affinity: ## 30 projects built again and again by each policy, on real daemons (ARGS=--quick)
+	tools=$$(tests/tools/install | tail -n 1) && \
+		cargo bench --locked --bench affinity -- --tools "$$tools" $(ARGS)
 
 check: fmt-check clippy doc deny shellcheck ## what a change must pass besides the tests
 

@@ -1,0 +1,135 @@
+//! Real daemons behind a real proxy, new for each policy.
+
+use std::{
+    collections::HashMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::mpsc::{Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use buildkit_lb::policy::Policy;
+use serde_json::Value;
+
+use crate::{
+    buildkit::Buildkit,
+    process::{Process, free_address},
+};
+
+/// How often the daemons' disks are brought back to their limit. buildkitd's own collection comes at
+/// most once a minute; here a day's builds are squeezed into a minute or two.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The proxy logs a build when its Solve ends, which may be after its client has gone.
+const LOG_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What takes part in a run.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    /// Directory of buildkitd and buildctl.
+    pub(crate) tools: PathBuf,
+    pub(crate) proxy: PathBuf,
+}
+
+/// The proxy and its daemons.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    address: SocketAddr,
+    log: PathBuf,
+    tools: PathBuf,
+    // The proxy goes first.
+    _proxy: Process,
+    _daemons: Vec<Buildkit>,
+}
+
+impl Fleet {
+    /// Starts everything, with its files in `dir`.
+    pub(crate) fn start(
+        programs: &Programs,
+        daemons: usize,
+        policy: Policy,
+        dir: &Path,
+    ) -> Result<Self> {
+        let daemons = (0..daemons)
+            .map(|number| Buildkit::start(&programs.tools, &dir.join(backend_name(number))))
+            .collect::<Result<Vec<_>>>()?;
+        let address = free_address()?;
+        let mut command = vec![
+            programs.proxy.display().to_string(),
+            "serve".into(),
+            format!("--listen=tcp://{address}"),
+            "--admin-listen=127.0.0.1:0".into(),
+            "--log-format=json".into(),
+            format!("--policy={policy}"),
+        ];
+        let backends = daemons.iter().enumerate();
+        command.extend(backends.map(|(number, daemon)| {
+            format!("--backend={}=tcp://{}", backend_name(number), daemon.address())
+        }));
+        let log = dir.join("proxy.log");
+        let mut proxy = Process::start(&command, &log)?;
+        proxy.wait_until_listening(address, &log).context("start the proxy")?;
+        let tools = programs.tools.clone();
+        Ok(Self { address, log, tools, _proxy: proxy, _daemons: daemons })
+    }
+
+    /// Where clients connect.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Which daemon took each of `builds` builds, by the build's ref.
+    pub(crate) fn backends(&self, builds: usize) -> Result<HashMap<String, String>> {
+        let started = Instant::now();
+        loop {
+            let backends = read_backends(&self.log)?;
+            if backends.len() >= builds {
+                return Ok(backends);
+            }
+            if started.elapsed() > LOG_TIMEOUT {
+                bail!("the proxy's log tells of {} builds out of {builds}", backends.len());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Keeps every daemon's cache below `limit` bytes, until the sender of `ended` goes.
+    pub(crate) fn keep_below(&self, limit: f64, ended: &Receiver<()>) -> Result<()> {
+        while ended.recv_timeout(PRUNE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            // The proxy passes it to each daemon.
+            let output = Command::new(self.tools.join("buildctl"))
+                .arg(format!("--addr=tcp://{}", self.address))
+                .args(["prune", "--all", "--keep-storage", &format!("{:.1}", limit / 1e6)])
+                .output()
+                .context("run buildctl prune")?;
+            if !output.status.success() {
+                bail!("prune: {}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name by which the proxy knows a daemon.
+fn backend_name(number: usize) -> String {
+    format!("buildkitd-{number}")
+}
+
+fn read_backends(log: &Path) -> Result<HashMap<String, String>> {
+    let mut backends = HashMap::new();
+    for line in fs::read_to_string(log).context("read the proxy's log")?.lines() {
+        let Ok(record) = serde_json::from_str::<Value>(line) else { continue };
+        let fields = &record["fields"];
+        if fields["message"] == "build ended"
+            && let (Some(build), Some(backend)) =
+                (fields["ref"].as_str(), fields["backend"].as_str())
+        {
+            backends.insert(build.to_owned(), backend.to_owned());
+        }
+    }
+    Ok(backends)
+}

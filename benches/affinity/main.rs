@@ -1,0 +1,225 @@
+//! Builds many small projects again and again on real daemons, by each policy, and counts what was
+//! found in the caches.
+//!
+//! Every policy has daemons of its own that have built nothing, and the same order of builds. See
+//! benches/README.md.
+
+#[path = "../support/buildkit.rs"]
+mod buildkit;
+mod fleet;
+#[path = "../support/machine.rs"]
+mod machine;
+mod outcome;
+#[path = "../support/process.rs"]
+mod process;
+mod project;
+mod schedule;
+#[path = "../support/table.rs"]
+mod table;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, mpsc},
+    thread,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use buildkit_lb::policy::Policy;
+use clap::{Parser, ValueEnum};
+
+use fleet::{Fleet, Programs};
+use outcome::{Outcome, Steps};
+use project::Project;
+use schedule::{Job, Schedule};
+use table::Table;
+
+/// How many projects fit on one daemon's disk, of those that would be its share.
+const DISK_SLACK: f64 = 1.4;
+
+/// What the daemons can keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Disk {
+    /// All projects, on every daemon.
+    Ample,
+    /// A daemon's share of the projects and a bit more: the fleet as a whole can keep everything.
+    Scarce,
+}
+
+#[derive(Debug, Parser)]
+#[command(about = "Builds projects again and again by each policy, on real daemons")]
+struct Arguments {
+    /// Policies to compare, comma separated
+    #[arg(long, value_delimiter = ',', default_values = ["random", "least-sessions", "consistent-hash"])]
+    policy: Vec<Policy>,
+    /// Sizes of the daemons' disks, comma separated
+    #[arg(long, value_delimiter = ',', default_values = ["ample", "scarce"])]
+    disk: Vec<Disk>,
+    #[arg(long, default_value_t = 3)]
+    daemons: usize,
+    #[arg(long, default_value_t = 30)]
+    projects: usize,
+    /// Builds of each project
+    #[arg(long, default_value_t = 5)]
+    builds: usize,
+    /// Builds at once
+    #[arg(long, default_value_t = 6)]
+    parallel: usize,
+    /// Determines the order of the builds
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// 9 projects, 3 builds each, ample disks, for development
+    #[arg(long)]
+    quick: bool,
+    /// The proxy [default: as built with this program]
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_buildkit-lb"), hide_default_value = true)]
+    lb: PathBuf,
+    /// Directory of buildkitd and buildctl
+    #[arg(long, env = "BUILDKIT_LB_TOOLS", default_value = "/usr/bin")]
+    tools: PathBuf,
+    /// Directory on a memory file system for everything that is written
+    #[arg(long, default_value = "/dev/shm")]
+    scratch: PathBuf,
+    /// Passed by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<()> {
+    let mut arguments = Arguments::parse();
+    if arguments.quick {
+        (arguments.projects, arguments.builds) = (9, 3);
+        arguments.disk = vec![Disk::Ample];
+    }
+    let scratch =
+        tempfile::Builder::new().prefix("buildkit-lb-bench").tempdir_in(&arguments.scratch)?;
+    let projects = (0..arguments.projects)
+        .map(|number| Project::create(number, &scratch.path().join("projects")))
+        .collect::<Result<Vec<_>>>()?;
+    let versions = machine::buildkit().map(|version| format!("; {version}")).unwrap_or_default();
+    println!("{}{versions}.\n", machine::line());
+    let Arguments { daemons, builds, parallel, seed, .. } = arguments;
+    println!(
+        "{} projects built {builds} times each in a shuffled order (seed {seed}), {parallel} at a \
+         time, on {daemons} daemons.\n",
+        projects.len()
+    );
+    for &disk in &arguments.disk {
+        let bench = Bench { arguments: &arguments, projects: &projects, disk };
+        let table = bench.run(scratch.path())?;
+        let title = match bench.disk_limit() {
+            None => "Every daemon can keep all projects".to_owned(),
+            Some(limit) => format!("A daemon can keep {:.0} MB of cache", limit / 1e6),
+        };
+        println!("### {title}\n\n{}", table.markdown("policy"));
+        println!("{}", table.verdicts(&Policy::ConsistentHash.to_string(), outcome::GOALS));
+    }
+    Ok(())
+}
+
+/// All policies with daemons of one kind.
+struct Bench<'a> {
+    arguments: &'a Arguments,
+    projects: &'a [Project],
+    disk: Disk,
+}
+
+impl Bench<'_> {
+    fn run(&self, dir: &Path) -> Result<Table> {
+        let names =
+            self.arguments.policy.iter().map(|policy| (policy.to_string(), policy.to_string()));
+        let mut table = Table::new(outcome::FIGURES, names);
+        for (column, &policy) in self.arguments.policy.iter().enumerate() {
+            let dir = dir.join(format!("{:?}-{policy}", self.disk));
+            let values = self.measure(policy, &dir).with_context(|| format!("policy {policy}"))?;
+            eprintln!("{:?} {policy} {values:.2?}", self.disk);
+            table.add(column, values);
+        }
+        Ok(table)
+    }
+
+    /// What a daemon's cache may hold, in bytes.
+    fn disk_limit(&self) -> Option<f64> {
+        let all: u64 = self.projects.iter().map(Project::cache_len).sum();
+        let share = all as f64 / self.arguments.daemons as f64;
+        (self.disk == Disk::Scarce).then_some(share * DISK_SLACK)
+    }
+
+    fn measure(&self, policy: Policy, dir: &Path) -> Result<Vec<f64>> {
+        fs::create_dir_all(dir)?;
+        let Arguments { daemons, builds, seed, .. } = *self.arguments;
+        let programs =
+            Programs { tools: self.arguments.tools.clone(), proxy: self.arguments.lb.clone() };
+        let fleet = Fleet::start(&programs, daemons, policy, dir)?;
+        let schedule = Schedule::new(self.projects.len(), builds, seed);
+        let started = Instant::now();
+        let mut builds = self.build_all(&fleet, &schedule, dir)?;
+        let wall = started.elapsed().as_secs_f64();
+        builds.sort_by_key(|build| build.started);
+        let backends = fleet.backends(builds.len())?;
+        let outcomes = builds
+            .into_iter()
+            .map(|build| {
+                let backend = backends.get(&build.reference).context("a build without a record")?;
+                let (job, seconds, steps) = (build.job, build.seconds, build.steps);
+                Ok(Outcome { job, backend: backend.clone(), seconds, steps })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(outcome::figures(&outcomes, daemons, wall))
+    }
+
+    /// Builds until the schedule is empty or a build fails.
+    fn build_all(&self, fleet: &Fleet, schedule: &Schedule, dir: &Path) -> Result<Vec<Build>> {
+        let done: Mutex<Vec<Result<Build>>> = Mutex::default();
+        let client = || {
+            while let Some(job) = schedule.take() {
+                let built = self.build(fleet, job, dir);
+                if built.is_err() {
+                    schedule.abandon();
+                }
+                done.lock().expect("no holder panics").push(built);
+                schedule.ended(job);
+            }
+        };
+        let (all_ended, ended) = mpsc::channel();
+        thread::scope(|scope| {
+            let limit = self.disk_limit();
+            let pruner = limit.map(|limit| scope.spawn(move || fleet.keep_below(limit, &ended)));
+            let clients: Vec<_> =
+                (0..self.arguments.parallel).map(|_| scope.spawn(client)).collect();
+            for client in clients {
+                client.join().expect("a client cannot panic");
+            }
+            drop(all_ended);
+            pruner.map_or(Ok(()), |pruner| pruner.join().expect("pruning cannot panic"))
+        })?;
+        done.into_inner().expect("no holder panics").into_iter().collect()
+    }
+
+    fn build(&self, fleet: &Fleet, job: Job, dir: &Path) -> Result<Build> {
+        let project = &self.projects[job.project];
+        let reference = dir.join(format!("ref-{}-{}", job.project, job.turn));
+        let args = [
+            "--progress=rawjson".to_owned(),
+            format!("--opt=vcs:source={}", project.repository),
+            format!("--ref-file={}", reference.display()),
+        ];
+        let started = Instant::now();
+        let built =
+            buildkit::build(&self.arguments.tools, fleet.address(), &project.context, &args)?;
+        let steps = Steps::read(&built.progress)?;
+        ensure!(steps.all > 0, "no step in the progress:\n{}", built.progress);
+        let reference = fs::read_to_string(&reference)?.trim().to_owned();
+        Ok(Build { job, reference, started, seconds: built.elapsed.as_secs_f64(), steps })
+    }
+}
+
+/// What a client knows of its build.
+struct Build {
+    job: Job,
+    reference: String,
+    started: Instant,
+    seconds: f64,
+    steps: Steps,
+}
