@@ -1,6 +1,6 @@
 //! The admin port: probes, metrics, status. Reads snapshots; the one thing it changes is a cordon.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{fmt::Write as _, io, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use axum::{
     Json, Router,
@@ -9,12 +9,17 @@ use axum::{
     response::IntoResponse,
     routing::{get, post},
 };
+use humantime::format_rfc3339_seconds;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::{build::running::RunningBuild, proxy::Proxy};
+use crate::{
+    build::running::RunningBuild,
+    discovery::{Register, Standing, Trouble},
+    proxy::Proxy,
+};
 
 /// OpenMetrics 1.0, which Prometheus asks for first.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -22,6 +27,7 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 #[derive(Debug, Clone)]
 struct Admin {
     proxy: Proxy,
+    register: Arc<Register>,
     drain: CancellationToken,
 }
 
@@ -32,6 +38,7 @@ struct Admin {
 pub async fn serve(
     listener: TcpListener,
     proxy: Proxy,
+    register: Arc<Register>,
     drain: CancellationToken,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -44,7 +51,7 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/status.json", get(status))
         .route("/backends/{name}/cordon", post(cordon).delete(uncordon))
-        .with_state(Arc::new(Admin { proxy, drain }))
+        .with_state(Arc::new(Admin { proxy, register, drain }))
         .into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
 }
@@ -54,14 +61,23 @@ async fn alive() -> &'static str {
     "ok\n"
 }
 
-async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
-    if admin.drain.is_cancelled() {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
+    let (code, word) = if admin.drain.is_cancelled() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining")
     } else if admin.proxy.fleet.is_ready() {
-        (StatusCode::OK, "ok\n")
+        (StatusCode::OK, "ok")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "no backend is ready\n")
+        (StatusCode::SERVICE_UNAVAILABLE, "no backend is ready")
+    };
+    let mut text = format!("{word}\n");
+    for Standing { source, endpoints, trouble, .. } in admin.register.standings() {
+        if let Some(Trouble { since, text: trouble, .. }) = trouble {
+            let since = format_rfc3339_seconds(since);
+            // A String takes any write.
+            let _ = writeln!(text, "{source} ({endpoints} endpoints): since {since}: {trouble}");
+        }
     }
+    (code, text)
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
@@ -80,15 +96,29 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
                 "cause": backend.ejection_cause(),
                 "builds": backend.builds(),
                 "capacity": backend.capacity(),
+                "zone": backend.place().zone.as_deref(),
+                "node": backend.place().node.as_deref(),
             })
         })
         .collect();
     let builds: Vec<_> =
         admin.proxy.running.builds().iter().map(|build| explained(build)).collect();
+    let time = |time: SystemTime| format_rfc3339_seconds(time).to_string();
+    let discovery = admin.register.standings().into_iter().map(|standing| {
+        json!({
+            "source": standing.source,
+            "endpoints": standing.endpoints,
+            "last_sync": standing.synced.map(time),
+            "trouble": standing.trouble.as_ref().map(|trouble| trouble.text.clone()),
+            "trouble_since": standing.trouble.map(|trouble| time(trouble.since)),
+        })
+    });
+    let discovery: Vec<_> = discovery.collect();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "policy": admin.proxy.policy.policy.to_string(),
         "draining": admin.drain.is_cancelled(),
+        "discovery": discovery,
         "backends": backends,
         "builds": builds,
     }))

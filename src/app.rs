@@ -11,6 +11,10 @@ use crate::{
     admin,
     config::Config,
     connection::Context,
+    discovery::{
+        Register, Target,
+        kubernetes::{self, ClientError},
+    },
     fleet::Fleet,
     health,
     listener::{ListenError, Listener},
@@ -28,6 +32,9 @@ pub enum StartError {
     /// A client address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// Daemons are to be found by a Kubernetes API that there is no way to.
+    #[error(transparent)]
+    Kubernetes(#[from] ClientError),
     /// The admin address cannot be listened on.
     #[error("listen on admin port {address}")]
     Admin {
@@ -69,10 +76,22 @@ impl App {
 
         let metrics = Arc::new(Metrics::new());
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
-        fleet.replace(config.backends);
+        let register = Register::new(Arc::clone(&fleet), Arc::clone(&metrics));
+        if !config.backends.is_empty() {
+            register.source(&"backend").found(config.backends, None);
+        }
         let downstream = TaskTracker::new();
         let background = TaskTracker::new();
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
+        if !config.discover.is_empty() {
+            let kubernetes = kubernetes::client().await?;
+            for target in config.discover {
+                let feed = register.source(&target);
+                let Target::Kubernetes(service) = target;
+                let client = kubernetes.clone();
+                background.spawn(kubernetes::run(client, service, feed, stop.clone()));
+            }
+        }
         let proxy = Proxy::new(
             Arc::clone(&fleet),
             metrics,
@@ -87,7 +106,7 @@ impl App {
             background.clone(),
             stop.clone(),
         ));
-        background.spawn(admin::serve(admin, proxy.clone(), drain.clone(), stop.clone()));
+        background.spawn(admin::serve(admin, proxy.clone(), register, drain.clone(), stop.clone()));
         let limit = Arc::new(Semaphore::new(config.max_connections));
         let listen = listeners.iter().map(|listener| listener.address().clone()).collect();
         for listener in listeners {

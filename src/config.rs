@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     address::Address,
     build::affinity::Rules,
+    discovery::{Target, static_list},
     fleet::Endpoint,
     policy::{self, LoadFactor, warm},
     telemetry::{LogFormat, LogLevel},
@@ -38,9 +39,6 @@ const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Client connections at once: each build holds two descriptors.
 const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
 
-/// Capacities compare backends: a larger one than this compares nothing.
-const MAX_CAPACITY: usize = 10_000;
-
 /// The checked configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -48,6 +46,8 @@ pub struct Config {
     pub listen: Vec<Address>,
     /// The daemons.
     pub backends: Vec<Endpoint>,
+    /// Where more daemons are found.
+    pub discover: Vec<Target>,
     /// How builds are spread.
     pub policy: policy::Config,
     /// What makes a build's affinity key.
@@ -79,6 +79,10 @@ pub struct Settings {
     #[arg(long, env = "BUILDKIT_LB_BACKEND", value_delimiter = ',', value_name = "[NAME=]ADDR")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backend: Vec<String>,
+    /// Where daemons are found: kubernetes://NAMESPACE/SERVICE[:PORT]. Repeatable, beside --backend.
+    #[arg(long, env = "BUILDKIT_LB_DISCOVER", value_delimiter = ',', value_name = "URL")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub discover: Vec<String>,
     /// How builds are spread: random, least-sessions or consistent-hash [default: consistent-hash].
     #[arg(long, env = "BUILDKIT_LB_POLICY")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -166,6 +170,13 @@ impl Config {
     fn check(settings: &Settings, problems: &mut Vec<String>) -> Option<Self> {
         let listen = check_listen(&settings.listen, problems);
         let backends = check_backends(&settings.backend, problems);
+        let discover = check_discover(&settings.discover, problems);
+        if settings.backend.is_empty() && settings.discover.is_empty() {
+            problems.push(
+                "backend: at least one is needed, as [NAME=]tcp://HOST:PORT, or discover"
+                    .to_owned(),
+            );
+        }
         let policy = check_policy(settings, problems);
         let admin = settings.admin_listen.as_deref().or(Some(DEFAULT_ADMIN_LISTEN));
         let admin_listen = check(admin, "admin-listen", problems, parse_socket_addr);
@@ -203,6 +214,7 @@ impl Config {
         Some(Self {
             listen,
             backends,
+            discover,
             policy,
             affinity,
             admin_listen,
@@ -218,7 +230,8 @@ impl Config {
     pub fn to_toml(&self) -> String {
         let settings = Settings {
             listen: self.listen.iter().map(ToString::to_string).collect(),
-            backend: self.backends.iter().map(backend_text).collect(),
+            backend: self.backends.iter().map(static_list::text).collect(),
+            discover: self.discover.iter().map(ToString::to_string).collect(),
             policy: Some(self.policy.policy.to_string()),
             spread_bake_targets: Some(self.policy.spread_bake_targets),
             slow_start: Some(humantime::format_duration(self.policy.slow_start).to_string()),
@@ -247,6 +260,7 @@ impl Settings {
         Self {
             listen: list(over.listen, self.listen),
             backend: list(over.backend, self.backend),
+            discover: list(over.discover, self.discover),
             policy: over.policy.or(self.policy),
             spread_bake_targets: over.spread_bake_targets.or(self.spread_bake_targets),
             slow_start: over.slow_start.or(self.slow_start),
@@ -286,6 +300,7 @@ impl Settings {
             match key.as_str() {
                 "listen" => settings.listen = list(&key, value, problems),
                 "backend" => settings.backend = list(&key, value, problems),
+                "discover" => settings.discover = list(&key, value, problems),
                 "policy" => settings.policy = text(&key, value, problems),
                 "spread-bake-targets" => {
                     settings.spread_bake_targets = truth(&key, &value, problems);
@@ -442,13 +457,22 @@ fn check_listen(texts: &[String], problems: &mut Vec<String>) -> Vec<Address> {
     texts.iter().filter_map(|text| check(Some(text), "listen", problems, parse)).collect()
 }
 
-fn check_backends(texts: &[String], problems: &mut Vec<String>) -> Vec<Endpoint> {
-    if texts.is_empty() {
-        problems.push("backend: at least one is needed, as [NAME=]tcp://HOST:PORT".to_owned());
+fn check_discover(texts: &[String], problems: &mut Vec<String>) -> Vec<Target> {
+    let targets: Vec<Target> = texts
+        .iter()
+        .filter_map(|text| check(Some(text), "discover", problems, str::parse))
+        .collect();
+    let mut seen = HashSet::new();
+    for target in targets.iter().filter(|target| !seen.insert(*target)) {
+        problems.push(format!("discover: `{target}` is given twice"));
     }
+    targets
+}
+
+fn check_backends(texts: &[String], problems: &mut Vec<String>) -> Vec<Endpoint> {
     let backends: Vec<Endpoint> = texts
         .iter()
-        .filter_map(|text| check(Some(text), "backend", problems, parse_backend))
+        .filter_map(|text| check(Some(text), "backend", problems, static_list::parse))
         .collect();
     let mut names = HashSet::new();
     let mut addresses = HashSet::new();
@@ -461,40 +485,6 @@ fn check_backends(texts: &[String], problems: &mut Vec<String>) -> Vec<Endpoint>
         }
     }
     backends
-}
-
-fn parse_backend(text: &str) -> Result<Endpoint, String> {
-    let (plain, capacity) = match text.rsplit_once("?capacity=") {
-        Some((plain, capacity)) => (plain, parse_count(capacity, MAX_CAPACITY)?),
-        None => (text, 1),
-    };
-    let (name, address) = match plain.split_once('=') {
-        Some((name, address)) => (Some(name), address),
-        None => (None, plain),
-    };
-    let address: Address = address.parse().map_err(|error| format!("{error}"))?;
-    if let Address::Tcp { port: 0, .. } = address {
-        return Err(format!("port 0 in `{text}` cannot be dialled"));
-    }
-    let name = match name {
-        Some("") => return Err(format!("name is empty in `{text}`")),
-        Some(name) => name.to_owned(),
-        None => {
-            address.to_string().split_off(address.to_string().find("://").map_or(0, |at| at + 3))
-        }
-    };
-    let capacity = u32::try_from(capacity).ok().and_then(NonZeroU32::new);
-    let capacity = capacity.unwrap_or(NonZeroU32::MIN);
-    Ok(Endpoint { capacity, ..Endpoint::new(name, address) })
-}
-
-/// What [`parse_backend`] reads.
-fn backend_text(endpoint: &Endpoint) -> String {
-    let capacity = match endpoint.capacity.get() {
-        1 => String::new(),
-        capacity => format!("?capacity={capacity}"),
-    };
-    format!("{}={}{capacity}", endpoint.name, endpoint.address)
 }
 
 fn parse_socket_addr(text: &str) -> Result<SocketAddr, String> {
@@ -561,6 +551,18 @@ mod tests {
         let config = load(file, flags).expect("valid");
         assert_eq!(config.policy.policy, Policy::LeastSessions);
         assert_eq!((config.backends.len(), config.max_connections), (2, 7));
+    }
+
+    #[test]
+    fn daemons_are_named_or_found() {
+        let Problems(problems) = load("", Settings::default()).expect_err("invalid");
+        assert!(problems[0].starts_with("backend: at least one"), "{problems:?}");
+        let config = load("discover = 'kubernetes://b/s'", Settings::default()).expect("valid");
+        assert_eq!(config.discover, ["kubernetes://b/s".parse().expect("valid")]);
+        assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
+        let file = "discover = ['consul://x', 'kubernetes://b/s', 'kubernetes://b/s']";
+        let Problems(problems) = load(file, Settings::default()).expect_err("invalid");
+        assert_eq!(problems.len(), 2, "{problems:?}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
-use crate::{error::ProxyError, ids::Key, relay::Tally, upstream::Link};
+use crate::{error::ProxyError, fleet::BindingCount, ids::Key, relay::Tally, upstream::Link};
 
 /// Ended keys remembered. A build leaves three, 250 bytes each: the last 20 000 builds in 15 MB.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(60_000).expect("not zero");
@@ -31,6 +31,15 @@ const COMPANION_GRACE: Duration = Duration::from_secs(60);
 pub struct Binding {
     /// The connection to their backend.
     pub link: Link,
+    _count: BindingCount,
+}
+
+impl Binding {
+    /// A binding over `link`; its backend counts it.
+    pub fn new(link: Link) -> Self {
+        let _count = link.backend().bind();
+        Self { link, _count }
+    }
 }
 
 /// A live key's binding and the bytes relayed for the key.
@@ -406,7 +415,7 @@ mod tests {
 
     fn binding(index: usize) -> Arc<Binding> {
         let link = Link::new(Arc::clone(&backends(3)[index]), TaskTracker::new());
-        Arc::new(Binding { link })
+        Arc::new(Binding::new(link))
     }
 
     fn decide(claim: Claim) -> Decision {

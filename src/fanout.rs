@@ -80,7 +80,7 @@ impl PartError {
 /// The backends to ask: those that are not known to be away.
 fn reachable(proxy: &Proxy) -> Vec<Arc<Backend>> {
     let backends = proxy.fleet.backends();
-    let alive = |backend: &&Arc<Backend>| backend.is_ready() || backend.is_cordoned();
+    let alive = |backend: &&Arc<Backend>| !backend.is_ejected();
     let alive: Vec<_> = backends.iter().filter(alive).cloned().collect();
     if alive.is_empty() { backends.to_vec() } else { alive }
 }

@@ -1,21 +1,29 @@
 //! The live set of backends: state, load, and one atomically swapped snapshot.
 //!
 //! Discovery replaces the endpoints; health and the data path report what they see of a backend. A
-//! backend keeps its object for as long as its name and address stay, so counts survive a swap.
+//! backend keeps its object for as long as its name and address stay, so counts survive a swap. One
+//! that discovery no longer names stays, draining, until nothing is bound to it.
+
+mod endpoint;
 
 use std::{
     collections::HashMap,
     fmt,
     num::NonZeroU32,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub use self::endpoint::{Condition, Endpoint, Place};
 use crate::{
     address::Address,
     metrics::{BackendMetrics, BackendReasonLabels, Metrics},
@@ -37,38 +45,50 @@ const PROBES_TO_EJECT: u32 = 3;
 /// in several parts.
 const FIRST_FLEET: Duration = Duration::from_secs(10);
 
-/// What discovery reports.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Stable name: what logs, metrics and the consistent hash know the daemon by.
-    pub name: Arc<str>,
-    /// Where the daemon listens.
-    pub address: Address,
-    /// Its size against the others': one with 2 is given twice the builds of one with 1.
-    pub capacity: NonZeroU32,
-}
-
-impl Endpoint {
-    /// An endpoint of capacity 1.
-    pub fn new(name: impl Into<Arc<str>>, address: Address) -> Self {
-        Self { name: name.into(), address, capacity: NonZeroU32::MIN }
-    }
-}
-
 /// One daemon.
 pub struct Backend {
     name: Arc<str>,
     address: Address,
     /// What the policies know of it: state, load, capacity.
     candidate: Arc<Candidate>,
+    place: Place,
     health: Mutex<Health>,
+    life: Mutex<Life>,
+    bindings: AtomicUsize,
     metrics: BackendMetrics,
     all_metrics: Arc<Metrics>,
     suspected: Arc<Notify>,
 }
 
+/// All that decides whether it takes builds, except its health.
+#[derive(Debug, Default)]
+struct Life {
+    condition: Condition,
+    /// Discovery no longer names it; it stays for what is bound to it.
+    gone: bool,
+    /// It has answered a probe, ever.
+    probed: bool,
+    /// An operator's cordon.
+    cordoned: bool,
+    /// Someone asked to drain it because its daemon is about to stop.
+    drained: bool,
+    /// Such requests that are open.
+    drains: usize,
+}
+
+impl Life {
+    /// It is on its way out.
+    fn is_draining(&self) -> bool {
+        self.gone || self.condition == Condition::Terminating
+    }
+}
+
 #[derive(Debug, Default)]
 struct Health {
+    /// When it is to be probed next if it is well; at once if never probed.
+    next_probe: Option<Instant>,
+    /// A probe is under way.
+    probing: bool,
     failed_probes: u32,
     retry: Option<Retry>,
 }
@@ -113,12 +133,15 @@ impl Backend {
             name: endpoint.name,
             address: endpoint.address,
             candidate: Arc::new(candidate),
+            place: endpoint.place,
             health: Mutex::default(),
+            life: Mutex::new(Life { condition: endpoint.condition, ..Life::default() }),
+            bindings: AtomicUsize::new(0),
             all_metrics: Arc::clone(&fleet.metrics),
             suspected: Arc::clone(&fleet.suspected),
         };
         backend.metrics.capacity.set(capacity.into());
-        backend.publish_state();
+        backend.change(|_life| {});
         backend
     }
 
@@ -142,6 +165,11 @@ impl Backend {
         self.metrics.capacity.set(capacity.get().into());
     }
 
+    /// Where it runs.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// What the policies know of it.
     pub fn candidate(&self) -> &Candidate {
         &self.candidate
@@ -157,38 +185,96 @@ impl Backend {
         self.candidate.builds()
     }
 
-    /// Whether it takes new builds: neither cordoned nor ejected.
+    /// Whether anything is bound to it: a build, or a session whose build has ended or is yet to come.
+    pub fn is_bound(&self) -> bool {
+        self.builds() > 0 || self.bindings.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it takes new builds: probed, ready, and neither cordoned, draining nor ejected.
     pub fn is_ready(&self) -> bool {
         self.candidate.is_ready()
     }
 
-    /// Whether it finishes its builds and takes no new one.
+    /// Whether it finishes its builds and takes no new one, even where no backend is ready.
     pub fn is_cordoned(&self) -> bool {
         self.candidate.is_cordoned()
     }
 
+    /// Whether a connection to it failed and no probe has succeeded since.
+    pub fn is_ejected(&self) -> bool {
+        self.candidate.is_ejected()
+    }
+
     /// The word for its state, one of [`crate::metrics::BACKEND_STATES`].
     pub fn state(&self) -> &'static str {
-        if self.is_cordoned() {
-            "cordoned"
-        } else if self.is_ready() {
-            "ready"
-        } else {
-            "unhealthy"
+        self.word(&self.life.lock())
+    }
+
+    fn word(&self, life: &Life) -> &'static str {
+        match life {
+            life if life.is_draining() && self.is_ejected() => "lost",
+            life if life.is_draining() => "draining",
+            life if life.cordoned || life.drained => "cordoned",
+            _ if self.is_ejected() => "unhealthy",
+            life if life.condition == Condition::NotReady => "unhealthy",
+            life if !life.probed => "starting",
+            _ => "ready",
         }
     }
 
-    /// Why it is ejected, if it is.
+    /// Why it is unhealthy, if it is.
     pub fn ejection_cause(&self) -> Option<String> {
-        self.health.lock().retry.as_ref().map(|retry| retry.cause.clone())
+        let cause = self.health.lock().retry.as_ref().map(|retry| retry.cause.clone());
+        let not_ready = || self.life.lock().condition == Condition::NotReady;
+        cause.or_else(|| not_ready().then(|| "discovery says that it is not ready".to_owned()))
     }
 
-    /// Cordons or uncordons it.
+    /// Cordons or uncordons it; to uncordon takes back a drain too.
     pub fn set_cordoned(&self, cordoned: bool) {
-        if self.candidate.set_cordoned(cordoned) {
-            info!(backend = self.name(), cordoned, "backend cordon changed");
-            self.publish_state();
+        self.change(|life| {
+            life.cordoned = cordoned;
+            life.drained &= cordoned;
+        });
+    }
+
+    /// Cordons it because its daemon is about to stop, for the guard's life and after.
+    ///
+    /// The cordon ends when the daemon has been away and is back, or by [`Self::set_cordoned`].
+    pub fn start_drain(self: &Arc<Self>) -> Drain {
+        self.change(|life| {
+            life.drained = true;
+            life.drains += 1;
+        });
+        Drain(Arc::clone(self))
+    }
+
+    /// Takes over what discovery says now.
+    fn update(&self, endpoint: &Endpoint) {
+        self.set_capacity(endpoint.capacity);
+        let new = (endpoint.condition, false);
+        let old = {
+            let life = self.life.lock();
+            (life.condition, life.gone)
+        };
+        if old != new {
+            self.change(|life| (life.condition, life.gone) = new);
         }
+    }
+
+    /// Changes what decides its state, and tells of the new one.
+    fn change(&self, change: impl FnOnce(&mut Life)) {
+        let mut life = self.life.lock();
+        let before = self.word(&life);
+        change(&mut life);
+        let idle = life.cordoned || life.drained || life.is_draining();
+        self.candidate.set_cordoned(idle);
+        self.candidate.set_unready(!life.probed || life.condition == Condition::NotReady);
+        let state = self.word(&life);
+        if before != state {
+            info!(backend = self.name(), before, state, builds = self.builds(), "backend changed");
+        }
+        // Under the lock, so that the last of two changes is the one that is published last.
+        self.all_metrics.set_backend_state(&self.name, state);
     }
 
     /// Counts one build for as long as the guard lives.
@@ -196,6 +282,12 @@ impl Backend {
         self.candidate.start_build();
         self.metrics.builds_active.inc();
         BuildCount(Arc::clone(self))
+    }
+
+    /// Counts one binding for as long as the guard lives.
+    pub fn bind(self: &Arc<Self>) -> BindingCount {
+        self.bindings.fetch_add(1, Ordering::Relaxed);
+        BindingCount(Arc::clone(self))
     }
 
     /// Reports that a connection to it failed or broke: it is ejected until a probe succeeds.
@@ -207,6 +299,7 @@ impl Backend {
         self.all_metrics.upstream_errors.get_or_create(&labels).inc();
         let mut health = self.health.lock();
         health.failed_probes += u32::from(fault == Fault::Probe);
+        health.probing &= fault != Fault::Probe;
         if fault == Fault::Probe && health.retry.is_none() && health.failed_probes < PROBES_TO_EJECT
         {
             return;
@@ -221,27 +314,51 @@ impl Backend {
         drop(health);
         if self.candidate.set_ejected(true) {
             warn!(backend = self.name(), fault = fault.label(), error = cause, "backend ejected");
-            self.publish_state();
+            self.change(|_life| {});
         }
         self.suspected.notify_one();
     }
 
     /// Reports that it answered a probe.
     pub fn report_healthy(&self) {
-        *self.health.lock() = Health::default();
+        let mut health = self.health.lock();
+        *health = Health { next_probe: health.next_probe, ..Health::default() };
+        drop(health);
         if self.candidate.set_ejected(false) {
             info!(backend = self.name(), "backend is back");
-            self.publish_state();
+            // The daemon that was to stop has stopped, and this is the next one in its place.
+            self.change(|life| (life.probed, life.drained) = (true, life.drains > 0));
+        } else if !self.life.lock().probed {
+            self.change(|life| life.probed = true);
         }
+    }
+
+    /// Whether it is time for a probe; if so the next regular one is `interval` away.
+    ///
+    /// Whoever is told so must report how the probe ends.
+    pub fn take_probe(&self, now: Instant, interval: Duration) -> bool {
+        if self.life.lock().gone {
+            return false;
+        }
+        let mut health = self.health.lock();
+        let regular = health.next_probe.is_none_or(|at| at <= now);
+        let due = !health.probing && health.retry.as_ref().map_or(regular, |retry| retry.at <= now);
+        if due {
+            health.probing = true;
+            health.next_probe = Some(now + interval);
+        }
+        due
+    }
+
+    /// Whether a probe of it has ended yet, well or not.
+    fn has_verdict(&self) -> bool {
+        let health = self.health.lock();
+        health.failed_probes > 0 || health.retry.is_some() || self.life.lock().probed
     }
 
     /// When an ejected backend is to be probed next.
     pub fn retry_at(&self) -> Option<Instant> {
         self.health.lock().retry.as_ref().map(|retry| retry.at)
-    }
-
-    fn publish_state(&self) {
-        self.all_metrics.set_backend_state(&self.name, self.state());
     }
 }
 
@@ -271,6 +388,26 @@ impl Drop for BuildCount {
     fn drop(&mut self) {
         self.0.candidate.end_build();
         self.0.metrics.builds_active.dec();
+    }
+}
+
+/// One binding to a backend.
+#[derive(Debug)]
+pub struct BindingCount(Arc<Backend>);
+
+impl Drop for BindingCount {
+    fn drop(&mut self) {
+        self.0.bindings.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One open request to drain a backend. The backend stays cordoned when it ends.
+#[derive(Debug)]
+pub struct Drain(Arc<Backend>);
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.0.change(|life| life.drains -= 1);
     }
 }
 
@@ -307,6 +444,9 @@ pub struct Fleet {
     began: Mutex<Option<Instant>>,
     metrics: Arc<Metrics>,
     suspected: Arc<Notify>,
+    /// Held while the roster is made anew, so that two do not undo each other's work.
+    writer: Mutex<()>,
+    settled: CancellationToken,
 }
 
 impl Fleet {
@@ -319,6 +459,8 @@ impl Fleet {
             began: Mutex::default(),
             metrics,
             suspected: Arc::default(),
+            writer: Mutex::default(),
+            settled: CancellationToken::new(),
         }
     }
 
@@ -345,7 +487,9 @@ impl Fleet {
 
     /// The backend called `name`.
     pub fn find(&self, name: &str) -> Option<Arc<Backend>> {
-        self.roster.load().backends.iter().find(|backend| backend.name() == name).cloned()
+        let roster = self.roster.load();
+        let at = roster.backends.binary_search_by(|backend| backend.name().cmp(name)).ok()?;
+        Some(Arc::clone(&roster.backends[at]))
     }
 
     /// Whether any backend takes new builds.
@@ -353,13 +497,33 @@ impl Fleet {
         self.roster.load().backends.iter().any(|backend| backend.is_ready())
     }
 
-    /// Waits until some backend has been reported faulty.
+    /// Waits until some backend has joined or been reported faulty.
     pub async fn suspicion(&self) {
         self.suspected.notified().await;
     }
 
-    /// Makes `endpoints` the fleet. What stays keeps its object, state and counts.
+    /// Waits until each backend of the first fleet has been probed once.
+    pub async fn settled(&self) {
+        self.settled.cancelled().await;
+    }
+
+    /// Looks whether that is so.
+    pub fn settle(&self) {
+        if self.settled.is_cancelled() {
+            return;
+        }
+        let backends = self.backends();
+        if !backends.is_empty() && backends.iter().all(|backend| backend.has_verdict()) {
+            self.settled.cancel();
+        }
+    }
+
+    /// Makes `endpoints` the fleet. What stays keeps its object, state and counts; what goes while
+    /// something is bound to it stays as draining.
+    ///
+    /// Of two endpoints with one name the first counts.
     pub fn replace(&self, endpoints: Vec<Endpoint>) {
+        let _writing = self.writer.lock();
         let joined = self.slow_start(Instant::now(), endpoints.is_empty());
         let old = self.backends();
         let mut known: HashMap<&str, &Arc<Backend>> =
@@ -368,7 +532,7 @@ impl Fleet {
         for endpoint in endpoints {
             match known.remove(&*endpoint.name) {
                 Some(backend) if backend.address == endpoint.address => {
-                    backend.set_capacity(endpoint.capacity);
+                    backend.update(&endpoint);
                     backends.push(Arc::clone(backend));
                 }
                 replaced => {
@@ -376,17 +540,44 @@ impl Fleet {
                         backend.candidate.depart();
                     }
                     info!(backend = &*endpoint.name, address = %endpoint.address, "backend joined");
-                    let backend = Backend::new(endpoint, joined, self);
-                    backends.push(Arc::new(backend));
+                    backends.push(Arc::new(Backend::new(endpoint, joined, self)));
+                    self.suspected.notify_one();
                 }
             }
         }
-        backends.sort_by(|a, b| a.name.cmp(&b.name));
-        for (departed, backend) in known {
-            info!(backend = departed, "backend left");
-            backend.candidate.depart();
-            self.metrics.forget_backend(departed);
+        for departed in known.into_values() {
+            if departed.is_bound() {
+                departed.change(|life| life.gone = true);
+                backends.push(Arc::clone(departed));
+            } else {
+                self.forget(departed);
+            }
         }
+        backends.sort_by(|a, b| a.name.cmp(&b.name));
+        backends.dedup_by(|later, first| later.name == first.name);
+        self.store(backends);
+    }
+
+    /// Lets go of backends that discovery no longer names and that nothing is bound to any more.
+    pub fn sweep(&self) {
+        let left = |backend: &Arc<Backend>| backend.life.lock().gone && !backend.is_bound();
+        if !self.backends().iter().any(left) {
+            return;
+        }
+        let _writing = self.writer.lock();
+        let (departed, backends): (Vec<_>, Vec<_>) =
+            self.backends().iter().cloned().partition(left);
+        departed.iter().for_each(|backend| self.forget(backend));
+        self.store(backends);
+    }
+
+    fn forget(&self, departed: &Backend) {
+        info!(backend = departed.name(), "backend left");
+        departed.candidate.depart();
+        self.metrics.forget_backend(departed.name());
+    }
+
+    fn store(&self, backends: Vec<Arc<Backend>>) {
         let candidates = backends.iter().map(|backend| Arc::clone(&backend.candidate)).collect();
         let candidates = Candidates::new(candidates, &self.totals);
         self.roster.store(Arc::new(Roster { backends: Arc::new(backends), candidates }));
@@ -410,6 +601,7 @@ pub(crate) mod tests {
     pub(crate) fn backends(count: usize) -> Vec<Arc<Backend>> {
         let fleet = Fleet::new(Arc::new(Metrics::new()));
         fleet.replace((0..count).map(|n| endpoint(&format!("buildkitd-{n}"), 1234)).collect());
+        fleet.backends().iter().for_each(|backend| backend.report_healthy());
         fleet.backends().to_vec()
     }
 
@@ -420,7 +612,12 @@ pub(crate) mod tests {
     fn fleet(endpoints: Vec<Endpoint>) -> Fleet {
         let fleet = Fleet::new(Arc::new(Metrics::new()));
         fleet.replace(endpoints);
+        fleet.backends().iter().for_each(|backend| backend.report_healthy());
         fleet
+    }
+
+    fn with(condition: Condition, endpoint: Endpoint) -> Endpoint {
+        Endpoint { condition, ..endpoint }
     }
 
     #[test]
@@ -443,7 +640,108 @@ pub(crate) mod tests {
         fleet.find("a").expect("there").report_fault(Fault::Refused, "refused", Instant::now());
         assert!(!fleet.is_ready());
         fleet.replace(vec![endpoint("a", 2)]);
+        let a = fleet.find("a").expect("there");
+        assert_eq!(a.state(), "starting");
+        a.report_healthy();
         assert!(fleet.is_ready());
+    }
+
+    #[test]
+    fn a_new_backend_takes_builds_once_a_probe_has_passed() {
+        let fleet = Fleet::new(Arc::new(Metrics::new()));
+        fleet.replace(vec![endpoint("a", 1)]);
+        let a = fleet.find("a").expect("there");
+        assert_eq!((a.state(), a.is_ready()), ("starting", false));
+        a.report_healthy();
+        assert_eq!((a.state(), a.is_ready()), ("ready", true));
+    }
+
+    #[test]
+    fn what_discovery_says_decides_who_takes_builds() {
+        let fleet = fleet(vec![endpoint("a", 1)]);
+        let a = fleet.find("a").expect("there");
+        for (condition, state, cordoned) in [
+            (Condition::NotReady, "unhealthy", false),
+            (Condition::Terminating, "draining", true),
+            (Condition::Ready, "ready", false),
+        ] {
+            fleet.replace(vec![with(condition, endpoint("a", 1))]);
+            assert_eq!((a.state(), a.is_cordoned()), (state, cordoned));
+            assert_eq!(a.is_ready(), state == "ready");
+        }
+    }
+
+    #[test]
+    fn a_backend_that_goes_stays_until_nothing_is_bound_to_it() {
+        let fleet = fleet(vec![endpoint("a", 1), endpoint("b", 2)]);
+        let a = fleet.find("a").expect("there");
+        let (build, binding) = (a.start_build(), a.bind());
+        fleet.replace(vec![endpoint("b", 2)]);
+        fleet.sweep();
+        assert_eq!((a.state(), a.is_cordoned()), ("draining", true));
+        assert!(fleet.find("a").is_some());
+        a.report_fault(Fault::Lost, "reset", Instant::now());
+        assert_eq!(a.state(), "lost");
+        drop(build);
+        fleet.sweep();
+        assert!(fleet.find("a").is_some(), "its session is open");
+        drop(binding);
+        fleet.sweep();
+        assert!(fleet.find("a").is_none());
+        assert_eq!(fleet.backends().len(), 1);
+    }
+
+    #[test]
+    fn a_backend_that_goes_and_returns_is_the_same() {
+        let fleet = fleet(vec![endpoint("a", 1)]);
+        let a = fleet.find("a").expect("there");
+        let build = a.start_build();
+        fleet.replace(Vec::new());
+        fleet.replace(vec![endpoint("a", 1)]);
+        assert!(Arc::ptr_eq(&a, &fleet.find("a").expect("there")) && a.is_ready());
+        drop(build);
+    }
+
+    #[test]
+    fn the_next_daemon_of_a_name_takes_its_place_at_once() {
+        let fleet = fleet(vec![endpoint("a", 1)]);
+        let old = fleet.find("a").expect("there");
+        let _build = old.start_build();
+        fleet.replace(vec![endpoint("a", 2)]);
+        let new = fleet.find("a").expect("there");
+        assert!(!Arc::ptr_eq(&old, &new));
+        assert_eq!((new.builds(), fleet.backends().len()), (0, 1));
+    }
+
+    #[test]
+    fn a_drain_lasts_until_the_daemon_has_been_away() {
+        let fleet = fleet(vec![endpoint("a", 1)]);
+        let a = fleet.find("a").expect("there");
+        let drain = a.start_drain();
+        a.report_fault(Fault::Lost, "reset", Instant::now());
+        a.report_healthy();
+        assert_eq!(a.state(), "cordoned", "whoever asked still waits");
+        drop(drain);
+        assert_eq!(a.state(), "cordoned");
+        a.report_fault(Fault::Lost, "reset", Instant::now());
+        a.report_healthy();
+        assert_eq!(a.state(), "ready");
+        drop(a.start_drain());
+        a.set_cordoned(false);
+        assert_eq!(a.state(), "ready");
+    }
+
+    #[test]
+    fn a_probe_is_due_once() {
+        let fleet = Fleet::new(Arc::new(Metrics::new()));
+        fleet.replace(vec![endpoint("a", 1)]);
+        let a = fleet.find("a").expect("there");
+        let (now, interval) = (Instant::now(), Duration::from_secs(10));
+        assert!(a.take_probe(now, interval));
+        assert!(!a.take_probe(now + interval * 2, interval), "one is under way");
+        a.report_healthy();
+        assert!(!a.take_probe(now + interval / 2, interval));
+        assert!(a.take_probe(now + interval, interval));
     }
 
     #[test]

@@ -1,12 +1,12 @@
-//! Probes backends: brings an ejected one back, and finds one that accepts but does not answer.
+//! Probes backends: lets a new one in, brings an ejected one back, and finds one that accepts but does
+//! not answer.
 
 use std::{
-    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Code;
 use tracing::debug;
@@ -21,48 +21,52 @@ use crate::{
 /// How often a backend that is well is probed.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often the prober looks for backends whose time has come.
+/// How often the prober looks for backends whose time has come, and for those that may go.
 const TICK: Duration = Duration::from_millis(250);
 
 /// A daemon answers Info from memory; this much means it is stuck or away.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Probes the fleet until cancelled.
+///
+/// Probes run beside each other: one that hangs does not hold up a new daemon's first.
 pub async fn run(
     fleet: Arc<Fleet>,
     shared: Arc<SharedLinks>,
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
-    let mut next: HashMap<Arc<str>, Instant> = HashMap::new();
+    let mut probes = FuturesUnordered::new();
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let backends = fleet.backends();
-        shared.retain(&backends);
-        next.retain(|name, _| backends.iter().any(|backend| backend.name() == &**name));
-        let now = Instant::now();
-        let due: Vec<_> = backends.iter().filter(|backend| is_due(backend, &next, now)).collect();
-        join_all(due.iter().map(|backend| probe(backend, &shared, &tasks))).await;
-        for backend in due {
-            next.insert(backend.name().into(), Instant::now() + INTERVAL);
-        }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(TICK) => {}
+            Some(()) = probes.next() => {
+                fleet.settle();
+                continue;
+            }
+            _ = tick.tick() => {
+                fleet.sweep();
+                shared.retain(&fleet);
+            }
             () = fleet.suspicion() => {}
+        }
+        let now = Instant::now();
+        for backend in fleet.backends().iter() {
+            // A probe ends before the next is due: its timeout is shorter than the interval.
+            if backend.take_probe(now, INTERVAL) {
+                probes.push(probe(Arc::clone(backend), Arc::clone(&shared), tasks.clone()));
+            }
         }
     }
 }
 
-fn is_due(backend: &Backend, next: &HashMap<Arc<str>, Instant>, now: Instant) -> bool {
-    let regular = next.get(backend.name()).is_none_or(|at| *at <= now);
-    backend.retry_at().map_or(regular, |at| at <= now)
-}
-
-async fn probe(backend: &Arc<Backend>, shared: &SharedLinks, tasks: &TaskTracker) {
+async fn probe(backend: Arc<Backend>, shared: Arc<SharedLinks>, tasks: TaskTracker) {
     // An ejected backend is asked over a new connection: the old one may be what is broken.
-    let link = match backend.is_ready() {
-        true => shared.link(backend),
-        false => Link::new(Arc::clone(backend), tasks.clone()),
+    let link = match backend.is_ejected() {
+        false => shared.link(&backend),
+        true => Link::new(Arc::clone(&backend), tasks),
     };
     let mut client = ControlClient::new(link);
     let cause = match tokio::time::timeout(TIMEOUT, client.info(InfoRequest {})).await {

@@ -11,7 +11,7 @@
 //! - [`proxy`] what all streams share; [`directory`] session or build -> binding
 //! - [`policy`] which backend takes a build
 //! - [`relay`] copies bodies unread; [`upstream`] one connection to a daemon
-//! - [`fleet`] the live backends
+//! - [`fleet`] the live backends; [`discovery`] finds them, and writes the fleet alone
 //!
 //! Beside the path: [`health`] probes, [`admin`] metrics and status. Leaves that anyone may use:
 //! [`address`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`], [`metrics`],
@@ -25,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod connection;
 pub mod directory;
+pub mod discovery;
 pub mod error;
 pub mod explain;
 pub mod fanout;

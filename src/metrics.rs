@@ -47,6 +47,10 @@ labels!(/// One backend and the direction of bytes: `up` is from client to daemo
     DirectionLabels { backend, direction });
 labels!(/// One backend and why its connection failed.
     BackendReasonLabels { backend, reason });
+labels!(/// Where backends are found, as the configuration writes it.
+    SourceLabels { source });
+labels!(/// The same, and why it failed.
+    SourceReasonLabels { source, reason });
 labels!(/// A closed set of reasons.
     ReasonLabels { reason });
 labels!(/// A gRPC code name.
@@ -94,6 +98,9 @@ pub struct Metrics {
     pub connection_errors: Family<ReasonLabels, Counter>,
     pub rejected: Family<ReasonLabels, Counter>,
     pub parked_streams: Gauge,
+    pub discovery_endpoints: Family<SourceLabels, Gauge>,
+    pub discovery_last_sync: Family<SourceLabels, Gauge>,
+    pub discovery_errors: Family<SourceReasonLabels, Counter>,
     pub drain_in_progress: Gauge,
     pub drain_builds_remaining: Gauge,
     pub rpcs_started: Family<MethodLabels, Counter>,
@@ -127,6 +134,9 @@ impl Metrics {
             connection_errors: Family::default(),
             rejected: Family::default(),
             parked_streams: Gauge::default(),
+            discovery_endpoints: Family::default(),
+            discovery_last_sync: Family::default(),
+            discovery_errors: Family::default(),
             drain_in_progress: Gauge::default(),
             drain_builds_remaining: Gauge::default(),
             rpcs_started: Family::default(),
@@ -159,6 +169,9 @@ impl Metrics {
         r.register("connection_errors", "Client connections that ended in an error", self.connection_errors.clone());
         r.register("rejected", "Streams the proxy itself answered with an error", self.rejected.clone());
         r.register("parked_streams", "Streams that wait for their build to be bound", self.parked_streams.clone());
+        r.register("discovery_endpoints", "Endpoints that a source reported last", self.discovery_endpoints.clone());
+        r.register("discovery_last_sync_timestamp_seconds", "When a source's report was last known to be right", self.discovery_last_sync.clone());
+        r.register("discovery_errors", "Failures of a source", self.discovery_errors.clone());
         r.register("drain_in_progress", "1 while the proxy drains", self.drain_in_progress.clone());
         r.register("drain_builds_remaining", "Builds a draining proxy waits for", self.drain_builds_remaining.clone());
         registry.register("grpc_server_started", "RPCs received, by method", self.rpcs_started.clone());
@@ -244,7 +257,8 @@ impl Metrics {
 }
 
 /// Values of the `state` label.
-pub const BACKEND_STATES: [&str; 3] = ["ready", "unhealthy", "cordoned"];
+pub const BACKEND_STATES: [&str; 6] =
+    ["starting", "ready", "unhealthy", "cordoned", "draining", "lost"];
 
 /// Values of the `result` label of sessions.
 pub const SESSION_RESULTS: [&str; 3] = ["ok", "client_gone", "backend_lost"];

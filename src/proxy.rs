@@ -36,6 +36,10 @@ use crate::{
 /// Streams parked at once, over all clients; a build parks three.
 const MAX_PARKED: i64 = 100_000;
 
+/// How long a build waits at the start of the proxy for the first probe of each backend. A daemon
+/// answers in milliseconds; one that does not must not hold up builds for the others.
+const FIRST_VERDICTS: Duration = Duration::from_secs(1);
+
 /// What the answer to a stream can be: a response, or a reset like the daemon's.
 pub type Answer = Result<Response<Body>, ResetError>;
 
@@ -266,6 +270,10 @@ impl Proxy {
         key: Option<KeyHash>,
         kind: LinkKind,
     ) -> Result<Opened, ProxyError> {
+        if !self.fleet.is_ready() {
+            // At start the first probes are under way: their verdicts are milliseconds off.
+            let _ = tokio::time::timeout(FIRST_VERDICTS, self.fleet.settled()).await;
+        }
         let roster = self.fleet.roster();
         let mut failures: Vec<String> = Vec::new();
         let mut tried: Vec<usize> = Vec::new();

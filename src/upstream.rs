@@ -30,7 +30,7 @@ use tracing::debug;
 use crate::{
     address::Address,
     error::{Chain, ProxyError, chain},
-    fleet::{Backend, Fault},
+    fleet::{Backend, Fault, Fleet},
     http2_limits::{
         CONNECTION_WINDOW, HARD_HEADER_LIST_LEN, SEND_BUFFER_LEN, SHARED_CONNECTION_WINDOW,
         SHARED_STREAM_WINDOW, STREAM_WINDOW,
@@ -348,10 +348,13 @@ impl SharedLinks {
         }
     }
 
-    /// Lets go of links to backends that left the fleet.
-    pub fn retain(&self, backends: &[Arc<Backend>]) {
-        self.links
-            .lock()
-            .retain(|_, link| backends.iter().any(|backend| Arc::ptr_eq(backend, link.backend())));
+    /// Lets go of links to backends that left `fleet`.
+    pub fn retain(&self, fleet: &Fleet) {
+        let stays = |link: &Link| {
+            fleet
+                .find(link.backend().name())
+                .is_some_and(|backend| Arc::ptr_eq(&backend, link.backend()))
+        };
+        self.links.lock().retain(|_, link| stays(link));
     }
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use h2::Reason;
 use http::{HeaderMap, HeaderValue};
 use support::{
+    eventually,
     fake_daemon::{FakeDaemon, head, send, trailers},
     frames::PREFACE,
     proxy::{Builder, Proxy},
@@ -759,7 +760,10 @@ async fn a_daemon_that_is_not_there_is_passed_over() {
         assert_eq!(ended.code(), Some(0), "{ended:?}");
     }
     assert_eq!(fleet[0].seen("Control/Solve").len(), 20);
-    assert!(proxy.metric("buildkit_lb_upstream_errors_total", &["gone", "refused"]) >= 1.0);
+    eventually("a probe fails", Duration::from_secs(10), || {
+        let refused = proxy.metric("buildkit_lb_upstream_errors_total", &["gone", "refused"]);
+        (refused >= 1.0).then_some(())
+    });
 }
 
 /// Ten builds at once, of which each must end well though one of two daemons is at `port`.
@@ -782,7 +786,12 @@ async fn ten_builds_beside(port: u16) {
         assert_eq!(ended.expect("a bounded wait").code(), Some(0));
     }
     assert_eq!(fleet[0].seen("Control/Solve").len(), 10);
-    assert!(proxy.metric("buildkit_lb_upstream_errors_total", &["odd"]) >= 1.0);
+    // It has passed no probe, so no build had to find out.
+    let took_none = ["backend=\"odd\",state=\"ready\""];
+    assert_eq!(proxy.metric("buildkit_lb_backend_state", &took_none), 0.0);
+    eventually("a probe fails", Duration::from_secs(20), || {
+        (proxy.metric("buildkit_lb_upstream_errors_total", &["odd"]) >= 1.0).then_some(())
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,7 +46,7 @@ pub(super) async fn solve(
     let key = solve.affinity.as_ref().map(|affinity| KeyHash::new(&affinity.key));
     match proxy.open_link(preferred, &proxy.policy, key, LinkKind::Own).await {
         Ok(Opened { link, count, why }) => {
-            let binding = Arc::new(Binding { link });
+            let binding = Arc::new(Binding::new(link));
             let lease = decision.bind(&binding);
             Ok(Placed { binding, lease, count, why })
         }
@@ -78,7 +78,7 @@ pub(super) async fn session(
             let policy = proxy.policy.with(Policy::LeastSessions);
             match proxy.open_link(ended, &policy, None, LinkKind::Own).await {
                 Ok(Opened { link, .. }) => {
-                    let binding = Arc::new(Binding { link });
+                    let binding = Arc::new(Binding::new(link));
                     let lease = decision.bind(&binding);
                     (binding, lease)
                 }

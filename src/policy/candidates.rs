@@ -28,6 +28,7 @@ const DRAWS: usize = 16;
 const CORDONED: u8 = 1;
 const EJECTED: u8 = 2;
 const DEPARTED: u8 = 4;
+const UNREADY: u8 = 8;
 
 /// One backend: what of it matters to a policy. Changes keep the [`Totals`] right.
 #[derive(Debug)]
@@ -111,6 +112,16 @@ impl Candidate {
     /// Ejects it or takes it back; returns whether that is a change.
     pub fn set_ejected(&self, ejected: bool) -> bool {
         self.stand(EJECTED, ejected)
+    }
+
+    /// Says that it is to be given builds, or not to be where there are others.
+    pub fn set_unready(&self, unready: bool) {
+        self.stand(UNREADY, unready);
+    }
+
+    /// Whether a connection to it failed and no probe has succeeded since.
+    pub fn is_ejected(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) & EJECTED != 0
     }
 
     /// It has left the fleet: the builds it still runs count for nobody.

@@ -1,0 +1,300 @@
+//! The daemons behind a Kubernetes Service, followed by its EndpointSlices.
+//!
+//! Needs the verbs get, list and watch on endpointslices in the Service's namespace, and nothing else.
+//! Any failure of the watch is answered by reading all slices anew, so that nothing that happened
+//! meanwhile is missed; until they are all read, the fleet stays as it was.
+
+use std::{collections::HashMap, fmt, pin::pin, str::FromStr, time::Duration};
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::{
+    Api, Client, Config,
+    config::InferConfigError,
+    core::Status,
+    runtime::watcher::{self, Event, watcher},
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{Backoff, Feed, Reason, slices};
+
+/// Changes within this time become one new fleet: a roll-out changes the slices many times a second.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// How often a quiet watch is begun anew, and with it the longest time an API server that went away
+/// without a word is taken to be there.
+const WATCH: Duration = Duration::from_secs(60);
+
+/// How often a watch that stands is taken note of.
+const CONFIRM: Duration = Duration::from_secs(5);
+
+/// The label by which slices belong to a Service.
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
+/// A Service, and which of its ports.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Service {
+    namespace: String,
+    name: String,
+    port: Port,
+}
+
+/// Which port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Port {
+    /// The one called buildkit, buildkitd, grpc or tcp, or the only one.
+    Usual,
+    /// This port of the pods, whether or not the Service has it.
+    Number(u16),
+    /// The one of this name.
+    Name(String),
+}
+
+impl FromStr for Service {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (path, port) = match text.split_once(':') {
+            Some((path, port)) => (path, Some(port)),
+            None => (text, None),
+        };
+        let port = match port {
+            None => Port::Usual,
+            Some(port) if port.bytes().all(|byte| byte.is_ascii_digit()) => match port.parse() {
+                Ok(number) if number > 0 => Port::Number(number),
+                _ => return Err(format!("port `{port}` is not a number from 1 to 65535")),
+            },
+            Some(port) if is_name(port) => Port::Name(port.to_owned()),
+            Some(port) => return Err(format!("`{port}` is no name of a port")),
+        };
+        match path.split_once('/') {
+            Some((namespace, name)) if is_name(namespace) && is_name(name) => {
+                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned(), port })
+            }
+            _ => Err(format!("`{text}` is not NAMESPACE/SERVICE[:PORT]")),
+        }
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)?;
+        match &self.port {
+            Port::Usual => Ok(()),
+            Port::Number(number) => write!(f, ":{number}"),
+            Port::Name(name) => write!(f, ":{name}"),
+        }
+    }
+}
+
+/// What Kubernetes takes as the name of a namespace, a Service or a port.
+fn is_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+/// Why there is no way to an API server.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Neither a kubeconfig nor a service account.
+    #[error("find credentials for Kubernetes (KUBECONFIG, or a pod's service account)")]
+    Config(#[from] InferConfigError),
+    /// The credentials cannot be used.
+    #[error("use the credentials for Kubernetes")]
+    Client(#[from] kube::Error),
+}
+
+/// A client with the credentials of `KUBECONFIG`, else those of the pod.
+///
+/// # Errors
+/// There are none, or they cannot be used. Whether the API server is there is not asked.
+pub async fn client() -> Result<Client, ClientError> {
+    let mut config = Config::infer().await?;
+    // An error is to be seen and told at once; trying again is ours.
+    config.default_retry = false;
+    Ok(Client::try_from(config)?)
+}
+
+/// Follows `service` until `stop`.
+pub async fn run(client: Client, service: Service, feed: Feed, stop: CancellationToken) {
+    let mut backoff = Backoff::default();
+    loop {
+        let follow = follow(&client, &service, &feed, &mut backoff);
+        let error = tokio::select! {
+            () = stop.cancelled() => return,
+            error = follow => error,
+        };
+        match error {
+            // The slices are read anew at once; that is how a watch is meant to end.
+            Some(error) if is_expired(&error) => {
+                debug!(source = %service, "watch expired");
+                feed.count_error(Reason::Expired);
+            }
+            Some(error) => {
+                let (reason, text) = describe(&error, &service);
+                feed.failed(reason, text);
+            }
+            None => {}
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(backoff.next()) => {}
+        }
+    }
+}
+
+/// Reads all slices, then follows their changes until something fails.
+async fn follow(
+    client: &Client,
+    service: &Service,
+    feed: &Feed,
+    backoff: &mut Backoff,
+) -> Option<watcher::Error> {
+    let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &service.namespace);
+    let config = watcher::Config::default()
+        .labels(&format!("{SERVICE_LABEL}={}", service.name))
+        .timeout(u32::try_from(WATCH.as_secs()).unwrap_or(u32::MAX));
+    let mut events = pin!(watcher(api, config));
+    let mut known = Known::default();
+    let mut publish_at: Option<Instant> = None;
+    let mut confirm = tokio::time::interval(CONFIRM);
+    loop {
+        // The time of the first change counts: changes that never cease must not put it off.
+        let due = async {
+            match publish_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = events.next() => match event {
+                Some(Ok(event)) => {
+                    if known.apply(event) {
+                        *backoff = Backoff::default();
+                        publish_at.get_or_insert_with(|| Instant::now() + GATHER);
+                    }
+                }
+                failed => {
+                    // What came before the failure is true all the same.
+                    if publish_at.is_some() {
+                        publish(&known, service, feed);
+                    }
+                    return failed.and_then(Result::err);
+                }
+            },
+            () = due => {
+                publish_at = None;
+                publish(&known, service, feed);
+            }
+            _ = confirm.tick() => if known.complete { feed.confirmed() },
+        }
+    }
+}
+
+fn publish(known: &Known, service: &Service, feed: &Feed) {
+    let endpoints = slices::endpoints(known.slices.values(), &service.port);
+    let entries = known.slices.values().any(|slice| slice.endpoints.iter().flatten().count() > 0);
+    let Service { namespace, name, port } = service;
+    let waits = match (&endpoints[..], port) {
+        _ if known.slices.is_empty() => Some(format!(
+            "namespace {namespace} has no endpoint slices of a service {name}: \
+             is there such a service, with a selector?"
+        )),
+        ([], _) if !entries => Some(format!("service {name} has no pods")),
+        ([], Port::Usual | Port::Name(_)) => Some(format!(
+            "service {name} has no port {}, but: {}",
+            match port {
+                Port::Name(name) => name,
+                _ => "buildkit, buildkitd, grpc or tcp",
+            },
+            slices::port_names(known.slices.values())
+        )),
+        _ => None,
+    };
+    feed.found(endpoints, waits);
+}
+
+/// The slices by name.
+#[derive(Debug, Default)]
+struct Known {
+    slices: HashMap<String, EndpointSlice>,
+    /// Those read so far while all are read anew.
+    arriving: HashMap<String, EndpointSlice>,
+    /// Whether all have been read once.
+    complete: bool,
+}
+
+impl Known {
+    /// Takes over an event; `true` if it may have changed the endpoints.
+    ///
+    /// While all are read anew, those known before stay: half a list is not a fleet that shrank.
+    fn apply(&mut self, event: Event<EndpointSlice>) -> bool {
+        let name = |slice: &EndpointSlice| slice.metadata.name.clone().unwrap_or_default();
+        match event {
+            Event::Apply(slice) => {
+                self.slices.insert(name(&slice), slice);
+            }
+            Event::Delete(slice) => {
+                self.slices.remove(&name(&slice));
+            }
+            Event::Init => self.arriving.clear(),
+            Event::InitApply(slice) => {
+                self.arriving.insert(name(&slice), slice);
+            }
+            Event::InitDone => {
+                self.slices = std::mem::take(&mut self.arriving);
+                self.complete = true;
+                return true;
+            }
+        }
+        self.complete && self.arriving.is_empty()
+    }
+}
+
+fn status(error: &watcher::Error) -> Option<&Status> {
+    match error {
+        watcher::Error::WatchError(status) => Some(status),
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status),
+        _ => None,
+    }
+}
+
+fn is_expired(error: &watcher::Error) -> bool {
+    status(error).is_some_and(|status| status.code == 410)
+}
+
+/// What to tell whoever can mend it.
+fn describe(error: &watcher::Error, service: &Service) -> (Reason, String) {
+    let verb = match error {
+        watcher::Error::InitialListFailed(_) => "list",
+        _ => "watch",
+    };
+    let cannot =
+        format!("cannot {verb} endpointslices.discovery.k8s.io in namespace {}", service.namespace);
+    match status(error) {
+        Some(status) if status.code == 403 => {
+            (Reason::Forbidden, format!("{cannot}: grant verbs get, list, watch"))
+        }
+        Some(status) if status.code == 401 => {
+            (Reason::Unauthorized, format!("{cannot}: the API server does not know who asks"))
+        }
+        Some(status) => (Reason::Unreachable, format!("{cannot}: {}", status.message)),
+        None => (Reason::Unreachable, format!("{cannot}: {}", innermost(error))),
+    }
+}
+
+/// The cause of all causes: those between repeat each other.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! What discovery knows of a daemon.
+
+use std::{num::NonZeroU32, sync::Arc};
+
+use crate::address::Address;
+
+/// What discovery reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Stable name: what logs, metrics and the consistent hash know the daemon by.
+    pub name: Arc<str>,
+    /// Where the daemon listens.
+    pub address: Address,
+    /// Its size against the others': one with 2 is given twice the builds of one with 1.
+    pub capacity: NonZeroU32,
+    /// Whether it may be given builds, in the eyes of whoever runs it.
+    pub condition: Condition,
+    /// Where it runs.
+    pub place: Place,
+}
+
+/// Where a daemon runs, as far as discovery says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Its failure domain, as `topology.kubernetes.io/zone` names it.
+    pub zone: Option<Arc<str>>,
+    /// The machine.
+    pub node: Option<Arc<str>>,
+}
+
+/// What whoever runs a daemon says of it.
+///
+/// Ordered: of two reports of one name the smaller is the one to follow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Condition {
+    /// It may take builds.
+    #[default]
+    Ready,
+    /// It is to be given none for now; what runs there goes on.
+    NotReady,
+    /// It is about to end: it finishes its builds and takes no new one.
+    Terminating,
+}
+
+impl Endpoint {
+    /// An endpoint of capacity 1 that may take builds.
+    pub fn new(name: impl Into<Arc<str>>, address: Address) -> Self {
+        Self {
+            name: name.into(),
+            address,
+            capacity: NonZeroU32::MIN,
+            condition: Condition::default(),
+            place: Place::default(),
+        }
+    }
+}
