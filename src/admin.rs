@@ -1,10 +1,13 @@
-//! The admin port: probes, metrics, status. Reads snapshots; the one thing it changes is a cordon.
+//! The admin port: probes, metrics, status. Reads snapshots; the one thing it changes is a cordon: an
+//! operator's, or that of a daemon about to stop.
+
+mod drain;
 
 use std::{fmt::Write as _, io, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use axum::{
     Json, Router,
-    extract::{ConnectInfo, Path, State},
+    extract::{ConnectInfo, Path, RawQuery, State},
     http::{StatusCode, header::CONTENT_TYPE},
     response::IntoResponse,
     routing::{get, post},
@@ -18,6 +21,7 @@ use tracing::info;
 use crate::{
     build::running::RunningBuild,
     discovery::{Register, Standing, Trouble},
+    fleet::Backend,
     proxy::Proxy,
 };
 
@@ -50,6 +54,8 @@ pub async fn serve(
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/status.json", get(status))
+        .route("/backends/{name}/builds", get(builds))
+        .route("/backends/{name}/drain", get(drained).post(drained))
         .route("/backends/{name}/cordon", post(cordon).delete(uncordon))
         .with_state(Arc::new(Admin { proxy, register, drain }))
         .into_make_service_with_connect_info::<SocketAddr>();
@@ -142,6 +148,38 @@ fn explained(build: &RunningBuild) -> serde_json::Value {
         "home_is": home_is,
         "seconds": build.arrived.elapsed().as_secs(),
     })
+}
+
+/// How many builds are bound to a backend.
+async fn builds(
+    State(admin): State<Arc<Admin>>,
+    Path(name): Path<String>,
+) -> Result<Json<serde_json::Value>, (StatusCode, String)> {
+    let backend = find(&admin, &name)?;
+    Ok(Json(json!({"backend": name, "builds": backend.builds()})))
+}
+
+/// Answers when no build is left on the backend, or too late for whoever asked.
+async fn drained(
+    State(admin): State<Arc<Admin>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<(StatusCode, String), (StatusCode, String)> {
+    let backend = find(&admin, &name)?;
+    if !drain::may_drain(peer, &backend) {
+        let text = "only from loopback or from the backend's own address\n".to_owned();
+        return Err((StatusCode::FORBIDDEN, text));
+    }
+    let timeout =
+        drain::timeout(query.as_deref()).map_err(|text| (StatusCode::BAD_REQUEST, text))?;
+    let Proxy { fleet, metrics, .. } = &admin.proxy;
+    Ok(drain::drain(&backend, timeout, fleet, metrics).await)
+}
+
+fn find(admin: &Admin, name: &str) -> Result<Arc<Backend>, (StatusCode, String)> {
+    let unknown = || (StatusCode::NOT_FOUND, format!("no backend is called {name}\n"));
+    admin.proxy.fleet.find(name).ok_or_else(unknown)
 }
 
 async fn cordon(

@@ -51,6 +51,8 @@ labels!(/// Where backends are found, as the configuration writes it.
     SourceLabels { source });
 labels!(/// The same, and why it failed.
     SourceReasonLabels { source, reason });
+labels!(/// How the drain of a backend ended.
+    DrainLabels { result });
 labels!(/// A closed set of reasons.
     ReasonLabels { reason });
 labels!(/// A gRPC code name.
@@ -101,6 +103,7 @@ pub struct Metrics {
     pub discovery_endpoints: Family<SourceLabels, Gauge>,
     pub discovery_last_sync: Family<SourceLabels, Gauge>,
     pub discovery_errors: Family<SourceReasonLabels, Counter>,
+    pub backend_drains: Family<DrainLabels, Counter>,
     pub drain_in_progress: Gauge,
     pub drain_builds_remaining: Gauge,
     pub rpcs_started: Family<MethodLabels, Counter>,
@@ -137,6 +140,7 @@ impl Metrics {
             discovery_endpoints: Family::default(),
             discovery_last_sync: Family::default(),
             discovery_errors: Family::default(),
+            backend_drains: Family::default(),
             drain_in_progress: Gauge::default(),
             drain_builds_remaining: Gauge::default(),
             rpcs_started: Family::default(),
@@ -172,6 +176,7 @@ impl Metrics {
         r.register("discovery_endpoints", "Endpoints that a source reported last", self.discovery_endpoints.clone());
         r.register("discovery_last_sync_timestamp_seconds", "When a source's report was last known to be right", self.discovery_last_sync.clone());
         r.register("discovery_errors", "Failures of a source", self.discovery_errors.clone());
+        r.register("backend_drains", "Requests to drain a backend, by how they ended", self.backend_drains.clone());
         r.register("drain_in_progress", "1 while the proxy drains", self.drain_in_progress.clone());
         r.register("drain_builds_remaining", "Builds a draining proxy waits for", self.drain_builds_remaining.clone());
         registry.register("grpc_server_started", "RPCs received, by method", self.rpcs_started.clone());

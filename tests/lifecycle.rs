@@ -3,7 +3,7 @@
 mod support;
 
 use std::{
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -169,6 +169,42 @@ fn a_cordoned_daemon_finishes_its_builds_and_takes_no_new_one() {
     assert!(output.status.success() && text(&output).contains("finished-anyway"));
     assert_eq!(proxy.admin("DELETE", &path).0, 200);
     assert!(proxy.admin("GET", "/status.json").1.contains("\"state\":\"ready\""));
+}
+
+#[test]
+fn a_daemon_about_to_stop_waits_for_its_builds_with_busybox() {
+    let fleet = Buildkitd::fleet(2);
+    let proxy = Proxy::in_front_of(&fleet).start();
+    let context = Context::busybox("RUN sleep 4; echo finished-anyway");
+    let mut build = buildctl_build(&proxy.addr(), &context);
+    let client = build.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");
+    let busy = running_on(&proxy, &fleet);
+    let name = &fleet[busy].name;
+    let (_code, builds) = proxy.admin("GET", &format!("/backends/{name}/builds"));
+    let builds: serde_json::Value = serde_json::from_str(&builds).expect("JSON");
+    assert_eq!(builds, serde_json::json!({"backend": name, "builds": 1}));
+    let drain = |query: &str| {
+        let url = format!("http://{}/backends/{name}/drain{query}", proxy.admin_socket());
+        let mut wget = Command::new("busybox");
+        run(wget.args(["wget", "-q", "-O", "-", &url]))
+    };
+    assert!(!drain("?timeout=100ms").status.success(), "a build runs");
+    assert_eq!(proxy.admin("GET", &format!("/backends/{name}/drain?timeout=x")).0, 400);
+    assert_eq!(proxy.admin("GET", "/backends/nobody/drain").0, 404);
+    let hook = drain("?timeout=2m");
+    assert!(hook.status.success() && text(&hook).contains("is drained"), "{}", text(&hook));
+    let ended = proxy.records("build ended");
+    assert_eq!(ended.len(), 1, "the hook outlasts the build");
+    let output = client.wait_with_output().expect("ends");
+    assert!(output.status.success() && text(&output).contains("finished-anyway"));
+    let quick = Context::busybox("RUN echo quick");
+    for _ in 0..3 {
+        succeed(&mut buildctl_build(&proxy.addr(), &quick));
+        let record = proxy.records("build ended").pop().expect("a build");
+        assert_ne!(record["backend"], name.as_str(), "it stays cordoned");
+    }
+    assert_eq!(proxy.metric("buildkit_lb_backend_drains_total", &["drained"]), 1.0);
+    assert_eq!(proxy.admin("DELETE", &format!("/backends/{name}/cordon")).0, 200);
 }
 
 #[test]

@@ -1,0 +1,168 @@
+//! Drains one backend for whoever is about to stop its daemon: a pod's preStop hook asks, and is
+//! answered when no build is left.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::http::StatusCode;
+use tokio::time::Instant;
+use tracing::info;
+
+use crate::{
+    address::Address,
+    fleet::{Backend, Fleet},
+    metrics::{DrainLabels, Metrics},
+};
+
+/// As long as a long build; whoever asks has a bound of its own, a pod's grace period.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// How often to look: no build is so short that this matters.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long nothing must have been bound: a client reads its build's record right after the build.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Whether `peer` may drain `backend`: this machine, and the daemon itself.
+pub(super) fn may_drain(peer: SocketAddr, backend: &Backend) -> bool {
+    let peer = peer.ip().to_canonical();
+    let own = match backend.address() {
+        Address::Tcp { host, .. } => host.parse::<IpAddr>().ok(),
+        Address::Unix(_) => None,
+    };
+    peer.is_loopback() || own.is_some_and(|own| own.to_canonical() == peer)
+}
+
+/// Reads `timeout=DURATION`.
+pub(super) fn timeout(query: Option<&str>) -> Result<Duration, String> {
+    match query.filter(|query| !query.is_empty()) {
+        None => Ok(DEFAULT_TIMEOUT),
+        Some(query) => query
+            .strip_prefix("timeout=")
+            .and_then(|text| humantime::parse_duration(text).ok())
+            .ok_or_else(|| format!("`{query}` is not timeout=DURATION, as in timeout=30m\n")),
+    }
+}
+
+/// Cordons `backend` and waits until nothing is bound to it, at most `timeout`.
+///
+/// If whoever asked goes away before, the cordon stays: the daemon is about to stop all the same.
+pub(super) async fn drain(
+    backend: &Arc<Backend>,
+    timeout: Duration,
+    fleet: &Fleet,
+    metrics: &Arc<Metrics>,
+) -> (StatusCode, String) {
+    let mut count = Count { metrics, result: "aborted" };
+    let _drain = backend.start_drain();
+    let name = backend.name();
+    info!(backend = name, ?timeout, builds = backend.builds(), "backend drain began");
+    let left = tokio::time::timeout(timeout, quiet(backend)).await.is_err();
+    let builds = backend.builds();
+    count.result = if left { "timeout" } else { "drained" };
+    info!(backend = name, result = count.result, builds, "backend drain ended");
+    fleet.sweep();
+    match left {
+        false => (StatusCode::OK, format!("{name} is drained\n")),
+        true => (
+            StatusCode::GATEWAY_TIMEOUT,
+            format!("{name} is not drained within {timeout:?}: {builds} builds are left\n"),
+        ),
+    }
+}
+
+async fn quiet(backend: &Backend) {
+    let mut bound = Instant::now();
+    // A backend that nothing is bound to now may have had a build a moment ago.
+    while bound.elapsed() < QUIET {
+        tokio::time::sleep(LOOK).await;
+        if backend.is_bound() {
+            bound = Instant::now();
+        }
+    }
+}
+
+/// Counts a drain when it ends, however that is.
+struct Count<'a> {
+    metrics: &'a Metrics,
+    result: &'static str,
+}
+
+impl Drop for Count<'_> {
+    fn drop(&mut self) {
+        let labels = DrainLabels { result: self.result.to_owned() };
+        self.metrics.backend_drains.get_or_create(&labels).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::Endpoint;
+
+    fn fleet() -> (Arc<Metrics>, Fleet, Arc<Backend>) {
+        let metrics = Arc::new(Metrics::new());
+        let fleet = Fleet::new(Arc::clone(&metrics));
+        let address = Address::Tcp { host: "10.1.2.3".into(), port: 1 };
+        fleet.replace(vec![Endpoint::new("a", address)]);
+        let backend = fleet.find("a").expect("there");
+        backend.report_healthy();
+        (metrics, fleet, backend)
+    }
+
+    #[test]
+    fn the_daemon_itself_and_this_machine_may_drain_it() {
+        let (_metrics, _fleet, backend) = fleet();
+        for (peer, may) in [
+            ("127.0.0.1:5", true),
+            ("[::1]:5", true),
+            ("10.1.2.3:5", true),
+            ("[::ffff:10.1.2.3]:5", true),
+            ("10.1.2.4:5", false),
+        ] {
+            assert_eq!(may_drain(peer.parse().expect("valid"), &backend), may, "{peer}");
+        }
+    }
+
+    #[test]
+    fn a_timeout_is_a_duration_or_refused() {
+        assert_eq!(timeout(None), Ok(DEFAULT_TIMEOUT));
+        assert_eq!(timeout(Some("timeout=30m")), Ok(Duration::from_secs(1800)));
+        for wrong in ["timeout=", "timeout=soon", "wait=1s", "timeout=-1s"] {
+            assert!(timeout(Some(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_with_the_last_binding_or_at_its_timeout() {
+        let (metrics, fleet, backend) = fleet();
+        let (build, session) = (backend.start_build(), backend.bind());
+        let (code, text) = drain(&backend, Duration::from_secs(5), &fleet, &metrics).await;
+        assert_eq!(code, StatusCode::GATEWAY_TIMEOUT);
+        assert!(text.contains("1 builds are left"), "{text}");
+        assert!(backend.is_cordoned(), "and it stays cordoned");
+        let ends = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            drop(build);
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            drop(session);
+        };
+        let began = Instant::now();
+        let hour = Duration::from_secs(3600);
+        let ((code, _text), ()) = tokio::join!(drain(&backend, hour, &fleet, &metrics), ends);
+        assert_eq!(code, StatusCode::OK);
+        let took = began.elapsed();
+        assert!(took >= Duration::from_secs(7) && took < Duration::from_secs(8), "{took:?}");
+        // Someone who asks and does not wait.
+        let _ = tokio::time::timeout(LOOK, drain(&backend, hour, &fleet, &metrics)).await;
+        assert!(backend.is_cordoned());
+        let text = metrics.render();
+        for result in ["timeout", "drained", "aborted"] {
+            let line = format!("backend_drains_total{{result=\"{result}\"}} 1");
+            assert!(text.contains(&line), "{text}");
+        }
+    }
+}
