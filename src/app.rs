@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use hickory_resolver::net::NetError;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -12,7 +13,7 @@ use crate::{
     config::Config,
     connection::Context,
     discovery::{
-        Register, Target,
+        Register, Target, dns,
         kubernetes::{self, ClientError},
     },
     fleet::Fleet,
@@ -35,6 +36,9 @@ pub enum StartError {
     /// Daemons are to be found by a Kubernetes API that there is no way to.
     #[error(transparent)]
     Kubernetes(#[from] ClientError),
+    /// Daemons are to be found by DNS, and the system names no server.
+    #[error("read the DNS servers of this machine")]
+    Dns(#[from] NetError),
     /// The admin address cannot be listened on.
     #[error("listen on admin port {address}")]
     Admin {
@@ -83,13 +87,18 @@ impl App {
         let downstream = TaskTracker::new();
         let background = TaskTracker::new();
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
-        if !config.discover.is_empty() {
-            let kubernetes = kubernetes::client().await?;
-            for target in config.discover {
-                let feed = register.source(&target);
-                let Target::Kubernetes(service) = target;
-                let client = kubernetes.clone();
-                background.spawn(kubernetes::run(client, service, feed, stop.clone()));
+        for target in config.discover {
+            let feed = register.source(&target);
+            let stop = stop.clone();
+            match target {
+                Target::Kubernetes(service) => {
+                    let client = kubernetes::client().await?;
+                    background.spawn(kubernetes::run(client, service, feed, stop));
+                }
+                Target::Dns(name) => {
+                    let resolver = dns::resolver(config.dns_server)?;
+                    background.spawn(dns::run(resolver, name, feed, stop));
+                }
             }
         }
         let proxy = Proxy::new(

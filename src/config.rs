@@ -48,6 +48,8 @@ pub struct Config {
     pub backends: Vec<Endpoint>,
     /// Where more daemons are found.
     pub discover: Vec<Target>,
+    /// Whom to ask for names to discover, rather than the system's servers.
+    pub dns_server: Option<SocketAddr>,
     /// How builds are spread.
     pub policy: policy::Config,
     /// What makes a build's affinity key.
@@ -79,10 +81,15 @@ pub struct Settings {
     #[arg(long, env = "BUILDKIT_LB_BACKEND", value_delimiter = ',', value_name = "[NAME=]ADDR")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backend: Vec<String>,
-    /// Where daemons are found: kubernetes://NAMESPACE/SERVICE[:PORT]. Repeatable, beside --backend.
+    /// Where daemons are found: kubernetes://NAMESPACE/SERVICE[:PORT], dns://NAME:PORT or
+    /// dns://_SERVICE._tcp.NAME. Repeatable, beside --backend.
     #[arg(long, env = "BUILDKIT_LB_DISCOVER", value_delimiter = ',', value_name = "URL")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub discover: Vec<String>,
+    /// DNS server for --discover dns://… [default: those of /etc/resolv.conf].
+    #[arg(long, env = "BUILDKIT_LB_DNS_SERVER", value_name = "HOST:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns_server: Option<String>,
     /// How builds are spread: random, least-sessions or consistent-hash [default: consistent-hash].
     #[arg(long, env = "BUILDKIT_LB_POLICY")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -171,6 +178,8 @@ impl Config {
         let listen = check_listen(&settings.listen, problems);
         let backends = check_backends(&settings.backend, problems);
         let discover = check_discover(&settings.discover, problems);
+        let dns_server =
+            check(settings.dns_server.as_deref(), "dns-server", problems, parse_socket_addr);
         if settings.backend.is_empty() && settings.discover.is_empty() {
             problems.push(
                 "backend: at least one is needed, as [NAME=]tcp://HOST:PORT, or discover"
@@ -215,6 +224,7 @@ impl Config {
             listen,
             backends,
             discover,
+            dns_server,
             policy,
             affinity,
             admin_listen,
@@ -231,6 +241,7 @@ impl Config {
         let settings = Settings {
             listen: self.listen.iter().map(ToString::to_string).collect(),
             backend: self.backends.iter().map(static_list::text).collect(),
+            dns_server: self.dns_server.map(|server| server.to_string()),
             discover: self.discover.iter().map(ToString::to_string).collect(),
             policy: Some(self.policy.policy.to_string()),
             spread_bake_targets: Some(self.policy.spread_bake_targets),
@@ -261,6 +272,7 @@ impl Settings {
             listen: list(over.listen, self.listen),
             backend: list(over.backend, self.backend),
             discover: list(over.discover, self.discover),
+            dns_server: over.dns_server.or(self.dns_server),
             policy: over.policy.or(self.policy),
             spread_bake_targets: over.spread_bake_targets.or(self.spread_bake_targets),
             slow_start: over.slow_start.or(self.slow_start),
@@ -301,6 +313,7 @@ impl Settings {
                 "listen" => settings.listen = list(&key, value, problems),
                 "backend" => settings.backend = list(&key, value, problems),
                 "discover" => settings.discover = list(&key, value, problems),
+                "dns-server" => settings.dns_server = text(&key, value, problems),
                 "policy" => settings.policy = text(&key, value, problems),
                 "spread-bake-targets" => {
                     settings.spread_bake_targets = truth(&key, &value, problems);

@@ -4,6 +4,7 @@
 //! makes them the fleet. A source that fails keeps its last report: daemons do not go away because
 //! whoever lists them does.
 
+pub mod dns;
 pub mod kubernetes;
 mod slices;
 pub mod static_list;
@@ -35,6 +36,8 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 pub enum Target {
     /// `kubernetes://NAMESPACE/SERVICE[:PORT]`.
     Kubernetes(kubernetes::Service),
+    /// `dns://NAME:PORT` or `dns://_SERVICE._tcp.NAME`.
+    Dns(dns::Name),
 }
 
 impl FromStr for Target {
@@ -43,7 +46,10 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once("://") {
             Some(("kubernetes", rest)) => rest.parse().map(Self::Kubernetes),
-            _ => Err(format!("`{text}` is not kubernetes://NAMESPACE/SERVICE[:PORT]")),
+            Some(("dns", rest)) => rest.parse().map(Self::Dns),
+            _ => Err(format!(
+                "`{text}` is neither kubernetes://NAMESPACE/SERVICE[:PORT] nor dns://NAME:PORT"
+            )),
         }
     }
 }
@@ -52,6 +58,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kubernetes(service) => write!(f, "kubernetes://{service}"),
+            Self::Dns(name) => write!(f, "dns://{name}"),
         }
     }
 }
