@@ -309,7 +309,7 @@ impl Inner {
         }
         let (key, entry) = entry.remove_entry();
         if let Slot::Bound(binding) = entry.slot {
-            let backend = binding.link.backend().name().into();
+            let backend = binding.link.backend().shared_name();
             if !matches!(key, Key::Connection(_) | Key::TraceOnConnection(..)) {
                 self.memory.put(key, Memory::Ended { backend, at: Instant::now() });
             }

@@ -150,6 +150,11 @@ impl Backend {
         &self.name
     }
 
+    /// The same, for who keeps it.
+    pub fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
     /// Where it listens.
     pub fn address(&self) -> &Address {
         &self.address

@@ -1,8 +1,7 @@
 //! The ids that tie a build's calls together, and where they stand.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use bytes::Bytes;
 use http::HeaderMap;
 
 /// Longer ids are refused: BuildKit's have 25 characters.
@@ -16,13 +15,13 @@ const BUILD_HEADER: &str = "buildkit-controlapi-buildid";
 
 /// A session's uuid or a build's ref, as the client chose it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Id(Bytes);
+pub struct Id(Arc<[u8]>);
 
 impl Id {
     /// `bytes` as an id, or `None` if empty or longer than [`MAX_ID_LEN`].
     pub fn new(bytes: &[u8]) -> Option<Self> {
         // Copied: an id outlives the message it stood in.
-        (1..=MAX_ID_LEN).contains(&bytes.len()).then(|| Self(Bytes::copy_from_slice(bytes)))
+        (1..=MAX_ID_LEN).contains(&bytes.len()).then(|| Self(bytes.into()))
     }
 
     /// The id's bytes.

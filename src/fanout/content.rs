@@ -92,7 +92,7 @@ async fn holder(proxy: &Proxy, digest: &Id) -> Option<Link> {
         .collect();
     while let Some(found) = asked.next().await {
         if let Some(link) = found {
-            proxy.directory.remember(key, link.backend().name().into());
+            proxy.directory.remember(key, link.backend().shared_name());
             return Some(link);
         }
     }

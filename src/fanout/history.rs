@@ -106,7 +106,7 @@ pub async fn locate(proxy: &Proxy, id: &Id) -> Option<Link> {
         .collect();
     while let Some(found) = asked.next().await {
         if let Some(link) = found {
-            proxy.directory.remember(Key::Build(id.clone()), link.backend().name().into());
+            proxy.directory.remember(Key::Build(id.clone()), link.backend().shared_name());
             return Some(link);
         }
     }
@@ -162,7 +162,7 @@ fn follow(proxy: &Proxy, parts: Parts, message: Bytes, answers: Vec<Answer>, liv
         let mut followed: HashSet<Arc<str>> = HashSet::new();
         let mut streams = Vec::new();
         for answer in answers {
-            followed.insert(answer.backend.name().into());
+            followed.insert(answer.backend.shared_name());
             streams.push(follow_one(&context, answer, &parts, &sender));
         }
         if live {
@@ -191,7 +191,7 @@ async fn follow_joining(
             if !followed.contains(backend.name()) {
                 let link = proxy.shared.link(&backend);
                 if let Ok(response) = ask(link, parts, message).await {
-                    followed.insert(backend.name().into());
+                    followed.insert(backend.shared_name());
                     follow_one(proxy, Answer { backend, response }, parts, sender);
                 }
             }
@@ -255,7 +255,7 @@ fn learn(proxy: &Proxy, backend: &Backend, message: &Bytes) -> BuildHistoryEvent
     if let Some(id) = event.record.as_ref().and_then(|record| Id::new(&record.r#ref)) {
         match event.r#type() {
             BuildHistoryEventType::Deleted => proxy.directory.forget(&Key::Build(id)),
-            _ => proxy.directory.remember(Key::Build(id), backend.name().into()),
+            _ => proxy.directory.remember(Key::Build(id), backend.shared_name()),
         }
     }
     event
