@@ -80,18 +80,22 @@ impl Buildkitd {
 impl Drop for Buildkitd {
     fn drop(&mut self) {
         self.process = None;
-        // Snapshot mounts that a killed daemon left.
-        let root = self.root.path().to_string_lossy().into_owned();
-        for line in std::fs::read_to_string("/proc/mounts").unwrap_or_default().lines() {
-            if let Some(target) = line.split(' ').nth(1).filter(|t| t.starts_with(&root)) {
-                let _ = Command::new("umount").args(["-l", target]).status();
-            }
+        unmount_below(self.root.path());
+    }
+}
+
+/// Takes away the snapshot mounts that a killed daemon left in its directory.
+pub(crate) fn unmount_below(root: &Path) {
+    let root = root.to_string_lossy();
+    for line in std::fs::read_to_string("/proc/mounts").unwrap_or_default().lines() {
+        if let Some(target) = line.split(' ').nth(1).filter(|t| t.starts_with(&*root)) {
+            let _ = Command::new("umount").args(["-l", target]).status();
         }
     }
 }
 
 /// overlayfs where it works, else native; found by trying, and printed once.
-fn snapshotter() -> &'static str {
+pub(crate) fn snapshotter() -> &'static str {
     static CHOSEN: OnceLock<&str> = OnceLock::new();
     CHOSEN.get_or_init(|| {
         let chosen = if overlay_works() { "overlayfs" } else { "native" };

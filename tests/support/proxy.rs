@@ -3,7 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -15,6 +15,8 @@ use super::{buildkitd::Buildkitd, child::Guarded, eventually};
 #[derive(Debug, Default)]
 pub(crate) struct Builder {
     args: Vec<String>,
+    admin: Option<String>,
+    kubeconfig: Option<PathBuf>,
 }
 
 impl Builder {
@@ -35,13 +37,29 @@ impl Builder {
         self
     }
 
+    /// Lets the admin port listen there.
+    pub(crate) fn admin(self, address: &str) -> Self {
+        Self { admin: Some(address.to_owned()), ..self }
+    }
+
+    /// Finds the daemons of a Service, with these credentials.
+    pub(crate) fn discover(self, service: &str, kubeconfig: &Path) -> Self {
+        let builder = self.args(&["--discover", &format!("kubernetes://{service}")]);
+        Self { kubeconfig: Some(kubeconfig.to_owned()), ..builder }
+    }
+
     /// Starts it and waits until it listens.
     pub(crate) fn start(self) -> Proxy {
-        let mut args = vec!["serve", "--listen", "tcp://127.0.0.1:0"];
-        args.extend(["--admin-listen", "127.0.0.1:0", "--log-format", "json"]);
+        let binary = env!("CARGO_BIN_EXE_buildkit-lb");
+        let kubeconfig =
+            self.kubeconfig.iter().map(|path| format!("KUBECONFIG={}", path.display()));
+        let kubeconfig: Vec<_> = kubeconfig.collect();
+        let mut args: Vec<_> = kubeconfig.iter().map(String::as_str).collect();
+        let admin = self.admin.as_deref().unwrap_or("127.0.0.1:0");
+        args.extend([binary, "serve", "--listen", "tcp://127.0.0.1:0"]);
+        args.extend(["--admin-listen", admin, "--log-format", "json"]);
         args.extend(self.args.iter().map(String::as_str));
-        let binary = Path::new(env!("CARGO_BIN_EXE_buildkit-lb"));
-        let process = Guarded::start(binary, &args);
+        let process = Guarded::start(Path::new("/usr/bin/env"), &args);
         let bound = |port: &str| {
             eventually("the proxy listens", Duration::from_secs(10), || {
                 let records = records(&process.log(), "listening");

@@ -11,21 +11,25 @@ pub(crate) fn tool(name: &str) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| match std::env::var_os("BUILDKIT_LB_TOOLS") {
         Some(directory) => directory.into(),
-        None => install(),
+        None => install("tests/tools/install"),
     });
     let path = directory.join(name);
     assert!(path.exists(), "{} is missing: run tests/tools/install", path.display());
     path
 }
 
-fn install() -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/install");
-    let output = Command::new(script).output().expect("tests/tools/install runs");
+/// The path of kube-apiserver, kube-controller-manager, kubectl or helm.
+pub(crate) fn kubernetes_tool(name: &str) -> PathBuf {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(|| install("tests/tools/kubernetes/install")).join(name)
+}
+
+/// Runs an install script; the directory it names last.
+fn install(script: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
+    let output = Command::new(path).output().expect("the script runs");
     let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success(),
-        "tests/tools/install failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    stdout.lines().last().expect("tests/tools/install prints a directory").into()
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script} failed: {told}");
+    stdout.lines().last().expect("it prints a directory").into()
 }

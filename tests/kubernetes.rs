@@ -1,0 +1,281 @@
+//! Daemons that a real Kubernetes runs: found, followed, and replaced without the loss of a build.
+
+mod support;
+
+use std::{
+    path::PathBuf,
+    process::Stdio,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use support::{
+    client::{Buildx, Context, buildctl_build, run, succeed, text},
+    eventually, free_port,
+    kubernetes::{Cluster, pod::HOST},
+    proxy::{Builder, Proxy},
+};
+
+/// The rights that the README tells of.
+const VERBS: &str = "get,list,watch";
+
+/// One cluster for the tests that leave its API server alone.
+fn cluster() -> &'static Cluster {
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(Cluster::start)
+}
+
+/// A namespace with a fleet and a proxy in front of it.
+struct Fleet {
+    namespace: &'static str,
+    kubeconfig: PathBuf,
+    admin: String,
+}
+
+impl Fleet {
+    fn new(cluster: &Cluster, namespace: &'static str, kind: &str, replicas: u32) -> Self {
+        cluster.namespace(namespace);
+        let kubeconfig = cluster.account(namespace, VERBS);
+        let port = free_port();
+        let admin = format!("{HOST}:{port}");
+        cluster.server().apply(&fleet(namespace, kind, replicas, &admin));
+        Self { namespace, kubeconfig, admin: format!("0.0.0.0:{port}") }
+    }
+
+    fn proxy(&self, policy: &str) -> Proxy {
+        let service = format!("{}/buildkitd", self.namespace);
+        let builder = Builder::default().admin(&self.admin).policy(policy);
+        builder.discover(&service, &self.kubeconfig).start()
+    }
+
+    fn kubectl(&self, cluster: &Cluster, args: &[&str]) -> String {
+        cluster.server().kubectl(&[&["-n", self.namespace], args].concat())
+    }
+}
+
+/// A workload of `kind` whose pods wait for their builds before they end, and its Service.
+fn fleet(namespace: &str, kind: &str, replicas: u32, admin: &str) -> Vec<Value> {
+    // New builds stop when the proxy has heard of the end; then those that run are waited for.
+    // New builds stop when the proxy hears of the end; those that run are waited for.
+    let hook = format!("wget -qO- http://{admin}/backends/$HOSTNAME/drain?timeout=50s");
+    let metadata = json!({"name": "buildkitd", "namespace": namespace});
+    let labels = json!({"app": "buildkitd"});
+    let container = json!({
+        "name": "buildkitd",
+        "image": "buildkitd",
+        "ports": [{"name": "buildkit", "containerPort": 1234}],
+        "lifecycle": {"preStop": {"exec": {"command": ["busybox", "sh", "-c", hook]}}},
+    });
+    let mut spec = json!({
+        "replicas": replicas,
+        "selector": {"matchLabels": labels},
+        "template": {
+            "metadata": {"labels": labels},
+            "spec": {"terminationGracePeriodSeconds": 60, "containers": [container]},
+        },
+    });
+    if kind == "StatefulSet" {
+        spec["serviceName"] = json!("buildkitd");
+        spec["podManagementPolicy"] = json!("Parallel");
+    }
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": metadata,
+        "spec": {
+            "clusterIP": "None", "selector": labels,
+            "ports": [{"name": "buildkit", "port": 1234}],
+        },
+    });
+    let workload =
+        json!({"apiVersion": "apps/v1", "kind": kind, "metadata": metadata, "spec": spec});
+    vec![service, workload]
+}
+
+/// Waits until so many backends are ready.
+fn ready(proxy: &Proxy, count: u32) {
+    eventually("the backends are ready", Duration::from_secs(120), || {
+        let ready = proxy.metric("buildkit_lb_backend_state", &["state=\"ready\""]);
+        (ready == f64::from(count)).then_some(())
+    });
+}
+
+/// Builds without pause, two at a time, until `stop`; each has to succeed. How many did.
+fn load(proxy: &Proxy, stop: &AtomicBool) -> u32 {
+    let (built, number) = (AtomicU32::new(0), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Acquire) {
+                    let number = number.fetch_add(1, Ordering::Relaxed);
+                    let step = format!("RUN sleep 1; echo {number}");
+                    let output = run(&mut buildctl_build(&proxy.addr(), &Context::busybox(&step)));
+                    assert!(output.status.success(), "{}", text(&output));
+                    built.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    built.into_inner()
+}
+
+/// Does `work` while builds run; how many did.
+fn under_load(proxy: &Proxy, work: impl FnOnce()) -> u32 {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let builds = scope.spawn(|| load(proxy, &stop));
+        let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        stop.store(true, Ordering::Release);
+        let builds = builds.join().expect("no build fails");
+        worked.expect("the work is done");
+        builds
+    })
+}
+
+#[test]
+fn a_fleet_that_is_scaled_up_and_down_loses_no_build() {
+    let cluster = cluster();
+    let fleet = Fleet::new(cluster, "scale", "Deployment", 1);
+    let proxy = fleet.proxy("least-sessions");
+    ready(&proxy, 1);
+    let scale = |count: u32| {
+        let replicas = format!("--replicas={count}");
+        fleet.kubectl(cluster, &["scale", "deployment/buildkitd", &replicas]);
+        ready(&proxy, count);
+    };
+    let builds = under_load(&proxy, || {
+        scale(3);
+        let before = proxy.records("build ended").len();
+        eventually("the new pods build", Duration::from_secs(60), || {
+            (proxy.records("build ended").len() >= before + 4).then_some(())
+        });
+        scale(1);
+    });
+    println!("1 -> 3 -> 1: {builds} builds, none failed");
+    assert!(builds > 2);
+}
+
+#[test]
+fn a_roll_out_of_a_stateful_set_under_load_loses_no_build() {
+    let cluster = cluster();
+    let fleet = Fleet::new(cluster, "roll-out", "StatefulSet", 2);
+    let proxy = fleet.proxy("consistent-hash");
+    ready(&proxy, 2);
+    let builds = under_load(&proxy, || {
+        fleet.kubectl(cluster, &["rollout", "restart", "statefulset/buildkitd"]);
+        let status = ["rollout", "status", "statefulset/buildkitd", "--timeout=150s"];
+        fleet.kubectl(cluster, &status);
+        ready(&proxy, 2);
+    });
+    println!("roll-out of 2 pods: {builds} builds, none failed");
+    assert!(builds > 2);
+    let states = proxy.admin("GET", "/status.json").1;
+    assert!(states.contains("buildkitd-0") && states.contains("buildkitd-1"), "{states}");
+}
+
+#[test]
+fn a_pod_that_terminates_finishes_its_bake() {
+    let cluster = cluster();
+    let fleet = Fleet::new(cluster, "bake", "StatefulSet", 2);
+    let proxy = fleet.proxy("random");
+    ready(&proxy, 2);
+    let context = Context::busybox("RUN sleep 4\nRUN echo first");
+    context.write("Dockerfile.second", "FROM base\nRUN echo second\n");
+    let targets = json!({
+        "first": {"context": context.path()},
+        "second": {
+            "context": context.path(), "dockerfile": "Dockerfile.second",
+            "contexts": {"base": "target:first"},
+        },
+    });
+    let file = json!({"group": {"default": {"targets": ["first", "second"]}}, "target": targets});
+    context.write("bake.json", file.to_string());
+    let path = context.path().join("bake.json").to_string_lossy().into_owned();
+    let buildx = Buildx::new(&proxy.addr());
+    let mut bake = buildx.command(&["bake", "--progress=plain", "--allow=fs=*", "-f", &path]);
+    let log = std::fs::File::create(context.path().join("log")).expect("a file");
+    let mut bake = bake.stdout(Stdio::null()).stderr(log).spawn().expect("buildx runs");
+    let told = || std::fs::read_to_string(context.path().join("log")).unwrap_or_default();
+    eventually("the bake's step runs", Duration::from_secs(30), || {
+        told().contains("RUN sleep 4").then_some(())
+    });
+    let pods = ["buildkitd-0", "buildkitd-1"];
+    let active = |pod: &&str| {
+        proxy.metric("buildkit_lb_builds_active", &[&format!("backend=\"{pod}\"")]) > 0.0
+    };
+    let pod = pods.into_iter().find(active).expect("a daemon has the bake");
+    fleet.kubectl(cluster, &["delete", "pod", pod, "--wait=false"]);
+    eventually("the backend drains", Duration::from_secs(10), || {
+        let draining = proxy.metric("buildkit_lb_backend_state", &["state=\"draining\""]);
+        (draining == 1.0).then_some(())
+    });
+    let status = bake.wait().expect("buildx ends");
+    assert!(status.success() && told().contains("second"), "{}", told());
+    // The pod of the same name that follows is a new daemon.
+    ready(&proxy, 2);
+    succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo next")));
+}
+
+#[test]
+fn without_the_api_server_the_last_fleet_builds_on() {
+    let mut cluster = Cluster::start();
+    let fleet = Fleet::new(&cluster, "away", "StatefulSet", 1);
+    let proxy = fleet.proxy("random");
+    ready(&proxy, 1);
+    let builds = under_load(&proxy, || {
+        cluster.kill_apiserver();
+        eventually("discovery is in trouble", Duration::from_secs(20), || {
+            let (code, told) = proxy.admin("GET", "/readyz");
+            assert_eq!(code, 200, "{told}");
+            told.contains("since").then_some(())
+        });
+        succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo alone")));
+        cluster.start_apiserver();
+        eventually("discovery is well", Duration::from_secs(30), || {
+            (!proxy.admin("GET", "/readyz").1.contains("since")).then_some(())
+        });
+        fleet.kubectl(&cluster, &["scale", "statefulset/buildkitd", "--replicas=2"]);
+        ready(&proxy, 2);
+    });
+    println!("API server killed and restarted: {builds} builds, none failed");
+    assert!(builds > 2);
+}
+
+#[test]
+fn missing_rights_are_named_once_with_verb_and_resource() {
+    let cluster = cluster();
+    cluster.namespace("no-rights");
+    let kubeconfig = cluster.account("no-rights", "");
+    let proxy = Builder::default().discover("no-rights/buildkitd", &kubeconfig).start();
+    let failed = || proxy.records("discovery failed, the last fleet stays");
+    eventually("the error is told", Duration::from_secs(20), || {
+        // It has been tried more than once by then.
+        let tries = proxy.metric("buildkit_lb_discovery_errors_total", &["forbidden"]);
+        (tries >= 3.0).then_some(())
+    });
+    let records = failed();
+    assert_eq!(records.len(), 1, "{records:?}");
+    let error = records[0]["error"].as_str().expect("a text").to_owned();
+    for part in ["list", "endpointslices.discovery.k8s.io", "namespace no-rights"] {
+        assert!(error.contains(part), "{part} is missing in: {error}");
+    }
+    assert_eq!(proxy.admin("GET", "/readyz").0, 503);
+}
+
+#[test]
+fn a_service_that_does_not_exist_is_waited_for() {
+    let cluster = cluster();
+    cluster.namespace("later");
+    let kubeconfig = cluster.account("later", VERBS);
+    let proxy = Builder::default().discover("later/buildkitd", &kubeconfig).start();
+    let cause = eventually("it says so", Duration::from_secs(20), || {
+        let record = proxy.records("discovery waits").pop()?;
+        record["cause"].as_str().map(str::to_owned)
+    });
+    assert!(cause.contains("later") && cause.contains("buildkitd"), "{cause}");
+    cluster.server().apply(&fleet("later", "Deployment", 1, "127.0.0.1:1"));
+    ready(&proxy, 1);
+    succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo found")));
+}

@@ -1,0 +1,233 @@
+//! A real Kubernetes control plane, and a small kubelet that runs a real buildkitd for each pod.
+
+pub(crate) mod kubelet;
+pub(crate) mod pod;
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use self::kubelet::Kubelet;
+use super::{child::Guarded, eventually, free_port, tools::kubernetes_tool};
+
+/// The controllers that Deployments, StatefulSets and Services need.
+const CONTROLLERS: &str = "deployment-controller,replicaset-controller,statefulset-controller,\
+    endpointslice-controller,serviceaccount-controller,namespace-controller,\
+    garbage-collector-controller,disruption-controller";
+
+/// etcd, kube-apiserver with RBAC, kube-controller-manager and the kubelet.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    // In the order in which they end: nobody waits for what is gone.
+    kubelet: Option<Kubelet>,
+    controllers: Option<Guarded>,
+    apiserver: Option<Guarded>,
+    _etcd: Guarded,
+    server: Server,
+    etcd_port: u16,
+    directory: tempfile::TempDir,
+}
+
+/// How to reach the API server as an administrator.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    port: u16,
+    kubeconfig: PathBuf,
+}
+
+impl Cluster {
+    /// Starts the API server alone.
+    pub(crate) fn bare() -> Self {
+        let directory = tempfile::Builder::new().prefix("k8s-").tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+        let (etcd_port, peer_port) = (free_port(), free_port());
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let (client, peer) = (url(etcd_port), url(peer_port));
+        let (data, cluster) = (path("etcd"), format!("default={peer}"));
+        let args = ["--data-dir", &data, "--listen-client-urls", &client];
+        let own = ["--advertise-client-urls", &client, "--listen-peer-urls", &peer];
+        let peers = ["--initial-advertise-peer-urls", &peer, "--initial-cluster", &cluster];
+        let args = [&args[..], &own, &peers].concat();
+        let etcd = Guarded::start_in(Path::new("/usr/bin/etcd"), &args, &path(""));
+        let key = path("sa.key");
+        let made = Command::new("openssl").args(["genrsa", "-out", &key, "2048"]).output();
+        assert!(made.is_ok_and(|output| output.status.success()), "openssl makes a key");
+        std::fs::write(path("tokens"), "admin,admin,1,system:masters\n").expect("written");
+        let kubeconfig = directory.path().join("admin.kubeconfig");
+        let server = Server { port: free_port(), kubeconfig };
+        let mut cluster = Self {
+            kubelet: None,
+            controllers: None,
+            apiserver: None,
+            _etcd: etcd,
+            server,
+            etcd_port,
+            directory,
+        };
+        cluster.start_apiserver();
+        cluster
+    }
+
+    /// Starts all of it.
+    pub(crate) fn start() -> Self {
+        let mut cluster = Self::bare();
+        let kubeconfig = cluster.path("admin.kubeconfig");
+        let (key, certs, port) =
+            (cluster.path("sa.key"), cluster.path("kcm"), free_port().to_string());
+        let args = [
+            "--kubeconfig",
+            &kubeconfig,
+            "--controllers",
+            CONTROLLERS,
+            "--service-account-private-key-file",
+            &key,
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+            "--secure-port",
+            &port,
+            "--cert-dir",
+            &certs,
+        ];
+        let manager = kubernetes_tool("kube-controller-manager");
+        cluster.controllers = Some(Guarded::start(&manager, &args));
+        cluster.kubelet = Some(Kubelet::start(cluster.server.clone()));
+        cluster
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).to_string_lossy().into_owned()
+    }
+
+    /// Kills the API server, as a lost control plane would be.
+    pub(crate) fn kill_apiserver(&mut self) {
+        self.apiserver.as_ref().expect("it runs").signal("KILL");
+        self.apiserver = None;
+    }
+
+    /// Starts it, on the same port with the same certificate, and waits until it is ready.
+    pub(crate) fn start_apiserver(&mut self) {
+        let etcd = format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port);
+        let (port, certs) = (self.server.port.to_string(), self.path("certs"));
+        let (key, tokens) = (self.path("sa.key"), self.path("tokens"));
+        let args = [
+            &etcd,
+            "--bind-address=127.0.0.1",
+            "--secure-port",
+            &port,
+            "--cert-dir",
+            &certs,
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--service-account-key-file",
+            &key,
+            "--service-account-signing-key-file",
+            &key,
+            "--token-auth-file",
+            &tokens,
+            "--authorization-mode=RBAC",
+            "--service-cluster-ip-range=10.96.0.0/24",
+            "--endpoint-reconciler-type=none",
+        ];
+        self.apiserver = Some(Guarded::start(&kubernetes_tool("kube-apiserver"), &args));
+        let ca = format!("{certs}/apiserver.crt");
+        eventually("the API server makes a certificate", Duration::from_secs(60), || {
+            Path::new(&ca).exists().then_some(())
+        });
+        self.server.write_kubeconfig(&self.server.kubeconfig, &ca, "admin");
+        eventually("the API server is ready", Duration::from_secs(90), || {
+            let ready = self.server.run(&["get", "--raw", "/readyz"]);
+            ready.status.success().then_some(())
+        });
+    }
+
+    /// How to reach the API server.
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Makes a namespace.
+    pub(crate) fn namespace(&self, name: &str) {
+        self.server.kubectl(&["create", "namespace", name]);
+    }
+
+    /// A service account in `namespace` that may do `verbs` on its endpoint slices; its kubeconfig.
+    pub(crate) fn account(&self, namespace: &str, verbs: &str) -> PathBuf {
+        let kubectl = |args: &[&str]| self.server.kubectl(&[&["-n", namespace], args].concat());
+        kubectl(&["create", "serviceaccount", "proxy"]);
+        if !verbs.is_empty() {
+            let verbs = format!("--verb={verbs}");
+            let resource = "--resource=endpointslices.discovery.k8s.io";
+            kubectl(&["create", "role", "proxy", &verbs, resource]);
+            let subject = format!("--serviceaccount={namespace}:proxy");
+            kubectl(&["create", "rolebinding", "proxy", "--role=proxy", &subject]);
+        }
+        let token = kubectl(&["create", "token", "proxy"]);
+        let kubeconfig = self.directory.path().join(format!("{namespace}.kubeconfig"));
+        let ca = self.path("certs/apiserver.crt");
+        self.server.write_kubeconfig(&kubeconfig, &ca, token.trim());
+        kubeconfig
+    }
+}
+
+impl Server {
+    fn write_kubeconfig(&self, path: &Path, ca: &str, token: &str) {
+        let server = format!("https://127.0.0.1:{}", self.port);
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": server, "certificate-authority": ca}}],
+            "users": [{"name": "u", "user": {"token": token}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        });
+        std::fs::write(path, config.to_string()).expect("written");
+    }
+
+    /// kubectl as administrator.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(kubernetes_tool("kubectl"));
+        command.arg("--kubeconfig").arg(&self.kubeconfig).args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs kubectl.
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("kubectl runs")
+    }
+
+    /// Runs kubectl, which must succeed; its output.
+    pub(crate) fn kubectl(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl {args:?}: {told}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Gives `object` to kubectl, `verb` as `apply -f -`; whether it succeeded.
+    pub(crate) fn send(&self, verb: &[&str], object: &Value) -> Output {
+        let mut command = self.command(verb);
+        let mut kubectl = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kubectl runs");
+        let mut stdin = kubectl.stdin.take().expect("a pipe");
+        // kubectl may end before it has read all; its exit code tells.
+        let _ = stdin.write_all(object.to_string().as_bytes());
+        drop(stdin);
+        kubectl.wait_with_output().expect("kubectl ends")
+    }
+
+    /// Applies `objects`, strictly.
+    pub(crate) fn apply(&self, objects: &[Value]) {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        let output = self.send(&["apply", "--validate=strict", "-f", "-"], &list);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl apply: {told}");
+    }
+}

@@ -1,0 +1,126 @@
+//! A real buildkitd in a network namespace of its own, with an address that this machine reaches.
+//!
+//! The namespace has no name: it and its link are gone when the daemon's process is.
+
+use std::{
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use crate::support::{
+    buildkitd::{snapshotter, unmount_below},
+    child::Guarded,
+    eventually,
+    tools::tool,
+};
+
+/// Waits for the link, then becomes the daemon.
+const ENTRY: &str = r#"until ip link show eth0 >/dev/null 2>&1; do sleep 0.02; done; exec "$@""#;
+
+/// This machine's end of each link.
+pub(crate) const HOST: &str = "10.213.0.1";
+
+/// The daemon of one pod.
+#[derive(Debug)]
+pub(crate) struct PodDaemon {
+    name: String,
+    ip: String,
+    process: Option<Guarded>,
+    root: tempfile::TempDir,
+}
+
+impl PodDaemon {
+    /// Starts it and waits until it answers.
+    pub(crate) fn start(name: &str) -> Self {
+        let root = tempfile::Builder::new().prefix("pod-").tempdir().expect("a directory");
+        let directory = root.path().to_string_lossy().into_owned();
+        let otel = format!("{directory}/otel.sock");
+        let buildkitd = tool("buildkitd").to_string_lossy().into_owned();
+        let args = ["--net", "bash", "-c", ENTRY, name, &buildkitd, "--addr", "tcp://0.0.0.0:1234"];
+        let own =
+            ["--root", &directory, "--oci-worker-binary", "runc", "--otel-socket-path", &otel];
+        let args = [&args[..], &own, &["--oci-worker-snapshotter", snapshotter()]].concat();
+        let process = Guarded::start_in(Path::new("/usr/bin/unshare"), &args, &directory);
+        let ip = link(process.pid());
+        let addr = format!("tcp://{ip}:1234");
+        eventually("the pod's buildkitd answers", Duration::from_secs(60), || {
+            let mut info = Command::new(tool("buildctl"));
+            let output = info.args(["--addr", &addr, "debug", "info"]).output().ok()?;
+            output.status.success().then_some(())
+        });
+        Self { name: name.to_owned(), ip, process: Some(process), root }
+    }
+
+    /// Its address.
+    pub(crate) fn ip(&self) -> &str {
+        &self.ip
+    }
+
+    /// Ends it as a kubelet does: the hook, then TERM, then KILL, all within the grace period.
+    pub(crate) fn stop(&mut self, hook: &[String], grace: Duration) {
+        let start = Instant::now();
+        let process = self.process.as_mut().expect("it runs");
+        let left = || grace.saturating_sub(start.elapsed());
+        if !hook.is_empty() {
+            let (pid, limit) = (process.pid().to_string(), left().as_secs().to_string());
+            let mut enter = Command::new("timeout");
+            enter.arg(&limit).args(["nsenter", "--net", "--target", &pid]).args(hook);
+            enter.env("HOSTNAME", &self.name);
+            let output = enter.output().expect("nsenter runs");
+            let told = String::from_utf8_lossy(&output.stderr);
+            eprintln!("preStop of {}: {}, {:?} {told}", self.ip, output.status, start.elapsed());
+        }
+        process.signal("TERM");
+        while process.is_running() && !left().is_zero() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if process.is_running() {
+            process.signal("KILL");
+        }
+    }
+}
+
+impl Drop for PodDaemon {
+    fn drop(&mut self) {
+        self.process = None;
+        unmount_below(self.root.path());
+    }
+}
+
+/// Links the network of process `pid` with ours; its address there.
+fn link(pid: u32) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let network = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let ours = network("self");
+    eventually("the pod has a network of its own", Duration::from_secs(10), || {
+        network(&pid.to_string()).filter(|theirs| Some(theirs) != ours.as_ref())
+    });
+    let end = format!("pod{pid}");
+    let pid = pid.to_string();
+    run(&["ip", "link", "add", &end, "type", "veth", "peer", "name", "peer", "netns", &pid]);
+    let inside = |args: &[&str]| run(&[&["nsenter", "--net", "--target", &pid], args].concat());
+    // Addresses start at a place of this process's own, and those in use are skipped.
+    let start = std::process::id().wrapping_mul(97);
+    let ip = (0..60_000).find_map(|_| {
+        let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 60_000 + 300;
+        let ip = format!("10.213.{}.{}", n / 250, n % 250 + 2);
+        let routes = Command::new("ip").args(["route", "show", &ip]).output().ok()?;
+        routes.stdout.is_empty().then_some(ip)
+    });
+    let ip = ip.expect("a free address");
+    run(&["ip", "addr", "add", HOST, "peer", &ip, "dev", &end]);
+    run(&["ip", "link", "set", &end, "up"]);
+    inside(&["ip", "addr", "add", &ip, "peer", HOST, "dev", "peer"]);
+    inside(&["ip", "link", "set", "lo", "up"]);
+    inside(&["ip", "link", "set", "peer", "up"]);
+    inside(&["ip", "link", "set", "peer", "name", "eth0"]);
+    ip
+}
+
+fn run(command: &[&str]) {
+    let output = Command::new(command[0]).args(&command[1..]).output().expect("it runs");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {told}");
+}
