@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build tools demo test bench bench-affinity check fmt fmt-check clippy doc deny shellcheck ci clean
+.PHONY: help build tools demo test bench bench-affinity bench-decision check fmt fmt-check clippy doc deny shellcheck ci clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ bench: ## measurements against real daemons
 bench-affinity: ## 30 projects built again and again by each policy, on real daemons (ARGS=--quick)
 	tools=$$(tests/tools/install | tail -n 1) && \
 		cargo bench --locked --bench affinity -- --tools "$$tools" $(ARGS)
+
+bench-decision: ## what one choice of a backend costs, for 1 to 1000 backends
+	cargo bench --locked --bench decision
 
 check: fmt-check clippy doc deny shellcheck ## what a change must pass besides the tests
 
