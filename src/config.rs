@@ -81,7 +81,7 @@ pub struct Settings {
     #[arg(long, env = "BUILDKIT_LB_BACKEND", value_delimiter = ',', value_name = "[NAME=]ADDR")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backend: Vec<String>,
-    /// Where daemons are found: kubernetes://NAMESPACE/SERVICE[:PORT], dns://NAME:PORT or
+    /// Where daemons are found: kubernetes://NAMESPACE/SERVICE (and :PORT), dns://NAME:PORT or
     /// dns://_SERVICE._tcp.NAME. Repeatable, beside --backend.
     #[arg(long, env = "BUILDKIT_LB_DISCOVER", value_delimiter = ',', value_name = "URL")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
