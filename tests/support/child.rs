@@ -12,14 +12,14 @@ use super::eventually;
 
 /// Runs the command in its own session; the end of standard input, which comes when the test process
 /// is gone too, ends it: TERM first, KILL when that takes longer than two seconds. If the test process
-/// is gone, nobody else removes the child's directory.
+/// is gone, or a zombie that nobody has waited for, nobody else removes the child's directory.
 const KEEPER: &str = r#"
 setsid "$@" </dev/null & pid=$!
 echo "$pid" >"$KEEPER_PID"
 { cat >/dev/null; kill -TERM "$pid" 2>/dev/null
   for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$pid" 2>/dev/null || break; sleep 0.2; done
   kill -KILL -"$pid" 2>/dev/null
-  if [ -n "$KEEPER_REMOVE" ] && ! kill -0 "$KEEPER_TEST" 2>/dev/null; then
+  if [ -n "$KEEPER_REMOVE" ] && ! grep -q '^State:.[^ZX]' "/proc/$KEEPER_TEST/status" 2>/dev/null; then
     awk -v d="$KEEPER_REMOVE" 'index($2, d) == 1 { print $2 }' /proc/mounts | xargs -r umount -l
     rm -rf "$KEEPER_REMOVE"
   fi
