@@ -1,0 +1,163 @@
+{{/*
+The pod of a daemon, the same in every mode. Takes (dict "root" $ "volume" BOOL): whether the root
+directory is a claim of the StatefulSet's.
+*/}}
+{{- define "buildkit-lb.buildkitdPodMetadata" -}}
+labels:
+  {{- include "buildkit-lb.podLabels" (list . "buildkitd") | nindent 2 }}
+  {{- with .Values.buildkitd.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- if or .Values.buildkitd.config .Values.buildkitd.podAnnotations }}
+annotations:
+  {{- if .Values.buildkitd.config }}
+  checksum/config: {{ .Values.buildkitd.config | sha256sum }}
+  {{- end }}
+  {{- with .Values.buildkitd.podAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "buildkit-lb.buildkitdPodSpec" -}}
+{{- $root := .root -}}
+{{- with $root.Values.buildkitd.serviceAccount.name }}
+serviceAccountName: {{ . }}
+{{- end }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with $root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if $root.Values.buildkitd.rootless }}
+securityContext:
+  fsGroup: 1000
+  fsGroupChangePolicy: OnRootMismatch
+{{- end }}
+terminationGracePeriodSeconds: {{ include "buildkit-lb.buildkitdGracePeriod" $root }}
+{{- with $root.Values.buildkitd.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $root.Values.buildkitd.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $root.Values.buildkitd.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $root.Values.buildkitd.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+topologySpreadConstraints:
+  {{- if $root.Values.buildkitd.topologySpreadConstraints }}
+  {{- toYaml $root.Values.buildkitd.topologySpreadConstraints | nindent 2 }}
+  {{- else }}
+  - topologyKey: kubernetes.io/hostname
+    maxSkew: 1
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- include "buildkit-lb.selectorLabels" (list $root "buildkitd") | nindent 8 }}
+  {{- end }}
+containers:
+  - name: buildkitd
+    image: {{ include "buildkit-lb.buildkitdImage" $root }}
+    imagePullPolicy: {{ $root.Values.buildkitd.image.pullPolicy }}
+    args:
+      {{- if $root.Values.buildkitd.rootless }}
+      - --addr=unix:///run/user/1000/buildkit/buildkitd.sock
+      {{- else }}
+      - --addr=unix:///run/buildkit/buildkitd.sock
+      {{- end }}
+      - --addr=tcp://{{ $root.Values.listenAddress }}:1234
+      {{- if $root.Values.buildkitd.rootless }}
+      # A process namespace of their own for build steps needs an unmasked /proc.
+      - --oci-worker-no-process-sandbox
+      {{- end }}
+      {{- with $root.Values.buildkitd.extraArgs }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    env:
+      - name: POD_NAME
+        valueFrom:
+          fieldRef:
+            fieldPath: metadata.name
+      - name: POD_NAMESPACE
+        valueFrom:
+          fieldRef:
+            fieldPath: metadata.namespace
+      {{- with $root.Values.buildkitd.extraEnv }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    ports:
+      - name: buildkit
+        containerPort: 1234
+    readinessProbe:
+      {{- toYaml $root.Values.buildkitd.readinessProbe | nindent 6 }}
+    livenessProbe:
+      {{- toYaml $root.Values.buildkitd.livenessProbe | nindent 6 }}
+    # buildkitd that was told to end accepts no further calls, not even of builds that run. So every
+    # proxy is asked to send no more builds here and to answer when those that are here have ended.
+    # Without an answer the daemon ends all the same.
+    lifecycle:
+      preStop:
+        exec:
+          command:
+            - /bin/sh
+            - -c
+            - |
+              proxies={{ include "buildkit-lb.fullname" $root }}-admin.$POD_NAMESPACE.svc.{{ $root.Values.buildkitd.clusterDomain }}
+              timeout={{ int $root.Values.buildkitd.drain.timeoutSeconds }}
+              found=$(nslookup "$proxies." 2>/dev/null | awk '/^Name:/ { answer = 1 } answer && /^Address/ { print $NF }')
+              for proxy in ${found:-$proxies}; do
+                case $proxy in *:*) proxy="[$proxy]" ;; esac
+                wget -q -O - -T $((timeout + 10)) "http://$proxy:9090/backends/$POD_NAME/drain?timeout=${timeout}s" &
+              done
+              wait
+              exit 0
+    securityContext:
+      {{- if $root.Values.buildkitd.rootless }}
+      runAsUser: 1000
+      runAsGroup: 1000
+      runAsNonRoot: true
+      # Namespaces and mounts of the builds are made without privileges, which the default profiles forbid.
+      seccompProfile:
+        type: Unconfined
+      appArmorProfile:
+        type: Unconfined
+      {{- else }}
+      privileged: true
+      {{- end }}
+    resources:
+      {{- toYaml $root.Values.buildkitd.resources | nindent 6 }}
+    volumeMounts:
+      - name: cache
+        mountPath: {{ include "buildkit-lb.buildkitdRoot" $root }}
+      {{- if $root.Values.buildkitd.config }}
+      - name: config
+        mountPath: {{ include "buildkit-lb.buildkitdConfigDirectory" $root }}
+        readOnly: true
+      {{- end }}
+      {{- with $root.Values.buildkitd.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+{{- if or (not .volume) $root.Values.buildkitd.config $root.Values.buildkitd.extraVolumes }}
+volumes:
+  {{- if not .volume }}
+  - name: cache
+    emptyDir:
+      {{- toYaml $root.Values.buildkitd.emptyDir | nindent 6 }}
+  {{- end }}
+  {{- if $root.Values.buildkitd.config }}
+  - name: config
+    configMap:
+      name: {{ $root.Values.buildkitd.name }}
+  {{- end }}
+  {{- with $root.Values.buildkitd.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,132 @@
+{{/* Names of the proxy's objects. */}}
+{{- define "buildkit-lb.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "buildkit-lb.fullname" -}}
+{{- $name := include "buildkit-lb.name" . }}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 55 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}
+{{- .Release.Name | trunc 55 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 55 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{/* Labels that select pods: (list . "proxy"). They can never change. */}}
+{{- define "buildkit-lb.selectorLabels" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ include "buildkit-lb.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{/* Labels of an object: (list . "proxy"). */}}
+{{- define "buildkit-lb.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "buildkit-lb.selectorLabels" . }}
+app.kubernetes.io/part-of: buildkit-lb
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Labels of pods: without versions, which would end every daemon when only the chart's number changes. */}}
+{{- define "buildkit-lb.podLabels" -}}
+{{- $root := index . 0 -}}
+{{ include "buildkit-lb.selectorLabels" . }}
+app.kubernetes.io/part-of: buildkit-lb
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "buildkit-lb.image" -}}
+{{- with .Values.image.registry }}{{ . }}/{{ end }}
+{{- .Values.image.repository }}
+{{- if .Values.image.digest }}@{{ .Values.image.digest }}
+{{- else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{- define "buildkit-lb.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- .Values.serviceAccount.name | default (include "buildkit-lb.fullname" .) }}
+{{- else }}
+{{- .Values.serviceAccount.name | default "default" }}
+{{- end }}
+{{- end }}
+
+{{/* The policy that fits the daemons' names, if none is set. */}}
+{{- define "buildkit-lb.policy" -}}
+{{- if .Values.policy }}{{ .Values.policy }}
+{{- else if eq .Values.buildkitd.mode "deployment" }}least-sessions
+{{- else }}consistent-hash{{ end }}
+{{- end }}
+
+{{/* Services to follow, as {"found": [URL, ...]}. */}}
+{{- define "buildkit-lb.discover" -}}
+{{- $found := list }}
+{{- if ne .Values.buildkitd.mode "none" }}
+{{- $found = append $found (printf "kubernetes://$(POD_NAMESPACE)/%s:1234" .Values.buildkitd.name) }}
+{{- end }}
+{{- range .Values.discover }}
+{{- $found = append $found (printf "kubernetes://%s/%s:%v" .namespace .name (.port | default 1234)) }}
+{{- end }}
+{{- dict "found" $found | toJson }}
+{{- end }}
+
+{{/* The grace period of the proxy: never shorter than what it may take to drain. */}}
+{{- define "buildkit-lb.gracePeriod" -}}
+{{- $least := add (int .Values.drain.timeoutSeconds) (int .Values.drain.preStopSeconds) 10 }}
+{{- $grace := .Values.terminationGracePeriodSeconds | default $least | int }}
+{{- if lt (int $grace) (int $least) }}
+{{- fail (printf "terminationGracePeriodSeconds is %d, but a drain may take drain.timeoutSeconds + drain.preStopSeconds + 10 = %d: builds would be cut" $grace $least) }}
+{{- end }}
+{{- $grace }}
+{{- end }}
+
+{{/* The same for the daemons. */}}
+{{- define "buildkit-lb.buildkitdGracePeriod" -}}
+{{- $least := add (int .Values.buildkitd.drain.timeoutSeconds) 30 }}
+{{- $grace := .Values.buildkitd.terminationGracePeriodSeconds | default $least | int }}
+{{- if lt (int $grace) (int $least) }}
+{{- fail (printf "buildkitd.terminationGracePeriodSeconds is %d, but a drain may take buildkitd.drain.timeoutSeconds + 30 = %d: builds would be cut" $grace $least) }}
+{{- end }}
+{{- $grace }}
+{{- end }}
+
+{{/* What cannot work is refused before it is installed. */}}
+{{- define "buildkit-lb.validate" -}}
+{{- if and (gt (int .Values.replicaCount) 1) (not .Values.acknowledgeReplicaLimits) }}
+{{- fail "replicaCount above 1: proxies do not share their builds yet, so a build whose calls reach two of them fails. Read docs/kubernetes/README.md, then set acknowledgeReplicaLimits=true" }}
+{{- end }}
+{{- if and (eq .Values.buildkitd.mode "none") (not .Values.backends) (not .Values.discover) }}
+{{- fail "buildkitd.mode is none, so backends or discover has to name the daemons" }}
+{{- end }}
+{{- if and .Values.podDisruptionBudget.enabled (eq (toString .Values.podDisruptionBudget.maxUnavailable) "<nil>") (eq (toString .Values.podDisruptionBudget.minAvailable) "<nil>") }}
+{{- fail "podDisruptionBudget needs maxUnavailable or minAvailable" }}
+{{- end }}
+{{- if and .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled }}
+{{- fail "metrics.serviceMonitor and metrics.podMonitor would scrape the same twice: enable one" }}
+{{- end }}
+{{- end }}
+
+{{/* Image of the daemons. */}}
+{{- define "buildkit-lb.buildkitdImage" -}}
+{{- with .Values.buildkitd.image.registry }}{{ . }}/{{ end }}
+{{- .Values.buildkitd.image.repository }}
+{{- if .Values.buildkitd.image.digest }}@{{ .Values.buildkitd.image.digest }}
+{{- else }}:{{ .Values.buildkitd.image.tag }}{{ if .Values.buildkitd.rootless }}-rootless{{ end }}{{ end }}
+{{- end }}
+
+{{/* Where a daemon keeps its cache and its configuration. */}}
+{{- define "buildkit-lb.buildkitdRoot" -}}
+{{ if .Values.buildkitd.rootless }}/home/user/.local/share/buildkit{{ else }}/var/lib/buildkit{{ end }}
+{{- end }}
+{{- define "buildkit-lb.buildkitdConfigDirectory" -}}
+{{ if .Values.buildkitd.rootless }}/home/user/.config/buildkit{{ else }}/etc/buildkit{{ end }}
+{{- end }}
