@@ -1,0 +1,308 @@
+//! What `deploy/` renders: the real API server takes all of it, the proxy takes its configuration, and
+//! the chart's values, schema and templates name the same keys.
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use regex::Regex;
+use serde_json::Value;
+use support::{
+    apiserver::{ApiServer, tool},
+    client::{run, text},
+};
+
+const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
+
+/// One rendering: what it is called, and its documents as YAML.
+#[derive(Debug)]
+struct Rendered {
+    name: String,
+    yaml: String,
+}
+
+impl Rendered {
+    /// The documents that say anything.
+    fn documents(&self) -> Vec<Value> {
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&self.yaml).expect(&self.name);
+        documents.into_iter().filter(Value::is_object).collect()
+    }
+
+    fn find(&self, kind: &str, name: &str) -> Value {
+        let wanted = |document: &Value| {
+            document["kind"] == kind && document["metadata"]["name"].as_str() == Some(name)
+        };
+        let found = self.documents().into_iter().find(wanted);
+        assert!(found.is_some(), "{}: no {kind} {name}", self.name);
+        found.unwrap_or_default()
+    }
+
+    /// The one container of the proxy's Deployment, whatever its name.
+    fn proxy(&self) -> Value {
+        let proxies = self.documents().into_iter().filter_map(|document| {
+            let container = &document["spec"]["template"]["spec"]["containers"][0];
+            (container["name"] == "buildkit-lb").then(|| container.clone())
+        });
+        let proxies: Vec<_> = proxies.collect();
+        assert_eq!(proxies.len(), 1, "{}", self.name);
+        proxies[0].clone()
+    }
+
+    /// The file that the proxy reads.
+    fn configuration(&self) -> String {
+        let files = self.documents();
+        let file = files.iter().find_map(|document| document["data"]["buildkit-lb.toml"].as_str());
+        file.expect(&self.name).to_owned()
+    }
+}
+
+/// The chart with the values of `files`, for a namespace of that name.
+fn chart(namespace: &str, files: &[PathBuf]) -> Rendered {
+    let mut helm = Command::new(tool("helm"));
+    helm.args(["template", "buildkit-lb"]).arg(format!("{DEPLOY}/chart"));
+    helm.args(["--kube-version", "1.36.3", "--namespace", namespace]);
+    for file in files {
+        helm.arg("--values").arg(file);
+    }
+    let output = run(&mut helm);
+    assert!(output.status.success(), "{namespace}: {}", text(&output));
+    Rendered { name: namespace.to_owned(), yaml: String::from_utf8_lossy(&output.stdout).into() }
+}
+
+/// The chart with each values file that is in the tree, and without one.
+fn charts() -> Vec<Rendered> {
+    let in_chart = |name: &str| PathBuf::from(format!("{DEPLOY}/chart/{name}"));
+    let azure = [in_chart("values-aks.yaml"), format!("{DEPLOY}/azure/values.yaml").into()];
+    let mut rendered = vec![chart("default-values", &[]), chart("azure", &azure)];
+    for directory in [in_chart(""), in_chart("ci")] {
+        for entry in fs::read_dir(directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            let is_values = path.extension().is_some_and(|extension| extension == "yaml")
+                && (name.starts_with("values-") || name.ends_with("-values"));
+            if is_values {
+                rendered.push(chart(&name, &[path]));
+            }
+        }
+    }
+    assert!(rendered.len() >= 10, "{}", rendered.len());
+    rendered
+}
+
+fn kustomization(path: &str) -> Rendered {
+    let output = run(Command::new(tool("kubectl")).arg("kustomize").arg(path));
+    assert!(output.status.success(), "{path}: {}", text(&output));
+    Rendered { name: path.to_owned(), yaml: String::from_utf8_lossy(&output.stdout).into() }
+}
+
+/// Every overlay, alone and with all components.
+fn kustomizations() -> Vec<Rendered> {
+    let overlays = fs::read_dir(format!("{DEPLOY}/kustomize/overlays")).expect("a directory");
+    let overlays = overlays.map(|entry| entry.expect("an entry").path().display().to_string());
+    let mut rendered: Vec<_> = overlays.map(|overlay| kustomization(&overlay)).collect();
+    assert!(rendered.len() >= 4, "{}", rendered.len());
+    let with_all = tempfile::tempdir_in(DEPLOY).expect("a directory");
+    let text = "resources: [../kustomize/overlays/statefulset]\n\
+                components: [../kustomize/components/network-policy, ../kustomize/components/monitoring]\n";
+    fs::write(with_all.path().join("kustomization.yaml"), text).expect("written");
+    rendered.push(kustomization(&with_all.path().display().to_string()));
+    rendered
+}
+
+/// The Prometheus operator's kinds, with the fields that the chart sets and no others.
+fn monitoring_kinds() -> String {
+    let open = "{type: object, x-kubernetes-preserve-unknown-fields: true}";
+    let text = "{type: string}";
+    let scrape = format!(
+        "{{type: array, items: {{type: object, properties: {{port: {text}, path: {text}, \
+         interval: {text}, scrapeTimeout: {text}, relabelings: {{type: array, items: {open}}}, \
+         metricRelabelings: {{type: array, items: {open}}}}}}}}}"
+    );
+    let rules = format!(
+        "{{type: array, items: {{type: object, properties: {{name: {text}, rules: {{type: array, \
+         items: {{type: object, required: [expr], properties: {{alert: {text}, expr: {text}, \
+         for: {text}, labels: {open}, annotations: {open}}}}}}}}}}}}}"
+    );
+    let kinds = [
+        ("ServiceMonitor", format!("{{selector: {open}, endpoints: {scrape}}}")),
+        ("PodMonitor", format!("{{selector: {open}, podMetricsEndpoints: {scrape}}}")),
+        ("PrometheusRule", format!("{{groups: {rules}}}")),
+    ];
+    let mut definitions = String::new();
+    for group in ["monitoring.coreos.com", "azmonitoring.coreos.com"] {
+        for (kind, spec) in &kinds {
+            let plural = format!("{}s", kind.to_lowercase());
+            definitions += &format!(
+                "---\napiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\n\
+                 metadata: {{name: {plural}.{group}}}\n\
+                 spec:\n  group: {group}\n  scope: Namespaced\n  \
+                 names: {{kind: {kind}, plural: {plural}}}\n  versions:\n  - name: v1\n    \
+                 served: true\n    storage: true\n    schema:\n      openAPIV3Schema:\n        \
+                 type: object\n        properties:\n          \
+                 spec: {{type: object, properties: {spec}}}\n"
+            );
+        }
+    }
+    definitions
+}
+
+#[test]
+fn the_api_server_takes_everything_without_an_unknown_field() {
+    let server = ApiServer::start();
+    let must = |args: &[&str], input: &str, what: &str| {
+        let output = server.kubectl(args, input);
+        assert!(output.status.success(), "{what}: {}", text(&output));
+    };
+    must(&["apply", "--filename", "-"], &monitoring_kinds(), "the definitions");
+    must(
+        &["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"],
+        "",
+        "the definitions are in force",
+    );
+    let apply = ["apply", "--server-side", "--validate=strict", "--filename", "-", "--namespace"];
+    for Rendered { name, yaml } in charts() {
+        must(&["create", "namespace", &name], "", &name);
+        must(&[&apply[..], &[&name]].concat(), &yaml, &name);
+    }
+    must(&["create", "namespace", "buildkit"], "", "buildkit");
+    let dry = [&apply[..], &["buildkit", "--dry-run=server"]].concat();
+    let mut plain = kustomizations();
+    plain.push(kustomization(&format!("{DEPLOY}/kustomize/job")));
+    for file in ["agent-deployment.yaml", "agent-placeholder.yaml"] {
+        let path = format!("{DEPLOY}/azure/manifests/{file}");
+        plain
+            .push(Rendered { name: path.clone(), yaml: fs::read_to_string(path).expect("a file") });
+    }
+    for Rendered { name, yaml } in plain {
+        must(&dry, &yaml, &name);
+    }
+    let unknown =
+        server.kubectl(&dry, "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, x: 1}");
+    assert!(!unknown.status.success(), "an unknown field is let through");
+}
+
+#[test]
+fn the_proxy_takes_every_configuration_that_is_rendered() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("buildkit-lb.toml");
+    for rendered in charts().into_iter().chain(kustomizations()) {
+        fs::write(&file, rendered.configuration()).expect("written");
+        let proxy = rendered.proxy();
+        let args = proxy["args"].as_array().expect("args").iter();
+        let mut args = args.map(|arg| arg.as_str().expect("text"));
+        assert_eq!(args.next(), Some("serve"), "{}", rendered.name);
+        let mut check = Command::new(env!("CARGO_BIN_EXE_buildkit-lb"));
+        check.arg("check-config").arg("--config").arg(&file);
+        check.args(args.map(|arg| arg.replace("$(POD_NAMESPACE)", "buildkit")));
+        for variable in proxy["env"].as_array().expect("env") {
+            if let (Some(name), Some(value)) =
+                (variable["name"].as_str(), variable["value"].as_str())
+            {
+                check.env(name, value);
+            }
+        }
+        let output = run(&mut check);
+        assert!(output.status.success(), "{}: {}", rendered.name, text(&output));
+    }
+}
+
+#[test]
+fn a_daemon_of_the_chart_asks_the_proxies_before_it_ends() {
+    let rendered = chart("team-a", &[]);
+    let daemons = rendered.find("StatefulSet", "buildkitd");
+    let pod = &daemons["spec"]["template"]["spec"];
+    let hook = &pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"];
+    let script = hook[2].as_str().expect("a script");
+    // A shell whose name server knows two proxies and whose wget says what it was asked.
+    let stubs = "nslookup() { printf 'Server: 10.0.0.10\\nAddress: 10.0.0.10:53\\n\\n\
+                 Name: %s\\nAddress: 10.1.0.7\\nName: %s\\nAddress: fd00::7\\n' \"$1\" \"$1\"; }\n\
+                 wget() { for last; do :; done; echo \"$last\"; return 1; }\n";
+    let mut shell = Command::new("busybox");
+    shell.args(["sh", "-c", &format!("{stubs}{script}")]);
+    let output = run(shell.env("POD_NAME", "buildkitd-1").env("POD_NAMESPACE", "team-a"));
+    assert!(output.status.success(), "no answer must not hold the pod: {}", text(&output));
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let asked: BTreeSet<_> = stdout.lines().collect();
+    let urls = ["10.1.0.7", "[fd00::7]"]
+        .map(|host| format!("http://{host}:9090/backends/buildkitd-1/drain?timeout=3600s"));
+    assert_eq!(asked, urls.iter().map(String::as_str).collect());
+    let grace = pod["terminationGracePeriodSeconds"].as_u64().expect("a number");
+    assert!(grace > 3600, "{grace}");
+}
+
+#[test]
+fn grace_periods_are_longer_than_drains() {
+    for rendered in charts().into_iter().chain(kustomizations()) {
+        let toml: toml::Table = rendered.configuration().parse().expect("TOML");
+        let drain = humantime::parse_duration(toml["drain-timeout"].as_str().expect("text"));
+        let drain = drain.expect("a duration").as_secs();
+        for document in rendered.documents() {
+            let pod = &document["spec"]["template"]["spec"];
+            if pod["containers"][0]["name"] == "buildkit-lb" {
+                let sleep = &pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"];
+                let grace = pod["terminationGracePeriodSeconds"].as_u64().expect("a number");
+                assert!(grace > drain + sleep.as_u64().unwrap_or(0), "{}", rendered.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn two_proxies_keep_each_client_on_one() {
+    let everything = chart("two", &[format!("{DEPLOY}/chart/ci/everything-values.yaml").into()]);
+    assert_eq!(everything.find("Deployment", "buildkit-lb")["spec"]["replicas"], 2);
+    let service = everything.find("Service", "buildkit-lb");
+    assert_eq!(service["spec"]["sessionAffinity"], "ClientIP");
+}
+
+#[test]
+fn values_schema_and_templates_name_the_same_keys() {
+    let chart = Path::new(DEPLOY).join("chart");
+    let read = |name: &str| fs::read_to_string(chart.join(name)).expect("a file");
+    let schema: Value = serde_json::from_str(&read("values.schema.json")).expect("JSON");
+    let values: Value = serde_saphyr::from_str(&read("values.yaml")).expect("YAML");
+    let mut keys = BTreeSet::new();
+    leaves(&schema, &values, "", &mut keys);
+    assert!(keys.len() > 100, "{}", keys.len());
+
+    let reference = Regex::new(r"\.Values((?:\.[A-Za-z]+)+)").expect("valid");
+    let mut used = BTreeSet::new();
+    for directory in ["templates", "templates/tests"] {
+        for entry in fs::read_dir(chart.join(directory)).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_file() {
+                let template = fs::read_to_string(path).expect("a template");
+                let found = reference.captures_iter(&template);
+                used.extend(found.map(|found| found[1].trim_start_matches('.').to_owned()));
+            }
+        }
+    }
+    assert_eq!(keys, used);
+}
+
+/// The keys that the schema knows and does not look into, each of which has a default.
+fn leaves(schema: &Value, values: &Value, path: &str, keys: &mut BTreeSet<String>) {
+    let Some(properties) = schema["properties"].as_object() else {
+        keys.insert(path.to_owned());
+        return;
+    };
+    assert_eq!(schema["additionalProperties"], false, "{path} takes keys that nobody reads");
+    for (key, schema) in properties {
+        // Helm's own, for charts that this one is a part of.
+        if path.is_empty() && key == "global" {
+            continue;
+        }
+        let below = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let value = values.get(key);
+        assert!(value.is_some(), "{below} has no default");
+        leaves(schema, value.unwrap_or(&Value::Null), &below, keys);
+    }
+    for key in values.as_object().into_iter().flatten().map(|(key, _value)| key) {
+        assert!(properties.contains_key(key), "{path}.{key} is not in the schema");
+    }
+}
