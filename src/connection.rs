@@ -21,7 +21,7 @@ use crate::{
         CONNECTION_WINDOW, HARD_HEADER_LIST_LEN, HEADER_LIST_LEN, MAX_STREAMS, PENDING_RESETS,
         SEND_BUFFER_LEN, STREAM_WINDOW,
     },
-    io::{Batched, Flushing, Socket},
+    io::{Batched, Flushing, PREFACE_LEN, Socket},
     metrics::ReasonLabels,
     proxy::{Answer, ConnectionLoad, Origin, Proxy},
     router::{self, Route},
@@ -31,7 +31,7 @@ use crate::{
 const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Length of the preface and of an empty SETTINGS frame (RFC 9113 section 3.4).
-const GREETING_LEN: usize = 24 + 9;
+const GREETING_LEN: usize = PREFACE_LEN + 9;
 
 /// A connection without a build is closed in a drain once it was quiet this long: a client between
 /// its ListWorkers and its Solve, milliseconds apart, must not be cut.
@@ -69,7 +69,7 @@ async fn drive(
     context: Context,
 ) -> Result<(), (&'static str, String)> {
     let client = socket.peer();
-    let io = Batched::new(socket);
+    let io = Batched::with_client(socket);
     let load = Arc::new(ConnectionLoad::default());
     let Context { proxy, tasks, drain } = context;
     let service = service_fn({

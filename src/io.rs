@@ -5,8 +5,12 @@
 //! sends it in one call when the poll is over ([`Flushing`]); it reads in large pieces too. Buffers
 //! are borrowed from a small pool per thread, so an idle connection holds none.
 
+mod inbox;
+mod outbox;
+mod payload;
+
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     future::Future,
     io,
     net::IpAddr,
@@ -16,7 +20,6 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
-    thread::LocalKey,
 };
 
 use parking_lot::Mutex;
@@ -27,19 +30,13 @@ use tokio::{
     sync::Notify,
 };
 
-/// Read and written in one piece at most: eight full HTTP/2 frames, small enough for the CPU cache.
-const BATCH_LEN: usize = 128 * 1024;
+pub use self::payload::Payload;
+use self::{inbox::Inbox, outbox::Outbox};
 
-/// Buffers each thread keeps for reuse: a build has two connections, each reads and writes.
-const POOLED_BUFFERS: usize = 8;
-
-type Pool = RefCell<Vec<Vec<u8>>>;
+/// Length of what a client sends before its first frame (RFC 9113 section 3.4).
+pub const PREFACE_LEN: usize = 24;
 
 thread_local! {
-    /// Buffers of length [`BATCH_LEN`] to read into.
-    static FOR_READING: Pool = const { RefCell::new(Vec::new()) };
-    /// Empty buffers to gather writes in.
-    static FOR_WRITING: Pool = const { RefCell::new(Vec::new()) };
     /// Whether the running poll has written to a [`Batched`]; see [`Flushing`].
     static WROTE: Cell<bool> = const { Cell::new(false) };
 }
@@ -70,10 +67,14 @@ impl Socket {
         }
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, from),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, from),
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, from),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, from),
         }
     }
 
@@ -102,26 +103,23 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     socket: Socket,
-    /// Received and not yet handed on: `input[taken..filled]`. No memory when nothing is.
-    input: Vec<u8>,
-    taken: usize,
-    filled: usize,
-    /// Written and not yet sent: `output[sent..]`. No memory when nothing is.
-    output: Vec<u8>,
-    sent: usize,
+    inbox: Inbox,
+    outbox: Outbox,
 }
 
 impl Batched {
-    /// Takes over `socket`.
-    pub fn new(socket: Socket) -> Self {
-        let state = Mutex::new(State {
-            socket,
-            input: Vec::new(),
-            taken: 0,
-            filled: 0,
-            output: Vec::new(),
-            sent: 0,
-        });
+    /// Takes over a `socket` on which a client speaks.
+    pub fn with_client(socket: Socket) -> Self {
+        Self::new(socket, Inbox::new(PREFACE_LEN))
+    }
+
+    /// Takes over a `socket` on which a daemon answers.
+    pub fn with_daemon(socket: Socket) -> Self {
+        Self::new(socket, Inbox::new(0))
+    }
+
+    fn new(socket: Socket, inbox: Inbox) -> Self {
+        let state = Mutex::new(State { socket, inbox, outbox: Outbox::default() });
         let (received, first_read) = (AtomicUsize::new(0), Notify::new());
         Self { shared: Arc::new(Shared { state, received, first_read }) }
     }
@@ -140,66 +138,13 @@ impl Batched {
 
     /// Sends what has been written, as far as the socket takes it.
     fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.state.lock().poll_drain(cx)
-    }
-}
-
-impl State {
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.sent < self.output.len() {
-            let written = ready!(self.socket.poll_write(cx, &self.output[self.sent..]))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.sent += written;
-        }
-        self.sent = 0;
-        self.output.clear();
-        give_back(&FOR_WRITING, &mut self.output);
-        Poll::Ready(Ok(()))
+        let State { socket, outbox, .. } = &mut *self.shared.state.lock();
+        outbox.poll_drain(socket, cx)
     }
 
-    fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        if self.output.len() >= BATCH_LEN {
-            ready!(self.poll_drain(cx))?;
-        }
-        if self.output.capacity() == 0 {
-            self.output = borrow(&FOR_WRITING).unwrap_or_else(|| Vec::with_capacity(BATCH_LEN));
-        }
-        let mut taken = 0;
-        for slice in slices {
-            let room = BATCH_LEN.saturating_sub(self.output.len());
-            let len = slice.len().min(room);
-            self.output.extend_from_slice(&slice[..len]);
-            taken += len;
-        }
-        Poll::Ready(Ok(taken))
-    }
-
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut buffer = borrow(&FOR_READING).unwrap_or_else(|| vec![0; BATCH_LEN]);
-        let mut target = ReadBuf::new(&mut buffer);
-        let result = self.socket.poll_read(cx, &mut target);
-        self.taken = 0;
-        self.filled = target.filled().len();
-        if self.filled == 0 {
-            give_back(&FOR_READING, &mut buffer);
-        } else {
-            self.input = buffer;
-        }
-        result
-    }
-
-    fn take(&mut self, into: &mut hyper::rt::ReadBufCursor<'_>) {
-        let len = into.remaining().min(self.filled - self.taken);
-        into.put_slice(&self.input[self.taken..self.taken + len]);
-        self.taken += len;
-        if self.taken == self.filled {
-            give_back(&FOR_READING, &mut self.input);
+    fn note_received(&self, len: usize) {
+        if self.shared.received.fetch_add(len, Ordering::Relaxed) == 0 {
+            self.shared.first_read.notify_one();
         }
     }
 }
@@ -210,16 +155,20 @@ impl hyper::rt::Read for Batched {
         cx: &mut Context<'_>,
         mut into: hyper::rt::ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let mut state = self.shared.state.lock();
-        if state.taken == state.filled {
-            let result = ready!(state.poll_fill(cx));
-            if self.shared.received.fetch_add(state.filled, Ordering::Relaxed) == 0 {
-                self.shared.first_read.notify_one();
+        let State { socket, inbox, .. } = &mut *self.shared.state.lock();
+        let room = into.remaining();
+        loop {
+            inbox.take(&mut into);
+            if into.remaining() < room {
+                return Poll::Ready(Ok(()));
             }
-            result?;
+            let result = ready!(inbox.poll_fill(socket, cx));
+            let len = *result.as_ref().unwrap_or(&0);
+            self.note_received(len);
+            if result? == 0 {
+                return Poll::Ready(Ok(()));
+            }
         }
-        state.take(&mut into);
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -238,9 +187,9 @@ impl hyper::rt::Write for Batched {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.shared.state.lock();
-        ready!(state.poll_drain(cx))?;
-        state.socket.poll_shutdown(cx)
+        let State { socket, outbox, .. } = &mut *self.shared.state.lock();
+        ready!(outbox.poll_drain(socket, cx))?;
+        socket.poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -253,22 +202,9 @@ impl hyper::rt::Write for Batched {
         from: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         WROTE.set(true);
-        self.shared.state.lock().poll_write(cx, from)
+        let State { socket, outbox, .. } = &mut *self.shared.state.lock();
+        outbox.poll_write(socket, cx, from)
     }
-}
-
-fn borrow(pool: &'static LocalKey<Pool>) -> Option<Vec<u8>> {
-    pool.with_borrow_mut(Vec::pop)
-}
-
-/// Returns `buffer` to the pool and leaves one that holds no memory.
-fn give_back(pool: &'static LocalKey<Pool>, buffer: &mut Vec<u8>) {
-    let buffer = std::mem::take(buffer);
-    pool.with_borrow_mut(|pool| {
-        if buffer.capacity() > 0 && pool.len() < POOLED_BUFFERS {
-            pool.push(buffer);
-        }
-    });
 }
 
 pin_project! {

@@ -27,6 +27,7 @@ use tonic::Code;
 use crate::{
     error::{ProxyError, chain, status_code},
     fleet::{Backend, Fault},
+    io::Payload,
 };
 
 /// How a stream ended, seen from its response.
@@ -315,11 +316,8 @@ impl Download {
     }
 }
 
-impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = ResetError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+impl Body {
+    fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Polled {
         match &mut self.0 {
             Kind::Empty => Poll::Ready(None),
             Kind::Whole(bytes) => {
@@ -339,6 +337,19 @@ impl http_body::Body for Body {
                 Poll::Ready(polled.map(|result| result.map_err(|error| ResetError::like(&error))))
             }
         }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Payload;
+    type Error = ResetError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Payload>, ResetError>>> {
+        let polled = ready!(self.poll_bytes(cx));
+        Poll::Ready(polled.map(|frame| Ok(frame?.map_data(Payload::from))))
     }
 
     fn is_end_stream(&self) -> bool {

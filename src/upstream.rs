@@ -243,7 +243,7 @@ async fn dial(
         Err(_elapsed) => return Err(timeout("no connection")),
     };
     backend.metrics().connect.observe(started.elapsed().as_secs_f64());
-    let io = Batched::new(socket);
+    let io = Batched::with_daemon(socket);
     let executor = ConnectionExecutor { tasks: tasks.clone(), io: io.clone() };
     let handshake = http2::Builder::new(executor)
         .initial_stream_window_size(windows.stream)
