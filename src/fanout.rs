@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use http::{HeaderMap, Response, request::Parts};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+
 use tonic::Code;
 use tracing::warn;
 
@@ -31,7 +31,7 @@ use crate::{
     fleet::Backend,
     metrics::code_name,
     proxy::Proxy,
-    relay::{self, Body},
+    relay::{self, Body, Received},
     upstream::{Link, SendError},
     wire::{MAX_MESSAGE_LEN, Messages, WireError},
 };
@@ -46,7 +46,7 @@ const MAX_ANSWER_LEN: usize = 4 * MAX_MESSAGE_LEN;
 #[derive(Debug)]
 struct Answer {
     backend: Arc<Backend>,
-    response: Response<Incoming>,
+    response: Response<Received>,
 }
 
 /// Why a backend has no part in an answer.
@@ -86,7 +86,7 @@ fn reachable(proxy: &Proxy) -> Vec<Arc<Backend>> {
 }
 
 /// Sends the same request to `backend` and waits for its headers.
-async fn ask(link: Link, parts: &Parts, message: &Bytes) -> Result<Response<Incoming>, PartError> {
+async fn ask(link: Link, parts: &Parts, message: &Bytes) -> Result<Response<Received>, PartError> {
     let body = Body::whole(message.clone());
     let request = relay::request(http::Request::from_parts(parts.clone(), body), |body| body);
     link.send(request).await.map_err(|error| {
@@ -123,13 +123,13 @@ fn missing(backend: &Backend, parts: &Parts, error: &PartError) {
 }
 
 /// Reads a whole answer: its messages, each with its prefix, if it ended with OK.
-async fn messages(response: Response<Incoming>) -> Result<Vec<Bytes>, PartError> {
+async fn messages(response: Response<Received>) -> Result<Vec<Bytes>, PartError> {
     tokio::time::timeout(ANSWER_TIMEOUT, read_messages(response))
         .await
         .unwrap_or(Err(PartError::Timeout))
 }
 
-async fn read_messages(response: Response<Incoming>) -> Result<Vec<Bytes>, PartError> {
+async fn read_messages(response: Response<Received>) -> Result<Vec<Bytes>, PartError> {
     let (parts, mut body) = response.into_parts();
     let mut status = parts.headers;
     let mut cutter = Messages::new(MAX_MESSAGE_LEN);

@@ -4,6 +4,8 @@
 //! to end and nothing queues here. What an HTTP/2 library hides is made visible again: it reports a
 //! reset with CANCEL as a plain end of the body, which a gRPC peer would read as a half-close.
 
+mod received;
+
 use std::{
     error::Error,
     fmt, mem,
@@ -24,6 +26,7 @@ use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 
+pub use self::received::Received;
 use crate::{
     error::{ProxyError, chain, status_code},
     fleet::{Backend, Fault},
@@ -104,6 +107,11 @@ impl ResetError {
         Self(remote_reset(error).unwrap_or(Reason::CANCEL).into())
     }
 
+    /// The reason to give.
+    pub fn reason(&self) -> Reason {
+        self.0.reason().unwrap_or(Reason::INTERNAL_ERROR)
+    }
+
     fn cancel() -> Self {
         Self(Reason::CANCEL.into())
     }
@@ -182,7 +190,7 @@ struct Upload {
 
 #[derive(Debug)]
 struct Download {
-    body: Incoming,
+    body: Received,
     backend: Arc<Backend>,
     tally: Arc<Tally>,
     on_end: OnEnd,
@@ -201,7 +209,7 @@ impl Body {
     }
 
     /// The body of a daemon's response on its way to the client.
-    fn download(body: Incoming, backend: Arc<Backend>, tally: Arc<Tally>, on_end: OnEnd) -> Self {
+    fn download(body: Received, backend: Arc<Backend>, tally: Arc<Tally>, on_end: OnEnd) -> Self {
         let download = Download { body, backend, tally, on_end, trailers_sent: false };
         Self(Kind::Download(Box::new(download)))
     }
@@ -224,7 +232,7 @@ impl Body {
 
 /// Turns a daemon's response into the client's: same status, headers, body and trailers.
 pub fn response(
-    response: Response<Incoming>,
+    response: Response<Received>,
     backend: Arc<Backend>,
     tally: Arc<Tally>,
     mut on_end: OnEnd,
@@ -307,7 +315,7 @@ impl Download {
     }
 
     /// Ends the client's stream with a status that names the backend: its connection broke.
-    fn lost(&mut self, error: &hyper::Error) -> HeaderMap {
+    fn lost(&mut self, error: &h2::Error) -> HeaderMap {
         self.trailers_sent = true;
         self.on_end.fire(End::BackendLost);
         let cause = chain(error);

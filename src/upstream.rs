@@ -3,10 +3,15 @@
 //! A [`Link`] belongs to one binding (or to the fleet's own calls), so a lost connection costs one
 //! build. A request is sent again only when the library hands it back unsent.
 
+mod call;
+
 use std::{
     collections::HashMap,
     fmt, io,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -15,18 +20,16 @@ use futures_util::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
+use h2::client::SendRequest;
 use http::{Request, Response, Uri};
-use hyper::{
-    body::Incoming,
-    client::conn::http2::{self, SendRequest},
-    rt::Executor,
-};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use self::call::{CallError, call};
 use crate::{
     address::Address,
     error::{Chain, ProxyError, chain},
@@ -35,8 +38,8 @@ use crate::{
         CONNECTION_WINDOW, HARD_HEADER_LIST_LEN, SEND_BUFFER_LEN, SHARED_CONNECTION_WINDOW,
         SHARED_STREAM_WINDOW, STREAM_WINDOW,
     },
-    io::{Batched, Flushing, Socket},
-    relay::{Body, remote_reset},
+    io::{Batched, Flushing, Payload, Socket},
+    relay::{Body, Received, remote_reset},
 };
 
 /// A daemon that accepts takes milliseconds; a lost SYN is sent again after 1 s and 3 s.
@@ -74,7 +77,7 @@ pub enum SendError {
     /// The proxy's view: the backend is not reachable or was lost.
     Proxy(ProxyError),
     /// The daemon reset the stream: the client gets the same reset.
-    Reset(hyper::Error),
+    Reset(h2::Error),
 }
 
 #[derive(Debug, Clone)]
@@ -90,8 +93,15 @@ struct Windows {
     connection: u32,
 }
 
-type Sender = SendRequest<Body>;
-type Dial = Shared<BoxFuture<'static, Result<Sender, DialError>>>;
+type Sender = SendRequest<Payload>;
+type Dial = Shared<BoxFuture<'static, Result<Connection, DialError>>>;
+
+/// An open connection. It closes when all clones are gone and its last stream has ended.
+#[derive(Debug, Clone)]
+struct Connection {
+    sender: Sender,
+    ended: Arc<AtomicBool>,
+}
 
 /// A connection to one backend, opened when first needed. Clones share it.
 #[derive(Clone)]
@@ -139,29 +149,29 @@ impl Link {
     ///
     /// # Errors
     /// See [`SendError`]. What was handed to the connection is never sent again.
-    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Received>, SendError> {
         self.complete_uri(&mut request);
         // A connection can close (GOAWAY) between the look and the send; then the request comes
         // back unsent and goes out on a new connection, as grpc-go does it.
         let mut attempts = 0;
         loop {
-            let mut sender = self.sender().await.map_err(SendError::Proxy)?;
+            let sender = self.sender().await.map_err(SendError::Proxy)?;
             attempts += 1;
-            match sender.try_send_request(request).await {
+            match call(sender, request, &self.tasks).await {
                 Ok(response) => return Ok(response),
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) if attempts < 3 => {
-                        debug!(backend = self.backend.name(), "connection takes no more streams");
-                        self.release();
-                        request = unsent;
-                    }
-                    _ => return Err(self.failed(error.into_error())),
-                },
+                Err(CallError::Unsent(unsent, _)) if attempts < 3 => {
+                    debug!(backend = self.backend.name(), "connection takes no more streams");
+                    self.release();
+                    request = *unsent;
+                }
+                Err(CallError::Unsent(_, error) | CallError::Failed(error)) => {
+                    return Err(self.failed(error));
+                }
             }
         }
     }
 
-    fn failed(&self, error: hyper::Error) -> SendError {
+    fn failed(&self, error: h2::Error) -> SendError {
         if remote_reset(&error).is_some() {
             return SendError::Reset(error);
         }
@@ -173,7 +183,7 @@ impl Link {
 
     async fn sender(&self) -> Result<Sender, ProxyError> {
         let dial = self.current_dial();
-        dial.await.map_err(|error| {
+        dial.await.map(|connection| connection.sender).map_err(|error| {
             self.release();
             self.backend.report_fault(error.fault, &error.cause, Instant::now());
             let backend = self.backend.name().to_owned();
@@ -185,7 +195,7 @@ impl Link {
         let mut current = self.dial.lock();
         if let Some(dial) = &*current {
             let usable = match dial.peek() {
-                Some(Ok(sender)) => !sender.is_closed(),
+                Some(Ok(connection)) => !connection.ended.load(Ordering::Relaxed),
                 Some(Err(_)) => false,
                 None => true,
             };
@@ -227,7 +237,7 @@ async fn dial(
     backend: Arc<Backend>,
     windows: Windows,
     tasks: TaskTracker,
-) -> Result<Sender, DialError> {
+) -> Result<Connection, DialError> {
     let started = Instant::now();
     let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
     let timeout = |what| {
@@ -244,26 +254,30 @@ async fn dial(
     };
     backend.metrics().connect.observe(started.elapsed().as_secs_f64());
     let io = Batched::with_daemon(socket);
-    let executor = ConnectionExecutor { tasks: tasks.clone(), io: io.clone() };
-    let handshake = http2::Builder::new(executor)
-        .initial_stream_window_size(windows.stream)
+    let handshake = h2::client::Builder::new()
+        .enable_push(false)
+        .initial_window_size(windows.stream)
         .initial_connection_window_size(windows.connection)
         .max_header_list_size(HARD_HEADER_LIST_LEN)
-        .max_send_buf_size(SEND_BUFFER_LEN)
+        .max_send_buffer_size(SEND_BUFFER_LEN)
         .initial_max_send_streams(usize::MAX >> 1)
-        .handshake(io.clone())
+        .handshake(TokioIo::new(io.clone()))
         .await;
     let (sender, connection) =
         handshake.map_err(|error| DialError { fault: Fault::Lost, cause: chain(&error).into() })?;
+    let connected = Connection { sender, ended: Arc::default() };
+    let ended = Arc::clone(&connected.ended);
+    let connection = Flushing::new(connection, io.clone());
     tasks.spawn(async move {
         if let Err(error) = connection.await {
             debug!(backend = backend.name(), error = %Chain(&error), "upstream connection ended");
         }
+        ended.store(true, Ordering::Relaxed);
     });
     // The system accepts for a daemon that is stopped or stuck; its SETTINGS show that it is there.
     // Once a Solve has been sent, it is too late to try another daemon.
     match tokio::time::timeout_at(deadline, io.first_read()).await {
-        Ok(()) if io.received() > 0 => Ok(sender),
+        Ok(()) if io.received() > 0 => Ok(connected),
         Ok(()) => {
             let cause = "it closed the connection unasked".into();
             Err(DialError { fault: Fault::Lost, cause })
@@ -283,26 +297,9 @@ async fn connect(address: &Address) -> io::Result<Socket> {
     }
 }
 
-/// Spawns a connection's futures so that what they write is sent when their poll is over.
-#[derive(Debug, Clone)]
-struct ConnectionExecutor {
-    tasks: TaskTracker,
-    io: Batched,
-}
-
-impl<F> Executor<F> for ConnectionExecutor
-where
-    F: Future + Send + 'static,
-    F::Output: Send,
-{
-    fn execute(&self, future: F) {
-        self.tasks.spawn(Flushing::new(future, self.io.clone()));
-    }
-}
-
 /// Lets the proxy's own gRPC clients call over a [`Link`].
 impl tower_service::Service<Request<tonic::body::Body>> for Link {
-    type Response = Response<Incoming>;
+    type Response = Response<Received>;
     type Error = Box<dyn std::error::Error + Send + Sync>;
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 

@@ -18,7 +18,7 @@ use crate::{
     fleet::Backend,
     ids::{Id, Key},
     proxy::{self, Proxy},
-    relay::Body,
+    relay::{Body, Received},
     upstream::Link,
     wire::{
         self, MAX_MESSAGE_LEN, Messages,
@@ -216,7 +216,7 @@ fn follow_one(
 
 /// Sends each message of `response` on, whole, until its end or until the client goes.
 pub(super) async fn forward(
-    response: Response<Incoming>,
+    response: Response<Received>,
     sender: &mpsc::Sender<Bytes>,
     seen: impl Fn(&Bytes),
 ) -> Result<(), PartError> {

@@ -1,0 +1,63 @@
+//! The body of a daemon's response, as it comes.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream};
+use http_body::Frame;
+
+/// The body of a daemon's response.
+#[derive(Debug)]
+pub struct Received {
+    stream: RecvStream,
+    data_ended: bool,
+}
+
+impl Received {
+    /// The body that comes in `stream`.
+    pub fn new(stream: RecvStream) -> Self {
+        Self { stream, data_ended: false }
+    }
+}
+
+impl http_body::Body for Received {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if !self.data_ended {
+            if let Some(data) = ready!(self.stream.poll_data(cx)) {
+                return Poll::Ready(end_unless_early(data.map(|data| {
+                    // Fails only for a stream that is closed, which owes no more window.
+                    let _ = self.stream.flow_control().release_capacity(data.len());
+                    Frame::data(data)
+                })));
+            }
+            self.data_ended = true;
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx)).transpose();
+        let frame = trailers.map(|trailers| trailers.map(Frame::trailers));
+        Poll::Ready(frame.and_then(end_unless_early))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+}
+
+/// A reset with `NO_ERROR` asks for the rest of the request not to be sent (RFC 9113 section 8.1):
+/// the body ends there, and is not broken.
+fn end_unless_early(
+    frame: Result<Frame<Bytes>, h2::Error>,
+) -> Option<Result<Frame<Bytes>, h2::Error>> {
+    match frame {
+        Err(error) if error.reason() == Some(Reason::NO_ERROR) => None,
+        frame => Some(frame),
+    }
+}
