@@ -52,12 +52,15 @@ const STATUS_LOOKUP: Duration = Duration::from_secs(1);
 
 /// Control/Solve: reads it, binds it, relays it.
 ///
+/// It waits for the answer as long as the build runs. What comes before is boxed, so that its memory is
+/// not kept as long.
+///
 /// # Errors
 /// The daemon reset the stream.
 pub async fn solve(proxy: &Proxy, request: Request<Incoming>, origin: &Origin) -> Answer {
     let trace = ids::trace(request.headers());
     let (parts, body) = request.into_parts();
-    let (message, rest) = match proxy.read_message(body).await {
+    let (message, rest) = match Box::pin(proxy.read_message(body)).await {
         Ok(read) => read,
         Err(error) => return Ok(proxy.reject(&error)),
     };
@@ -65,9 +68,9 @@ pub async fn solve(proxy: &Proxy, request: Request<Incoming>, origin: &Origin) -
         Ok(solve) => solve,
         Err(error) => return Ok(proxy.reject(&ProxyError::from_solve(&error))),
     };
-    let affinity = affinity_key(proxy, &solve, &parts.headers, origin).await;
+    let affinity = Box::pin(affinity_key(proxy, &solve, &parts.headers, origin)).await;
     let solve = Solve::new(&solve, affinity);
-    let placed = match place::solve(proxy, &solve, trace, origin).await {
+    let placed = match Box::pin(place::solve(proxy, &solve, trace, origin)).await {
         Ok(placed) => placed,
         Err(error) => return Ok(proxy.reject(&error)),
     };
