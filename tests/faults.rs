@@ -848,17 +848,18 @@ async fn a_session_is_served_though_its_solve_comes_twelve_seconds_late() {
         let id = number.to_string();
         let client = RawClient::connect(&proxy.socket()).await;
         let solve = client.solve(&id, &id).await;
-        let mut session = session.answered().await.expect("headers");
-        send(&mut session.upload, EMPTY).await.expect("sent");
-        session.upload.send_data(Bytes::new(), true).expect("half-closed");
-        assert_eq!(session.ended().await.body, EMPTY);
         let at = |daemon: &FakeDaemon, method: &str| {
             daemon.seen(method).iter().any(|seen| seen.id() == id)
         };
+        // A Session that has ended by then would draw no Solve.
         until("both are on one daemon", || {
             fleet.iter().any(|d| at(d, "Control/Session") && at(d, "Control/Solve"))
         })
         .await;
+        let mut session = session.answered().await.expect("headers");
+        send(&mut session.upload, EMPTY).await.expect("sent");
+        session.upload.send_data(Bytes::new(), true).expect("half-closed");
+        assert_eq!(session.ended().await.body, EMPTY);
         drop(solve);
     }
 }
