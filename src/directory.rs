@@ -18,7 +18,8 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{error::ProxyError, fleet::BindingCount, ids::Key, relay::Tally, upstream::Link};
 
-/// Ended keys remembered. A build leaves three, 250 bytes each: the last 20 000 builds in 15 MB.
+/// Ended keys remembered. A build leaves three, 250 bytes each: the last 20 000 builds in 15 MB, and
+/// what the allocator adds.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(60_000).expect("not zero");
 
 /// How long after its end a build still draws its invocation's next target to its backend.
