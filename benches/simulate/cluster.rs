@@ -1,0 +1,164 @@
+//! Daemons that run builds and keep caches, with the policies' own view of them.
+
+use std::{
+    num::NonZeroUsize,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use buildkit_lb::policy::{Candidate, Candidates, Totals};
+use lru::LruCache;
+
+/// Projects whose caches fit on one daemon's disk.
+const CACHED_PROJECTS: NonZeroUsize = NonZeroUsize::new(200).expect("not 0");
+
+/// One daemon.
+pub(crate) struct Daemon {
+    name: String,
+    candidate: Arc<Candidate>,
+    cache: LruCache<u32, ()>,
+    /// Changes with each restart: builds of an earlier life are over.
+    life: u32,
+}
+
+/// Where a build runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seat {
+    pub(crate) daemon: usize,
+    life: u32,
+}
+
+/// All daemons, and the time.
+pub(crate) struct Cluster {
+    daemons: Vec<Daemon>,
+    totals: Arc<Totals>,
+    candidates: Candidates,
+    /// Daemon of each place among the candidates.
+    places: Vec<usize>,
+    present: Vec<bool>,
+    builds: u64,
+    epoch: Instant,
+    /// Daemons that never were before have names that never were before.
+    next_name: usize,
+}
+
+impl Cluster {
+    pub(crate) fn new(count: usize) -> Self {
+        let mut cluster = Self {
+            daemons: Vec::new(),
+            totals: Arc::default(),
+            candidates: Candidates::default(),
+            places: Vec::new(),
+            present: vec![true; count],
+            builds: 0,
+            epoch: Instant::now(),
+            next_name: count,
+        };
+        let daemons = (0..count).map(|number| Daemon {
+            name: format!("buildkitd-{number}"),
+            candidate: cluster.candidate(&format!("buildkitd-{number}"), None),
+            cache: LruCache::new(CACHED_PROJECTS),
+            life: 0,
+        });
+        cluster.daemons = daemons.collect();
+        cluster.enlist();
+        cluster
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.daemons.len()
+    }
+
+    /// What the policies choose from.
+    pub(crate) fn candidates(&self) -> &Candidates {
+        &self.candidates
+    }
+
+    /// What the policies call the time this many seconds after the start.
+    pub(crate) fn instant(&self, seconds: f64) -> Instant {
+        self.epoch + Duration::from_secs_f64(seconds)
+    }
+
+    /// The daemon at a place among the candidates.
+    pub(crate) fn daemon_at(&self, place: usize) -> usize {
+        self.places[place]
+    }
+
+    pub(crate) fn candidate_of(&self, daemon: usize) -> &Candidate {
+        &self.daemons[daemon].candidate
+    }
+
+    /// Starts a build; returns its seat and whether the daemon's cache was warm.
+    ///
+    /// A build that runs counts: BuildKit joins equal steps of builds that run at the same time.
+    pub(crate) fn start_build(&mut self, daemon: usize, project: u32) -> (Seat, bool) {
+        let entry = &mut self.daemons[daemon];
+        entry.candidate.start_build();
+        self.builds += 1;
+        let warm = entry.cache.put(project, ()).is_some();
+        (Seat { daemon, life: entry.life }, warm)
+    }
+
+    pub(crate) fn end_build(&mut self, seat: Seat) {
+        let daemon = &self.daemons[seat.daemon];
+        if daemon.life == seat.life {
+            daemon.candidate.end_build();
+            self.builds -= u64::from(self.present[seat.daemon]);
+        }
+    }
+
+    /// Builds of every daemon that takes new ones.
+    pub(crate) fn loads(&self) -> impl Iterator<Item = u32> {
+        let ready = self.daemons.iter().zip(&self.present).filter(|(_, present)| **present);
+        ready.map(|(daemon, _)| daemon.candidate.builds())
+    }
+
+    /// Builds of all daemons that take new ones.
+    pub(crate) fn builds(&self) -> u64 {
+        self.builds
+    }
+
+    /// The daemon leaves the fleet. What runs on it may end there.
+    pub(crate) fn leave(&mut self, daemon: usize) {
+        self.present[daemon] = false;
+        self.builds -= u64::from(self.daemons[daemon].candidate.builds());
+        self.daemons[daemon].candidate.depart();
+        self.enlist();
+    }
+
+    /// A daemon of the same name, with the same cache, is back: a restart of a StatefulSet's pod.
+    pub(crate) fn come_back(&mut self, daemon: usize, seconds: f64) {
+        let name = self.daemons[daemon].name.clone();
+        self.begin(daemon, name, seconds);
+    }
+
+    /// A daemon that has built nothing takes the place of one that left: a lost node.
+    pub(crate) fn replace(&mut self, daemon: usize, seconds: f64) {
+        let name = format!("buildkitd-{}", self.next_name);
+        self.next_name += 1;
+        self.daemons[daemon].cache.clear();
+        self.begin(daemon, name, seconds);
+    }
+
+    fn begin(&mut self, daemon: usize, name: String, seconds: f64) {
+        let joined = Some(self.instant(seconds));
+        let candidate = self.candidate(&name, joined);
+        let entry = &mut self.daemons[daemon];
+        entry.candidate = candidate;
+        entry.name = name;
+        entry.life += 1;
+        self.present[daemon] = true;
+        self.enlist();
+    }
+
+    fn candidate(&self, name: &str, joined: Option<Instant>) -> Arc<Candidate> {
+        Arc::new(Candidate::new(name, 1, joined, &self.totals))
+    }
+
+    fn enlist(&mut self) {
+        self.places = (0..self.daemons.len()).filter(|daemon| self.present[*daemon]).collect();
+        let candidates =
+            self.places.iter().map(|&daemon| Arc::clone(&self.daemons[daemon].candidate));
+        self.candidates = Candidates::new(candidates.collect(), &self.totals);
+    }
+}
