@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build tools demo test bench bench-affinity bench-decision check fmt fmt-check clippy doc deny shellcheck ci clean
+.PHONY: help build tools demo test bench bench-affinity bench-decision bench-simulate check fmt fmt-check clippy doc deny shellcheck ci clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ bench-affinity: ## 30 projects built again and again by each policy, on real dae
 
 bench-decision: ## what one choice of a backend costs, for 1 to 1000 backends
 	cargo bench --locked --bench decision
+
+bench-simulate: ## fleets of 10 to 1000 daemons, simulated with the real policies (ARGS=--quick)
+	cargo bench --locked --bench simulate -- $(ARGS)
 
 check: fmt-check clippy doc deny shellcheck ## what a change must pass besides the tests
 
