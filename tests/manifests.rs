@@ -13,8 +13,9 @@ use std::{
 use regex::Regex;
 use serde_json::Value;
 use support::{
-    apiserver::{ApiServer, tool},
     client::{run, text},
+    kubernetes::Cluster,
+    tools::kubernetes_tool,
 };
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
@@ -63,7 +64,7 @@ impl Rendered {
 
 /// The chart with the values of `files`, for a namespace of that name.
 fn chart(namespace: &str, files: &[PathBuf]) -> Rendered {
-    let mut helm = Command::new(tool("helm"));
+    let mut helm = Command::new(kubernetes_tool("helm"));
     helm.args(["template", "buildkit-lb"]).arg(format!("{DEPLOY}/chart"));
     helm.args(["--kube-version", "1.36.3", "--namespace", namespace]);
     for file in files {
@@ -95,7 +96,7 @@ fn charts() -> Vec<Rendered> {
 }
 
 fn kustomization(path: &str) -> Rendered {
-    let output = run(Command::new(tool("kubectl")).arg("kustomize").arg(path));
+    let output = run(Command::new(kubernetes_tool("kubectl")).arg("kustomize").arg(path));
     assert!(output.status.success(), "{path}: {}", text(&output));
     Rendered { name: path.to_owned(), yaml: String::from_utf8_lossy(&output.stdout).into() }
 }
@@ -151,24 +152,12 @@ fn monitoring_kinds() -> String {
     definitions
 }
 
-/// A kubeconfig that says where objects go that do not say it themselves.
-fn in_namespace(name: &str) -> tempfile::NamedTempFile {
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    let text = format!(
-        "{{apiVersion: v1, kind: Config, current-context: test, \
-         contexts: [{{name: test, context: {{cluster: test, user: test, namespace: {name}}}}}], \
-         clusters: [{{name: test, cluster: {{server: \"https://127.0.0.1\"}}}}], \
-         users: [{{name: test, user: {{}}}}]}}"
-    );
-    fs::write(file.path(), text).expect("written");
-    file
-}
-
 #[test]
 fn the_api_server_takes_everything_without_an_unknown_field() {
-    let server = ApiServer::start();
+    let cluster = Cluster::bare();
+    let server = cluster.server();
     let must = |args: &[&str], input: &str, what: &str| {
-        let output = server.kubectl(args, input);
+        let output = server.feed(args, input);
         assert!(output.status.success(), "{what}: {}", text(&output));
     };
     must(&["apply", "--filename", "-"], &monitoring_kinds(), "the definitions");
@@ -181,9 +170,8 @@ fn the_api_server_takes_everything_without_an_unknown_field() {
     for Rendered { name, yaml } in charts() {
         must(&["create", "namespace", &name], "", &name);
         // A default, not --namespace: that refuses the Role which belongs into another one.
-        let config = in_namespace(&name);
-        let config = config.path().display().to_string();
-        must(&[&apply[..], &["--kubeconfig", &config]].concat(), &yaml, &name);
+        must(&["config", "set-context", "--current", "--namespace", &name], "", &name);
+        must(&apply, &yaml, &name);
     }
     must(&["create", "namespace", "buildkit"], "", "buildkit");
     let dry = [&apply[..], &["--namespace", "buildkit", "--dry-run=server"]].concat();
@@ -197,8 +185,7 @@ fn the_api_server_takes_everything_without_an_unknown_field() {
     for Rendered { name, yaml } in plain {
         must(&dry, &yaml, &name);
     }
-    let unknown =
-        server.kubectl(&dry, "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, x: 1}");
+    let unknown = server.feed(&dry, "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, x: 1}");
     assert!(!unknown.status.success(), "an unknown field is let through");
 }
 

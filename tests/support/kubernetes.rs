@@ -131,6 +131,10 @@ impl Cluster {
             "--authorization-mode=RBAC",
             "--service-cluster-ip-range=10.96.0.0/24",
             "--endpoint-reconciler-type=none",
+            // Daemons are.
+            "--allow-privileged=true",
+            // Without controllers nobody makes the accounts that this would ask for.
+            "--disable-admission-plugins=ServiceAccount",
         ];
         self.apiserver = Some(Guarded::start(&kubernetes_tool("kube-apiserver"), &args));
         let ca = format!("{certs}/apiserver.crt");
@@ -209,7 +213,12 @@ impl Server {
 
     /// Gives `object` to kubectl, `verb` as `apply -f -`; whether it succeeded.
     pub(crate) fn send(&self, verb: &[&str], object: &Value) -> Output {
-        let mut command = self.command(verb);
+        self.feed(verb, &object.to_string())
+    }
+
+    /// Runs kubectl with `input` as its standard input.
+    pub(crate) fn feed(&self, args: &[&str], input: &str) -> Output {
+        let mut command = self.command(args);
         let mut kubectl = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -218,7 +227,7 @@ impl Server {
             .expect("kubectl runs");
         let mut stdin = kubectl.stdin.take().expect("a pipe");
         // kubectl may end before it has read all; its exit code tells.
-        let _ = stdin.write_all(object.to_string().as_bytes());
+        let _ = stdin.write_all(input.as_bytes());
         drop(stdin);
         kubectl.wait_with_output().expect("kubectl ends")
     }

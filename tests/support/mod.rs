@@ -3,7 +3,6 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
-pub(crate) mod apiserver;
 pub(crate) mod buildkitd;
 pub(crate) mod child;
 pub(crate) mod client;
