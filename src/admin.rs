@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
-    build::running::RunningBuild,
     discovery::{Register, Standing, Trouble},
     fleet::Backend,
     proxy::Proxy,
+    running::RunningBuild,
 };
 
 /// OpenMetrics 1.0, which Prometheus asks for first.

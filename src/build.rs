@@ -4,12 +4,9 @@
 //! them all over the binding's connection. Knows nothing of sockets; never sends a Solve or a Session
 //! twice.
 
-pub mod affinity;
 mod place;
 mod refuse;
 mod report;
-pub mod running;
-pub mod shared_keys;
 pub mod solve;
 
 use std::{sync::Arc, time::Duration};
@@ -19,17 +16,18 @@ use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 
 use self::{
-    affinity::{AffinityKey, Facts, rules::HINT_HEADER},
     report::{Report, SessionReport},
     solve::Solve,
 };
 use crate::{
+    affinity::{AffinityKey, Facts, rules::HINT_HEADER},
     directory::{Bound, Lease, Lookup},
     error::ProxyError,
     fanout,
     ids::{self, Id, Key, TraceId},
+    origin::Origin,
     policy::Policy,
-    proxy::{Answer, Origin, Proxy},
+    proxy::{Answer, Proxy},
     relay::{OnEnd, Tally},
     upstream::Link,
     wire::{self, control::SolveRequest},

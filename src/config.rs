@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     address::Address,
-    build::affinity::Rules,
+    affinity::Rules,
     discovery::{Target, static_list},
     fleet::Endpoint,
     policy::{self, LoadFactor, warm},

@@ -23,7 +23,8 @@ use crate::{
     },
     io::{Batched, Flushing, PREFACE_LEN, Socket},
     metrics::ReasonLabels,
-    proxy::{Answer, ConnectionLoad, Origin, Proxy},
+    origin::{ConnectionLoad, Origin},
+    proxy::{Answer, Proxy},
     router::{self, Route},
 };
 

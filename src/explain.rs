@@ -12,7 +12,7 @@ use clap::Args;
 use prost::Message as _;
 
 use crate::{
-    build::affinity::{AffinityKey, Facts},
+    affinity::{AffinityKey, Facts},
     config::Config,
     fleet::Fleet,
     metrics::Metrics,

@@ -8,17 +8,19 @@
 //! - [`router`] path and metadata to a route
 //! - [`build`] reads each Solve, binds its build, parks the siblings
 //! - [`fanout`] the fleet's RPCs: ask every daemon, merge
-//! - [`proxy`] what all streams share; [`directory`] session or build -> binding
+//! - [`proxy`] what all streams share: [`running`] builds, [`directory`] session or build -> binding
+//! - [`affinity`] what a build's cache is known by
 //! - [`policy`] which backend takes a build
 //! - [`relay`] copies bodies unread; [`upstream`] one connection to a daemon
 //! - [`fleet`] the live backends; [`discovery`] finds them, and writes the fleet alone
 //!
 //! Beside the path: [`health`] probes, [`admin`] metrics and status. Leaves that anyone may use:
 //! [`address`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`], [`metrics`],
-//! [`shutdown`], [`telemetry`], [`wire`].
+//! [`origin`], [`shutdown`], [`telemetry`], [`wire`].
 
 pub mod address;
 pub mod admin;
+pub mod affinity;
 pub mod app;
 pub mod build;
 pub mod cli;
@@ -37,10 +39,12 @@ pub mod ids;
 pub mod io;
 pub mod listener;
 pub mod metrics;
+pub mod origin;
 pub mod policy;
 pub mod proxy;
 pub mod relay;
 pub mod router;
+pub mod running;
 pub mod shutdown;
 pub mod telemetry;
 pub mod upstream;

@@ -4,11 +4,7 @@
 //! proxy's own error. Which stream gets which treatment is decided above, in `build` and `fanout`.
 
 use std::{
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,20 +12,21 @@ use bytes::Bytes;
 use http::{Request, Response, request::Parts};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::{
-    build::{affinity::Rules, running::Running, shared_keys::SharedKeys},
+    affinity::{Rules, shared_keys::SharedKeys},
     directory::{Bound, Directory, Lookup},
     error::ProxyError,
     first_message::{FirstMessage, Reader},
     fleet::{Backend, BuildCount, Fleet, Roster},
     ids::Key,
     metrics::Metrics,
-    policy::{self, Choice, KeyHash, Obstacle, Outcome, Policy, warm::WarmMemory},
+    policy::{self, KeyHash, Outcome, Policy, warm::WarmMemory},
     relay::{self, Body, End, OnEnd, ResetError, Tally},
+    running::{Running, Why},
     upstream::{Link, SendError, SharedLinks},
 };
 
@@ -42,59 +39,6 @@ const FIRST_VERDICTS: Duration = Duration::from_secs(1);
 
 /// What the answer to a stream can be: a response, or a reset like the daemon's.
 pub type Answer = Result<Response<Body>, ResetError>;
-
-/// Where a stream came from.
-#[derive(Debug, Clone)]
-pub struct Origin {
-    /// Number of the downstream connection, unique in this process.
-    pub connection: u64,
-    /// Address of the client, unless it came through a Unix socket.
-    pub client: Option<IpAddr>,
-    /// What runs on that connection.
-    pub load: Arc<ConnectionLoad>,
-    /// When the stream arrived.
-    pub arrived: Instant,
-}
-
-/// The Solve and Session streams of one downstream connection: while there are any, a drain must
-/// leave it open for the later calls of their builds.
-#[derive(Debug, Default)]
-pub struct ConnectionLoad {
-    open: AtomicUsize,
-    idle: Notify,
-}
-
-impl ConnectionLoad {
-    /// Counts one stream while the guard lives.
-    pub fn enter(self: &Arc<Self>) -> LoadGuard {
-        self.open.fetch_add(1, Ordering::Relaxed);
-        LoadGuard(Arc::clone(self))
-    }
-
-    /// Whether no Solve and no Session is open.
-    pub fn is_idle(&self) -> bool {
-        self.open.load(Ordering::Relaxed) == 0
-    }
-
-    /// Waits until the last one ends.
-    pub async fn idle(&self) {
-        while !self.is_idle() {
-            self.idle.notified().await;
-        }
-    }
-}
-
-/// One open Solve or Session stream.
-#[derive(Debug)]
-pub struct LoadGuard(Arc<ConnectionLoad>);
-
-impl Drop for LoadGuard {
-    fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.idle.notify_one();
-        }
-    }
-}
 
 /// The proxy's shared state. Clones share it.
 #[derive(Debug, Clone)]
@@ -119,40 +63,6 @@ pub struct Proxy {
     pub shared_keys: SharedKeys,
     tasks: TaskTracker,
     reader: Reader,
-}
-
-/// Why a build is where it is: what its log record tells.
-#[derive(Debug, Clone)]
-pub struct Why {
-    /// How the backend was found.
-    pub outcome: Outcome,
-    /// How many backends the key would rather have; `None` without a key.
-    pub rank: Option<usize>,
-    /// Builds that ran there.
-    pub load: u32,
-    /// Builds that could run there before the key spilled, if that was bounded.
-    pub bound: Option<u64>,
-    /// The key's home, if the build is elsewhere, and what kept it out.
-    pub passed_over: Option<(Arc<Backend>, Obstacle)>,
-}
-
-impl Why {
-    /// Something of the build is on `backend` already.
-    pub fn pinned(backend: &Backend) -> Self {
-        let load = backend.builds();
-        Self { outcome: Outcome::Pinned, rank: None, load, bound: None, passed_over: None }
-    }
-
-    fn chosen(choice: &Choice, roster: &Roster) -> Self {
-        let backend = |index: usize| Arc::clone(&roster.backends()[index]);
-        Self {
-            outcome: choice.outcome,
-            rank: choice.rank,
-            load: choice.builds,
-            bound: choice.bound,
-            passed_over: choice.passed_over.map(|(index, obstacle)| (backend(index), obstacle)),
-        }
-    }
 }
 
 /// A link to a backend that accepts, and why to that one.

@@ -8,8 +8,10 @@ use crate::{
     error::ProxyError,
     fleet::{Backend, BuildCount},
     ids::{Key, TraceId},
+    origin::Origin,
     policy::{KeyHash, Policy},
-    proxy::{LinkKind, Opened, Origin, Proxy, Why},
+    proxy::{LinkKind, Opened, Proxy},
+    running::Why,
 };
 
 /// A build's place, and how it was found.

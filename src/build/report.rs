@@ -8,19 +8,17 @@ use std::{
 use tonic::Code;
 use tracing::info;
 
-use super::{
-    place::Placed,
-    running::{Entry, RunningBuild},
-    solve::Solve,
-};
+use super::{place::Placed, solve::Solve};
 use crate::{
     directory::{Binding, Lease, Lookup},
     fleet::BuildCount,
     ids::{Id, Key},
     metrics::{CodeLabels, DecisionLabels, GrpcCodeLabels, Metrics, ResultLabels, code_name},
+    origin::{LoadGuard, Origin},
     policy::KeyHash,
-    proxy::{LoadGuard, Origin, Proxy},
+    proxy::Proxy,
     relay::{End, OnEnd, Tally},
+    running::{Entry, RunningBuild},
 };
 
 /// Everything that lives as long as a Solve's stream.

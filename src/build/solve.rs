@@ -2,7 +2,7 @@
 //! odd leaves a field empty, and the bytes go to the daemon as they came.
 
 use crate::{
-    build::affinity::AffinityKey,
+    affinity::AffinityKey,
     ids::{Id, Key, TraceId},
     wire::control::{Attr, SolveRequest},
 };

@@ -6,6 +6,7 @@
 
 mod normal;
 pub mod rules;
+pub mod shared_keys;
 mod sources;
 
 use crate::wire::control::SolveRequest;
