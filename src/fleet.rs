@@ -338,7 +338,8 @@ impl Backend {
         }
     }
 
-    /// Whether it is time for a probe; if so the next regular one is `interval` away.
+    /// Whether it is time for a probe; if so the next regular one is `interval` away, or sooner after
+    /// the first: a fleet that came at once must not be probed at once for ever.
     ///
     /// Whoever is told so must report how the probe ends.
     pub fn take_probe(&self, now: Instant, interval: Duration) -> bool {
@@ -349,8 +350,12 @@ impl Backend {
         let regular = health.next_probe.is_none_or(|at| at <= now);
         let due = !health.probing && health.retry.as_ref().map_or(regular, |retry| retry.at <= now);
         if due {
+            let wait = match health.next_probe {
+                Some(_) => interval,
+                None => interval.mul_f64(rand::random()),
+            };
             health.probing = true;
-            health.next_probe = Some(now + interval);
+            health.next_probe = Some(now + wait);
         }
         due
     }
@@ -745,8 +750,28 @@ pub(crate) mod tests {
         assert!(a.take_probe(now, interval));
         assert!(!a.take_probe(now + interval * 2, interval), "one is under way");
         a.report_healthy();
+        let now = now + interval;
+        assert!(a.take_probe(now, interval), "the second comes within the interval");
+        a.report_healthy();
         assert!(!a.take_probe(now + interval / 2, interval));
         assert!(a.take_probe(now + interval, interval));
+    }
+
+    #[test]
+    fn a_fleet_that_came_at_once_is_probed_bit_by_bit() {
+        let (now, interval) = (Instant::now(), Duration::from_secs(10));
+        let fleet = Fleet::new(Arc::new(Metrics::new()));
+        fleet.replace((0..100).map(|n| endpoint(&format!("b{n}"), n)).collect());
+        let probed = |at| {
+            let due = |backend: &&Arc<Backend>| backend.take_probe(at, interval);
+            let backends = fleet.backends();
+            let due: Vec<_> = backends.iter().filter(due).collect();
+            due.iter().for_each(|backend| backend.report_healthy());
+            due.len()
+        };
+        assert_eq!(probed(now), 100);
+        let halves = [probed(now + interval / 2), probed(now + interval)];
+        assert!(halves.iter().all(|half| *half > 10), "{halves:?}");
     }
 
     #[test]
