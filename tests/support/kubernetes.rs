@@ -15,6 +15,9 @@ use serde_json::{Value, json};
 use self::kubelet::Kubelet;
 use super::{child::Guarded, eventually, free_port, tools::kubernetes_tool};
 
+/// What the proxy is deployed with.
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart");
+
 /// The controllers that Deployments, StatefulSets and Services need.
 const CONTROLLERS: &str = "deployment-controller,replicaset-controller,statefulset-controller,\
     endpointslice-controller,serviceaccount-controller,namespace-controller,\
@@ -158,18 +161,24 @@ impl Cluster {
         self.server.kubectl(&["create", "namespace", name]);
     }
 
-    /// A service account in `namespace` that may do `verbs` on its endpoint slices; its kubeconfig.
-    pub(crate) fn account(&self, namespace: &str, verbs: &str) -> PathBuf {
-        let kubectl = |args: &[&str]| self.server.kubectl(&[&["-n", namespace], args].concat());
-        kubectl(&["create", "serviceaccount", "proxy"]);
-        if !verbs.is_empty() {
-            let verbs = format!("--verb={verbs}");
-            let resource = "--resource=endpointslices.discovery.k8s.io";
-            kubectl(&["create", "role", "proxy", &verbs, resource]);
-            let subject = format!("--serviceaccount={namespace}:proxy");
-            kubectl(&["create", "rolebinding", "proxy", "--role=proxy", &subject]);
+    /// The service account that the chart makes in `namespace`, with the rights it has there by the
+    /// chart's values `set`, as `KEY=VALUE`; its kubeconfig.
+    pub(crate) fn account(&self, namespace: &str, set: &[&str]) -> PathBuf {
+        let mut helm = Command::new(kubernetes_tool("helm"));
+        helm.args(["template", "buildkit-lb", CHART, "--namespace", namespace]);
+        helm.args(["--kube-version", "1.36.3", "--show-only", "templates/rbac.yaml"]);
+        for value in set {
+            helm.args(["--set", value]);
         }
-        let token = kubectl(&["create", "token", "proxy"]);
+        let rendered = helm.output().expect("helm runs");
+        let told = String::from_utf8_lossy(&rendered.stderr);
+        assert!(rendered.status.success(), "helm template: {told}");
+        let scope = format!("--namespace={namespace}");
+        let apply = ["apply", "--validate=strict", &scope, "-f", "-"];
+        let applied = self.server.feed(&apply, &String::from_utf8_lossy(&rendered.stdout));
+        let told = String::from_utf8_lossy(&applied.stderr);
+        assert!(applied.status.success(), "kubectl apply: {told}");
+        let token = self.server.kubectl(&[&scope, "create", "token", "buildkit-lb"]);
         let kubeconfig = self.directory.path().join(format!("{namespace}.kubeconfig"));
         let ca = self.path("certs/apiserver.crt");
         self.server.write_kubeconfig(&kubeconfig, &ca, token.trim());
@@ -189,6 +198,11 @@ impl Server {
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
         });
         std::fs::write(path, config.to_string()).expect("written");
+    }
+
+    /// The administrator's kubeconfig.
+    pub(crate) fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
     }
 
     /// kubectl as administrator.
