@@ -97,6 +97,17 @@ impl Guarded {
         self.keeper.try_wait().expect("a child").is_none()
     }
 
+    /// The processor time it has used.
+    pub(crate) fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid));
+        let stat = stat.expect("the process runs");
+        // After the name, which may hold anything: user and system time are fields 14 and 15.
+        let fields = stat.rsplit(')').next().expect("a name").split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+        // A tick is a hundredth of a second on Linux.
+        Duration::from_millis(ticks * 10)
+    }
+
     /// A figure of `/proc/PID/status` in KiB, as `VmRSS` or `VmHWM`.
     pub(crate) fn memory_kib(&self, figure: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid))

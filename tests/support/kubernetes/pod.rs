@@ -58,6 +58,25 @@ impl PodDaemon {
         &self.ip
     }
 
+    /// Lets it answer for a network of 4096 addresses too, as many daemons would; the third number
+    /// of the first, 10.214.THIRD.0.
+    pub(crate) fn answer_for_many(&self) -> u8 {
+        let pid = self.process.as_ref().expect("it runs").pid().to_string();
+        // Networks that other tests have taken are skipped.
+        let start = u8::try_from(std::process::id() % 16).expect("below 16");
+        let third = (0..16).map(|n| (start + n) % 16 * 16).find(|third| {
+            let network = format!("10.214.{third}.0/20");
+            let mut route = Command::new("ip");
+            let output = route.args(["route", "add", &network, "via", &self.ip]).output();
+            output.expect("ip runs").status.success()
+        });
+        let third = third.expect("a free network");
+        let network = format!("10.214.{third}.0/20");
+        let local = ["ip", "route", "add", "local", &network, "dev", "lo"];
+        run(&[&["nsenter", "--net", "--target", &pid], &local[..]].concat());
+        third
+    }
+
     /// Ends it as a kubelet does: the hook, then TERM, then KILL, all within the grace period.
     pub(crate) fn stop(&mut self, hook: &[String], grace: Duration) {
         let start = Instant::now();
