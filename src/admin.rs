@@ -87,7 +87,7 @@ async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, METRICS_TYPE)], admin.proxy.metrics.render())
+    ([(CONTENT_TYPE, METRICS_TYPE)], admin.proxy.metrics.families().render())
 }
 
 async fn status(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {

@@ -78,7 +78,7 @@ impl App {
         let admin = TcpListener::bind(config.admin_listen).await.map_err(in_use)?;
         let admin_listen = admin.local_addr().map_err(in_use)?;
 
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::default());
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
         let register = Register::new(Arc::clone(&fleet), Arc::clone(&metrics));
         if !config.backends.is_empty() {
@@ -153,8 +153,7 @@ impl App {
         info!(signal, builds, timeout = ?self.drain_timeout, "draining");
         self.drain.cancel();
         self.downstream.close();
-        let metrics = &self.proxy.metrics;
-        metrics.drain_in_progress.set(1);
+        self.proxy.metrics.families().drain_in_progress.set(1);
         tokio::select! {
             () = self.downstream.wait() => info!("drained"),
             () = tokio::time::sleep(self.drain_timeout) => warn!("drain timeout, cutting builds"),
@@ -170,7 +169,7 @@ impl App {
         loop {
             let builds = self.proxy.directory.builds();
             let remaining = i64::try_from(builds.len()).unwrap_or(i64::MAX);
-            self.proxy.metrics.drain_builds_remaining.set(remaining);
+            self.proxy.metrics.families().drain_builds_remaining.set(remaining);
             info!(remaining, connections = self.proxy.metrics.connections_active.get(), "draining");
             tokio::time::sleep(DRAIN_REPORT).await;
         }

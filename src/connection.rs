@@ -22,7 +22,6 @@ use crate::{
         SEND_BUFFER_LEN, STREAM_WINDOW,
     },
     io::{Batched, Flushing, PREFACE_LEN, Socket},
-    metrics::ReasonLabels,
     origin::{ConnectionLoad, Origin},
     proxy::{Answer, Proxy},
     router::{self, Route},
@@ -60,7 +59,7 @@ pub async fn serve(socket: Socket, context: Context) {
     metrics.connections_active.dec();
     if let Some((reason, error)) = error {
         debug!(connection = number, reason, error, "connection ended");
-        metrics.connection_errors.get_or_create(&ReasonLabels { reason: reason.to_owned() }).inc();
+        metrics.connection_error(reason);
     }
 }
 

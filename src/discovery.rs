@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::{
     fleet::{Endpoint, Fleet},
-    metrics::{Metrics, SourceLabels, SourceReasonLabels},
+    metrics::Metrics,
 };
 
 /// Waits between attempts to reach a source that fails.
@@ -207,9 +207,7 @@ impl Feed {
 
     /// Counts a failure that the source itself mends.
     pub fn count_error(&self, reason: Reason) {
-        let labels =
-            SourceReasonLabels { source: self.source.clone(), reason: reason.label().to_owned() };
-        self.register.metrics.discovery_errors.get_or_create(&labels).inc();
+        self.register.metrics.discovery_error(&self.source, reason.label());
     }
 
     /// Sets the trouble and logs it, once for each change.
@@ -241,12 +239,7 @@ impl Feed {
     fn count_sync(&self, part: &mut Part) {
         let now = SystemTime::now();
         part.standing.synced = Some(now);
-        let labels = SourceLabels { source: self.source.clone() };
-        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let metrics = &self.register.metrics;
-        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        metrics.discovery_endpoints.get_or_create(&labels).set(count(part.standing.endpoints));
-        metrics.discovery_last_sync.get_or_create(&labels).set(seconds.cast_signed());
+        self.register.metrics.discovery_synced(&self.source, part.standing.endpoints, now);
     }
 }
 
@@ -282,7 +275,7 @@ mod tests {
     }
 
     fn register() -> (Arc<Fleet>, Arc<Metrics>, Arc<Register>) {
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::default());
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
         let register = Register::new(Arc::clone(&fleet), Arc::clone(&metrics));
         (fleet, metrics, register)
@@ -340,8 +333,9 @@ mod tests {
         let trouble = standing.trouble.expect("trouble");
         assert_eq!((trouble.since, trouble.text.as_str()), (began, "no route"));
         assert_eq!((names(&fleet), standing.endpoints), (vec!["a".to_owned()], 1));
-        let text = metrics.render();
-        let errors = "discovery_errors_total{source=\"s\",reason=\"unreachable\"} 2";
+        let text = metrics.families().render();
+        let errors =
+            "discovery_errors_total{pool=\"default\",source=\"s\",reason=\"unreachable\"} 2";
         assert!(text.contains(errors), "{text}");
         feed.found(vec![endpoint("a", "x")], None);
         assert!(register.standings()[0].trouble.is_none());

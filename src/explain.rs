@@ -89,7 +89,7 @@ pub fn explain(config: &Config, parameters: &Parameters) -> Result<Explanation, 
         ..Facts::new(&request)
     };
     let key = config.affinity.key(&facts);
-    let fleet = Fleet::new(Metrics::new().into());
+    let fleet = Fleet::new(Metrics::default().into());
     fleet.replace(config.backends.clone());
     let roster = fleet.roster();
     let policy = config.policy.policy;

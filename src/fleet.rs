@@ -26,7 +26,7 @@ use tracing::{info, warn};
 pub use self::endpoint::{Condition, Endpoint, Place};
 use crate::{
     address::Address,
-    metrics::{BackendMetrics, BackendReasonLabels, Metrics},
+    metrics::{BackendMetrics, Metrics},
     policy::{Candidate, Candidates, Choice, Totals},
 };
 
@@ -299,9 +299,7 @@ impl Backend {
     ///
     /// A probe that fails ejects only at the third time in a row.
     pub fn report_fault(&self, fault: Fault, cause: &str, now: Instant) {
-        let reason = fault.label().to_owned();
-        let labels = BackendReasonLabels { backend: self.name.to_string(), reason };
-        self.all_metrics.upstream_errors.get_or_create(&labels).inc();
+        self.all_metrics.upstream_error(&self.name, fault.label());
         let mut health = self.health.lock();
         health.failed_probes += u32::from(fault == Fault::Probe);
         health.probing &= fault != Fault::Probe;
@@ -609,7 +607,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn backends(count: usize) -> Vec<Arc<Backend>> {
-        let fleet = Fleet::new(Arc::new(Metrics::new()));
+        let fleet = Fleet::new(Arc::new(Metrics::default()));
         fleet.replace((0..count).map(|n| endpoint(&format!("buildkitd-{n}"), 1234)).collect());
         fleet.backends().iter().for_each(|backend| backend.report_healthy());
         fleet.backends().to_vec()
@@ -620,7 +618,7 @@ pub(crate) mod tests {
     }
 
     fn fleet(endpoints: Vec<Endpoint>) -> Fleet {
-        let fleet = Fleet::new(Arc::new(Metrics::new()));
+        let fleet = Fleet::new(Arc::new(Metrics::default()));
         fleet.replace(endpoints);
         fleet.backends().iter().for_each(|backend| backend.report_healthy());
         fleet
@@ -658,7 +656,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_new_backend_takes_builds_once_a_probe_has_passed() {
-        let fleet = Fleet::new(Arc::new(Metrics::new()));
+        let fleet = Fleet::new(Arc::new(Metrics::default()));
         fleet.replace(vec![endpoint("a", 1)]);
         let a = fleet.find("a").expect("there");
         assert_eq!((a.state(), a.is_ready()), ("starting", false));
@@ -743,7 +741,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_probe_is_due_once() {
-        let fleet = Fleet::new(Arc::new(Metrics::new()));
+        let fleet = Fleet::new(Arc::new(Metrics::default()));
         fleet.replace(vec![endpoint("a", 1)]);
         let a = fleet.find("a").expect("there");
         let (now, interval) = (Instant::now(), Duration::from_secs(10));
@@ -760,7 +758,7 @@ pub(crate) mod tests {
     #[test]
     fn a_fleet_that_came_at_once_is_probed_bit_by_bit() {
         let (now, interval) = (Instant::now(), Duration::from_secs(10));
-        let fleet = Fleet::new(Arc::new(Metrics::new()));
+        let fleet = Fleet::new(Arc::new(Metrics::default()));
         fleet.replace((0..100).map(|n| endpoint(&format!("b{n}"), n)).collect());
         let probed = |at| {
             let due = |backend: &&Arc<Backend>| backend.take_probe(at, interval);
@@ -807,12 +805,12 @@ pub(crate) mod tests {
 
     #[test]
     fn series_of_a_departed_backend_go() {
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::default());
         let fleet = Fleet::new(Arc::clone(&metrics));
         fleet.replace(vec![endpoint("gone-soon", 1)]);
         fleet.find("gone-soon").expect("there").report_fault(Fault::Lost, "x", Instant::now());
-        assert!(metrics.render().contains("gone-soon"));
+        assert!(metrics.families().render().contains("gone-soon"));
         fleet.replace(Vec::new());
-        assert!(!metrics.render().contains("gone-soon"));
+        assert!(!metrics.families().render().contains("gone-soon"));
     }
 }

@@ -182,7 +182,7 @@ fn the_readme_lists_every_flag_and_every_metric() {
     for flag in flags.filter(|flag| *flag != "--help") {
         assert!(readme.contains(flag), "{flag} is not in the README");
     }
-    let metrics = buildkit_lb::metrics::Metrics::new().render();
+    let metrics = buildkit_lb::metrics::Families::new().render();
     let names = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     for name in names.filter_map(|line| line.split(' ').next()) {
         assert!(readme.contains(name), "{name} is not in the README");

@@ -14,7 +14,7 @@ use tracing::info;
 use crate::{
     address::Address,
     fleet::{Backend, Fleet},
-    metrics::{DrainLabels, Metrics},
+    metrics::Metrics,
 };
 
 /// As long as a long build; whoever asks has a bound of its own, a pod's grace period.
@@ -93,8 +93,7 @@ struct Count<'a> {
 
 impl Drop for Count<'_> {
     fn drop(&mut self) {
-        let labels = DrainLabels { result: self.result.to_owned() };
-        self.metrics.backend_drains.get_or_create(&labels).inc();
+        self.metrics.backend_drained(self.result);
     }
 }
 
@@ -104,7 +103,7 @@ mod tests {
     use crate::fleet::Endpoint;
 
     fn fleet() -> (Arc<Metrics>, Fleet, Arc<Backend>) {
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::default());
         let fleet = Fleet::new(Arc::clone(&metrics));
         let address = Address::Tcp { host: "10.1.2.3".into(), port: 1 };
         fleet.replace(vec![Endpoint::new("a", address)]);
@@ -159,9 +158,9 @@ mod tests {
         // Someone who asks and does not wait.
         let _ = tokio::time::timeout(LOOK, drain(&backend, hour, &fleet, &metrics)).await;
         assert!(backend.is_cordoned());
-        let text = metrics.render();
+        let text = metrics.families().render();
         for result in ["timeout", "drained", "aborted"] {
-            let line = format!("backend_drains_total{{result=\"{result}\"}} 1");
+            let line = format!("backend_drains_total{{pool=\"default\",result=\"{result}\"}} 1");
             assert!(text.contains(&line), "{text}");
         }
     }

@@ -13,7 +13,7 @@ use crate::{
     directory::{Binding, Lease, Lookup},
     fleet::BuildCount,
     ids::{Id, Key},
-    metrics::{CodeLabels, DecisionLabels, GrpcCodeLabels, Metrics, ResultLabels, code_name},
+    metrics::{Metrics, code_name},
     origin::{LoadGuard, Origin},
     policy::KeyHash,
     proxy::Proxy,
@@ -77,12 +77,8 @@ impl Report {
     }
 
     fn count_decision(&self) {
-        let labels = DecisionLabels {
-            policy: self.build.policy.to_string(),
-            outcome: self.build.why.outcome.label().to_owned(),
-            key_source: self.build.key_source().to_owned(),
-        };
-        self.proxy.metrics.route_decisions.get_or_create(&labels).inc();
+        let (policy, outcome) = (self.build.policy.to_string(), self.build.why.outcome.label());
+        self.proxy.metrics.decision(&policy, outcome, self.build.key_source());
     }
 
     fn ended(self, end: End) {
@@ -90,20 +86,15 @@ impl Report {
         if let (Code::Ok, Some(affinity)) = (end.code(), &build.affinity) {
             self.proxy.built(KeyHash::new(&affinity.key), &build.backend);
         }
-        let code = code_name(end.code());
         let duration = build.arrived.elapsed();
         let backend = build.backend.name();
         let metrics = &self.proxy.metrics;
-        let labels = CodeLabels { backend: backend.to_owned(), grpc_code: code.to_owned() };
-        metrics.builds.get_or_create(&labels).inc();
-        metrics
-            .build_duration
-            .get_or_create(&GrpcCodeLabels { grpc_code: code.to_owned() })
-            .observe(duration.as_secs_f64());
+        metrics.build_ended(backend, end.code(), duration);
         let (home, home_is) = build.home();
         let (up, down) = bytes(&self.tally);
         let (session_up, session_down) = bytes(&self.session_tally);
         info!(
+            pool = metrics.pool(),
             r#ref = build.build,
             session = build.session,
             key = build.key(),
@@ -120,7 +111,7 @@ impl Report {
             duration_ms = millis(duration),
             bytes_up = up + session_up,
             bytes_down = down + session_down,
-            code,
+            code = code_name(end.code()),
             "build ended"
         );
     }
@@ -157,8 +148,7 @@ impl SessionReport {
             End::ClientGone => "client_gone",
             End::DaemonReset | End::BackendLost => "backend_lost",
         };
-        let labels = ResultLabels { backend: backend.name().to_owned(), result: result.to_owned() };
-        self.metrics.sessions.get_or_create(&labels).inc();
+        self.metrics.session_ended(backend.name(), result);
     }
 }
 

@@ -32,7 +32,7 @@ impl Server {
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
         let address = socket.local_addr().expect("bound");
         let serve = tokio::spawn(serve(socket, Arc::clone(&zone)));
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::default());
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
         let register = Register::new(Arc::clone(&fleet), metrics);
         let feed = register.source(&name);

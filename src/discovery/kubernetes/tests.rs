@@ -36,7 +36,7 @@ impl Api {
     #[allow(clippy::disallowed_methods, reason = "the task ends with the test's runtime")]
     fn start() -> Self {
         let (service, requests) = mock::pair();
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::default());
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
         let register = Register::new(Arc::clone(&fleet), metrics);
         let target: Service = "ci/buildkitd".parse().expect("valid");
