@@ -2,7 +2,6 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use hickory_resolver::net::NetError;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -12,15 +11,9 @@ use crate::{
     admin,
     config::Config,
     connection::Context,
-    discovery::{
-        Register, Target, dns,
-        kubernetes::{self, ClientError},
-    },
-    fleet::Fleet,
-    health,
     listener::{ListenError, Listener},
-    metrics::Metrics,
-    proxy::Proxy,
+    metrics::Families,
+    pool::{DiscoverError, Pool},
     shutdown::Signals,
 };
 
@@ -33,12 +26,9 @@ pub enum StartError {
     /// A client address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// Daemons are to be found by a Kubernetes API that there is no way to.
+    /// The daemons of a pool cannot be found.
     #[error(transparent)]
-    Kubernetes(#[from] ClientError),
-    /// Daemons are to be found by DNS, and the system names no server.
-    #[error("read the DNS servers of this machine")]
-    Dns(#[from] NetError),
+    Discover(#[from] DiscoverError),
     /// The admin address cannot be listened on.
     #[error("listen on admin port {address}")]
     Admin {
@@ -52,7 +42,8 @@ pub enum StartError {
 /// A proxy that listens.
 #[derive(Debug)]
 pub struct App {
-    proxy: Proxy,
+    pools: Arc<[Pool]>,
+    families: Arc<Families>,
     /// Downstream connections and their streams: what a drain waits for.
     downstream: TaskTracker,
     /// Listeners, upstream connections, prober, admin port: ended after the drain.
@@ -71,60 +62,40 @@ impl App {
     /// A port cannot be bound; nothing runs then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let mut listeners = Vec::new();
-        for address in &config.listen {
-            listeners.push(Listener::bind(address).await?);
+        for (index, pool) in config.pools.iter().enumerate() {
+            for address in &pool.listen {
+                listeners.push((index, Listener::bind(address).await?));
+            }
         }
         let in_use = |source| StartError::Admin { address: config.admin_listen, source };
         let admin = TcpListener::bind(config.admin_listen).await.map_err(in_use)?;
         let admin_listen = admin.local_addr().map_err(in_use)?;
 
-        let metrics = Arc::new(Metrics::default());
-        let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
-        let register = Register::new(Arc::clone(&fleet), Arc::clone(&metrics));
-        if !config.backends.is_empty() {
-            register.source(&"backend").found(config.backends, None);
-        }
+        let families = Families::new();
         let downstream = TaskTracker::new();
         let background = TaskTracker::new();
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
-        for target in config.discover {
-            let feed = register.source(&target);
-            let stop = stop.clone();
-            match target {
-                Target::Kubernetes(service) => {
-                    let client = kubernetes::client().await?;
-                    background.spawn(kubernetes::run(client, service, feed, stop));
-                }
-                Target::Dns(name) => {
-                    let resolver = dns::resolver(config.dns_server)?;
-                    background.spawn(dns::run(resolver, name, feed, stop));
-                }
-            }
+        let mut pools = Vec::new();
+        for pool in config.pools {
+            pools.push(Pool::start(pool, config.dns_server, &families, &background, &stop).await?);
         }
-        let proxy = Proxy::new(
-            Arc::clone(&fleet),
-            metrics,
-            config.policy,
-            Arc::new(config.affinity),
-            background.clone(),
-        );
+        let pools: Arc<[Pool]> = pools.into();
 
-        background.spawn(health::run(
-            fleet,
-            Arc::clone(&proxy.shared),
-            background.clone(),
-            stop.clone(),
-        ));
-        background.spawn(admin::serve(admin, proxy.clone(), register, drain.clone(), stop.clone()));
+        let state = admin::Admin::new(&pools, &families, &drain);
+        background.spawn(admin::serve(admin, state, stop.clone()));
         let limit = Arc::new(Semaphore::new(config.max_connections));
-        let listen = listeners.iter().map(|listener| listener.address().clone()).collect();
-        for listener in listeners {
-            let context =
-                Context { proxy: proxy.clone(), tasks: downstream.clone(), drain: drain.clone() };
+        let listen = listeners.iter().map(|(_pool, listener)| listener.address().clone()).collect();
+        for (pool, listener) in listeners {
+            let context = Context {
+                proxy: pools[pool].proxy.clone(),
+                tasks: downstream.clone(),
+                drain: drain.clone(),
+            };
             background.spawn(listener.run(context, Arc::clone(&limit)));
         }
         Ok(Self {
-            proxy,
+            pools,
+            families,
             downstream,
             background,
             drain,
@@ -149,11 +120,11 @@ impl App {
     /// is over or a second signal came.
     pub async fn run(self, mut signals: Signals) {
         let signal = signals.next().await;
-        let builds = self.proxy.directory.builds().len();
+        let builds = self.builds();
         info!(signal, builds, timeout = ?self.drain_timeout, "draining");
         self.drain.cancel();
         self.downstream.close();
-        self.proxy.metrics.families().drain_in_progress.set(1);
+        self.families.drain_in_progress.set(1);
         tokio::select! {
             () = self.downstream.wait() => info!("drained"),
             () = tokio::time::sleep(self.drain_timeout) => warn!("drain timeout, cutting builds"),
@@ -167,11 +138,17 @@ impl App {
     /// Says again and again what the drain waits for.
     async fn report_drain(&self) {
         loop {
-            let builds = self.proxy.directory.builds();
-            let remaining = i64::try_from(builds.len()).unwrap_or(i64::MAX);
-            self.proxy.metrics.families().drain_builds_remaining.set(remaining);
-            info!(remaining, connections = self.proxy.metrics.connections_active.get(), "draining");
+            let remaining = self.builds();
+            let gauge = i64::try_from(remaining).unwrap_or(i64::MAX);
+            self.families.drain_builds_remaining.set(gauge);
+            let open = |pool: &Pool| pool.proxy.metrics.connections_active.get();
+            let connections: i64 = self.pools.iter().map(open).sum();
+            info!(remaining, connections, "draining");
             tokio::time::sleep(DRAIN_REPORT).await;
         }
+    }
+
+    fn builds(&self) -> usize {
+        self.pools.iter().map(Pool::builds).sum()
     }
 }

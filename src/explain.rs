@@ -13,7 +13,7 @@ use prost::Message as _;
 
 use crate::{
     affinity::{AffinityKey, Facts},
-    config::Config,
+    config::{Config, Pool},
     fleet::Fleet,
     metrics::Metrics,
     policy::{self, KeyHash, Policy},
@@ -41,6 +41,9 @@ pub struct Parameters {
     /// What the Session declares as its shared key; buildx sends DIRECTORY:NODE.
     #[arg(long, value_name = "DIRECTORY:NODE")]
     shared_key: Option<String>,
+    /// The pool that the build is sent to, if there are several.
+    #[arg(long, value_name = "NAME")]
+    pool: Option<String>,
     /// Address of the client.
     #[arg(long, value_name = "ADDRESS")]
     client: Option<String>,
@@ -63,6 +66,9 @@ pub enum ExplainError {
         /// Why.
         source: io::Error,
     },
+    /// The configuration has several pools, or none of that name.
+    #[error("name one of the pools with --pool: {0}")]
+    Pool(String),
     /// The captured file is no SolveRequest.
     #[error("decode the captured SolveRequest")]
     Decode(#[from] WireError),
@@ -88,11 +94,12 @@ pub fn explain(config: &Config, parameters: &Parameters) -> Result<Explanation, 
         shared_key: parameters.shared_key.as_deref(),
         ..Facts::new(&request)
     };
-    let key = config.affinity.key(&facts);
+    let pool = parameters.pool(config)?;
+    let key = pool.affinity.key(&facts);
     let fleet = Fleet::new(Metrics::default().into());
-    fleet.replace(config.backends.clone());
+    fleet.replace(pool.backends.clone());
     let roster = fleet.roster();
-    let policy = config.policy.policy;
+    let policy = pool.policy.policy;
     let ranking = match &key {
         Some(key) if policy == Policy::ConsistentHash => {
             policy::ranking(KeyHash::new(&key.key), roster.candidates())
@@ -107,6 +114,17 @@ pub fn explain(config: &Config, parameters: &Parameters) -> Result<Explanation, 
 }
 
 impl Parameters {
+    fn pool<'a>(&self, config: &'a Config) -> Result<&'a Pool, ExplainError> {
+        let meant = |pool: &&Pool| self.pool.as_ref().is_none_or(|name| *name == pool.name);
+        match config.pools.iter().filter(meant).collect::<Vec<_>>().as_slice() {
+            [pool] => Ok(pool),
+            _ => {
+                let names: Vec<_> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
+                Err(ExplainError::Pool(names.join(", ")))
+            }
+        }
+    }
+
     fn request(&self) -> Result<SolveRequest, ExplainError> {
         if let Some(file) = &self.solve {
             return Ok(decode(read(file)?)?);
@@ -215,6 +233,7 @@ mod tests {
             export_cache: Vec::new(),
             import_cache: Vec::new(),
             shared_key: None,
+            pool: None,
             client: None,
             solve: None,
         }

@@ -3,7 +3,7 @@
 //! The modules, in the order a byte travels; each may use only those below it:
 //!
 //! - [`cli`] command line, [`explain`] what the proxy would decide, [`config`] settings, [`app`] the
-//!   composition root
+//!   composition root, [`pool`] that of one pool
 //! - [`listener`] accepts, [`connection`] serves one HTTP/2 client link
 //! - [`router`] path and metadata to a route
 //! - [`build`] reads each Solve, binds its build, parks the siblings
@@ -41,6 +41,7 @@ pub mod listener;
 pub mod metrics;
 pub mod origin;
 pub mod policy;
+pub mod pool;
 pub mod proxy;
 pub mod relay;
 pub mod router;

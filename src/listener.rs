@@ -80,7 +80,8 @@ impl Listener {
 
     /// Accepts until the drain begins. Above the limit clients wait in the kernel's queue.
     pub async fn run(self, context: Context, limit: Arc<Semaphore>) {
-        info!(address = %self.address, port_name = "grpc", "listening");
+        let pool = context.proxy.metrics.pool();
+        info!(address = %self.address, port_name = "grpc", pool, "listening");
         loop {
             let accepted = tokio::select! {
                 () = context.drain.cancelled() => return,

@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
+use tempfile::NamedTempFile;
 
 use super::{buildkitd::Buildkitd, child::Guarded, eventually};
 
@@ -17,6 +18,7 @@ pub(crate) struct Builder {
     args: Vec<String>,
     admin: Option<String>,
     kubeconfig: Option<PathBuf>,
+    file: Option<NamedTempFile>,
 }
 
 impl Builder {
@@ -42,6 +44,13 @@ impl Builder {
         Self { admin: Some(address.to_owned()), ..self }
     }
 
+    /// Reads this configuration, which says where to listen.
+    pub(crate) fn file(self, text: &str) -> Self {
+        let file = NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("written");
+        Self { file: Some(file), ..self }
+    }
+
     /// Finds the daemons of a Service, with these credentials.
     pub(crate) fn discover(self, service: &str, kubeconfig: &Path) -> Self {
         let builder = self.args(&["--discover", &format!("kubernetes://{service}")]);
@@ -56,7 +65,11 @@ impl Builder {
         let kubeconfig: Vec<_> = kubeconfig.collect();
         let mut args: Vec<_> = kubeconfig.iter().map(String::as_str).collect();
         let admin = self.admin.as_deref().unwrap_or("127.0.0.1:0");
-        args.extend([binary, "serve", "--listen", "tcp://127.0.0.1:0"]);
+        args.extend([binary, "serve"]);
+        match &self.file {
+            Some(file) => args.extend(["--config", file.path().to_str().expect("a UTF-8 path")]),
+            None => args.extend(["--listen", "tcp://127.0.0.1:0"]),
+        }
         args.extend(["--admin-listen", admin, "--log-format", "json"]);
         args.extend(self.args.iter().map(String::as_str));
         let process = Guarded::start(Path::new("/usr/bin/env"), &args);
@@ -68,7 +81,7 @@ impl Builder {
             })
         };
         let (addr, admin) = (bound("grpc"), bound("admin"));
-        Proxy { addr, admin, process }
+        Proxy { addr, admin, process, _file: self.file }
     }
 }
 
@@ -79,6 +92,7 @@ pub(crate) struct Proxy {
     admin: String,
     /// Its process.
     pub(crate) process: Guarded,
+    _file: Option<NamedTempFile>,
 }
 
 impl Proxy {
@@ -94,7 +108,16 @@ impl Proxy {
         self.addr.clone()
     }
 
-    /// The same without `tcp://`.
+    /// Where the clients of one pool connect.
+    pub(crate) fn addr_of(&self, pool: &str) -> String {
+        eventually("the pool listens", Duration::from_secs(5), || {
+            let records = self.records("listening").into_iter();
+            let mut own = records.filter(|record| record["pool"] == pool);
+            own.next()?["address"].as_str().map(str::to_owned)
+        })
+    }
+
+    /// [`Self::addr`] without `tcp://`.
     pub(crate) fn socket(&self) -> String {
         self.addr.trim_start_matches("tcp://").to_owned()
     }

@@ -1,0 +1,124 @@
+//! `/backends/NAME/…`: what is bound to a daemon, its cordon, and its drain.
+//!
+//! A daemon that is in several pools is meant in all of them, unless the query names one:
+//! `?pool=NAME`.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Json,
+    extract::{ConnectInfo, Path, Query, State},
+    http::StatusCode,
+};
+use futures_util::future::join_all;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Admin, drain};
+use crate::{fleet::Backend, pool::Pool};
+
+/// An answer that is not the asked one.
+type Refusal = (StatusCode, String);
+
+/// A daemon, as one pool sees it.
+type Member<'a> = (&'a Pool, Arc<Backend>);
+
+/// Which pool is meant.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Which {
+    pool: Option<String>,
+}
+
+/// The same, and how long a drain may take.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Drain {
+    pool: Option<String>,
+    timeout: Option<String>,
+}
+
+/// How many builds are bound to a backend.
+pub(super) async fn builds(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    Query(which): Query<Which>,
+) -> Result<Json<Value>, Refusal> {
+    let members = find(&admin, &name, which.pool.as_deref())?;
+    let builds: u32 = members.iter().map(|(_pool, backend)| backend.builds()).sum();
+    Ok(Json(json!({"backend": name, "builds": builds})))
+}
+
+/// Answers when no build is left on the backend, or too late for whoever asked.
+pub(super) async fn drain(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path(name): Path<String>,
+    Query(query): Query<Drain>,
+) -> Result<(StatusCode, String), Refusal> {
+    let mut members = find(&admin, &name, query.pool.as_deref())?;
+    // Pods of two namespaces may have one name: each drains its own.
+    members.retain(|(_pool, backend)| drain::may_drain(peer, backend));
+    if members.is_empty() {
+        let text = "only from loopback or from the backend's own address\n".to_owned();
+        return Err((StatusCode::FORBIDDEN, text));
+    }
+    let timeout =
+        drain::timeout(query.timeout.as_deref()).map_err(|text| (StatusCode::BAD_REQUEST, text))?;
+    let drains = members.iter().map(|(pool, backend)| {
+        drain::drain(backend, timeout, &pool.proxy.fleet, &pool.proxy.metrics)
+    });
+    let (codes, texts): (Vec<_>, Vec<_>) = join_all(drains).await.into_iter().unzip();
+    let worst = codes.into_iter().max().unwrap_or(StatusCode::OK);
+    Ok((worst, texts.concat()))
+}
+
+/// Cordons a backend.
+pub(super) async fn cordon(
+    admin: State<Admin>,
+    peer: ConnectInfo<SocketAddr>,
+    name: Path<String>,
+    which: Query<Which>,
+) -> Result<String, Refusal> {
+    set_cordoned(&admin, peer.0, &name, &which.0, true)
+}
+
+/// Takes a cordon or a drain back.
+pub(super) async fn uncordon(
+    admin: State<Admin>,
+    peer: ConnectInfo<SocketAddr>,
+    name: Path<String>,
+    which: Query<Which>,
+) -> Result<String, Refusal> {
+    set_cordoned(&admin, peer.0, &name, &which.0, false)
+}
+
+/// Only from the machine itself: the admin port is open to whoever scrapes it.
+fn set_cordoned(
+    admin: &Admin,
+    peer: SocketAddr,
+    name: &str,
+    which: &Which,
+    cordoned: bool,
+) -> Result<String, Refusal> {
+    if !peer.ip().to_canonical().is_loopback() {
+        return Err((StatusCode::FORBIDDEN, "only from loopback\n".to_owned()));
+    }
+    let mut text = String::new();
+    for (_pool, backend) in find(admin, name, which.pool.as_deref())? {
+        backend.set_cordoned(cordoned);
+        text += &format!("{name} is {}, {} builds\n", backend.state(), backend.builds());
+    }
+    Ok(text)
+}
+
+fn find<'a>(admin: &'a Admin, name: &str, pool: Option<&str>) -> Result<Vec<Member<'a>>, Refusal> {
+    let meant = |member: &&Pool| pool.is_none_or(|pool| member.name() == pool);
+    let member = |pool: &'a Pool| Some((pool, pool.proxy.fleet.find(name)?));
+    let found: Vec<_> = admin.pools.iter().filter(meant).filter_map(member).collect();
+    if found.is_empty() {
+        let place = pool.map(|pool| format!(" in a pool called {pool}")).unwrap_or_default();
+        return Err((StatusCode::NOT_FOUND, format!("no backend is called {name}{place}\n")));
+    }
+    Ok(found)
+}

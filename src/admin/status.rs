@@ -1,0 +1,87 @@
+//! `/status.json`: pools, backends, sources of discovery, and the builds that run.
+
+use std::time::SystemTime;
+
+use axum::{Json, extract::State};
+use humantime::format_rfc3339_seconds;
+use serde_json::{Value, json};
+
+use super::Admin;
+use crate::{discovery::Standing, fleet::Backend, pool::Pool, running::RunningBuild};
+
+/// Answers with all of it.
+pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
+    let mut backends = Vec::new();
+    let mut discovery = Vec::new();
+    let mut builds = Vec::new();
+    for pool in admin.pools.iter() {
+        let name = pool.name();
+        backends.extend(pool.proxy.fleet.backends().iter().map(|backend| told(name, backend)));
+        discovery.extend(pool.register.standings().iter().map(|standing| found(name, standing)));
+        builds.extend(pool.proxy.running.builds().iter().map(|build| explained(name, build)));
+    }
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "draining": admin.drain.is_cancelled(),
+        "pools": admin.pools.iter().map(spread).collect::<Vec<_>>(),
+        "discovery": discovery,
+        "backends": backends,
+        "builds": builds,
+    }))
+}
+
+/// How a pool spreads its builds.
+fn spread(pool: &Pool) -> Value {
+    json!({
+        "name": pool.name(),
+        "policy": pool.proxy.policy.policy.to_string(),
+        "ready": pool.proxy.fleet.is_ready(),
+    })
+}
+
+fn told(pool: &str, backend: &Backend) -> Value {
+    json!({
+        "pool": pool,
+        "name": backend.name(),
+        "address": backend.address().to_string(),
+        "state": backend.state(),
+        "cause": backend.ejection_cause(),
+        "builds": backend.builds(),
+        "capacity": backend.capacity(),
+        "zone": backend.place().zone.as_deref(),
+        "node": backend.place().node.as_deref(),
+    })
+}
+
+fn found(pool: &str, standing: &Standing) -> Value {
+    let time = |time: SystemTime| format_rfc3339_seconds(time).to_string();
+    json!({
+        "pool": pool,
+        "source": standing.source,
+        "endpoints": standing.endpoints,
+        "last_sync": standing.synced.map(time),
+        "trouble": standing.trouble.as_ref().map(|trouble| &trouble.text),
+        "trouble_since": standing.trouble.as_ref().map(|trouble| time(trouble.since)),
+    })
+}
+
+/// Why a build is where it is, in the words of its log record.
+fn explained(pool: &str, build: &RunningBuild) -> Value {
+    let (home, home_is) = build.home();
+    json!({
+        "pool": pool,
+        "ref": build.build,
+        "session": build.session,
+        "key": build.key(),
+        "key_source": build.key_source(),
+        "policy": build.policy.to_string(),
+        "reason": build.why.outcome.label(),
+        "backend": build.backend.name(),
+        "rank": build.why.rank,
+        "load": build.why.load,
+        "bound": build.why.bound,
+        "home": home,
+        "home_is": home_is,
+        "seconds": build.arrived.elapsed().as_secs(),
+    })
+}

@@ -1,0 +1,359 @@
+//! One pool: its settings as they are written, and checked.
+
+use std::{collections::HashSet, num::NonZeroU32};
+
+use serde::Serialize;
+
+use super::value::{check, list, parse_count, parse_duration, parse_word, table, text, truth};
+use crate::{
+    address::Address,
+    affinity::Rules,
+    discovery::{Target, static_list},
+    fleet::Endpoint,
+    metrics::DEFAULT_POOL,
+    policy::{self, LoadFactor, warm},
+};
+
+/// BuildKit's usual port.
+pub(super) const DEFAULT_LISTEN: &str = "tcp://0.0.0.0:1234";
+
+/// The longest name of a pool: it stands in logs, metrics and addresses of the admin port.
+const MAX_NAME: usize = 63;
+
+/// Daemons that share what they are found by, where clients reach them, and how builds are spread.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    /// What logs and metrics call it.
+    pub name: String,
+    /// Where clients connect.
+    pub listen: Vec<Address>,
+    /// The daemons.
+    pub backends: Vec<Endpoint>,
+    /// Where more daemons are found.
+    pub discover: Vec<Target>,
+    /// How builds are spread.
+    pub policy: policy::Config,
+    /// What makes a build's affinity key.
+    pub affinity: Rules,
+}
+
+/// The settings that a pool can have of its own. Outside of `[[pool]]` they are those of the only pool,
+/// or what the pools have if they do not say otherwise.
+#[derive(Debug, Default, Clone, Serialize, clap::Args)]
+#[serde(rename_all = "kebab-case")]
+pub struct PoolSettings {
+    /// The name, of `[[pool]]` alone.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Address to listen on for clients: tcp://HOST:PORT, HOST:PORT or unix:///PATH. Repeatable.
+    #[arg(long, env = "BUILDKIT_LB_LISTEN", value_delimiter = ',', value_name = "ADDR")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub listen: Vec<String>,
+    /// A buildkitd: [NAME=]tcp://HOST:PORT or [NAME=]unix:///PATH, with ?capacity=N if it takes more
+    /// builds than others. Repeatable.
+    #[arg(long, env = "BUILDKIT_LB_BACKEND", value_delimiter = ',', value_name = "[NAME=]ADDR")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub backend: Vec<String>,
+    /// Where daemons are found: kubernetes://NAMESPACE/SERVICE (and :PORT), dns://NAME:PORT or
+    /// dns://_SERVICE._tcp.NAME. Repeatable, beside --backend.
+    #[arg(long, env = "BUILDKIT_LB_DISCOVER", value_delimiter = ',', value_name = "URL")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub discover: Vec<String>,
+    /// How builds are spread: random, least-sessions or consistent-hash [default: consistent-hash].
+    #[arg(long, env = "BUILDKIT_LB_POLICY")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// Let the targets of one bake go to different backends; a bake with linked targets fails then
+    /// [default: false].
+    #[arg(long, env = "BUILDKIT_LB_SPREAD_BAKE_TARGETS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread_bake_targets: Option<bool>,
+    /// How long a backend that joins a running fleet is given less than its share of the builds; 0s is
+    /// no slow start [default: 30s].
+    #[arg(long, env = "BUILDKIT_LB_SLOW_START", value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<String>,
+    /// The `[affinity]` table of the file: an ordered list does not fit into a flag.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<toml::Table>,
+    /// The `[consistent-hash]` table of the file.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consistent_hash: Option<toml::Table>,
+    /// The `[warm-memory]` table of the file.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_memory: Option<toml::Table>,
+}
+
+impl PoolSettings {
+    /// Sets one key; the value again if a pool has no such key.
+    pub(super) fn set(
+        &mut self,
+        path: &str,
+        key: &str,
+        value: toml::Value,
+        problems: &mut Vec<String>,
+    ) -> Option<toml::Value> {
+        match key {
+            "listen" => self.listen = list(path, value, problems),
+            "backend" => self.backend = list(path, value, problems),
+            "discover" => self.discover = list(path, value, problems),
+            "policy" => self.policy = text(path, value, problems),
+            "spread-bake-targets" => self.spread_bake_targets = truth(path, &value, problems),
+            "slow-start" => self.slow_start = text(path, value, problems),
+            "affinity" => self.affinity = table(path, value, problems),
+            "consistent-hash" => self.consistent_hash = table(path, value, problems),
+            "warm-memory" => self.warm_memory = table(path, value, problems),
+            _ => return Some(value),
+        }
+        None
+    }
+
+    /// One `[[pool]]` of the file, called `path` in problems.
+    pub(super) fn from_table(path: &str, table: toml::Table, problems: &mut Vec<String>) -> Self {
+        let mut settings = Self::default();
+        for (key, value) in table {
+            let path = format!("{path}.{key}");
+            if key == "name" {
+                settings.name = text(&path, value, problems);
+            } else if settings.set(&path, &key, value, problems).is_some() {
+                problems.push(format!("{path}: unknown key"));
+            }
+        }
+        settings
+    }
+
+    /// These settings where `over` has none.
+    pub(super) fn under(self, over: Self) -> Self {
+        let list = |over: Vec<_>, under| if over.is_empty() { under } else { over };
+        Self {
+            name: over.name.or(self.name),
+            listen: list(over.listen, self.listen),
+            backend: list(over.backend, self.backend),
+            discover: list(over.discover, self.discover),
+            policy: over.policy.or(self.policy),
+            spread_bake_targets: over.spread_bake_targets.or(self.spread_bake_targets),
+            slow_start: over.slow_start.or(self.slow_start),
+            affinity: over.affinity.or(self.affinity),
+            consistent_hash: over.consistent_hash.or(self.consistent_hash),
+            warm_memory: over.warm_memory.or(self.warm_memory),
+        }
+    }
+}
+
+impl Pool {
+    /// Checks the only pool, whose settings stand outside of any `[[pool]]`.
+    pub(super) fn only(settings: &PoolSettings, problems: &mut Vec<String>) -> Self {
+        Self::check("", DEFAULT_POOL.to_owned(), settings, problems)
+    }
+
+    /// Checks one `[[pool]]`, called `path` in problems; what it does not say `common` does.
+    ///
+    /// The problems of `common` are not told again: see [`Self::check_common`].
+    pub(super) fn named(
+        path: &str,
+        settings: &PoolSettings,
+        common: &PoolSettings,
+        problems: &mut Vec<String>,
+    ) -> Self {
+        let name = settings.name.clone().unwrap_or_default();
+        if !is_name(&name) {
+            problems.push(format!(
+                "{path}.name: `{name}` is not a name of 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`"
+            ));
+        }
+        if settings.listen.is_empty() {
+            let text = "is needed, clients choose a pool by its address";
+            problems.push(format!("{path}.listen: {text}"));
+        }
+        let own = Self::check(&format!("{path}."), name, settings, problems);
+        let (policy, affinity) =
+            check_spread("", &common.clone().under(settings.clone()), &mut Vec::new());
+        Self { policy, affinity, ..own }
+    }
+
+    /// Checks what stands outside of `[[pool]]` where there is any: how builds are spread if a pool
+    /// does not say it, and nothing else.
+    pub(super) fn check_common(common: &PoolSettings, problems: &mut Vec<String>) {
+        let members = [
+            ("listen", &common.listen),
+            ("backend", &common.backend),
+            ("discover", &common.discover),
+        ];
+        for (key, _given) in members.iter().filter(|(_key, given)| !given.is_empty()) {
+            problems.push(format!("{key}: belongs into each [[pool]] where there is any"));
+        }
+        check_spread("", common, problems);
+    }
+
+    fn check(
+        path: &str,
+        name: String,
+        settings: &PoolSettings,
+        problems: &mut Vec<String>,
+    ) -> Self {
+        if settings.backend.is_empty() && settings.discover.is_empty() {
+            problems.push(format!(
+                "{path}backend: at least one is needed, as [NAME=]tcp://HOST:PORT, or discover"
+            ));
+        }
+        let listen = check_listen(path, &settings.listen, problems);
+        let backends = check_backends(path, &settings.backend, problems);
+        let discover = check_discover(path, &settings.discover, problems);
+        let (policy, affinity) = check_spread(path, settings, problems);
+        Self { name, listen, backends, discover, policy, affinity }
+    }
+
+    /// The settings that give this pool; `name` if it stands in a `[[pool]]`.
+    pub(super) fn settings(&self, name: Option<String>) -> PoolSettings {
+        let factor = self.policy.load_factor.to_string();
+        PoolSettings {
+            name,
+            listen: self.listen.iter().map(ToString::to_string).collect(),
+            backend: self.backends.iter().map(static_list::text).collect(),
+            discover: self.discover.iter().map(ToString::to_string).collect(),
+            policy: Some(self.policy.policy.to_string()),
+            spread_bake_targets: Some(self.policy.spread_bake_targets),
+            slow_start: Some(humantime::format_duration(self.policy.slow_start).to_string()),
+            affinity: Some(self.affinity.to_table()),
+            consistent_hash: Some(toml::Table::from_iter([(
+                "load-factor".to_owned(),
+                factor.into(),
+            )])),
+            warm_memory: Some(warm_table(&self.policy.warm)),
+        }
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (1..=MAX_NAME).contains(&name.len()) && name.chars().all(known)
+}
+
+/// How builds are spread.
+fn check_spread(
+    path: &str,
+    settings: &PoolSettings,
+    problems: &mut Vec<String>,
+) -> (policy::Config, Rules) {
+    let policy = check_policy(path, settings, problems);
+    let affinity = match &settings.affinity {
+        Some(table) => Rules::from_table(table.clone(), &format!("{path}affinity"), problems),
+        None => Rules::default(),
+    };
+    (policy, affinity)
+}
+
+fn check_policy(path: &str, settings: &PoolSettings, problems: &mut Vec<String>) -> policy::Config {
+    let default = policy::Config::default();
+    let policy = check(settings.policy.as_deref(), &format!("{path}policy"), problems, |text| {
+        parse_word(text, "random, least-sessions or consistent-hash")
+    });
+    let slow_start = check(
+        settings.slow_start.as_deref(),
+        &format!("{path}slow-start"),
+        problems,
+        parse_duration,
+    );
+    let mut load_factor: Option<LoadFactor> = None;
+    for (key, value) in settings.consistent_hash.clone().unwrap_or_default() {
+        let path = format!("{path}consistent-hash.{key}");
+        match key.as_str() {
+            "load-factor" => {
+                let text = text(&path, value, problems);
+                load_factor = check(text.as_deref(), &path, problems, str::parse);
+            }
+            _ => problems.push(format!("{path}: unknown key")),
+        }
+    }
+    policy::Config {
+        policy: policy.unwrap_or(default.policy),
+        load_factor: load_factor.unwrap_or(default.load_factor),
+        slow_start: slow_start.unwrap_or(default.slow_start),
+        spread_bake_targets: settings.spread_bake_targets.unwrap_or_default(),
+        warm: check_warm(path, settings.warm_memory.clone().unwrap_or_default(), problems),
+    }
+}
+
+fn check_warm(path: &str, table: toml::Table, problems: &mut Vec<String>) -> warm::Config {
+    let mut warm = warm::Config::default();
+    for (key, value) in table {
+        let path = format!("{path}warm-memory.{key}");
+        match key.as_str() {
+            "enabled" => warm.enabled = truth(&path, &value, problems).unwrap_or(warm.enabled),
+            "max-keys" => {
+                let text = text(&path, value, problems);
+                let keys = check(text.as_deref(), &path, problems, parse_warm_keys);
+                warm.max_keys = keys.unwrap_or(warm.max_keys);
+            }
+            "ttl" => {
+                let text = text(&path, value, problems);
+                let ttl = check(text.as_deref(), &path, problems, parse_duration);
+                warm.ttl = ttl.unwrap_or(warm.ttl);
+            }
+            _ => problems.push(format!("{path}: unknown key")),
+        }
+    }
+    warm
+}
+
+fn warm_table(warm: &warm::Config) -> toml::Table {
+    toml::Table::from_iter([
+        ("enabled".to_owned(), warm.enabled.into()),
+        ("max-keys".to_owned(), i64::from(warm.max_keys.get()).into()),
+        ("ttl".to_owned(), humantime::format_duration(warm.ttl).to_string().into()),
+    ])
+}
+
+/// Ten million are most of a gigabyte: more is a mistake.
+fn parse_warm_keys(text: &str) -> Result<NonZeroU32, String> {
+    let count = parse_count(text, 10_000_000)?;
+    let count = u32::try_from(count).ok().and_then(NonZeroU32::new);
+    count.ok_or_else(|| format!("`{text}` is not a number from 1 to 10000000"))
+}
+
+fn check_listen(path: &str, texts: &[String], problems: &mut Vec<String>) -> Vec<Address> {
+    let default = [DEFAULT_LISTEN.to_owned()];
+    let texts = if texts.is_empty() { &default } else { texts };
+    let parse = |text: &str| text.parse::<Address>().map_err(|error| error.to_string());
+    texts
+        .iter()
+        .filter_map(|text| check(Some(text), &format!("{path}listen"), problems, parse))
+        .collect()
+}
+
+fn check_discover(path: &str, texts: &[String], problems: &mut Vec<String>) -> Vec<Target> {
+    let targets: Vec<Target> = texts
+        .iter()
+        .filter_map(|text| check(Some(text), &format!("{path}discover"), problems, str::parse))
+        .collect();
+    let mut seen = HashSet::new();
+    for target in targets.iter().filter(|target| !seen.insert(*target)) {
+        problems.push(format!("{path}discover: `{target}` is given twice"));
+    }
+    targets
+}
+
+fn check_backends(path: &str, texts: &[String], problems: &mut Vec<String>) -> Vec<Endpoint> {
+    let backends: Vec<Endpoint> = texts
+        .iter()
+        .filter_map(|text| {
+            check(Some(text), &format!("{path}backend"), problems, static_list::parse)
+        })
+        .collect();
+    let mut names = HashSet::new();
+    let mut addresses = HashSet::new();
+    for backend in &backends {
+        if !names.insert(&backend.name) {
+            problems.push(format!("{path}backend: the name `{}` is given twice", backend.name));
+        }
+        if !addresses.insert(&backend.address) {
+            problems
+                .push(format!("{path}backend: the address `{}` is given twice", backend.address));
+        }
+    }
+    backends
+}

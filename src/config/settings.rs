@@ -1,0 +1,123 @@
+//! The settings as they are written: flags, environment and file.
+
+use std::{path::Path, str::FromStr as _};
+
+use serde::Serialize;
+
+use super::{
+    pool::PoolSettings,
+    value::{table, text},
+};
+
+/// The settings as they are written: in the file, or as flags (see `cli`).
+#[derive(Debug, Default, Clone, Serialize, clap::Args)]
+#[serde(rename_all = "kebab-case")]
+pub struct Settings {
+    /// Those of the only pool, or of all pools.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub pool: PoolSettings,
+    /// DNS server for --discover dns://… [default: those of /etc/resolv.conf].
+    #[arg(long, env = "BUILDKIT_LB_DNS_SERVER", value_name = "HOST:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns_server: Option<String>,
+    /// Address of the admin port: /livez, /readyz, /metrics, /status.json [default: 0.0.0.0:9090].
+    #[arg(long, env = "BUILDKIT_LB_ADMIN_LISTEN", value_name = "HOST:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_listen: Option<String>,
+    /// How long to wait for running builds after SIGTERM, as in 30s, 10m or 1h [default: 1h].
+    #[arg(long, env = "BUILDKIT_LB_DRAIN_TIMEOUT", value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_timeout: Option<String>,
+    /// Client connections at once [default: 10000].
+    #[arg(long, env = "BUILDKIT_LB_MAX_CONNECTIONS", value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<String>,
+    /// Threads that relay [default: half the processors].
+    #[arg(long, env = "BUILDKIT_LB_WORKER_THREADS", value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker_threads: Option<String>,
+    /// Shape of log lines: text or json [default: text].
+    #[arg(long, env = "BUILDKIT_LB_LOG_FORMAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_format: Option<String>,
+    /// What is logged: error, warn, info, debug or trace [default: info].
+    #[arg(long, env = "BUILDKIT_LB_LOG_LEVEL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_level: Option<String>,
+    /// The `[[pool]]` tables of the file.
+    #[arg(skip)]
+    #[serde(rename = "pool", skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<PoolSettings>,
+}
+
+impl Settings {
+    /// These settings where `over` has none.
+    pub(super) fn under(self, over: Self) -> Self {
+        Self {
+            pool: self.pool.under(over.pool),
+            dns_server: over.dns_server.or(self.dns_server),
+            admin_listen: over.admin_listen.or(self.admin_listen),
+            drain_timeout: over.drain_timeout.or(self.drain_timeout),
+            max_connections: over.max_connections.or(self.max_connections),
+            worker_threads: over.worker_threads.or(self.worker_threads),
+            log_format: over.log_format.or(self.log_format),
+            log_level: over.log_level.or(self.log_level),
+            pools: self.pools,
+        }
+    }
+
+    pub(super) fn read(file: &Path, problems: &mut Vec<String>) -> Self {
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(error) => {
+                problems.push(format!("config: cannot read `{}`: {error}", file.display()));
+                return Self::default();
+            }
+        };
+        match toml::Table::from_str(&text) {
+            Ok(table) => Self::from_table(table, problems),
+            Err(error) => {
+                problems.push(format!("config: `{}` is not TOML: {error}", file.display()));
+                Self::default()
+            }
+        }
+    }
+
+    /// Key by key, so that one wrong value does not hide the next.
+    fn from_table(entries: toml::Table, problems: &mut Vec<String>) -> Self {
+        let mut settings = Self::default();
+        for (key, value) in entries {
+            match key.as_str() {
+                "dns-server" => settings.dns_server = text(&key, value, problems),
+                "admin-listen" => settings.admin_listen = text(&key, value, problems),
+                "drain-timeout" => settings.drain_timeout = text(&key, value, problems),
+                "max-connections" => settings.max_connections = text(&key, value, problems),
+                "worker-threads" => settings.worker_threads = text(&key, value, problems),
+                "log-format" => settings.log_format = text(&key, value, problems),
+                "log-level" => settings.log_level = text(&key, value, problems),
+                "pool" => settings.pools = pools(value, problems),
+                _ => {
+                    if settings.pool.set(&key, &key, value, problems).is_some() {
+                        problems.push(format!("{key}: unknown key"));
+                    }
+                }
+            }
+        }
+        settings
+    }
+}
+
+/// `[[pool]]`: a list of tables.
+fn pools(value: toml::Value, problems: &mut Vec<String>) -> Vec<PoolSettings> {
+    let toml::Value::Array(pools) = value else {
+        problems.push("pool: must be a list of tables, as [[pool]]".to_owned());
+        return Vec::new();
+    };
+    let mut read = |(index, value)| {
+        let path = format!("pool[{index}]");
+        let table = table(&path, value, problems)?;
+        Some(PoolSettings::from_table(&path, table, problems))
+    };
+    pools.into_iter().enumerate().filter_map(&mut read).collect()
+}

@@ -1,0 +1,164 @@
+//! What a configuration may be, and what is said of one that may not.
+
+use super::{pool::DEFAULT_LISTEN, *};
+use crate::policy::{LoadFactor, Policy};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn load(file: &str, flags: Settings) -> Result<Config, Problems> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("buildkit-lb.toml");
+    std::fs::write(&path, file).expect("written");
+    Config::load(Some(&path), flags)
+}
+
+fn pool(pool: PoolSettings) -> Settings {
+    Settings { pool, ..Settings::default() }
+}
+
+fn backend(text: &str) -> Settings {
+    pool(PoolSettings { backend: vec![text.to_owned()], ..PoolSettings::default() })
+}
+
+#[test]
+fn one_backend_is_all_it_needs() {
+    let config = load("", backend("tcp://b:1234")).expect("valid");
+    assert_eq!(config.pools[0].policy.policy, Policy::ConsistentHash);
+    assert_eq!(&*config.pools[0].backends[0].name, "b:1234");
+    assert_eq!(config.pools[0].listen[0].to_string(), DEFAULT_LISTEN);
+}
+
+#[test]
+fn a_flag_wins_over_the_file() {
+    let file = "policy = 'random'\nbackend = ['a=tcp://x:1', 'b=unix:///s']\nmax-connections = 7";
+    let flags =
+        pool(PoolSettings { policy: Some("least-sessions".into()), ..PoolSettings::default() });
+    let config = load(file, flags).expect("valid");
+    assert_eq!(config.pools[0].policy.policy, Policy::LeastSessions);
+    assert_eq!((config.pools[0].backends.len(), config.max_connections), (2, 7));
+}
+
+#[test]
+fn daemons_are_named_or_found() {
+    let Problems(problems) = load("", Settings::default()).expect_err("invalid");
+    assert!(problems[0].starts_with("backend: at least one"), "{problems:?}");
+    let config = load("discover = 'kubernetes://b/s'", Settings::default()).expect("valid");
+    assert_eq!(config.pools[0].discover, ["kubernetes://b/s".parse().expect("valid")]);
+    assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
+    let file = "discover = ['consul://x', 'kubernetes://b/s', 'kubernetes://b/s']";
+    let Problems(problems) = load(file, Settings::default()).expect_err("invalid");
+    assert_eq!(problems.len(), 2, "{problems:?}");
+}
+
+#[test]
+fn every_problem_is_told_in_one_run() {
+    let file = "polcy = 'x'\npolicy = 'best'\nlisten = 3\ndrain-timeout = 'soon'\n\
+                backend = ['tcp://a', 'a=tcp://x:1', 'a=tcp://x:1', 'c=tcp://x:2?capacity=0']\nmax-connections = 0\n\
+                admin-listen = 'nowhere'\nlog-level = true\nspread-bake-targets = 1\nslow-start = 'fast'\n\
+                consistent-hash = { load-factor = 0.8, bound = 2 }\n\
+                warm-memory = { enabled = 'yes', max-keys = 0, ttl = 'ever' }\n\
+                affinity = { sources = ['path'] }";
+    let Problems(problems) = load(file, Settings::default()).expect_err("invalid");
+    for key in [
+        "polcy: unknown",
+        "policy: `best`",
+        "listen: must",
+        "drain-timeout: `soon`",
+        "backend: port is missing",
+        "backend: the name `a`",
+        "backend: the address",
+        "max-connections: `0`",
+        "admin-listen: `nowhere`",
+        "log-level: must",
+        "backend: `0` is not a number from 1 to 10000",
+        "spread-bake-targets: must",
+        "slow-start: `fast`",
+        "consistent-hash.load-factor: `0.8`",
+        "consistent-hash.bound: unknown",
+        "warm-memory.enabled: must",
+        "warm-memory.max-keys: `0`",
+        "warm-memory.ttl: `ever`",
+        "affinity.sources[0]: `path`",
+    ] {
+        assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key}: {problems:#?}");
+    }
+}
+
+#[test]
+fn one_port_cannot_serve_both() {
+    let mut flags = backend("tcp://b:1");
+    flags.pool.listen = vec!["0.0.0.0:9090".into()];
+    let Problems(problems) = load("", flags).expect_err("invalid");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+}
+
+#[test]
+fn a_capacity_stands_behind_the_address() {
+    for text in ["b:1?capacity=4", "n=tcp://b:1?capacity=4", "unix:///s?capacity=4"] {
+        let config = load("", backend(text)).expect("valid");
+        assert_eq!(config.pools[0].backends[0].capacity.get(), 4, "{text}");
+        assert!(!config.pools[0].backends[0].name.contains('?'), "{text}");
+    }
+}
+
+#[test]
+fn what_is_printed_reads_back() {
+    let mut flags = backend("b=tcp://[::1]:1?capacity=3");
+    flags.drain_timeout = Some("90s".into());
+    flags.pool.slow_start = Some("0s".into());
+    flags.pool.spread_bake_targets = Some(true);
+    let file = "consistent-hash.load-factor = 'off'\n\
+                warm-memory = { enabled = false, max-keys = 5, ttl = '1h' }";
+    let config = load(file, flags).expect("valid");
+    assert_eq!(config.pools[0].policy.load_factor, LoadFactor::OFF);
+    assert!(!config.pools[0].policy.warm.enabled);
+    assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
+}
+
+#[test]
+fn pools_have_their_own_addresses_and_what_they_do_not_say_is_common() {
+    let file = "policy = 'least-sessions'\nslow-start = '5s'\n\
+                [[pool]]\nname = 'amd64'\nlisten = 'tcp://0.0.0.0:1'\nbackend = 'tcp://a:1'\n\
+                policy = 'consistent-hash'\nconsistent-hash.load-factor = 2\n\
+                affinity.sources = ['image']\n\
+                [[pool]]\nname = 'arm64'\nlisten = ['tcp://0.0.0.0:2', 'unix:///s']\n\
+                discover = 'kubernetes://b/arm'";
+    let config = load(file, Settings::default()).expect("valid");
+    let [amd, arm] = config.pools.as_slice() else { panic!("{config:?}") };
+    assert_eq!((amd.name.as_str(), arm.name.as_str()), ("amd64", "arm64"));
+    assert_eq!(amd.policy.policy, Policy::ConsistentHash);
+    assert_eq!(arm.policy.policy, Policy::LeastSessions);
+    assert_eq!((amd.policy.slow_start, arm.policy.slow_start), (5 * SECOND, 5 * SECOND));
+    assert_eq!((arm.listen.len(), arm.discover.len()), (2, 1));
+    assert_ne!(amd.affinity, arm.affinity);
+    assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
+}
+
+#[test]
+fn what_is_wrong_with_pools_is_told_by_pool() {
+    let file = "policy = 'best'\nbackend = 'tcp://x:1'\n\
+                [[pool]]\nname = 'a b'\nlisten = 'tcp://0.0.0.0:9090'\nbackend = 'tcp://a'\n\
+                [[pool]]\nname = 'c'\nbackend = 'tcp://a:1'\nslow-start = 'soon'\nadmin-listen = 'x'\n\
+                [[pool]]\nname = 'c'\nlisten = 'tcp://0.0.0.0:9090'\naffinity.sources = ['path']";
+    let Problems(problems) = load(file, Settings::default()).expect_err("invalid");
+    for key in [
+        "policy: `best`",
+        "backend: belongs into each [[pool]]",
+        "pool[0].name: `a b`",
+        "pool[0].backend: port is missing",
+        "pool[1].listen: is needed",
+        "pool[1].slow-start: `soon`",
+        "pool[1].admin-listen: unknown",
+        "pool[2].name: `c` is given twice",
+        "pool[2].listen: `tcp://0.0.0.0:9090` is given twice",
+        "pool[2].backend: at least one",
+        "pool[2].affinity.sources[0]: `path`",
+        "admin-listen: `0.0.0.0:9090` is also in listen",
+    ] {
+        let told = problems.iter().filter(|problem| problem.starts_with(key)).count();
+        let most = if key.starts_with("admin") { 2 } else { 1 };
+        assert!((1..=most).contains(&told), "{key}: {problems:#?}");
+    }
+    let Problems(problems) = load("pool = 'x'", Settings::default()).expect_err("invalid");
+    assert!(problems[0].starts_with("pool: must be a list"), "{problems:?}");
+}

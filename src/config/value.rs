@@ -1,0 +1,108 @@
+//! Single values of the file and the flags, each with the key it stands under in its problem.
+
+use std::{
+    net::{SocketAddr, ToSocketAddrs as _},
+    time::Duration,
+};
+
+use serde::{Deserialize, de::DeserializeOwned};
+
+/// A string or a list of strings.
+pub(super) fn list(key: &str, value: toml::Value, problems: &mut Vec<String>) -> Vec<String> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    match value.try_into() {
+        Ok(OneOrMany::One(text)) => vec![text],
+        Ok(OneOrMany::Many(list)) => list,
+        Err(_untyped) => {
+            problems.push(format!("{key}: must be a string or a list of strings"));
+            Vec::new()
+        }
+    }
+}
+
+/// A string, or a number as it would be written in one.
+pub(super) fn text(key: &str, value: toml::Value, problems: &mut Vec<String>) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Float(number) => Some(number.to_string()),
+        other => {
+            problems.push(format!("{key}: must be a string, found {}", other.type_str()));
+            None
+        }
+    }
+}
+
+/// True or false.
+pub(super) fn truth(key: &str, value: &toml::Value, problems: &mut Vec<String>) -> Option<bool> {
+    let truth = value.as_bool();
+    if truth.is_none() {
+        problems.push(format!("{key}: must be true or false"));
+    }
+    truth
+}
+
+/// A table.
+pub(super) fn table(
+    key: &str,
+    value: toml::Value,
+    problems: &mut Vec<String>,
+) -> Option<toml::Table> {
+    match value {
+        toml::Value::Table(table) => Some(table),
+        other => {
+            problems.push(format!("{key}: must be a table, found {}", other.type_str()));
+            None
+        }
+    }
+}
+
+/// Parses a setting if it is there, and names it in the problem if that fails.
+pub(super) fn check<T>(
+    text: Option<&str>,
+    key: &str,
+    problems: &mut Vec<String>,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Option<T> {
+    text.and_then(|text| match parse(text.trim()) {
+        Ok(value) => Some(value),
+        Err(problem) => {
+            problems.push(format!("{key}: {problem}"));
+            None
+        }
+    })
+}
+
+/// `HOST:PORT`, with or without `tcp://`.
+pub(super) fn parse_socket_addr(text: &str) -> Result<SocketAddr, String> {
+    let text = text.strip_prefix("tcp://").unwrap_or(text);
+    text.to_socket_addrs()
+        .ok()
+        .and_then(|mut addresses| addresses.next())
+        .ok_or_else(|| format!("`{text}` is not a HOST:PORT of this machine"))
+}
+
+/// As in 30s, 10m or 1h.
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("`{text}` is not a duration such as 30s, 10m or 1h: {error}"))
+}
+
+/// A number from 1 to `most`.
+pub(super) fn parse_count(text: &str, most: usize) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=most).contains(&count) => Ok(count),
+        _ => Err(format!("`{text}` is not a number from 1 to {most}")),
+    }
+}
+
+/// One of the words of an enum.
+pub(super) fn parse_word<T: DeserializeOwned>(text: &str, words: &str) -> Result<T, String> {
+    T::deserialize(toml::Value::String(text.to_owned()))
+        .map_err(|_unknown| format!("`{text}` is not one of {words}"))
+}

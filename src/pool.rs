@@ -1,0 +1,91 @@
+//! One pool at work: a fleet, what finds and probes it, and the proxy in front of it.
+//!
+//! Pools share the process, the admin port and the limit of connections, and nothing else: a build of one
+//! never reaches a daemon of another.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use hickory_resolver::net::NetError;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config,
+    discovery::{
+        Register, Target, dns,
+        kubernetes::{self, ClientError},
+    },
+    fleet::Fleet,
+    health,
+    metrics::Families,
+    proxy::Proxy,
+};
+
+/// Why a pool's daemons cannot be found.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoverError {
+    /// They are to be found by a Kubernetes API that there is no way to.
+    #[error(transparent)]
+    Kubernetes(#[from] ClientError),
+    /// They are to be found by DNS, and the system names no server.
+    #[error("read the DNS servers of this machine")]
+    Dns(#[from] NetError),
+}
+
+/// A pool that follows and probes its daemons.
+#[derive(Debug)]
+pub struct Pool {
+    /// What the streams of its listeners share.
+    pub proxy: Proxy,
+    /// What finds its daemons.
+    pub register: Arc<Register>,
+}
+
+impl Pool {
+    /// Starts all tasks of the pool on `tasks`, until `stop`. It does not listen yet.
+    ///
+    /// # Errors
+    /// A source of daemons cannot be asked.
+    pub async fn start(
+        config: config::Pool,
+        dns_server: Option<SocketAddr>,
+        families: &Arc<Families>,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Self, DiscoverError> {
+        let metrics = Arc::new(families.pool(&config.name));
+        let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
+        let register = Register::new(Arc::clone(&fleet), Arc::clone(&metrics));
+        if !config.backends.is_empty() {
+            register.source(&"backend").found(config.backends, None);
+        }
+        for target in config.discover {
+            let feed = register.source(&target);
+            let stop = stop.clone();
+            match target {
+                Target::Kubernetes(service) => {
+                    let client = kubernetes::client().await?;
+                    tasks.spawn(kubernetes::run(client, service, feed, stop));
+                }
+                Target::Dns(name) => {
+                    let resolver = dns::resolver(dns_server)?;
+                    tasks.spawn(dns::run(resolver, name, feed, stop));
+                }
+            }
+        }
+        let rules = Arc::new(config.affinity);
+        let proxy = Proxy::new(Arc::clone(&fleet), metrics, config.policy, rules, tasks.clone());
+        let shared = Arc::clone(&proxy.shared);
+        tasks.spawn(health::run(fleet, shared, tasks.clone(), stop.clone()));
+        Ok(Self { proxy, register })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.proxy.metrics.pool()
+    }
+
+    /// Builds that are bound in it.
+    pub fn builds(&self) -> usize {
+        self.proxy.directory.builds().len()
+    }
+}
