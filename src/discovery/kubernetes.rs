@@ -4,20 +4,23 @@
 //! Any failure of the watch is answered by reading all slices anew, so that nothing that happened
 //! meanwhile is missed; until they are all read, the fleet stays as it was.
 
-use std::{collections::HashMap, fmt, pin::pin, str::FromStr, time::Duration};
+pub(crate) mod failure;
+mod known;
+
+use std::{fmt, pin::pin, str::FromStr, time::Duration};
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{
     Api, Client, Config,
     config::InferConfigError,
-    core::Status,
-    runtime::watcher::{self, Event, watcher},
+    runtime::watcher::{self, watcher},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use self::known::Known;
 use super::{Backoff, Feed, Reason, slices};
 
 /// Changes within this time become one new fleet: a roll-out changes the slices many times a second.
@@ -29,6 +32,9 @@ const WATCH: Duration = Duration::from_secs(60);
 
 /// How often a watch that stands is taken note of.
 const CONFIRM: Duration = Duration::from_secs(5);
+
+/// What is watched.
+const SLICES: &str = "endpointslices.discovery.k8s.io";
 
 /// The label by which slices belong to a Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -128,12 +134,12 @@ pub async fn run(client: Client, service: Service, feed: Feed, stop: Cancellatio
         };
         match error {
             // The slices are read anew at once; that is how a watch is meant to end.
-            Some(error) if is_expired(&error) => {
+            Some(error) if failure::is_expired(&error) => {
                 debug!(source = %service, "watch expired");
                 feed.count_error(Reason::Expired);
             }
             Some(error) => {
-                let (reason, text) = describe(&error, &service);
+                let (_verb, reason, text) = failure::describe(&error, SLICES, &service.namespace);
                 feed.failed(reason, text);
             }
             None => {}
@@ -188,17 +194,17 @@ async fn follow(
                 publish_at = None;
                 publish(&known, service, feed);
             }
-            _ = confirm.tick() => if known.complete { feed.confirmed() },
+            _ = confirm.tick() => if known.is_complete() { feed.confirmed() },
         }
     }
 }
 
-fn publish(known: &Known, service: &Service, feed: &Feed) {
-    let endpoints = slices::endpoints(known.slices.values(), &service.port);
-    let entries = known.slices.values().any(|slice| slice.endpoints.iter().flatten().count() > 0);
+fn publish(known: &Known<EndpointSlice>, service: &Service, feed: &Feed) {
+    let endpoints = slices::endpoints(known.objects(), &service.port);
+    let entries = known.objects().any(|slice| slice.endpoints.iter().flatten().count() > 0);
     let Service { namespace, name, port } = service;
     let waits = match (&endpoints[..], port) {
-        _ if known.slices.is_empty() => Some(format!(
+        _ if known.is_empty() => Some(format!(
             "namespace {namespace} has no endpoint slices of a service {name}: \
              is there such a service, with a selector?"
         )),
@@ -209,91 +215,11 @@ fn publish(known: &Known, service: &Service, feed: &Feed) {
                 Port::Name(name) => name,
                 _ => "buildkit, buildkitd, grpc or tcp",
             },
-            slices::port_names(known.slices.values())
+            slices::port_names(known.objects())
         )),
         _ => None,
     };
     feed.found(endpoints, waits);
-}
-
-/// The slices by name.
-#[derive(Debug, Default)]
-struct Known {
-    slices: HashMap<String, EndpointSlice>,
-    /// Those read so far while all are read anew.
-    arriving: HashMap<String, EndpointSlice>,
-    /// Whether all have been read once.
-    complete: bool,
-}
-
-impl Known {
-    /// Takes over an event; `true` if it may have changed the endpoints.
-    ///
-    /// While all are read anew, those known before stay: half a list is not a fleet that shrank.
-    fn apply(&mut self, event: Event<EndpointSlice>) -> bool {
-        let name = |slice: &EndpointSlice| slice.metadata.name.clone().unwrap_or_default();
-        match event {
-            Event::Apply(slice) => {
-                self.slices.insert(name(&slice), slice);
-            }
-            Event::Delete(slice) => {
-                self.slices.remove(&name(&slice));
-            }
-            Event::Init => self.arriving.clear(),
-            Event::InitApply(slice) => {
-                self.arriving.insert(name(&slice), slice);
-            }
-            Event::InitDone => {
-                self.slices = std::mem::take(&mut self.arriving);
-                self.complete = true;
-                return true;
-            }
-        }
-        self.complete && self.arriving.is_empty()
-    }
-}
-
-fn status(error: &watcher::Error) -> Option<&Status> {
-    match error {
-        watcher::Error::WatchError(status) => Some(status),
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status),
-        _ => None,
-    }
-}
-
-fn is_expired(error: &watcher::Error) -> bool {
-    status(error).is_some_and(|status| status.code == 410)
-}
-
-/// What to tell whoever can mend it.
-fn describe(error: &watcher::Error, service: &Service) -> (Reason, String) {
-    let verb = match error {
-        watcher::Error::InitialListFailed(_) => "list",
-        _ => "watch",
-    };
-    let cannot =
-        format!("cannot {verb} endpointslices.discovery.k8s.io in namespace {}", service.namespace);
-    match status(error) {
-        Some(status) if status.code == 403 => {
-            (Reason::Forbidden, format!("{cannot}: grant verbs get, list, watch"))
-        }
-        Some(status) if status.code == 401 => {
-            (Reason::Unauthorized, format!("{cannot}: the API server does not know who asks"))
-        }
-        Some(status) => (Reason::Unreachable, format!("{cannot}: {}", status.message)),
-        None => (Reason::Unreachable, format!("{cannot}: {}", innermost(error))),
-    }
-}
-
-/// The cause of all causes: those between repeat each other.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

@@ -202,23 +202,3 @@ async fn a_service_that_is_not_there_is_waited_for() {
     events.send(event).await.expect("taken");
     api.until(|api| api.names() == ["a"] && api.standing().trouble.is_none()).await;
 }
-
-#[test]
-fn half_a_list_is_no_fleet() {
-    let read = |name: &str| {
-        let slice = slice(name, &["a"]);
-        serde_json::from_value::<EndpointSlice>(slice).expect("a slice")
-    };
-    let mut known = Known::default();
-    assert!(!known.apply(Event::Init));
-    assert!(!known.apply(Event::InitApply(read("one"))));
-    assert!(!known.complete);
-    assert!(known.apply(Event::InitDone));
-    assert!(!known.apply(Event::Init) || known.slices.len() == 1);
-    assert!(!known.apply(Event::InitApply(read("two"))));
-    assert!(known.slices.contains_key("one"), "the old ones stay");
-    assert!(known.apply(Event::InitDone));
-    assert!(known.slices.len() == 1 && known.slices.contains_key("two"));
-    assert!(known.apply(Event::Delete(read("two"))));
-    assert!(known.slices.is_empty());
-}
