@@ -77,7 +77,10 @@ impl App {
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
         let mut pools = Vec::new();
         for pool in config.pools {
-            pools.push(Pool::start(pool, config.dns_server, &families, &background, &stop).await?);
+            pools.push(
+                Pool::start(pool, config.dns_server, config.pods, &families, &background, &stop)
+                    .await?,
+            );
         }
         let pools: Arc<[Pool]> = pools.into();
 
@@ -133,6 +136,9 @@ impl App {
         }
         self.stop.cancel();
         self.background.close();
+        for pool in self.pools.iter() {
+            pool.close().await;
+        }
     }
 
     /// Says again and again what the drain waits for.

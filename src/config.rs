@@ -24,6 +24,7 @@ pub use self::{
 };
 use crate::{
     address::Address,
+    annotations,
     metrics::DEFAULT_POOL,
     telemetry::{LogFormat, LogLevel},
 };
@@ -47,6 +48,8 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// Whom to ask for names to discover, rather than the system's servers.
     pub dns_server: Option<SocketAddr>,
+    /// What is asked and told of pods.
+    pub pods: Pods,
     /// Where probes and Prometheus connect.
     pub admin_listen: SocketAddr,
     /// How long a drain waits for builds before it cuts them.
@@ -59,6 +62,15 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What is logged.
     pub log_level: LogLevel,
+}
+
+/// What is asked and told of the daemons' pods, beyond finding them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pods {
+    /// Whether their labels are read.
+    pub details: bool,
+    /// What they are told of their builds.
+    pub annotations: annotations::Config,
 }
 
 /// All that is wrong with a configuration; one line each.
@@ -129,6 +141,13 @@ impl Config {
         Some(Self {
             pools,
             dns_server,
+            pods: Pods {
+                details: settings.pod_details.unwrap_or_default(),
+                annotations: annotations::Config {
+                    deletion_cost: settings.pod_deletion_cost.unwrap_or_default(),
+                    safe_to_evict: settings.safe_to_evict.unwrap_or_default(),
+                },
+            },
             admin_listen,
             drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
             max_connections: max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS),
@@ -150,6 +169,9 @@ impl Config {
         let settings = Settings {
             pool,
             dns_server: self.dns_server.map(|server| server.to_string()),
+            pod_details: Some(self.pods.details),
+            pod_deletion_cost: Some(self.pods.annotations.deletion_cost),
+            safe_to_evict: Some(self.pods.annotations.safe_to_evict),
             admin_listen: Some(self.admin_listen.to_string()),
             drain_timeout: Some(humantime::format_duration(self.drain_timeout).to_string()),
             max_connections: Some(self.max_connections.to_string()),

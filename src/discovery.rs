@@ -77,7 +77,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Unreachable => "unreachable",
             Self::Unauthorized => "unauthorized",
@@ -205,6 +205,11 @@ impl Feed {
         self.tell(&mut self.register.parts.lock()[self.index], Some((text, true)));
     }
 
+    /// Where the source counts what it does beside its reports.
+    pub fn metrics(&self) -> &Metrics {
+        &self.register.metrics
+    }
+
     /// Counts a failure that the source itself mends.
     pub fn count_error(&self, reason: Reason) {
         self.register.metrics.discovery_error(&self.source, reason.label());
@@ -245,7 +250,7 @@ impl Feed {
 
 /// Growing waits between attempts.
 #[derive(Debug)]
-struct Backoff {
+pub(crate) struct Backoff {
     next: Duration,
 }
 
@@ -258,7 +263,7 @@ impl Default for Backoff {
 impl Backoff {
     /// The wait before the next attempt; up to a half is left to chance, so that many proxies do not
     /// come all at once.
-    fn next(&mut self) -> Duration {
+    pub(crate) fn next(&mut self) -> Duration {
         let wait = self.next;
         self.next = (wait * 2).min(LAST_RETRY);
         wait.mul_f64(rand::rng().random_range(0.5..=1.0))

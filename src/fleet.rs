@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub use self::endpoint::{Condition, Endpoint, Place};
+pub use self::endpoint::{Condition, Endpoint, Labels, Place, Pod};
 use crate::{
     address::Address,
     metrics::{BackendMetrics, Metrics},
@@ -51,7 +51,7 @@ pub struct Backend {
     address: Address,
     /// What the policies know of it: state, load, capacity.
     candidate: Arc<Candidate>,
-    place: Place,
+    place: ArcSwap<Place>,
     health: Mutex<Health>,
     life: Mutex<Life>,
     bindings: AtomicUsize,
@@ -133,7 +133,7 @@ impl Backend {
             name: endpoint.name,
             address: endpoint.address,
             candidate: Arc::new(candidate),
-            place: endpoint.place,
+            place: ArcSwap::from_pointee(endpoint.place),
             health: Mutex::default(),
             life: Mutex::new(Life { condition: endpoint.condition, ..Life::default() }),
             bindings: AtomicUsize::new(0),
@@ -171,8 +171,8 @@ impl Backend {
     }
 
     /// Where it runs.
-    pub fn place(&self) -> &Place {
-        &self.place
+    pub fn place(&self) -> Arc<Place> {
+        self.place.load_full()
     }
 
     /// What the policies know of it.
@@ -256,6 +256,9 @@ impl Backend {
     /// Takes over what discovery says now.
     fn update(&self, endpoint: &Endpoint) {
         self.set_capacity(endpoint.capacity);
+        if **self.place.load() != endpoint.place {
+            self.place.store(Arc::new(endpoint.place.clone()));
+        }
         let new = (endpoint.condition, false);
         let old = {
             let life = self.life.lock();

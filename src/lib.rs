@@ -14,13 +14,15 @@
 //! - [`relay`] copies bodies unread; [`upstream`] one connection to a daemon
 //! - [`fleet`] the live backends; [`discovery`] finds them, and writes the fleet alone
 //!
-//! Beside the path: [`health`] probes, [`admin`] metrics and status. Leaves that anyone may use:
+//! Beside the path: [`health`] probes, [`annotations`] tells Kubernetes which pods build, [`admin`]
+//! metrics and status. Leaves that anyone may use:
 //! [`address`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`], [`metrics`],
 //! [`origin`], [`shutdown`], [`telemetry`], [`wire`].
 
 pub mod address;
 pub mod admin;
 pub mod affinity;
+pub mod annotations;
 pub mod app;
 pub mod build;
 pub mod cli;

@@ -18,8 +18,8 @@ use tonic::Code;
 pub use self::families::Families;
 use self::families::{
     BackendLabels, BackendReasonLabels, CodeLabels, DecisionLabels, DirectionLabels, DrainLabels,
-    GrpcCodeLabels, MethodLabels, PoolLabels, ReasonLabels, ResultLabels, SourceLabels,
-    SourceReasonLabels, StateLabels,
+    GrpcCodeLabels, MethodLabels, PodErrorLabels, PoolLabels, ReasonLabels, ResultLabels,
+    SourceLabels, SourceReasonLabels, StateLabels,
 };
 
 /// The name of the pool where the configuration has only one and does not name it.
@@ -143,6 +143,19 @@ impl Metrics {
             reason: reason.to_owned(),
         };
         self.families.discovery_errors.get_or_create(&labels).inc();
+    }
+
+    /// Counts one request about pods that failed: what was asked, as RBAC writes it, and why in vain.
+    pub fn pod_error(&self, verb: &str, reason: &str) {
+        let (verb, reason) = (verb.to_owned(), reason.to_owned());
+        let labels = PodErrorLabels { pool: self.pool.clone(), verb, reason };
+        self.families.pod_errors.get_or_create(&labels).inc();
+    }
+
+    /// Counts one pod whose annotations were written.
+    pub fn pod_patched(&self) {
+        let labels = PoolLabels { pool: self.pool.clone() };
+        self.families.pod_patches.get_or_create(&labels).inc();
     }
 
     /// Notes that a source of backends has `endpoints`, and was known to be right `at`.

@@ -9,7 +9,7 @@ use hickory_resolver::net::NetError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config,
+    annotations, config,
     discovery::{
         Register, Target, dns,
         kubernetes::{self, ClientError},
@@ -38,6 +38,8 @@ pub struct Pool {
     pub proxy: Proxy,
     /// What finds its daemons.
     pub register: Arc<Register>,
+    /// What has a last word to say after the stop, and bounds how long it takes.
+    closing: TaskTracker,
 }
 
 impl Pool {
@@ -48,6 +50,7 @@ impl Pool {
     pub async fn start(
         config: config::Pool,
         dns_server: Option<SocketAddr>,
+        pods: config::Pods,
         families: &Arc<Families>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
@@ -64,7 +67,7 @@ impl Pool {
             match target {
                 Target::Kubernetes(service) => {
                     let client = kubernetes::client().await?;
-                    tasks.spawn(kubernetes::run(client, service, feed, stop));
+                    tasks.spawn(kubernetes::run(client, service, pods.details, feed, stop));
                 }
                 Target::Dns(name) => {
                     let resolver = dns::resolver(dns_server)?;
@@ -72,11 +75,23 @@ impl Pool {
                 }
             }
         }
+        let closing = TaskTracker::new();
+        if pods.annotations.any() {
+            let (fleet, metrics) = (Arc::clone(&fleet), Arc::clone(&metrics));
+            let (client, stop) = (kubernetes::client().await?, stop.clone());
+            closing.spawn(annotations::run(client, fleet, pods.annotations, metrics, stop));
+        }
         let rules = Arc::new(config.affinity);
         let proxy = Proxy::new(Arc::clone(&fleet), metrics, config.policy, rules, tasks.clone());
         let shared = Arc::clone(&proxy.shared);
         tasks.spawn(health::run(fleet, shared, tasks.clone(), stop.clone()));
-        Ok(Self { proxy, register })
+        Ok(Self { proxy, register, closing })
+    }
+
+    /// Waits, after the stop, for what has a last word to say.
+    pub async fn close(&self) {
+        self.closing.close();
+        self.closing.wait().await;
     }
 
     /// Its name.

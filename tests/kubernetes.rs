@@ -3,7 +3,6 @@
 mod support;
 
 use std::{
-    path::PathBuf,
     process::Stdio,
     sync::{
         OnceLock,
@@ -12,11 +11,14 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use support::{
     client::{Buildx, Context, buildctl_build, run, succeed, text},
-    eventually, free_port,
-    kubernetes::{Cluster, pod::HOST},
+    eventually,
+    kubernetes::{
+        Cluster,
+        fleet::{Fleet, objects, ready},
+    },
     proxy::{Builder, Proxy},
 };
 
@@ -24,78 +26,6 @@ use support::{
 fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(Cluster::start)
-}
-
-/// A namespace with a fleet and a proxy in front of it.
-struct Fleet {
-    namespace: &'static str,
-    kubeconfig: PathBuf,
-    admin: String,
-}
-
-impl Fleet {
-    fn new(cluster: &Cluster, namespace: &'static str, kind: &str, replicas: u32) -> Self {
-        cluster.namespace(namespace);
-        let kubeconfig = cluster.account(namespace, &[]);
-        let port = free_port();
-        let admin = format!("{HOST}:{port}");
-        cluster.server().apply(&fleet(namespace, kind, replicas, &admin));
-        Self { namespace, kubeconfig, admin: format!("0.0.0.0:{port}") }
-    }
-
-    fn proxy(&self, policy: &str) -> Proxy {
-        let service = format!("{}/buildkitd", self.namespace);
-        let builder = Builder::default().admin(&self.admin).policy(policy);
-        builder.discover(&service, &self.kubeconfig).start()
-    }
-
-    fn kubectl(&self, cluster: &Cluster, args: &[&str]) -> String {
-        cluster.server().kubectl(&[&["-n", self.namespace], args].concat())
-    }
-}
-
-/// A workload of `kind` whose pods wait for their builds before they end, and its Service.
-fn fleet(namespace: &str, kind: &str, replicas: u32, admin: &str) -> Vec<Value> {
-    // New builds stop when the proxy hears of the end; those that run are waited for.
-    let hook = format!("wget -qO- http://{admin}/backends/$HOSTNAME/drain?timeout=50s");
-    let metadata = json!({"name": "buildkitd", "namespace": namespace});
-    let labels = json!({"app": "buildkitd"});
-    let container = json!({
-        "name": "buildkitd",
-        "image": "buildkitd",
-        "ports": [{"name": "buildkit", "containerPort": 1234}],
-        "lifecycle": {"preStop": {"exec": {"command": ["busybox", "sh", "-c", hook]}}},
-    });
-    let mut spec = json!({
-        "replicas": replicas,
-        "selector": {"matchLabels": labels},
-        "template": {
-            "metadata": {"labels": labels},
-            "spec": {"terminationGracePeriodSeconds": 60, "containers": [container]},
-        },
-    });
-    if kind == "StatefulSet" {
-        spec["serviceName"] = json!("buildkitd");
-        spec["podManagementPolicy"] = json!("Parallel");
-    }
-    let service = json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": metadata,
-        "spec": {
-            "clusterIP": "None", "selector": labels,
-            "ports": [{"name": "buildkit", "port": 1234}],
-        },
-    });
-    let workload =
-        json!({"apiVersion": "apps/v1", "kind": kind, "metadata": metadata, "spec": spec});
-    vec![service, workload]
-}
-
-/// Waits until so many backends are ready.
-fn ready(proxy: &Proxy, count: u32) {
-    eventually("the backends are ready", Duration::from_secs(120), || {
-        let ready = proxy.metric("buildkit_lb_backend_state", &["state=\"ready\""]);
-        (ready == f64::from(count)).then_some(())
-    });
 }
 
 /// Builds without pause, two at a time, until `stop`; each has to succeed. How many did.
@@ -276,7 +206,7 @@ fn a_service_that_does_not_exist_is_waited_for() {
         record["cause"].as_str().map(str::to_owned)
     });
     assert!(cause.contains("later") && cause.contains("buildkitd"), "{cause}");
-    cluster.server().apply(&fleet("later", "Deployment", 1, "127.0.0.1:1"));
+    cluster.server().apply(&objects("later", "Deployment", 1, "127.0.0.1:1"));
     ready(&proxy, 1);
     succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo found")));
 }

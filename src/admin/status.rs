@@ -40,6 +40,7 @@ fn spread(pool: &Pool) -> Value {
 }
 
 fn told(pool: &str, backend: &Backend) -> Value {
+    let place = backend.place();
     json!({
         "pool": pool,
         "name": backend.name(),
@@ -48,8 +49,10 @@ fn told(pool: &str, backend: &Backend) -> Value {
         "cause": backend.ejection_cause(),
         "builds": backend.builds(),
         "capacity": backend.capacity(),
-        "zone": backend.place().zone.as_deref(),
-        "node": backend.place().node.as_deref(),
+        "zone": place.zone.as_deref(),
+        "node": place.node.as_deref(),
+        "version": place.labels.version.as_deref(),
+        "architecture": place.labels.architecture.as_deref(),
     })
 }
 

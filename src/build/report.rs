@@ -88,6 +88,7 @@ impl Report {
         }
         let duration = build.arrived.elapsed();
         let backend = build.backend.name();
+        let place = build.backend.place();
         let metrics = &self.proxy.metrics;
         metrics.build_ended(backend, end.code(), duration);
         let (home, home_is) = build.home();
@@ -102,6 +103,9 @@ impl Report {
             policy = %build.policy,
             reason = build.why.outcome.label(),
             backend,
+            node = place.node.as_deref(),
+            zone = place.zone.as_deref(),
+            version = place.labels.version.as_deref(),
             rank = build.why.rank,
             load = build.why.load,
             bound = build.why.bound,

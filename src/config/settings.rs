@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     pool::PoolSettings,
-    value::{table, text},
+    value::{table, text, truth},
 };
 
 /// The settings as they are written: in the file, or as flags (see `cli`).
@@ -21,6 +21,21 @@ pub struct Settings {
     #[arg(long, env = "BUILDKIT_LB_DNS_SERVER", value_name = "HOST:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns_server: Option<String>,
+    /// Read the labels of the daemons' pods, for their version and architecture; needs get, list and
+    /// watch on pods [default: false].
+    #[arg(long, env = "BUILDKIT_LB_POD_DETAILS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_details: Option<bool>,
+    /// Keep the number of a pod's builds in its annotation controller.kubernetes.io/pod-deletion-cost, so
+    /// that a Deployment which shrinks ends idle pods first; needs patch on pods [default: false].
+    #[arg(long, env = "BUILDKIT_LB_POD_DELETION_COST", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_deletion_cost: Option<bool>,
+    /// Keep the annotation cluster-autoscaler.kubernetes.io/safe-to-evict of a pod false while it has
+    /// builds, else true; needs patch on pods [default: false].
+    #[arg(long, env = "BUILDKIT_LB_SAFE_TO_EVICT", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safe_to_evict: Option<bool>,
     /// Address of the admin port: /livez, /readyz, /metrics, /status.json [default: 0.0.0.0:9090].
     #[arg(long, env = "BUILDKIT_LB_ADMIN_LISTEN", value_name = "HOST:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,6 +72,9 @@ impl Settings {
         Self {
             pool: self.pool.under(over.pool),
             dns_server: over.dns_server.or(self.dns_server),
+            pod_details: over.pod_details.or(self.pod_details),
+            pod_deletion_cost: over.pod_deletion_cost.or(self.pod_deletion_cost),
+            safe_to_evict: over.safe_to_evict.or(self.safe_to_evict),
             admin_listen: over.admin_listen.or(self.admin_listen),
             drain_timeout: over.drain_timeout.or(self.drain_timeout),
             max_connections: over.max_connections.or(self.max_connections),
@@ -90,6 +108,9 @@ impl Settings {
         for (key, value) in entries {
             match key.as_str() {
                 "dns-server" => settings.dns_server = text(&key, value, problems),
+                "pod-details" => settings.pod_details = truth(&key, &value, problems),
+                "pod-deletion-cost" => settings.pod_deletion_cost = truth(&key, &value, problems),
+                "safe-to-evict" => settings.safe_to_evict = truth(&key, &value, problems),
                 "admin-listen" => settings.admin_listen = text(&key, value, problems),
                 "drain-timeout" => settings.drain_timeout = text(&key, value, problems),
                 "max-connections" => settings.max_connections = text(&key, value, problems),

@@ -54,7 +54,7 @@ fn daemons_are_named_or_found() {
 fn every_problem_is_told_in_one_run() {
     let file = "polcy = 'x'\npolicy = 'best'\nlisten = 3\ndrain-timeout = 'soon'\n\
                 backend = ['tcp://a', 'a=tcp://x:1', 'a=tcp://x:1', 'c=tcp://x:2?capacity=0']\nmax-connections = 0\n\
-                admin-listen = 'nowhere'\nlog-level = true\nspread-bake-targets = 1\nslow-start = 'fast'\n\
+                admin-listen = 'nowhere'\nlog-level = true\nspread-bake-targets = 1\nslow-start = 'fast'\npod-details = 'all'\n\
                 consistent-hash = { load-factor = 0.8, bound = 2 }\n\
                 warm-memory = { enabled = 'yes', max-keys = 0, ttl = 'ever' }\n\
                 affinity = { sources = ['path'] }";
@@ -72,6 +72,7 @@ fn every_problem_is_told_in_one_run() {
         "log-level: must",
         "backend: `0` is not a number from 1 to 10000",
         "spread-bake-targets: must",
+        "pod-details: must",
         "slow-start: `fast`",
         "consistent-hash.load-factor: `0.8`",
         "consistent-hash.bound: unknown",
@@ -105,6 +106,8 @@ fn a_capacity_stands_behind_the_address() {
 fn what_is_printed_reads_back() {
     let mut flags = backend("b=tcp://[::1]:1?capacity=3");
     flags.drain_timeout = Some("90s".into());
+    flags.pod_details = Some(true);
+    flags.safe_to_evict = Some(true);
     flags.pool.slow_start = Some("0s".into());
     flags.pool.spread_bake_targets = Some(true);
     let file = "consistent-hash.load-factor = 'off'\n\

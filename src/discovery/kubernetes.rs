@@ -1,11 +1,13 @@
 //! The daemons behind a Kubernetes Service, followed by its EndpointSlices.
 //!
-//! Needs the verbs get, list and watch on endpointslices in the Service's namespace, and nothing else.
+//! Needs the verbs get, list and watch on endpointslices in the Service's namespace, and nothing else;
+//! the same on pods if their labels are asked for.
 //! Any failure of the watch is answered by reading all slices anew, so that nothing that happened
 //! meanwhile is missed; until they are all read, the fleet stays as it was.
 
 pub(crate) mod failure;
 mod known;
+mod labels;
 
 use std::{fmt, pin::pin, str::FromStr, time::Duration};
 
@@ -16,11 +18,11 @@ use kube::{
     config::InferConfigError,
     runtime::watcher::{self, watcher},
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use self::known::Known;
+use self::{known::Known, labels::ByPod};
 use super::{Backoff, Feed, Reason, slices};
 
 /// Changes within this time become one new fleet: a roll-out changes the slices many times a second.
@@ -123,15 +125,39 @@ pub async fn client() -> Result<Client, ClientError> {
     Ok(Client::try_from(config)?)
 }
 
-/// Follows `service` until `stop`.
-pub async fn run(client: Client, service: Service, feed: Feed, stop: CancellationToken) {
+/// Follows `service` until `stop`, and the labels of its namespace's pods if `pod_details`.
+pub async fn run(
+    client: Client,
+    service: Service,
+    pod_details: bool,
+    feed: Feed,
+    stop: CancellationToken,
+) {
+    let (told, labels) = watch::channel(ByPod::default());
+    let details = async {
+        if pod_details {
+            labels::follow(&client, &service.namespace, feed.metrics(), &told).await;
+        }
+        // Without labels there is nothing to wait for.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = details => {}
+        () = follow_always(&client, &service, labels, &feed) => {}
+    }
+}
+
+/// Follows the slices, again and again.
+async fn follow_always(
+    client: &Client,
+    service: &Service,
+    mut labels: watch::Receiver<ByPod>,
+    feed: &Feed,
+) {
     let mut backoff = Backoff::default();
     loop {
-        let follow = follow(&client, &service, &feed, &mut backoff);
-        let error = tokio::select! {
-            () = stop.cancelled() => return,
-            error = follow => error,
-        };
+        let error = follow(client, service, &mut labels, feed, &mut backoff).await;
         match error {
             // The slices are read anew at once; that is how a watch is meant to end.
             Some(error) if failure::is_expired(&error) => {
@@ -144,10 +170,7 @@ pub async fn run(client: Client, service: Service, feed: Feed, stop: Cancellatio
             }
             None => {}
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(backoff.next()) => {}
-        }
+        tokio::time::sleep(backoff.next()).await;
     }
 }
 
@@ -155,6 +178,7 @@ pub async fn run(client: Client, service: Service, feed: Feed, stop: Cancellatio
 async fn follow(
     client: &Client,
     service: &Service,
+    labels: &mut watch::Receiver<ByPod>,
     feed: &Feed,
     backoff: &mut Backoff,
 ) -> Option<watcher::Error> {
@@ -185,22 +209,33 @@ async fn follow(
                 failed => {
                     // What came before the failure is true all the same.
                     if publish_at.is_some() {
-                        publish(&known, service, feed);
+                        publish(&known, service, labels, feed);
                     }
                     return failed.and_then(Result::err);
                 }
             },
             () = due => {
                 publish_at = None;
-                publish(&known, service, feed);
+                publish(&known, service, labels, feed);
+            }
+            Ok(()) = labels.changed() => {
+                if known.is_complete() {
+                    publish_at.get_or_insert_with(|| Instant::now() + GATHER);
+                }
             }
             _ = confirm.tick() => if known.is_complete() { feed.confirmed() },
         }
     }
 }
 
-fn publish(known: &Known<EndpointSlice>, service: &Service, feed: &Feed) {
-    let endpoints = slices::endpoints(known.objects(), &service.port);
+fn publish(
+    known: &Known<EndpointSlice>,
+    service: &Service,
+    labels: &mut watch::Receiver<ByPod>,
+    feed: &Feed,
+) {
+    let mut endpoints = slices::endpoints(known.objects(), &service.port);
+    labels::add(&labels.borrow_and_update(), &mut endpoints);
     let entries = known.objects().any(|slice| slice.endpoints.iter().flatten().count() > 0);
     let Service { namespace, name, port } = service;
     let waits = match (&endpoints[..], port) {

@@ -16,7 +16,7 @@ use k8s_openapi::api::discovery::v1::{
 use super::kubernetes::Port;
 use crate::{
     address::Address,
-    fleet::{Condition, Endpoint, Place},
+    fleet::{Condition, Endpoint, Labels, Place, Pod},
 };
 
 /// Names of ports to look for if none is asked for, the most telling first.
@@ -51,6 +51,8 @@ pub(super) fn endpoints<'a>(
                 place: Place {
                     zone: entry.zone.as_deref().map(Into::into),
                     node: entry.node_name.as_deref().map(Into::into),
+                    pod: pod(slice, entry),
+                    labels: Labels::default(),
                 },
             };
             let identity = identity(entry, host);
@@ -93,6 +95,7 @@ impl Candidate {
         }
         self.place.zone = self.place.zone.take().or(other.place.zone);
         self.place.node = self.place.node.take().or(other.place.node);
+        self.place.pod = self.place.pod.take().or(other.place.pod);
     }
 }
 
@@ -122,6 +125,21 @@ fn identity<'a>(entry: &'a Entry, host: &'a str) -> Identity<'a> {
     match target.and_then(|target| given(&target.name)) {
         Some(name) => (name, target.and_then(|target| given(&target.uid))),
         None => (given(&entry.hostname).unwrap_or(host), None),
+    }
+}
+
+/// The pod that an entry stands for, if it is one.
+fn pod(slice: &EndpointSlice, entry: &Entry) -> Option<Pod> {
+    let target = entry.target_ref.as_ref()?;
+    let given = |text: Option<&String>| text.filter(|text| !text.is_empty()).map(|t| t[..].into());
+    let namespace = target.namespace.as_ref().or(slice.metadata.namespace.as_ref());
+    match target.kind.as_deref() {
+        Some("Pod") => Some(Pod {
+            namespace: given(namespace)?,
+            name: given(target.name.as_ref())?,
+            uid: given(target.uid.as_ref())?,
+        }),
+        _ => None,
     }
 }
 

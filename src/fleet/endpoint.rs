@@ -19,13 +19,39 @@ pub struct Endpoint {
     pub place: Place,
 }
 
-/// Where a daemon runs, as far as discovery says.
+/// Where a daemon runs and as what, as far as discovery says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Place {
     /// Its failure domain, as `topology.kubernetes.io/zone` names it.
     pub zone: Option<Arc<str>>,
     /// The machine.
     pub node: Option<Arc<str>>,
+    /// The pod that it is.
+    pub pod: Option<Pod>,
+    /// What the labels of its pod say.
+    pub labels: Labels,
+}
+
+/// One pod, as Kubernetes knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name, which the next one may have too.
+    pub name: Arc<str>,
+    /// What tells it from the next one of its name.
+    pub uid: Arc<str>,
+}
+
+/// What a pod's labels say of the daemon in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// `app.kubernetes.io/version`.
+    pub version: Option<Arc<str>>,
+    /// `kubernetes.io/arch`, as `amd64` or `arm64`.
+    pub architecture: Option<Arc<str>>,
+    /// `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
 }
 
 /// What whoever runs a daemon says of it.

@@ -53,6 +53,8 @@ labels!(/// Where backends are found, as the configuration writes it.
     SourceLabels { pool, source });
 labels!(/// The same, and why it failed.
     SourceReasonLabels { pool, source, reason });
+labels!(/// What was asked about pods, as RBAC writes it, and why in vain.
+    PodErrorLabels { pool, verb, reason });
 labels!(/// How the drain of a backend ended.
     DrainLabels { pool, result });
 labels!(/// A closed set of reasons.
@@ -103,6 +105,8 @@ pub struct Families {
     pub(super) discovery_endpoints: Family<SourceLabels, Gauge>,
     pub(super) discovery_last_sync: Family<SourceLabels, Gauge>,
     pub(super) discovery_errors: Family<SourceReasonLabels, Counter>,
+    pub(super) pod_errors: Family<PodErrorLabels, Counter>,
+    pub(super) pod_patches: Family<PoolLabels, Counter>,
     pub(super) backend_drains: Family<DrainLabels, Counter>,
     pub(super) rpcs_started: Family<MethodLabels, Counter>,
     /// 1 while the proxy drains.
@@ -136,6 +140,8 @@ impl Families {
             discovery_endpoints: Family::default(),
             discovery_last_sync: Family::default(),
             discovery_errors: Family::default(),
+            pod_errors: Family::default(),
+            pod_patches: Family::default(),
             backend_drains: Family::default(),
             rpcs_started: Family::default(),
             drain_in_progress: Gauge::default(),
@@ -172,6 +178,8 @@ impl Families {
         r.register("discovery_endpoints", "Endpoints that a source reported last", self.discovery_endpoints.clone());
         r.register("discovery_last_sync_timestamp_seconds", "When a source's report was last known to be right", self.discovery_last_sync.clone());
         r.register("discovery_errors", "Failures of a source", self.discovery_errors.clone());
+        r.register("pod_errors", "Requests about pods that failed", self.pod_errors.clone());
+        r.register("pod_patches", "Annotations of pods written", self.pod_patches.clone());
         r.register("backend_drains", "Requests to drain a backend, by how they ended", self.backend_drains.clone());
         r.register("drain_in_progress", "1 while the proxy drains", self.drain_in_progress.clone());
         r.register("drain_builds_remaining", "Builds a draining proxy waits for", self.drain_builds_remaining.clone());

@@ -1,5 +1,6 @@
 //! A real Kubernetes control plane, and a small kubelet that runs a real buildkitd for each pod.
 
+pub(crate) mod fleet;
 pub(crate) mod kubelet;
 pub(crate) mod pod;
 

@@ -5,6 +5,13 @@ directory is a claim of the StatefulSet's.
 {{- define "buildkit-lb.buildkitdPodMetadata" -}}
 labels:
   {{- include "buildkit-lb.podLabels" (list . "buildkitd") | nindent 2 }}
+  {{- /* What pods.details shows. */}}
+  {{- if not .Values.buildkitd.image.digest }}
+  app.kubernetes.io/version: {{ .Values.buildkitd.image.tag | trunc 63 | quote }}
+  {{- end }}
+  {{- with index .Values.buildkitd.nodeSelector "kubernetes.io/arch" }}
+  kubernetes.io/arch: {{ . | quote }}
+  {{- end }}
   {{- with .Values.buildkitd.podLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}

@@ -42,7 +42,7 @@ impl Api {
         let target: Service = "ci/buildkitd".parse().expect("valid");
         let feed = register.source(&"test");
         let client = Client::new(service, "ci");
-        let run = run(client, target, feed, CancellationToken::new());
+        let run = run(client, target, false, feed, CancellationToken::new());
         Self { requests, fleet, register, _task: tokio::spawn(run) }
     }
 

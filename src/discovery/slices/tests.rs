@@ -177,18 +177,23 @@ fn a_named_port_may_differ_from_slice_to_slice() {
 }
 
 #[test]
-fn zone_and_node_are_kept() {
-    let entry = Entry {
+fn zone_node_and_pod_are_kept() {
+    let mut entry = Entry {
         zone: Some("westeurope-1".to_owned()),
         node_name: Some("node-7".to_owned()),
         ..pod("a", "10.0.0.1", "")
     };
+    if let Some(target) = &mut entry.target_ref {
+        target.namespace = Some("ci".to_owned());
+    }
     let found = endpoints(&[v4(vec![entry])], &Port::Usual);
     let place = &found[0].place;
     assert_eq!(
         (place.zone.as_deref(), place.node.as_deref()),
         (Some("westeurope-1"), Some("node-7"))
     );
+    let pod = place.pod.as_ref().map(|pod| (&*pod.namespace, &*pod.name, &*pod.uid));
+    assert_eq!(pod, Some(("ci", "a", "uid-of-a")));
 }
 
 fn text() -> impl Strategy<Value = String> {

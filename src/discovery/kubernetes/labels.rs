@@ -1,0 +1,113 @@
+//! What the labels of pods tell of the daemons in them.
+//!
+//! Needs the verbs get, list and watch on pods in the namespace. Without them there are daemons all the
+//! same, and no labels. Only the pods' metadata is read, and of that only these labels are kept.
+
+use std::{collections::HashMap, pin::pin, sync::Arc};
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, ResourceExt as _,
+    core::PartialObjectMeta,
+    runtime::watcher::{self, watcher},
+};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{WATCH, failure, known::Known};
+use crate::{
+    discovery::Backoff,
+    fleet::{Endpoint, Labels},
+    metrics::Metrics,
+};
+
+/// What the labels say, by the pod's uid.
+pub(super) type ByPod = HashMap<Arc<str>, Labels>;
+
+/// Adds to `endpoints` what is known of their pods.
+pub(super) fn add(labels: &ByPod, endpoints: &mut [Endpoint]) {
+    for place in endpoints.iter_mut().map(|endpoint| &mut endpoint.place) {
+        let known = place.pod.as_ref().and_then(|pod| labels.get(&pod.uid));
+        if let Some(known) = known {
+            place.labels = known.clone();
+            place.zone = place.zone.take().or_else(|| known.zone.clone());
+        }
+    }
+}
+
+/// Follows the pods of `namespace` for ever; whatever fails is told once and tried again.
+pub(super) async fn follow(
+    client: &Client,
+    namespace: &str,
+    metrics: &Metrics,
+    told: &watch::Sender<ByPod>,
+) {
+    let mut backoff = Backoff::default();
+    let mut trouble = None;
+    loop {
+        let failed = follow_once(client, namespace, told, &mut backoff, &mut trouble).await;
+        if let Some(error) = failed.filter(|error| !failure::is_expired(error)) {
+            let (verb, reason, text) = failure::describe(&error, "pods", namespace);
+            metrics.pod_error(verb, reason.label());
+            if trouble.as_ref() != Some(&text) {
+                warn!(error = text, "labels of pods are not known");
+                trouble = Some(text);
+            }
+        }
+        tokio::time::sleep(backoff.next()).await;
+    }
+}
+
+/// Reads all pods, then follows their changes until something fails.
+async fn follow_once(
+    client: &Client,
+    namespace: &str,
+    told: &watch::Sender<ByPod>,
+    backoff: &mut Backoff,
+    trouble: &mut Option<String>,
+) -> Option<watcher::Error> {
+    let api: Api<PartialObjectMeta<Pod>> = Api::namespaced(client.clone(), namespace);
+    let config =
+        watcher::Config::default().timeout(u32::try_from(WATCH.as_secs()).unwrap_or(u32::MAX));
+    let mut events = pin!(watcher(api, config));
+    let mut known = Known::default();
+    loop {
+        let event = match events.next().await {
+            Some(Ok(event)) => event,
+            failed => return failed.and_then(Result::err),
+        };
+        if known.apply(event.modify(strip)) {
+            *backoff = Backoff::default();
+            if trouble.take().is_some() {
+                info!("labels of pods are known");
+            }
+            let now: ByPod = known.objects().filter_map(labels).collect();
+            told.send_if_modified(|old| {
+                let changed = *old != now;
+                *old = now;
+                changed
+            });
+        }
+    }
+}
+
+/// Drops what nobody asks for: a namespace may have many pods.
+fn strip(pod: &mut PartialObjectMeta<Pod>) {
+    pod.managed_fields_mut().clear();
+    pod.annotations_mut().clear();
+    pod.labels_mut().retain(|key, _value| KEYS.contains(&key.as_str()));
+}
+
+/// The labels that are kept: version, architecture and zone.
+const KEYS: [&str; 3] =
+    ["app.kubernetes.io/version", "kubernetes.io/arch", "topology.kubernetes.io/zone"];
+
+/// A pod's uid and labels, if it has any of these.
+fn labels(pod: &PartialObjectMeta<Pod>) -> Option<(Arc<str>, Labels)> {
+    let [version, architecture, zone] =
+        KEYS.map(|key| pod.labels().get(key).filter(|text| !text.is_empty()).map(|t| t[..].into()));
+    let labels = Labels { version, architecture, zone };
+    let uid = pod.uid().filter(|_uid| labels != Labels::default())?;
+    Some((uid.into(), labels))
+}

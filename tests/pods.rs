@@ -1,0 +1,171 @@
+//! What the proxy reads of daemons' pods and tells them, on a real Kubernetes with the chart's rights.
+
+mod support;
+
+use std::{
+    process::{Child, Stdio},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use serde_json::Value;
+use support::{
+    client::{Context, buildctl_build, succeed},
+    eventually,
+    kubernetes::{
+        Cluster,
+        fleet::{Fleet, ready},
+    },
+    proxy::Proxy,
+};
+
+const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+const SAFE: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+
+/// What one pod has to do with the proxy: name, both annotations.
+type Told = (String, Option<String>, Option<String>);
+
+fn cluster() -> &'static Cluster {
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(Cluster::start)
+}
+
+/// The pods, the oldest first.
+fn pods(fleet: &Fleet) -> Vec<Told> {
+    let args = ["get", "pods", "--sort-by=.metadata.creationTimestamp", "-o", "json"];
+    let list: Value = serde_json::from_str(&fleet.kubectl(cluster(), &args)).expect("JSON");
+    let pods = list["items"].as_array().expect("a list").iter();
+    let there = pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let told = there.map(|pod| {
+        let annotations = &pod["metadata"]["annotations"];
+        let name = text(&pod["metadata"]["name"]).expect("a name");
+        (name, text(&annotations[COST]), text(&annotations[SAFE]))
+    });
+    told.collect()
+}
+
+/// A build that runs, and its context, which it reads for as long as it does.
+fn build(proxy: &Proxy, step: &str) -> (Child, Context) {
+    let context = Context::busybox(step);
+    let mut build = buildctl_build(&proxy.addr(), &context);
+    (build.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs"), context)
+}
+
+fn told(fleet: &Fleet, expected: &[(&str, Option<&str>, &str)]) {
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|(pod, cost, safe)| (pod.to_string(), cost.map(str::to_owned), Some(safe.to_string())))
+        .collect();
+    eventually("the pods are told", Duration::from_secs(30), || {
+        (pods(fleet) == expected).then_some(())
+    });
+}
+
+#[test]
+fn a_deployment_that_shrinks_ends_the_idle_pod_and_keeps_the_one_that_builds() {
+    let cluster = cluster();
+    let set = ["pods.deletionCost=true", "pods.safeToEvict=true"];
+    let fleet = Fleet::with(cluster, "cost", "Deployment", 1, &set);
+    let proxy = fleet.proxy_with("random", &["--pod-deletion-cost", "--safe-to-evict"]);
+    ready(&proxy, 1);
+    std::thread::sleep(Duration::from_secs(1));
+    fleet.kubectl(cluster, &["scale", "deployment/buildkitd", "--replicas=2"]);
+    ready(&proxy, 2);
+    let both = pods(&fleet);
+    let [(old, ..), (young, ..)] = &both[..] else { unreachable!("two pods: {both:?}") };
+    told(&fleet, &[(old, None, "true"), (young, None, "true")]);
+
+    // By itself Kubernetes ends the youngest.
+    assert_eq!(proxy.admin("POST", &format!("/backends/{old}/cordon")).0, 200);
+    let (mut first, _context) = build(&proxy, "RUN sleep 25");
+    told(&fleet, &[(old, None, "true"), (young, Some("1"), "false")]);
+    let (mut second, _context_too) = build(&proxy, "RUN sleep 15");
+    told(&fleet, &[(old, None, "true"), (young, Some("2"), "false")]);
+    fleet.kubectl(cluster, &["scale", "deployment/buildkitd", "--replicas=1"]);
+    eventually("the idle pod is ended", Duration::from_secs(30), || {
+        let left = pods(&fleet);
+        (left.len() == 1).then(|| assert_eq!(left[0].0, *young, "{left:?}"))
+    });
+    for build in [&mut first, &mut second] {
+        assert!(build.wait().expect("buildctl ends").success(), "{}", proxy.process.log());
+    }
+    told(&fleet, &[(young, None, "true")]);
+    let patches = proxy.metric("buildkit_lb_pod_patches_total", &[]);
+    assert!((5.0..=12.0).contains(&patches), "only what changed is written: {patches}");
+
+    // A proxy that ends takes back what it has said; one that is killed leaves it to the next.
+    let (mut third, _its_context) = build(&proxy, "RUN sleep 60; echo cut");
+    told(&fleet, &[(young, Some("1"), "false")]);
+    proxy.process.signal("TERM");
+    proxy.process.signal("TERM");
+    told(&fleet, &[(young, None, "true")]);
+    let _ = (third.kill(), third.wait());
+    let annotation = format!("{COST}=7");
+    fleet.kubectl(cluster, &["annotate", "pod", young, &annotation]);
+    drop(proxy);
+    let proxy = fleet.proxy_with("random", &["--pod-deletion-cost", "--safe-to-evict"]);
+    ready(&proxy, 1);
+    told(&fleet, &[(young, None, "true")]);
+}
+
+#[test]
+fn what_pods_say_is_in_the_status_and_in_the_log() {
+    let cluster = cluster();
+    let fleet = Fleet::with(cluster, "details", "StatefulSet", 1, &["pods.details=true"]);
+    let proxy = fleet.proxy_with("random", &["--pod-details"]);
+    ready(&proxy, 1);
+    let backend = |proxy: &Proxy| {
+        let (_code, status) = proxy.admin("GET", "/status.json");
+        let status: Value = serde_json::from_str(&status).expect("JSON");
+        status["backends"][0].clone()
+    };
+    let known = eventually("the pod's labels are known", Duration::from_secs(20), || {
+        Some(backend(&proxy)).filter(|backend| backend["version"] == "v0.32.2")
+    });
+    assert_eq!(known["node"], "node-a");
+    succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo labels")));
+    let record = eventually("the build's record", Duration::from_secs(10), || {
+        proxy.records("build ended").into_iter().find(|record| record["version"] == "v0.32.2")
+    });
+    assert_eq!(record["node"], "node-a");
+    // A label that changes is followed, and so is a label that goes.
+    fleet.kubectl(cluster, &["label", "pod", "buildkitd-0", "kubernetes.io/arch=arm64"]);
+    fleet.kubectl(cluster, &["label", "pod", "buildkitd-0", "app.kubernetes.io/version-"]);
+    eventually("the change is followed", Duration::from_secs(20), || {
+        let backend = backend(&proxy);
+        (backend["architecture"] == "arm64" && backend["version"].is_null()).then_some(())
+    });
+}
+
+#[test]
+fn without_the_rights_on_pods_builds_go_on_and_each_right_is_named_once() {
+    let cluster = cluster();
+    let fleet = Fleet::new(cluster, "no-pods", "StatefulSet", 1);
+    let args = ["--pod-details", "--pod-deletion-cost", "--safe-to-evict"];
+    let proxy = fleet.proxy_with("random", &args);
+    ready(&proxy, 1);
+    for verb in ["list", "patch"] {
+        eventually("it has been tried again", Duration::from_secs(30), || {
+            let labels = [&format!("verb=\"{verb}\"")[..], "reason=\"forbidden\""];
+            (proxy.metric("buildkit_lb_pod_errors_total", &labels) >= 3.0).then_some(())
+        });
+    }
+    succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo anyway")));
+    for (message, error) in [
+        (
+            "labels of pods are not known",
+            "cannot list pods in namespace no-pods: grant verbs get, list, watch",
+        ),
+        (
+            "pods are not told of their builds",
+            "cannot patch pods in namespace no-pods: grant verb patch",
+        ),
+    ] {
+        let records = proxy.records(message);
+        assert_eq!(records.len(), 1, "{records:?}");
+        assert_eq!(records[0]["error"], error);
+    }
+    let (code, told) = proxy.admin("GET", "/readyz");
+    assert!(code == 200 && !told.contains("since"), "{told}");
+}
