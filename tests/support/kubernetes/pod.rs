@@ -77,6 +77,21 @@ impl PodDaemon {
         third
     }
 
+    /// A command in its network.
+    pub(crate) fn inside(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        let pid = self.process.as_ref().expect("it runs").pid().to_string();
+        command.args(["--net", "--target", &pid]).args(args);
+        command
+    }
+
+    /// Lets nothing out of its network any more, without a word to anyone: a node that is lost.
+    pub(crate) fn cut_off(&self) {
+        let output = self.inside(&["ip", "route", "replace", "blackhole", HOST]).output();
+        let output = output.expect("nsenter runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Ends it as a kubelet does: the hook, then TERM, then KILL, all within the grace period.
     pub(crate) fn stop(&mut self, hook: &[String], grace: Duration) {
         let start = Instant::now();
