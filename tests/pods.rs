@@ -98,6 +98,10 @@ fn a_deployment_that_shrinks_ends_the_idle_pod_and_keeps_the_one_that_builds() {
     let (mut third, _its_context) = build(&proxy, "RUN sleep 60; echo cut");
     told(&fleet, &[(young, Some("1"), "false")]);
     proxy.process.signal("TERM");
+    // Two signals at once are one.
+    eventually("the proxy drains", Duration::from_secs(10), || {
+        (!proxy.records("draining").is_empty()).then_some(())
+    });
     proxy.process.signal("TERM");
     told(&fleet, &[(young, None, "true")]);
     let _ = (third.kill(), third.wait());
