@@ -35,6 +35,16 @@ pub(crate) struct Programs {
     pub(crate) proxy: PathBuf,
 }
 
+/// What the proxy's log tells of a build.
+#[derive(Debug, Clone)]
+pub(crate) struct Placement {
+    pub(crate) backend: String,
+    /// Why there.
+    pub(crate) reason: String,
+    /// Builds that ran there.
+    pub(crate) load: u64,
+}
+
 /// The proxy and its daemons.
 #[derive(Debug)]
 pub(crate) struct Fleet {
@@ -82,16 +92,16 @@ impl Fleet {
         self.address
     }
 
-    /// Which daemon took each of `builds` builds, by the build's ref.
-    pub(crate) fn backends(&self, builds: usize) -> Result<HashMap<String, String>> {
+    /// Where each of `builds` builds was placed, by the build's ref.
+    pub(crate) fn placements(&self, builds: usize) -> Result<HashMap<String, Placement>> {
         let started = Instant::now();
         loop {
-            let backends = read_backends(&self.log)?;
-            if backends.len() >= builds {
-                return Ok(backends);
+            let placements = read_placements(&self.log)?;
+            if placements.len() >= builds {
+                return Ok(placements);
             }
             if started.elapsed() > LOG_TIMEOUT {
-                bail!("the proxy's log tells of {} builds out of {builds}", backends.len());
+                bail!("the proxy's log tells of {} builds out of {builds}", placements.len());
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -119,17 +129,19 @@ fn backend_name(number: usize) -> String {
     format!("buildkitd-{number}")
 }
 
-fn read_backends(log: &Path) -> Result<HashMap<String, String>> {
-    let mut backends = HashMap::new();
+fn read_placements(log: &Path) -> Result<HashMap<String, Placement>> {
+    let mut placements = HashMap::new();
     for line in fs::read_to_string(log).context("read the proxy's log")?.lines() {
         let Ok(record) = serde_json::from_str::<Value>(line) else { continue };
         let fields = &record["fields"];
+        let text = |name: &str| fields[name].as_str().map(str::to_owned);
         if fields["message"] == "build ended"
-            && let (Some(build), Some(backend)) =
-                (fields["ref"].as_str(), fields["backend"].as_str())
+            && let (Some(build), Some(backend), Some(reason)) =
+                (text("ref"), text("backend"), text("reason"))
         {
-            backends.insert(build.to_owned(), backend.to_owned());
+            let load = fields["load"].as_u64().unwrap_or_default();
+            placements.insert(build, Placement { backend, reason, load });
         }
     }
-    Ok(backends)
+    Ok(placements)
 }

@@ -19,6 +19,7 @@ mod table;
 
 use std::{
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
     sync::{Mutex, mpsc},
     thread,
@@ -78,6 +79,9 @@ struct Arguments {
     /// Directory of buildkitd and buildctl
     #[arg(long, env = "BUILDKIT_LB_TOOLS", default_value = "/usr/bin")]
     tools: PathBuf,
+    /// File for a line about every build, with the proxy's reason for its place
+    #[arg(long)]
+    records: Option<PathBuf>,
     /// Directory on a memory file system for everything that is written
     #[arg(long, default_value = "/dev/shm")]
     scratch: PathBuf,
@@ -99,6 +103,9 @@ fn main() -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let versions = machine::buildkit().map(|version| format!("; {version}")).unwrap_or_default();
     println!("{}{versions}.\n", machine::line());
+    if let Some(path) = &arguments.records {
+        fs::write(path, outcome::FIELDS).with_context(|| format!("write {}", path.display()))?;
+    }
     let Arguments { daemons, builds, parallel, seed, .. } = arguments;
     println!(
         "{} projects built {builds} times each in a shuffled order (seed {seed}), {parallel} at a \
@@ -157,16 +164,31 @@ impl Bench<'_> {
         let mut builds = self.build_all(&fleet, &schedule, dir)?;
         let wall = started.elapsed().as_secs_f64();
         builds.sort_by_key(|build| build.started);
-        let backends = fleet.backends(builds.len())?;
+        let placements = fleet.placements(builds.len())?;
         let outcomes = builds
             .into_iter()
             .map(|build| {
-                let backend = backends.get(&build.reference).context("a build without a record")?;
-                let (job, seconds, steps) = (build.job, build.seconds, build.steps);
-                Ok(Outcome { job, backend: backend.clone(), seconds, steps })
+                let placement =
+                    placements.get(&build.reference).context("a build without a record")?;
+                Ok(Outcome {
+                    job: build.job,
+                    placement: placement.clone(),
+                    began: build.started.duration_since(started).as_secs_f64(),
+                    seconds: build.seconds,
+                    steps: build.steps,
+                })
             })
             .collect::<Result<Vec<_>>>()?;
+        self.record(policy, &outcomes)?;
         Ok(outcome::figures(&outcomes, daemons, wall))
+    }
+
+    fn record(&self, policy: Policy, outcomes: &[Outcome]) -> Result<()> {
+        let Some(path) = &self.arguments.records else { return Ok(()) };
+        let disk = format!("{:?}", self.disk).to_lowercase();
+        let mut file = fs::OpenOptions::new().append(true).open(path)?;
+        file.write_all(outcome::records(&format!("{disk},{policy}"), outcomes).as_bytes())?;
+        Ok(())
     }
 
     /// Builds until the schedule is empty or a build fails.

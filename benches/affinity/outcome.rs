@@ -1,11 +1,15 @@
 //! What came of the builds of one run, and the figures of it.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Write as _,
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::{
+    fleet::Placement,
     schedule::Job,
     table::{Figure, Goal, Limit},
 };
@@ -14,7 +18,9 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) job: Job,
-    pub(crate) backend: String,
+    pub(crate) placement: Placement,
+    /// When it began, in seconds from the first.
+    pub(crate) began: f64,
     pub(crate) seconds: f64,
     pub(crate) steps: Steps,
 }
@@ -82,6 +88,25 @@ pub(crate) const GOALS: &[Goal] = &[
     goal("median a third of random's at most", 3, Limit::AtMostTimes(1.0 / 3.0, "random")),
 ];
 
+/// One line for each build, with the words of [`FIELDS`].
+pub(crate) fn records(run: &str, outcomes: &[Outcome]) -> String {
+    let mut lines = String::new();
+    for outcome in outcomes {
+        let Outcome { job, placement, began, seconds, steps } = outcome;
+        let Placement { backend, reason, load } = placement;
+        let _ = writeln!(
+            lines,
+            "{run},{began:.3},{seconds:.3},{},{},{backend},{reason},{load},{},{}",
+            job.project, job.turn, steps.cached, steps.all
+        );
+    }
+    lines
+}
+
+/// The columns of [`records`].
+pub(crate) const FIELDS: &str =
+    "disk,policy,began,seconds,project,turn,backend,reason,load,cached,steps\n";
+
 /// The values of [`FIGURES`], of builds in the order in which they began.
 pub(crate) fn figures(outcomes: &[Outcome], daemons: usize, wall: f64) -> Vec<f64> {
     let mut seen: HashSet<(usize, &str)> = HashSet::new();
@@ -90,7 +115,7 @@ pub(crate) fn figures(outcomes: &[Outcome], daemons: usize, wall: f64) -> Vec<f6
     let mut seconds: HashMap<&str, f64> = HashMap::new();
     let (mut steps, mut cached) = (0, 0);
     for outcome in outcomes {
-        let backend = outcome.backend.as_str();
+        let backend = outcome.placement.backend.as_str();
         let known = !seen.insert((outcome.job.project, backend));
         if outcome.job.turn > 0 {
             warm += usize::from(known);
