@@ -54,7 +54,7 @@ impl fmt::Display for Policy {
 pub enum Outcome {
     /// The policy's first choice for the key.
     Home,
-    /// The key's home was at its load bound: the next in its ranking.
+    /// The key's home had no room for it: the next in its ranking.
     Spill,
     /// The key's home is new to it: where it was built last.
     Warm,
@@ -204,6 +204,8 @@ impl Warm {
 pub enum Obstacle {
     /// It runs as many builds as its bound allows.
     Full,
+    /// What it may run beyond its share is kept for builds that find their cache there.
+    Busy,
     /// It takes no new builds until a probe succeeds.
     Unhealthy,
     /// It takes no new builds on request.
@@ -217,6 +219,7 @@ impl Obstacle {
     pub fn label(self) -> &'static str {
         match self {
             Self::Full => "full",
+            Self::Busy => "busy",
             Self::Unhealthy => "unhealthy",
             Self::Cordoned => "cordoned",
             Self::Unreachable => "unreachable",
@@ -295,7 +298,11 @@ impl Config {
         let place = match (self.policy, request.key) {
             (Policy::Random, _) => random::choose(round, rng),
             (Policy::ConsistentHash, Some(KeyHash(key))) => {
-                return consistent_hash::choose(key, request.warm, self.load_factor, round);
+                let settings = consistent_hash::Settings {
+                    factor: self.load_factor,
+                    remembers: self.warm.enabled,
+                };
+                return consistent_hash::choose(key, request.warm, settings, round);
             }
             (Policy::LeastSessions | Policy::ConsistentHash, _) => {
                 least_sessions::choose(round, rng)

@@ -230,8 +230,8 @@ impl Proxy {
         Some((count, Why::chosen(&choice, roster)))
     }
 
-    /// Notes that `backend` has built `key`: it is warm for it now.
-    pub fn built(&self, key: KeyHash, backend: &Backend) {
+    /// Notes that a build of `key` is on `backend`: it is warm for it from now on.
+    pub fn placed(&self, key: KeyHash, backend: &Backend) {
         if self.policy.policy != Policy::ConsistentHash {
             return;
         }

@@ -76,7 +76,7 @@ fn two_agents_with_checkouts_of_one_project_build_on_one_daemon() {
         assert_eq!(record["key"], "dev.azure.com/contoso/shop/_git/api");
         assert_eq!((&record["key_source"], &record["reason"]), (&json!("vcs"), &json!("home")));
         assert_eq!((&record["rank"], &record["load"]), (&json!(0), &json!(0)));
-        assert_eq!(record["bound"], 2);
+        assert_eq!(record["bound"], 4);
     }
     assert!(!texts[0].contains("CACHED"), "{}", texts[0]);
     assert!(texts[1].contains("CACHED") && texts[2].contains("CACHED"), "{}", texts[1]);
@@ -137,15 +137,15 @@ fn a_hot_project_spills_to_its_second_daemon_and_the_status_page_says_why() {
     let proxy = hashed(&fleet).start();
     let context = Context::busybox("RUN sleep 1000");
     let mut builds = Vec::new();
-    for count in 1..=3 {
+    for count in 1..=5 {
         builds.push(running(&proxy, &context, "hot"));
         status(&proxy, count);
     }
-    let listed = status(&proxy, 3);
+    let listed = status(&proxy, 5);
     let outcomes: Vec<_> = listed.iter().map(|build| &build["reason"]).collect();
-    assert_eq!(outcomes, ["home", "home", "spill"]);
-    let (home, spilled) = (&listed[0], &listed[2]);
-    assert_eq!(listed[1]["backend"], home["backend"]);
+    assert_eq!(outcomes, ["home", "home", "home", "home", "spill"]);
+    let (home, spilled) = (&listed[0], &listed[4]);
+    assert_eq!(listed[3]["backend"], home["backend"]);
     assert_ne!(spilled["backend"], home["backend"]);
     assert_eq!((&spilled["home"], &spilled["home_is"]), (&home["backend"], &json!("full")));
     assert_eq!((&spilled["rank"], &spilled["load"]), (&json!(1), &json!(0)));

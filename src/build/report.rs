@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use tonic::Code;
 use tracing::info;
 
 use super::{place::Placed, solve::Solve};
@@ -63,6 +62,11 @@ impl Report {
             _load: origin.load.enter(),
         };
         report.count_decision();
+        // At once: more builds of a new project may come before this one ends, and share its steps. One
+        // that fails leaves what it has built by then.
+        if let Some(affinity) = &solve.affinity {
+            proxy.placed(KeyHash::new(&affinity.key), &report.build.backend);
+        }
         report
     }
 
@@ -83,9 +87,6 @@ impl Report {
 
     fn ended(self, end: End) {
         let build = &*self.build;
-        if let (Code::Ok, Some(affinity)) = (end.code(), &build.affinity) {
-            self.proxy.built(KeyHash::new(&affinity.key), &build.backend);
-        }
         let duration = build.arrived.elapsed();
         let backend = build.backend.name();
         let place = build.backend.place();

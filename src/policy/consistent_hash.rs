@@ -2,44 +2,80 @@
 //!
 //! The bound keeps a hot key from drowning its home (Mirrokni, Thorup and Zadimoghaddam, 2018); what
 //! spills goes down the key's own ranking, so a hot project warms the same second backend each time,
-//! and comes home when there is room.
+//! and comes home when there is room. The last of the room under the bound is kept for builds that find
+//! their cache: one that will find none anywhere loses nothing by its next rank.
 
 use super::{Choice, LoadFactor, Obstacle, Outcome, Warm, candidates::Round, rank};
 
-/// Builds a backend may always run: in a small or idle fleet the mean is below one, and the second
-/// build of a project belongs where the first one warms the cache.
+/// Builds that each backend of a small fleet may always run. With six builds on three daemons one in
+/// five would be the fourth of its home: sent away, it would find the cache of a third of the fleet cold,
+/// and four builds are no load.
+const ALWAYS_ALLOWED_SMALL: u64 = 4;
+
+/// Backends of a small fleet at most.
+const SMALL_FLEET: usize = 8;
+
+/// The same in a larger fleet: where it is idle the mean is below one, and the second build of a project
+/// belongs where the first one warms the cache.
 const ALWAYS_ALLOWED: u64 = 2;
 
 /// The same for a backend in its slow start.
 const ALWAYS_ALLOWED_STARTING: u64 = 1;
 
+/// The share of the mean load, in thousandths, up to which a backend takes builds that find no cache.
+///
+/// Simulated, more hits are lost on either side of it: below, keys are scattered; above, warm builds
+/// meet full homes.
+const COLD_SHARE: u16 = 800;
+
+/// Builds that a backend may run in any case when one comes that finds no cache: with one build
+/// running nothing leaves its home.
+const COLD_ALLOWED: u64 = 2;
+
+/// How a key is to be placed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settings {
+    /// How much more than its share a backend may run.
+    pub(super) factor: LoadFactor,
+    /// Whether it is remembered who built a key: only then is a key without such a backend a cold one.
+    pub(super) remembers: bool,
+}
+
 pub(super) fn choose(
     key: u64,
     warm: Option<Warm>,
-    factor: LoadFactor,
+    settings: Settings,
     round: &Round<'_>,
 ) -> Option<Choice> {
-    let bounds = Bounds::new(factor, round);
+    let bounds = Bounds::new(settings.factor, round);
     let first = rank::first(key, round.candidates);
     let has_room = |place: &usize| round.takes(*place) && bounds.has_room(*place);
-    let (place, rank) = match first.places().iter().position(&has_room) {
+    let (mut place, mut rank) = match first.places().iter().position(&has_room) {
         Some(rank) => (first.places()[rank], rank),
         None => beyond(key, has_room, round)?,
     };
     let known = |place: usize| warm.is_some_and(|warm| warm.has(round.candidates.at(place).tag()));
-    if !known(place)
-        && let Some(place) = warm.and_then(|warm| warmest(warm, has_room, round))
-    {
-        let rank = rank::rank(key, round.candidates, place);
-        return Some(bounds.choice(place, Outcome::Warm, rank));
+    if !known(place) {
+        if let Some(place) = warm.and_then(|warm| warmest(warm, has_room, round)) {
+            let rank = rank::rank(key, round.candidates, place);
+            return Some(bounds.choice(place, Outcome::Warm, rank));
+        }
+        let takes_cold = |place: &usize| has_room(place) && bounds.has_room_for_cold(*place);
+        if settings.remembers
+            && let Some(better) = first.places().iter().position(takes_cold)
+        {
+            (place, rank) = (first.places()[better], better);
+        }
     }
     let home = *first.places().first()?;
     let mut choice = bounds.choice(place, Outcome::Home, rank);
     if rank > 0 {
         let obstacle = bounds.obstacle(home);
         choice.passed_over = Some((round.candidates.index(home), obstacle));
-        choice.outcome =
-            if obstacle == Obstacle::Full { Outcome::Spill } else { Outcome::Failover };
+        choice.outcome = match obstacle {
+            Obstacle::Full | Obstacle::Busy => Outcome::Spill,
+            Obstacle::Unhealthy | Obstacle::Cordoned | Obstacle::Unreachable => Outcome::Failover,
+        };
     }
     Some(choice)
 }
@@ -65,33 +101,51 @@ fn warmest(warm: Warm, has_room: impl Fn(&usize) -> bool, round: &Round<'_>) -> 
 #[derive(Debug)]
 struct Bounds<'a> {
     round: &'a Round<'a>,
-    /// Thousandths of a build for each unit of weight, as a fraction; `None` without a bound.
-    share: Option<(u128, u128)>,
+    /// The builds of all, the one to place included, their weights and the factor in thousandths;
+    /// `None` without a bound.
+    share: Option<(u64, u64, u16)>,
 }
 
 impl<'a> Bounds<'a> {
     fn new(factor: LoadFactor, round: &'a Round<'a>) -> Self {
-        let weight = u128::from(round.total_weight()) * 1000;
-        let builds = u128::from(round.total_builds()) + 1;
-        let share = factor.thousandths().map(|factor| (builds * u128::from(factor), weight));
+        let (builds, weight) = (round.total_builds() + 1, round.total_weight());
+        let share = factor.thousandths().map(|factor| (builds, weight, factor));
         // Without a ready one there is no mean; nothing is bounded then.
         Self { round, share: share.filter(|_| round.ready && weight > 0) }
     }
 
     /// Builds that the candidate may run, the one to place included.
     fn of(&self, place: usize) -> Option<u64> {
-        let (builds, total) = self.share?;
-        let weight = self.round.weight(place);
-        let bound = (builds * u128::from(weight)).div_ceil(total);
-        let starting = weight
-            < u64::from(self.round.candidates.at(place).capacity()) * super::candidates::FULL_SHARE;
-        let least = if starting { ALWAYS_ALLOWED_STARTING } else { ALWAYS_ALLOWED };
-        Some(u64::try_from(bound).unwrap_or(u64::MAX).max(least))
+        let factor = self.share?.2;
+        let candidates = self.round.candidates;
+        let full = u64::from(candidates.at(place).capacity()) * super::candidates::FULL_SHARE;
+        let least = if self.round.weight(place) < full {
+            ALWAYS_ALLOWED_STARTING
+        } else if candidates.len() <= SMALL_FLEET {
+            ALWAYS_ALLOWED_SMALL
+        } else {
+            ALWAYS_ALLOWED
+        };
+        Some(self.part(place, factor)?.max(least))
+    }
+
+    /// So many thousandths of the candidate's share of all builds, rounded up.
+    fn part(&self, place: usize, thousandths: u16) -> Option<u64> {
+        let (builds, total, _) = self.share?;
+        let builds = u128::from(builds) * u128::from(self.round.weight(place));
+        let part = (builds * u128::from(thousandths)).div_ceil(u128::from(total) * 1000);
+        Some(u64::try_from(part).unwrap_or(u64::MAX))
     }
 
     fn has_room(&self, place: usize) -> bool {
         let builds = u64::from(self.round.candidates.at(place).builds());
         self.of(place).is_none_or(|bound| builds < bound)
+    }
+
+    /// Whether a build that finds no cache anywhere may go there.
+    fn has_room_for_cold(&self, place: usize) -> bool {
+        let builds = u64::from(self.round.candidates.at(place).builds());
+        self.part(place, COLD_SHARE).is_none_or(|part| builds < part.max(COLD_ALLOWED))
     }
 
     /// Why the candidate was not chosen.
@@ -103,6 +157,8 @@ impl<'a> Bounds<'a> {
             Obstacle::Unreachable
         } else if !candidate.is_ready() {
             Obstacle::Unhealthy
+        } else if self.has_room(place) {
+            Obstacle::Busy
         } else {
             Obstacle::Full
         }

@@ -1,4 +1,4 @@
-//! Warm memory: where each key was really built last.
+//! Warm memory: where each key was placed last.
 //!
 //! A backend that joins is the new home of some keys and cold for all of them. For a bounded time and a
 //! bounded number of keys, this remembers the two backends that built a key last, so that it may stay
@@ -89,7 +89,7 @@ impl WarmMemory {
         self.is_fresh(node, now).then_some(node.warm)
     }
 
-    /// Notes that `candidate` has built `key`.
+    /// Notes that `candidate` builds `key`.
     pub fn note(&mut self, key: KeyHash, candidate: &Candidate, now: Instant) {
         if !self.config.enabled {
             return;
