@@ -13,6 +13,7 @@ build: ## release binary in target/release
 tools: ## install the daemons and clients that the tests and the demo run (root, Debian)
 	tests/tools/install
 	tests/tools/kubernetes/install
+	tests/tools/crds/install
 
 demo: ## three real daemons behind one address, three builds, then stay until Ctrl-C (ONCE=1: end)
 	@demo/run

@@ -15,7 +15,7 @@ use serde_json::Value;
 use support::{
     client::{run, text},
     kubernetes::Cluster,
-    tools::kubernetes_tool,
+    tools::{definitions, kubernetes_tool},
 };
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
@@ -115,41 +115,22 @@ fn kustomizations() -> Vec<Rendered> {
     rendered
 }
 
-/// The Prometheus operator's kinds, with the fields that the chart sets and no others.
-fn monitoring_kinds() -> String {
-    let open = "{type: object, x-kubernetes-preserve-unknown-fields: true}";
-    let text = "{type: string}";
-    let scrape = format!(
-        "{{type: array, items: {{type: object, properties: {{port: {text}, path: {text}, \
-         interval: {text}, scrapeTimeout: {text}, relabelings: {{type: array, items: {open}}}, \
-         metricRelabelings: {{type: array, items: {open}}}}}}}}}"
-    );
-    let rules = format!(
-        "{{type: array, items: {{type: object, properties: {{name: {text}, rules: {{type: array, \
-         items: {{type: object, required: [expr], properties: {{alert: {text}, expr: {text}, \
-         for: {text}, labels: {open}, annotations: {open}}}}}}}}}}}}}"
-    );
-    let kinds = [
-        ("ServiceMonitor", format!("{{selector: {open}, endpoints: {scrape}}}")),
-        ("PodMonitor", format!("{{selector: {open}, podMetricsEndpoints: {scrape}}}")),
-        ("PrometheusRule", format!("{{groups: {rules}}}")),
-    ];
-    let mut definitions = String::new();
-    for group in ["monitoring.coreos.com", "azmonitoring.coreos.com"] {
-        for (kind, spec) in &kinds {
-            let plural = format!("{}s", kind.to_lowercase());
-            definitions += &format!(
-                "---\napiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\n\
-                 metadata: {{name: {plural}.{group}}}\n\
-                 spec:\n  group: {group}\n  scope: Namespaced\n  \
-                 names: {{kind: {kind}, plural: {plural}}}\n  versions:\n  - name: v1\n    \
-                 served: true\n    storage: true\n    schema:\n      openAPIV3Schema:\n        \
-                 type: object\n        properties:\n          \
-                 spec: {{type: object, properties: {spec}}}\n"
-            );
+/// KEDA's and the Prometheus operator's kinds as these projects define them, and Azure's copies of the
+/// latter, which differ by their group.
+fn further_kinds() -> Vec<(String, String)> {
+    let mut kinds = Vec::new();
+    for entry in fs::read_dir(definitions()).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        let name = path.display().to_string();
+        let definition = fs::read_to_string(path).expect("a file");
+        if name.contains("monitoring.coreos.com") {
+            let azure = definition.replace("monitoring.coreos.com", "azmonitoring.coreos.com");
+            kinds.push((format!("Azure's {name}"), azure));
         }
+        kinds.push((name, definition));
     }
-    definitions
+    assert_eq!(kinds.len(), 2 + 2 * 3);
+    kinds
 }
 
 #[test]
@@ -160,7 +141,9 @@ fn the_api_server_takes_everything_without_an_unknown_field() {
         let output = server.feed(args, input);
         assert!(output.status.success(), "{what}: {}", text(&output));
     };
-    must(&["apply", "--filename", "-"], &monitoring_kinds(), "the definitions");
+    for (name, definition) in further_kinds() {
+        must(&["create", "--filename", "-"], &definition, &name);
+    }
     must(
         &["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"],
         "",
@@ -177,7 +160,7 @@ fn the_api_server_takes_everything_without_an_unknown_field() {
     let dry = [&apply[..], &["--namespace", "buildkit", "--dry-run=server"]].concat();
     let mut plain = kustomizations();
     plain.push(kustomization(&format!("{DEPLOY}/kustomize/job")));
-    for file in ["agent-deployment.yaml", "agent-placeholder.yaml"] {
+    for file in ["agent-deployment.yaml", "agent-placeholder.yaml", "agent-scaledjob.yaml"] {
         let path = format!("{DEPLOY}/azure/manifests/{file}");
         plain
             .push(Rendered { name: path.clone(), yaml: fs::read_to_string(path).expect("a file") });
@@ -185,8 +168,17 @@ fn the_api_server_takes_everything_without_an_unknown_field() {
     for Rendered { name, yaml } in plain {
         must(&dry, &yaml, &name);
     }
-    let unknown = server.feed(&dry, "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, x: 1}");
-    assert!(!unknown.status.success(), "an unknown field is let through");
+    for unknown in [
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, x: 1}",
+        "{apiVersion: keda.sh/v1alpha1, kind: ScaledJob, metadata: {name: a}, \
+          spec: {jobTargetRef: {template: {spec: {containers: [{name: a}]}}}, triggers: [], x: 1}}",
+        "{apiVersion: monitoring.coreos.com/v1, kind: PodMonitor, metadata: {name: a}, \
+          spec: {selector: {}, podMetricsEndpoints: [], x: 1}}",
+    ] {
+        let told = text(&server.feed(&dry, unknown));
+        let refused = told.contains("x: field not declared in schema");
+        assert!(refused || told.contains("unknown field"), "{unknown}: {told}");
+    }
 }
 
 #[test]

@@ -24,6 +24,12 @@ pub(crate) fn kubernetes_tool(name: &str) -> PathBuf {
     DIRECTORY.get_or_init(|| install("tests/tools/kubernetes/install")).join(name)
 }
 
+/// The definitions of the kinds that are not Kubernetes' own.
+pub(crate) fn definitions() -> PathBuf {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(|| install("tests/tools/crds/install")).clone()
+}
+
 /// Runs an install script; the directory it names last.
 fn install(script: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
