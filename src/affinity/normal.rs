@@ -41,35 +41,35 @@ pub(super) fn subdirectory(context: &str) -> Option<String> {
     directory(&percent_decode_str(path.trim_matches('/')).decode_utf8_lossy())
 }
 
-/// `https://user@Host/team/app.git?x#y` and `git@host:team/app` both become `host/team/app`.
+/// `https://user@Host:8443/team/app.git?x#y` and `git@host:team/app` both become `host/team/app`.
+///
+/// Without the port: a host has one for each scheme, and two servers on one host are rare.
 pub(super) fn repository(url: &str) -> String {
     let url = url.split(['#', '?']).next().unwrap_or_default();
-    let (scheme, rest) = match url.split_once("://") {
-        Some((scheme, rest)) => (Some(scheme), rest),
-        None => (None, url),
-    };
-    let (authority, path) = match scheme {
-        Some(_) => rest.split_once('/').unwrap_or((rest, "")),
+    let (authority, path) = match url.split_once("://") {
+        Some((_scheme, rest)) => rest.split_once('/').unwrap_or((rest, "")),
         // scp-like, `user@host:path`; or an address without its scheme, `github.com/team/app`.
-        None => rest.split_once([':', '/']).unwrap_or((rest, "")),
+        None => url.split_once([':', '/']).unwrap_or((url, "")),
     };
     let host = authority.rsplit_once('@').map_or(authority, |(_user, host)| host);
-    let host = without_default_port(host, scheme).to_ascii_lowercase();
+    let host = without_port(host).to_ascii_lowercase();
     let path = percent_decode_str(path).decode_utf8_lossy();
     let path = path.trim_matches('/');
     let path = path.strip_suffix(".git").unwrap_or(path);
-    azure(&host, path).unwrap_or_else(|| format!("{host}/{path}"))
+    if let Some(name) = azure(&host, path) {
+        return name;
+    }
+    // Azure DevOps Server takes any case, as Azure Repos does.
+    let any_case = path.split('/').any(|part| part.eq_ignore_ascii_case("_git"));
+    if any_case { format!("{host}/{}", path.to_lowercase()) } else { format!("{host}/{path}") }
 }
 
-fn without_default_port<'a>(host: &'a str, scheme: Option<&str>) -> &'a str {
-    let port = match scheme {
-        Some("https") => ":443",
-        Some("http") => ":80",
-        Some("ssh") => ":22",
-        Some("git") => ":9418",
-        _ => return host,
-    };
-    host.strip_suffix(port).unwrap_or(host)
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        // The colons of an IPv6 address are followed by a bracket.
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
 }
 
 /// The three addresses that Azure Repos gives one repository, as the one it shows today.
@@ -169,7 +169,12 @@ mod tests {
             ("git@github.com:team/app.git", "github.com/team/app"),
             ("ssh://git@GitHub.com:22/team/app", "github.com/team/app"),
             ("https://x:token@github.com:443/team/app.git/", "github.com/team/app"),
-            ("https://tfs.example:8080/tfs/Main/_git/app", "tfs.example:8080/tfs/Main/_git/app"),
+            ("https://tfs.example:8080/tfs/Main/_git/App", "tfs.example/tfs/main/_git/app"),
+            ("ssh://tfs.example:22/tfs/Main/_git/app", "tfs.example/tfs/main/_git/app"),
+            ("ssh://git@git.example:2222/Team/app.git", "git.example/Team/app"),
+            ("https://gitlab-ci-token:x@git.example/Team/app.git", "git.example/Team/app"),
+            ("git://[2001:db8::1]:9418/app", "[2001:db8::1]/app"),
+            ("git://[2001:db8::1]/app", "[2001:db8::1]/app"),
             (
                 "https://org@dev.azure.com/org/My%20Proj/_git/app",
                 "dev.azure.com/org/my proj/_git/app",
