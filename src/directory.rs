@@ -16,7 +16,13 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
-use crate::{error::ProxyError, fleet::BindingCount, ids::Key, relay::Tally, upstream::Link};
+use crate::{
+    error::ProxyError,
+    fleet::{Backend, BindingCount},
+    ids::Key,
+    relay::Tally,
+    upstream::Link,
+};
 
 /// Ended keys remembered. A build leaves three, 250 bytes each: the last 20 000 builds in 15 MB, and
 /// what the allocator adds.
@@ -195,6 +201,21 @@ impl Directory {
                 Claim::Decide(Decision { directory: self.clone(), keys, _done: done })
             }
         }
+    }
+
+    /// The first of `keys` that is bound to another backend than `binding`'s, and that backend.
+    pub fn elsewhere<'a>(
+        &self,
+        keys: impl IntoIterator<Item = &'a Key>,
+        binding: &Binding,
+    ) -> Option<(&'a Key, Arc<Backend>)> {
+        let inner = self.inner.lock();
+        keys.into_iter().find_map(|key| {
+            let other = inner.bound(key)?;
+            let other = other.binding.link.backend();
+            let differs = !Arc::ptr_eq(other, binding.link.backend());
+            differs.then(|| (key, Arc::clone(other)))
+        })
     }
 
     /// The backend where a build of the same invocation ended a moment ago.
@@ -484,6 +505,23 @@ mod tests {
         assert!(waiting.await.expect("no panic").is_err());
         assert!(matches!(directory.lookup(&key("r")), Lookup::Refused(_)));
         assert!(matches!(directory.claim(&[key("r")], &[], true), Claim::Decide(_)));
+    }
+
+    #[test]
+    fn a_key_on_another_backend_is_found() {
+        let directory = Directory::default();
+        let decide = |name| decide(directory.claim(&[session(name)], &[], true));
+        let all = backends(3);
+        let on = |index: usize| {
+            Arc::new(Binding::new(Link::new(Arc::clone(&all[index]), TaskTracker::new())))
+        };
+        let (here, there) = (on(0), on(1));
+        let _leases = [decide("a").bind(&here), decide("b").bind(&on(0)), decide("c").bind(&there)];
+        let keys = ["unknown", "a", "b", "c"].map(session);
+        let (key, backend) = directory.elsewhere(&keys, &here).expect("one is elsewhere");
+        assert_eq!((key, backend.name()), (&keys[3], "buildkitd-1"));
+        // Two connections to one daemon are no conflict.
+        assert!(directory.elsewhere(&keys[..3], &here).is_none());
     }
 
     #[test]

@@ -99,6 +99,12 @@ impl Metrics {
         self.families.route_decisions.get_or_create(&labels).inc();
     }
 
+    /// Counts one build that needs what is on two backends.
+    pub fn binding_conflict(&self) {
+        let labels = PoolLabels { pool: self.pool.clone() };
+        self.families.binding_conflicts.get_or_create(&labels).inc();
+    }
+
     /// Counts one build that has ended.
     pub fn build_ended(&self, backend: &str, code: Code, duration: Duration) {
         let grpc_code = code_name(code).to_owned();

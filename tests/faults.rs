@@ -748,6 +748,34 @@ async fn the_history_of_an_ended_build_is_asked_where_it_ran() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_needs_sessions_of_two_daemons_is_told_of() {
+    let fleet = FakeDaemon::fleet(2).await;
+    let proxy = proxy(&fleet);
+    let mut open = Vec::new();
+    for (own, other) in [(0, 1), (1, 0)] {
+        let cordon = format!("/backends/{}/cordon", fleet[other].name);
+        assert_eq!(proxy.admin("POST", &cordon).0, 200);
+        let client = RawClient::connect(&proxy.socket()).await;
+        let id = format!("on-{own}");
+        open.push((client.solve(&id, &id).await, client.session(&id).await, client));
+        until("both arrive", || fleet[own].seen("Control/Session").len() == 1).await;
+        assert_eq!(proxy.admin("DELETE", &cordon).0, 200);
+    }
+    let client = RawClient::connect(&proxy.socket()).await;
+    let attrs = [("local-sessionid:a", "on-0"), ("local-sessionid:b", "on-1")];
+    let alone = client.solve_with("alone", "own", &attrs[..1], &[]).await;
+    let both = client.solve_with("both", "other", &attrs, &[]).await;
+    until("both builds arrive", || fleet[0].seen("Control/Solve").len() == 3).await;
+    let warnings = proxy.records("build needs a session of another daemon");
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let told = ["ref", "backend", "key", "elsewhere"].map(|field| &warnings[0][field]);
+    let [here, there] = [&fleet[0].name, &fleet[1].name];
+    assert_eq!(told, ["both", here, "on-1", there]);
+    assert_eq!(proxy.metric("buildkit_lb_binding_conflicts_total", &[]), 1.0);
+    drop((open, alone, both));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_is_not_there_is_passed_over() {
     let fleet = FakeDaemon::fleet(1).await;
     let gone = format!("gone=tcp://127.0.0.1:{}", support::free_port());

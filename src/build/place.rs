@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Instant};
 
+use tracing::warn;
+
 use super::solve::Solve;
 use crate::{
     directory::{Binding, Bound, Claim, Decision, Lease},
@@ -38,6 +40,7 @@ pub(super) async fn solve(
     let decision = match claim(proxy, &solve.keys(), &companions, !solve.internal).await {
         Ok(decision) => decision,
         Err((binding, lease)) => {
+            warn_of_conflict(proxy, solve, &companions, &binding);
             let why = Why::pinned(binding.link.backend());
             let count = binding.link.backend().start_build();
             return Ok(Placed { binding, lease, count, why });
@@ -56,6 +59,24 @@ pub(super) async fn solve(
             decision.refuse(&error);
             Err(error)
         }
+    }
+}
+
+/// Tells of a build that needs what is on two daemons: it can run on one only, and likely fails there.
+fn warn_of_conflict(proxy: &Proxy, solve: &Solve, companions: &[Key], binding: &Binding) {
+    let keys = solve.keys();
+    // Only a linked target needs its companions.
+    let needed = keys.iter().chain(companions.iter().filter(|_| solve.linked));
+    if let Some((key, elsewhere)) = proxy.directory.elsewhere(needed, binding) {
+        proxy.metrics.binding_conflict();
+        warn!(
+            pool = proxy.metrics.pool(),
+            r#ref = solve.build.as_ref().map(tracing::field::display),
+            backend = binding.link.backend().name(),
+            key = %key,
+            elsewhere = elsewhere.name(),
+            "build needs a session of another daemon"
+        );
     }
 }
 

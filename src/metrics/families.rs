@@ -94,6 +94,7 @@ pub struct Families {
     pub(super) bytes: Family<DirectionLabels, Counter<u64, AtomicU64>>,
     pub(super) route_decisions: Family<DecisionLabels, Counter>,
     pub(super) affinity_keys: Family<PoolLabels, Gauge>,
+    pub(super) binding_conflicts: Family<PoolLabels, Counter>,
     pub(super) backend_capacity: Family<BackendLabels, Gauge>,
     pub(super) upstream_connect: Family<BackendLabels, Histogram, Buckets>,
     pub(super) upstream_errors: Family<BackendReasonLabels, Counter>,
@@ -129,6 +130,7 @@ impl Families {
             bytes: Family::default(),
             route_decisions: Family::default(),
             affinity_keys: Family::default(),
+            binding_conflicts: Family::default(),
             backend_capacity: Family::default(),
             upstream_connect: Family::new_with_constructor(Buckets(&CONNECT_SECONDS)),
             upstream_errors: Family::default(),
@@ -167,6 +169,7 @@ impl Families {
         r.register("bytes", "Message bytes relayed; up is from client to daemon", self.bytes.clone());
         r.register("route_decisions", "Backends chosen for builds, by how they were found", self.route_decisions.clone());
         r.register("affinity_keys", "Keys whose last backends are remembered", self.affinity_keys.clone());
+        r.register("binding_conflicts", "Builds that need sessions of two backends", self.binding_conflicts.clone());
         r.register("backend_capacity", "Size of a backend against the others'", self.backend_capacity.clone());
         r.register("upstream_connect_seconds", "Time to open a connection to a backend", self.upstream_connect.clone());
         r.register("upstream_errors", "Failed or lost connections to a backend", self.upstream_errors.clone());
