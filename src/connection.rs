@@ -159,6 +159,7 @@ async fn answer(proxy: &Proxy, request: Request<Incoming>, origin: &Origin) -> A
         Route::ContentByDigest => Box::pin(fanout::content_by_digest(proxy, request)).await,
         Route::ContentList => Box::pin(fanout::content_list(proxy, request)).await,
         Route::ExportTrace => Box::pin(fanout::export_trace(proxy, request)).await,
+        Route::FirstAnswer => Box::pin(fanout::first_answer(proxy, request)).await,
         Route::Any => Box::pin(build::any(proxy, request)).await,
     }
 }

@@ -4,6 +4,7 @@
 //! and is logged; only when none answers is the call an error.
 
 mod content;
+mod first;
 mod history;
 mod prune;
 mod trace;
@@ -21,6 +22,7 @@ use tracing::warn;
 
 pub use self::{
     content::{by_digest as content_by_digest, list as content_list},
+    first::first_answer,
     history::{listen as listen_history, locate, update as update_history},
     prune::prune,
     trace::export as export_trace,

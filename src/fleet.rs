@@ -308,6 +308,8 @@ impl Backend {
         health.probing &= fault != Fault::Probe;
         if fault == Fault::Probe && health.retry.is_none() && health.failed_probes < PROBES_TO_EJECT
         {
+            // A daemon that is away is to be known soon, by the next two.
+            health.next_probe = Some(now + FIRST_RETRY);
             return;
         }
         let wait = match &health.retry {

@@ -31,6 +31,8 @@ pub enum Route {
     ContentList,
     /// To the daemon of the trace's build.
     ExportTrace,
+    /// To any daemon, and to another one if that is silent.
+    FirstAnswer,
     /// To any daemon, untouched.
     Any,
 }
@@ -131,7 +133,7 @@ fn control(method: &str, headers: &HeaderMap) -> Route {
         "Prune" => Route::Prune,
         "ListenBuildHistory" => Route::ListenHistory,
         "UpdateBuildHistory" => Route::UpdateHistory,
-        "Info" | "ListWorkers" => Route::Any,
+        "Info" | "ListWorkers" => Route::FirstAnswer,
         _ => by_ids(headers),
     }
 }

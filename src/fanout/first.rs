@@ -1,0 +1,81 @@
+//! Questions that every daemon answers alike, and the client's first: ListWorkers and Info. If the daemon
+//! that is asked is silent, as one whose node is lost, another one is asked.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::{Body as _, Incoming};
+use rand::seq::SliceRandom as _;
+
+use super::{ANSWER_TIMEOUT, PartError, missing, nobody, reachable};
+use crate::{
+    fleet::Backend,
+    proxy::{self, Proxy},
+    relay::{self, Body, OnEnd, Received, ResetError},
+    upstream::SendError,
+};
+
+/// The answer of the first daemon that gives one, be it a refusal or a reset.
+///
+/// The call changes nothing, so it may be asked twice.
+///
+/// # Errors
+/// The daemon reset the stream.
+pub async fn first_answer(proxy: &Proxy, request: Request<Incoming>) -> proxy::Answer {
+    if request.body().is_end_stream() {
+        // Without a message: a daemon says best what is missing.
+        let (parts, body) = request.into_parts();
+        return proxy.relay_to_any(parts, Bytes::new(), body).await;
+    }
+    let (parts, body) = request.into_parts();
+    let (message, rest) = match proxy.read_message(body).await {
+        Ok(read) => read,
+        Err(error) => return Ok(proxy.reject(&error)),
+    };
+    if !rest.is_end_stream() {
+        return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
+    }
+    let message = message.into_bytes();
+    let mut left = in_order(proxy);
+    while let Some(backend) = left.pop() {
+        let body = Body::whole(message.clone());
+        let request = Request::from_parts(parts.clone(), body);
+        let request = relay::request(request, |body| body);
+        let link = proxy.shared.link(&backend);
+        let answer = link.send(request);
+        let answer = match left.is_empty() {
+            // Nobody is left to ask: this one has all the time it wants.
+            true => answer.await,
+            false => match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+                Ok(answer) => answer,
+                Err(_elapsed) => {
+                    missing(&backend, &parts, &PartError::Timeout);
+                    continue;
+                }
+            },
+        };
+        match answer {
+            Ok(response) => return Ok(passed_on(response, backend)),
+            Err(SendError::Reset(error)) => return Err(ResetError::like(&error)),
+            Err(SendError::Proxy(error)) if left.is_empty() => return Ok(proxy.reject(&error)),
+            Err(SendError::Proxy(error)) => {
+                missing(&backend, &parts, &PartError::Unreachable(error.to_string()));
+            }
+        }
+    }
+    Ok(proxy.reject(&nobody(proxy)))
+}
+
+fn passed_on(response: Response<Received>, backend: Arc<Backend>) -> Response<Body> {
+    relay::response(response, backend, Arc::default(), OnEnd::new(drop))
+}
+
+/// The backends to ask, the best last: ready ones before others, those with few builds before busy
+/// ones, else by chance.
+fn in_order(proxy: &Proxy) -> Vec<Arc<Backend>> {
+    let mut backends = reachable(proxy);
+    backends.shuffle(&mut rand::rng());
+    backends.sort_by_key(|backend| (backend.is_ready(), std::cmp::Reverse(backend.builds())));
+    backends
+}
