@@ -182,7 +182,7 @@ async fn keep(
                 let pod: Pod = pod;
                 let settled = match result {
                     Ok(()) => {
-                        metrics.pod_patched();
+                        metrics.pod_patches.inc();
                         troubles.over();
                         true
                     }

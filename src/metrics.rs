@@ -38,6 +38,8 @@ pub struct Metrics {
     pub parked_streams: Gauge,
     /// Keys whose last backends are remembered.
     pub affinity_keys: Gauge,
+    /// Pods whose annotations were written.
+    pub pod_patches: Counter,
 }
 
 impl Default for Metrics {
@@ -50,12 +52,18 @@ impl Default for Metrics {
 impl Metrics {
     fn new(families: Arc<Families>, pool: &str) -> Self {
         let labels = PoolLabels { pool: pool.to_owned() };
+        // An alert on an increase needs a series that was there before.
+        for result in DRAIN_RESULTS {
+            let labels = DrainLabels { pool: pool.to_owned(), result: result.to_owned() };
+            families.backend_drains.get_or_create_owned(&labels);
+        }
         Self {
             pool: pool.to_owned(),
             connections_active: families.connections_active.get_or_create_owned(&labels),
             connections: families.connections.get_or_create_owned(&labels),
             parked_streams: families.parked_streams.get_or_create_owned(&labels),
             affinity_keys: families.affinity_keys.get_or_create_owned(&labels),
+            pod_patches: families.pod_patches.get_or_create_owned(&labels),
             families,
         }
     }
@@ -117,12 +125,7 @@ impl Metrics {
 
     /// Counts one Session stream that has ended, with one of [`SESSION_RESULTS`].
     pub fn session_ended(&self, backend: &str, result: &str) {
-        let labels = ResultLabels {
-            pool: self.pool.clone(),
-            backend: backend.to_owned(),
-            result: result.to_owned(),
-        };
-        self.families.sessions.get_or_create(&labels).inc();
+        self.families.sessions.get_or_create(&self.result_labels(backend, result)).inc();
     }
 
     /// Counts one connection to a backend that failed or broke, for one of [`UPSTREAM_REASONS`].
@@ -158,12 +161,6 @@ impl Metrics {
         self.families.pod_errors.get_or_create(&labels).inc();
     }
 
-    /// Counts one pod whose annotations were written.
-    pub fn pod_patched(&self) {
-        let labels = PoolLabels { pool: self.pool.clone() };
-        self.families.pod_patches.get_or_create(&labels).inc();
-    }
-
     /// Notes that a source of backends has `endpoints`, and was known to be right `at`.
     pub fn discovery_synced(&self, source: &str, endpoints: usize, at: SystemTime) {
         let labels = SourceLabels { pool: self.pool.clone(), source: source.to_owned() };
@@ -181,6 +178,10 @@ impl Metrics {
             let labels = self.direction_labels(backend, direction);
             families.bytes.get_or_create_owned(&labels)
         };
+        // An alert on an increase needs a series that was there before.
+        for result in SESSION_RESULTS {
+            families.sessions.get_or_create_owned(&self.result_labels(backend, result));
+        }
         BackendMetrics {
             backend: backend.to_owned(),
             builds_active: families.builds_active.get_or_create_owned(&labels),
@@ -203,6 +204,9 @@ impl Metrics {
         for direction in ["up", "down"] {
             families.bytes.remove(&self.direction_labels(backend, direction));
         }
+        for result in SESSION_RESULTS {
+            families.sessions.remove(&self.result_labels(backend, result));
+        }
         for state in BACKEND_STATES {
             families.backend_state.remove(&self.state_labels(backend, state));
         }
@@ -210,10 +214,6 @@ impl Metrics {
         for code in CODES {
             let grpc_code = code_name(code).to_owned();
             families.builds.remove(&CodeLabels { pool: pool(), backend: backend(), grpc_code });
-        }
-        for result in SESSION_RESULTS {
-            let result = result.to_owned();
-            families.sessions.remove(&ResultLabels { pool: pool(), backend: backend(), result });
         }
         for reason in UPSTREAM_REASONS {
             let reason = reason.to_owned();
@@ -233,6 +233,14 @@ impl Metrics {
 
     fn backend_labels(&self, backend: &str) -> BackendLabels {
         BackendLabels { pool: self.pool.clone(), backend: backend.to_owned() }
+    }
+
+    fn result_labels(&self, backend: &str, result: &str) -> ResultLabels {
+        ResultLabels {
+            pool: self.pool.clone(),
+            backend: backend.to_owned(),
+            result: result.to_owned(),
+        }
     }
 
     fn direction_labels(&self, backend: &str, direction: &str) -> DirectionLabels {
@@ -258,6 +266,9 @@ pub const BACKEND_STATES: [&str; 6] =
 
 /// Values of the `result` label of sessions.
 pub const SESSION_RESULTS: [&str; 3] = ["ok", "client_gone", "backend_lost"];
+
+/// Values of the `result` label of a backend's drains.
+pub const DRAIN_RESULTS: [&str; 3] = ["drained", "timeout", "aborted"];
 
 /// Values of the `reason` label of upstream errors.
 pub const UPSTREAM_REASONS: [&str; 4] = ["refused", "timeout", "lost", "probe"];

@@ -1,55 +1,275 @@
-//! A real Prometheus scrapes the proxy and understands every metric.
+//! A real Prometheus scrapes the proxy, understands every metric, and has an answer to whatever the
+//! dashboard and the alerts ask.
 
 mod support;
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write as _,
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
-use serde_json::Value;
+use regex::Regex;
+use serde_json::{Value, json};
 use support::{
     buildkitd::Buildkitd,
     child::Guarded,
-    client::{Context, buildctl_build, succeed},
+    client::{Context, buildctl_build, run, succeed, text},
     eventually, free_port,
     proxy::Proxy,
+    tools::{kubernetes_tool, tool},
 };
 
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart");
+
+/// Prometheus, which scrapes one proxy as the chart's monitor would have it.
+struct Prometheus {
+    url: String,
+    _process: Guarded,
+    _directory: tempfile::TempDir,
+}
+
+impl Prometheus {
+    fn start(proxy: &Proxy) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+        let labels = "{namespace: buildkit, service: buildkit-lb-admin, pod: proxy-0}";
+        let config = format!(
+            "global: {{scrape_interval: 1s}}\n\
+             scrape_configs: [{{job_name: lb, static_configs: \
+             [{{targets: ['{}'], labels: {labels}}}]}}]\n",
+            proxy.admin_socket()
+        );
+        fs::write(path("prometheus.yml"), config).expect("written");
+        let url = format!("127.0.0.1:{}", free_port());
+        let args = [
+            format!("--config.file={}", path("prometheus.yml")),
+            format!("--storage.tsdb.path={}", path("data")),
+            format!("--web.listen-address={url}"),
+        ];
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let process = Guarded::start_in(Path::new("/usr/bin/prometheus"), &args, &path(""));
+        Self { url, _process: process, _directory: directory }
+    }
+
+    /// The whole answer, once there is one.
+    fn ask(&self, query: &str) -> Option<Value> {
+        let url = format!("http://{}/api/v1/query", self.url);
+        let query = format!("query={query}");
+        let curl = Command::new("curl").args(["-sG", &url, "--data-urlencode", &query]).output();
+        serde_json::from_slice(&curl.ok()?.stdout).ok()
+    }
+
+    /// Waits until the first value is that.
+    fn is(&self, query: &str, value: &str) {
+        eventually(query, Duration::from_secs(30), || {
+            let answer = self.ask(query)?;
+            let found = answer["data"]["result"][0]["value"][1].as_str()?;
+            (found == value).then_some(())
+        });
+    }
+}
+
 #[test]
-fn prometheus_scrapes_the_metrics_of_a_build() {
+fn prometheus_scrapes_the_metrics_of_a_build_and_fills_the_dashboard() {
     let fleet = Buildkitd::fleet(1);
     let proxy = Proxy::in_front_of(&fleet).start();
+    let prometheus = Prometheus::start(&proxy);
+    prometheus.is("up{job=\"lb\"}", "1");
     succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo scraped")));
 
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
-    let config = format!(
-        "global: {{scrape_interval: 1s}}\n\
-         scrape_configs: [{{job_name: lb, static_configs: [{{targets: ['{}']}}]}}]\n",
-        proxy.admin_socket()
-    );
-    std::fs::write(path("prometheus.yml"), config).expect("written");
-    let port = free_port();
-    let args = [
-        format!("--config.file={}", path("prometheus.yml")),
-        format!("--storage.tsdb.path={}", path("data")),
-        format!("--web.listen-address=127.0.0.1:{port}"),
-    ];
-    let args: Vec<_> = args.iter().map(String::as_str).collect();
-    let _prometheus = Guarded::start_in(Path::new("/usr/bin/prometheus"), &args, &path(""));
-
-    let query = |query: &str| -> Option<Value> {
-        let url = format!("http://127.0.0.1:{port}/api/v1/query");
-        let query = format!("query={query}");
-        let curl = Command::new("curl").args(["-sfG", &url, "--data-urlencode", &query]).output();
-        let answer: Value = serde_json::from_slice(&curl.ok()?.stdout).ok()?;
-        answer["data"]["result"][0]["value"][1].as_str().map(Into::into)
-    };
-    let is = |text: &str, value: &str| {
-        eventually(text, Duration::from_secs(30), || query(text).filter(|found| found == value));
-    };
-    is("up{job=\"lb\"}", "1");
-    is("sum(buildkit_lb_builds_total{grpc_code=\"OK\",backend=\"d0\"})", "1");
-    is("sum(buildkit_lb_build_duration_seconds_count)", "1");
-    is("count(buildkit_lb_backend_state == 1)", "1");
+    prometheus.is("sum(buildkit_lb_builds_total{grpc_code=\"OK\",backend=\"d0\"})", "1");
+    prometheus.is("sum(buildkit_lb_build_duration_seconds_count)", "1");
+    prometheus.is("count(buildkit_lb_backend_state == 1)", "1");
     let version = env!("CARGO_PKG_VERSION");
-    is(&format!("buildkit_lb_build_info{{version=\"{version}\"}}"), "1");
+    prometheus.is(&format!("buildkit_lb_build_info{{version=\"{version}\"}}"), "1");
+
+    // What nothing happened of has no series yet: no discovery, no fault, no drain.
+    let quiet = [
+        "Builds at home, 1 h",
+        "Builds failed, 1 h",
+        "Connections that failed, per minute",
+        "Connections that ended badly, per minute",
+        "Discovery is behind by",
+        "Failures of discovery and of requests about pods, per minute",
+        "Refused by the proxy, per minute",
+        "Builds a draining proxy waits for",
+    ];
+    for (title, query) in panels() {
+        let answer = eventually(&title, Duration::from_secs(15), || {
+            let answer = prometheus.ask(&query)?;
+            let filled = answer["data"]["result"].as_array().is_some_and(|r| !r.is_empty());
+            (filled || quiet.contains(&&*title) || answer["status"] != "success").then_some(answer)
+        });
+        assert_eq!(answer["status"], "success", "{title}: {query}: {answer}");
+    }
+}
+
+#[test]
+fn dashboard_and_alerts_know_no_metric_that_the_proxy_does_not_have() {
+    // What nothing has happened of has no series, so something has to: a build, a daemon and an API server
+    // that are not there, a client that speaks something else, a call for nothing.
+    let fleet = Buildkitd::fleet(1);
+    let kubeconfig = tempfile::NamedTempFile::new().expect("a file");
+    let nowhere = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    });
+    fs::write(kubeconfig.path(), nowhere.to_string()).expect("written");
+    let proxy = Proxy::in_front_of(&fleet).backend("a=tcp://127.0.0.1:1").args(&["--pod-details"]);
+    let proxy = proxy.discover("n/s", kubeconfig.path()).start();
+    succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo counted")));
+    let mut stranger = TcpStream::connect(proxy.socket()).expect("connected");
+    stranger.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").expect("written");
+    let logs = ["--addr", &proxy.addr(), "debug", "logs", "nothing"];
+    assert!(!run(Command::new(tool("buildctl")).args(logs)).status.success());
+    for (metric, label) in [
+        ("buildkit_lb_connection_errors_total", "protocol"),
+        ("buildkit_lb_upstream_errors_total", "backend=\"a\""),
+        ("buildkit_lb_pod_errors_total", "unreachable"),
+        ("buildkit_lb_discovery_errors_total", "unreachable"),
+    ] {
+        eventually(metric, Duration::from_secs(20), || {
+            (proxy.metric(metric, &[label]) > 0.0).then_some(())
+        });
+    }
+    let (_code, metrics) = proxy.admin("GET", "/metrics");
+    let kinds = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let known: BTreeSet<String> = kinds
+        .flat_map(|kind| {
+            let (name, kind) = kind.split_once(' ').expect("a name and a kind");
+            let endings: &[&str] = match kind {
+                "counter" => &["_total"],
+                "histogram" => &["_bucket", "_count", "_sum"],
+                "info" => &["_info"],
+                _ => &[""],
+            };
+            endings.iter().map(move |ending| format!("{name}{ending}"))
+        })
+        .collect();
+    let metric = Regex::new(r"\b(?:buildkit_lb|grpc_server)_[a-z_]+").expect("valid");
+    let rules = rules().to_string();
+    let queries = panels().into_iter().map(|(_title, query)| query).chain([rules]);
+    let mut used = BTreeSet::new();
+    for query in queries {
+        for name in metric.find_iter(&query).map(|found| found.as_str()) {
+            assert!(known.contains(name), "{name} is not in {known:?}");
+            used.insert(name.to_owned());
+        }
+    }
+    assert!(used.len() > 20, "{used:?}");
+}
+
+/// The dashboard's queries with the titles of their panels, for all that its variables may be.
+fn panels() -> Vec<(String, String)> {
+    let dashboard = fs::read_to_string(format!("{CHART}/dashboards/buildkit-lb.json"));
+    let dashboard: Value = serde_json::from_str(&dashboard.expect("a file")).expect("JSON");
+    let mut queries = Vec::new();
+    let mut ids = BTreeSet::new();
+    for panel in dashboard["panels"].as_array().expect("a list") {
+        assert!(ids.insert(panel["id"].as_u64().expect("a number")), "{}", panel["id"]);
+        let title = panel["title"].as_str().expect("a title");
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let mut query = target["expr"].as_str().expect("a query").to_owned();
+            query = query.replace("$__rate_interval", "1m");
+            for variable in ["$namespace", "$pod", "$pool"] {
+                query = query.replace(variable, ".*");
+            }
+            assert!(!query.contains('$'), "{query}");
+            queries.push((title.to_owned(), query));
+        }
+    }
+    assert!(queries.len() > 30, "{}", queries.len());
+    queries
+}
+
+/// The rules that the chart renders, as a file for Prometheus.
+fn rules() -> Value {
+    let mut helm = Command::new(kubernetes_tool("helm"));
+    helm.args(["template", "buildkit-lb", CHART, "--namespace", "buildkit"]);
+    helm.args(["--show-only", "templates/monitoring.yaml", "--kube-version", "1.36.3"]);
+    helm.args(["--set", "metrics.prometheusRule.enabled=true,metrics.serviceMonitor.enabled=true"]);
+    let output = helm.output().expect("helm runs");
+    assert!(output.status.success(), "{}", text(&output));
+    let yaml = String::from_utf8_lossy(&output.stdout);
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&yaml).expect("YAML");
+    let rule = documents.into_iter().find(|document| document["kind"] == "PrometheusRule");
+    rule.expect("there are rules")["spec"].clone()
+}
+
+/// A minute of each series for an hour, and which alerts there are at its end.
+fn alerts_after_an_hour(series: &[(&str, &str)]) -> BTreeSet<String> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| -> PathBuf { directory.path().join(name) };
+    fs::write(path("rules.json"), rules().to_string()).expect("written");
+    let output = Command::new("promtool").args(["check", "rules"]).arg(path("rules.json")).output();
+    let output = output.expect("promtool runs");
+    assert!(output.status.success(), "{}", text(&output));
+    let labels = r#"namespace="buildkit",service="buildkit-lb-admin",pod="proxy-0",pool="default""#;
+    let series: Vec<_> = series
+        .iter()
+        .map(|(name, values)| {
+            let (name, own) = name.trim_end_matches('}').split_once('{').unwrap_or((name, ""));
+            json!({"series": format!("{name}{{{labels},{own}}}"), "values": values})
+        })
+        .collect();
+    // Of each alert the test says that there is none; promtool tells which there are.
+    let names = rules()["groups"][0]["rules"].as_array().expect("a list").clone();
+    let none: Vec<_> = names
+        .iter()
+        .map(|rule| json!({"eval_time": "1h", "alertname": rule["alert"], "exp_alerts": []}))
+        .collect();
+    let test = json!({
+        "rule_files": ["rules.json"],
+        "tests": [{"interval": "1m", "input_series": series, "alert_rule_test": none}],
+    });
+    fs::write(path("test.json"), test.to_string()).expect("written");
+    let output = Command::new("promtool").args(["test", "rules"]).arg(path("test.json")).output();
+    let told = text(&output.expect("promtool runs"));
+    assert!(!told.contains("unmarshal") && !told.contains("parse error"), "{told}");
+    let alert = Regex::new(r"alertname: ?(\w+)").expect("valid");
+    alert.captures_iter(&told).map(|found| found[1].to_owned()).collect()
+}
+
+#[test]
+fn alerts_come_for_what_they_are_about_and_not_otherwise() {
+    let well = [
+        ("buildkit_lb_connections_active", "3x60"),
+        ("buildkit_lb_backend_state{backend=\"a\",state=\"ready\"}", "1x60"),
+        ("buildkit_lb_backend_state{backend=\"a\",state=\"unhealthy\"}", "0x60"),
+        ("buildkit_lb_sessions_total{backend=\"a\",result=\"backend_lost\"}", "0x60"),
+        ("buildkit_lb_discovery_last_sync_timestamp_seconds{source=\"k\"}", "0+60x60"),
+        ("buildkit_lb_discovery_last_sync_timestamp_seconds{source=\"backend\"}", "0x60"),
+        ("buildkit_lb_discovery_errors_total{source=\"k\",reason=\"forbidden\"}", "0x60"),
+        ("buildkit_lb_pod_errors_total{verb=\"patch\",reason=\"forbidden\"}", "0x60"),
+        ("buildkit_lb_backend_drains_total{result=\"timeout\"}", "0x60"),
+        ("buildkit_lb_drain_builds_remaining", "0x60"),
+        ("buildkit_lb_drain_in_progress", "0x60"),
+    ];
+    assert_eq!(alerts_after_an_hour(&well), BTreeSet::new());
+    for (alert, changes) in [
+        ("BuildkitLbNoBackendReady", &[(1, "0x60")][..]),
+        ("BuildkitLbBackendUnhealthy", &[(2, "0x45 1x15")]),
+        ("BuildkitLbBuildsLost", &[(3, "0x55 1x5")]),
+        ("BuildkitLbDiscoveryStale", &[(4, "0+60x50 3000x10")]),
+        ("BuildkitLbRightsMissing", &[(6, "0x40 1+1x20")]),
+        ("BuildkitLbRightsMissing", &[(7, "0x40 1+1x20")]),
+        ("BuildkitLbDaemonEndsBeforeItsBuilds", &[(8, "0x55 1x5")]),
+        ("BuildkitLbProxyDrainsForLong", &[(9, "0x5 2x55"), (10, "0x5 1x55")]),
+    ] {
+        let mut series = well;
+        for (at, values) in changes {
+            series[*at].1 = values;
+        }
+        let expected = BTreeSet::from([alert.to_owned()]);
+        assert_eq!(alerts_after_an_hour(&series), expected, "{changes:?}");
+    }
+    let nobody = alerts_after_an_hour(&well[..1]);
+    assert_eq!(nobody, BTreeSet::from(["BuildkitLbNoBackendReady".to_owned()]));
 }
