@@ -57,7 +57,7 @@ fn told(fleet: &Fleet, expected: &[(&str, Option<&str>, &str)]) {
         .iter()
         .map(|(pod, cost, safe)| (pod.to_string(), cost.map(str::to_owned), Some(safe.to_string())))
         .collect();
-    eventually("the pods are told", Duration::from_secs(30), || {
+    eventually("the pods are told", Duration::from_secs(45), || {
         (pods(fleet) == expected).then_some(())
     });
 }
@@ -111,6 +111,42 @@ fn a_deployment_that_shrinks_ends_the_idle_pod_and_keeps_the_one_that_builds() {
     let proxy = fleet.proxy_with("random", &["--pod-deletion-cost", "--safe-to-evict"]);
     ready(&proxy, 1);
     told(&fleet, &[(young, None, "true")]);
+}
+
+#[test]
+fn two_proxies_with_builds_on_one_pod_do_not_answer_each_other() {
+    let cluster = cluster();
+    let set = ["pods.deletionCost=true", "pods.safeToEvict=true"];
+    let fleet = Fleet::with(cluster, "handover", "StatefulSet", 1, &set);
+    let args = ["--pod-deletion-cost", "--safe-to-evict"];
+    let pod = "buildkitd-0";
+    let old = fleet.proxy_with("random", &args);
+    ready(&old, 1);
+    told(&fleet, &[(pod, None, "true")]);
+    let (mut first, _context) = build(&old, "RUN sleep 90");
+    let (mut second, _context_too) = build(&old, "RUN sleep 91");
+    told(&fleet, &[(pod, Some("2"), "false")]);
+
+    // Its successor takes the pod for idle, and the one that knows better says so again.
+    let new = fleet.another_proxy("random", &args);
+    ready(&new, 1);
+    let patches = |proxy: &Proxy| proxy.metric("buildkit_lb_pod_patches_total", &[]);
+    eventually("the successor has written", Duration::from_secs(10), || {
+        (patches(&new) == 1.0).then_some(())
+    });
+    told(&fleet, &[(pod, Some("2"), "false")]);
+
+    // Both have builds: each says its own number, and neither answers the other.
+    let (mut third, _context_three) = build(&new, "RUN sleep 92");
+    told(&fleet, &[(pod, Some("1"), "false")]);
+    let before = patches(&old) + patches(&new);
+    told(&fleet, &[(pod, Some("2"), "false")]);
+    let written = patches(&old) + patches(&new) - before;
+    assert!(written <= 2.0, "{written} patches within half a minute");
+    for build in [&mut first, &mut second, &mut third] {
+        let _ = (build.kill(), build.wait());
+    }
+    told(&fleet, &[(pod, None, "true")]);
 }
 
 #[test]

@@ -57,6 +57,13 @@ impl Fleet {
         builder.discover(&service, &self.kubeconfig).start()
     }
 
+    /// One more proxy, which its pods do not ask before they end.
+    pub(crate) fn another_proxy(&self, policy: &str, args: &[&str]) -> Proxy {
+        let service = format!("{}/buildkitd", self.namespace);
+        let builder = Builder::default().policy(policy).args(args);
+        builder.discover(&service, &self.kubeconfig).start()
+    }
+
     /// kubectl in its namespace.
     pub(crate) fn kubectl(&self, cluster: &Cluster, args: &[&str]) -> String {
         cluster.server().kubectl(&[&["-n", self.namespace], args].concat())
