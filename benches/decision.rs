@@ -6,14 +6,14 @@
 
 use std::{hint::black_box, sync::Arc, time::Instant};
 
-use buildkit_lb::policy::{Candidate, Candidates, Config, KeyHash, Policy, Request, Totals};
+use buildkit_lb::policy::{Candidate, Candidates, Config, KeyHash, Policy, Request, Totals, Warm};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 /// Builds on each backend, on average: some homes are at their bound, as in a busy fleet.
 const LOAD: usize = 4;
 
-fn busy_fleet(count: usize, rng: &mut StdRng) -> Candidates {
+fn busy_fleet(count: usize, rng: &mut StdRng) -> (Vec<Arc<Candidate>>, Candidates) {
     let totals = Arc::new(Totals::default());
     let candidates: Vec<_> = (0..count)
         .map(|number| Arc::new(Candidate::new(&format!("buildkitd-{number}"), 1, None, &totals)))
@@ -21,27 +21,46 @@ fn busy_fleet(count: usize, rng: &mut StdRng) -> Candidates {
     for _ in 0..count * LOAD {
         candidates[rng.random_range(0..count)].start_build();
     }
-    Candidates::new(candidates, &totals)
+    (candidates.clone(), Candidates::new(candidates, &totals))
+}
+
+/// What is remembered of the keys: nothing, or that a backend somewhere in the ranking has built it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Empty,
+    Elsewhere,
 }
 
 fn decision(criterion: &mut Criterion) {
+    for (title, policy, memory) in [
+        ("random", Policy::Random, Memory::Empty),
+        ("least-sessions", Policy::LeastSessions, Memory::Empty),
+        ("consistent-hash", Policy::ConsistentHash, Memory::Empty),
+        ("consistent-hash-warm", Policy::ConsistentHash, Memory::Elsewhere),
+    ] {
+        decisions_of(criterion, title, Config::default().with(policy), memory);
+    }
+}
+
+fn decisions_of(criterion: &mut Criterion, title: &str, config: Config, memory: Memory) {
     let mut group = criterion.benchmark_group("decision");
-    for policy in [Policy::Random, Policy::LeastSessions, Policy::ConsistentHash] {
-        let config = Config::default().with(policy);
-        for count in [1, 10, 100, 1000] {
-            let mut rng = StdRng::seed_from_u64(1);
-            let candidates = busy_fleet(count, &mut rng);
-            let keys: Vec<_> =
-                (0..1024).map(|key| KeyHash::new(&format!("team/project-{key}"))).collect();
-            let (now, mut next) = (Instant::now(), 0);
-            group.bench_function(BenchmarkId::new(policy.to_string(), count), |bencher| {
-                bencher.iter(|| {
-                    next = (next + 1) % keys.len();
-                    let request = Request { key: Some(keys[next]), warm: None, tried: &[] };
-                    config.choose(black_box(&request), &candidates, now, &mut rng)
-                });
+    for count in [1, 10, 100, 1000] {
+        let mut rng = StdRng::seed_from_u64(1);
+        let (backends, candidates) = busy_fleet(count, &mut rng);
+        let mut request = |key: u32| Request {
+            key: Some(KeyHash::new(&format!("team/project-{key}"))),
+            warm: (memory == Memory::Elsewhere)
+                .then(|| Warm::new(&backends[rng.random_range(0..count)])),
+            tried: &[],
+        };
+        let requests: Vec<_> = (0..1024).map(&mut request).collect();
+        let (now, mut next) = (Instant::now(), 0);
+        group.bench_function(BenchmarkId::new(title, count), |bencher| {
+            bencher.iter(|| {
+                next = (next + 1) % requests.len();
+                config.choose(black_box(&requests[next]), &candidates, now, &mut rng)
             });
-        }
+        });
     }
     group.finish();
 }

@@ -68,8 +68,15 @@ pub(super) fn all(key: u64, candidates: &Candidates) -> Vec<usize> {
 
 /// How many candidates rank before the one at `place`.
 pub(super) fn rank(key: u64, candidates: &Candidates, place: usize) -> usize {
-    let own = scores(key, candidates).find(|(_, other)| *other == place);
-    own.map_or(0, |(own, _)| scores(key, candidates).filter(|(score, _)| *score < own).count())
+    let hash = mix(candidates.hashes()[place], key);
+    match candidates.classes() {
+        [_one] => candidates.hashes().iter().filter(|other| mix(**other, key) > hash).count(),
+        classes => {
+            let own = classes.iter().find(|class| class.range.contains(&place));
+            let own = own.map(|class| Score::new(hash, class.capacity));
+            scores(key, candidates).filter(|(score, _)| Some(*score) < own).count()
+        }
+    }
 }
 
 /// The best place that `wanted` accepts.
