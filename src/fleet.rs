@@ -279,7 +279,8 @@ impl Backend {
         self.candidate.set_unready(!life.probed || life.condition == Condition::NotReady);
         let state = self.word(&life);
         if before != state {
-            info!(backend = self.name(), before, state, builds = self.builds(), "backend changed");
+            let (pool, builds) = (self.all_metrics.pool(), self.builds());
+            info!(pool, backend = self.name(), before, state, builds, "backend changed");
         }
         // Under the lock, so that the last of two changes is the one that is published last.
         self.all_metrics.set_backend_state(&self.name, state);
@@ -321,7 +322,9 @@ impl Backend {
         health.retry = Some(Retry { at: now + wait, wait, cause: cause.to_owned() });
         drop(health);
         if self.candidate.set_ejected(true) {
-            warn!(backend = self.name(), fault = fault.label(), error = cause, "backend ejected");
+            let pool = self.all_metrics.pool();
+            let backend = self.name();
+            warn!(pool, backend, fault = fault.label(), error = cause, "backend ejected");
             self.change(|_life| {});
         }
         self.suspected.notify_one();
@@ -333,7 +336,7 @@ impl Backend {
         *health = Health { next_probe: health.next_probe, ..Health::default() };
         drop(health);
         if self.candidate.set_ejected(false) {
-            info!(backend = self.name(), "backend is back");
+            info!(pool = self.all_metrics.pool(), backend = self.name(), "backend is back");
             // The daemon that was to stop has stopped, and this is the next one in its place.
             self.change(|life| (life.probed, life.drained) = (true, life.drains > 0));
         } else if !self.life.lock().probed {
@@ -552,7 +555,8 @@ impl Fleet {
                     if let Some(backend) = replaced {
                         backend.candidate.depart();
                     }
-                    info!(backend = &*endpoint.name, address = %endpoint.address, "backend joined");
+                    let (pool, backend) = (self.metrics.pool(), &*endpoint.name);
+                    info!(pool, backend, address = %endpoint.address, "backend joined");
                     backends.push(Arc::new(Backend::new(endpoint, joined, self)));
                     self.suspected.notify_one();
                 }
@@ -585,7 +589,7 @@ impl Fleet {
     }
 
     fn forget(&self, departed: &Backend) {
-        info!(backend = departed.name(), "backend left");
+        info!(pool = self.metrics.pool(), backend = departed.name(), "backend left");
         departed.candidate.depart();
         self.metrics.forget_backend(departed.name());
     }

@@ -210,3 +210,46 @@ fn a_service_that_does_not_exist_is_waited_for() {
     ready(&proxy, 1);
     succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo found")));
 }
+
+#[test]
+fn each_service_is_the_pool_of_its_own_address() {
+    let cluster = cluster();
+    cluster.namespace("pool-b");
+    let pool = |key: &str, value: &str| format!("pools[0].{key}={value}");
+    let values = [
+        pool("name", "b"),
+        pool("port", "1235"),
+        pool("discover[0].namespace", "pool-b"),
+        pool("discover[0].name", "buildkitd"),
+    ];
+    let values: Vec<_> = values.iter().map(String::as_str).collect();
+    let fleet = Fleet::with(cluster, "pool-a", "StatefulSet", 1, &values);
+    fleet.beside(cluster, "pool-b", "StatefulSet", 1);
+    let pool = |name: &str| {
+        format!(
+            "[[pool]]\nname = '{name}'\nlisten = 'tcp://127.0.0.1:0'\n\
+             discover = 'kubernetes://pool-{name}/buildkitd'\n"
+        )
+    };
+    let proxy = fleet.proxy_of(&[pool("a"), pool("b")].concat());
+    ready(&proxy, 2);
+    let context = Context::busybox("RUN true");
+    for (name, count) in [("a", 1), ("b", 2)] {
+        // The pods have one name, and are two daemons all the same.
+        for _ in 0..count {
+            succeed(&mut buildctl_build(&proxy.addr_of(name), &context));
+        }
+        let pool = format!("pool=\"{name}\"");
+        let built = proxy.metric("buildkit_lb_builds_total", &[&pool, "backend=\"buildkitd-0\""]);
+        assert_eq!(built, f64::from(count), "{name}");
+    }
+    // The pod of one pool ends; the other's, of the same name, stays in use.
+    let pods = ["-n", "pool-b", "scale", "statefulset/buildkitd", "--replicas=0"];
+    cluster.server().kubectl(&pods);
+    ready(&proxy, 1);
+    succeed(&mut buildctl_build(&proxy.addr_of("a"), &context));
+    let refused = run(&mut buildctl_build(&proxy.addr_of("b"), &context));
+    assert!(text(&refused).contains("Unavailable"), "{}", text(&refused));
+    let (code, told) = proxy.admin("GET", "/readyz");
+    assert!(code == 200 && told.contains("pool b: no backend is ready"), "{told}");
+}

@@ -231,6 +231,28 @@ fn a_daemon_of_the_chart_asks_the_proxies_before_it_ends() {
 }
 
 #[test]
+fn a_pool_of_the_chart_has_its_port_and_its_rights() {
+    let everything = chart("pools", &[format!("{DEPLOY}/chart/ci/everything-values.yaml").into()]);
+    let ports = everything.find("Service", "buildkit-lb")["spec"]["ports"].clone();
+    let port = ports.as_array().expect("a list").iter().find(|port| port["name"] == "arm64");
+    assert_eq!(port.expect("the pool's port")["targetPort"], 1235);
+    let open = everything.proxy()["ports"].to_string();
+    assert!(open.contains("1235") && open.contains("1236"), "{open}");
+    let toml: toml::Table = everything.configuration().parse().expect("TOML");
+    let pools = toml["pool"].as_array().expect("a list");
+    let names: Vec<_> = pools.iter().filter_map(|pool| pool["name"].as_str()).collect();
+    assert_eq!(names, ["default", "arm64", "big"]);
+    let allowed = |document: &Value| {
+        document["kind"] == "Role" && document["metadata"]["namespace"] == "kube-public"
+    };
+    assert!(everything.documents().iter().any(allowed), "slices of the pool can be read");
+    // Daemons that a release makes for another one's pool ask that one's proxies.
+    let daemons = chart("daemons", &[format!("{DEPLOY}/chart/ci/daemons-values.yaml").into()]);
+    let daemons = daemons.find("StatefulSet", "buildkitd-arm64").to_string();
+    assert!(daemons.contains("proxies=buildkit-lb-admin.buildkit.svc.cluster.local"), "{daemons}");
+}
+
+#[test]
 fn grace_periods_are_longer_than_drains() {
     for rendered in charts().into_iter().chain(kustomizations()) {
         let toml: toml::Table = rendered.configuration().parse().expect("TOML");

@@ -174,11 +174,15 @@ impl Cluster {
         let rendered = helm.output().expect("helm runs");
         let told = String::from_utf8_lossy(&rendered.stderr);
         assert!(rendered.status.success(), "helm template: {told}");
+        let rendered = String::from_utf8_lossy(&rendered.stdout);
+        let mut objects: Vec<Value> = serde_saphyr::from_multiple(&rendered).expect("YAML");
+        for object in &mut objects {
+            // As `helm install --namespace` would; a Role for another namespace says so itself.
+            let own = &mut object["metadata"]["namespace"];
+            *own = own.as_str().unwrap_or(namespace).into();
+        }
+        self.server.apply(&objects);
         let scope = format!("--namespace={namespace}");
-        let apply = ["apply", "--validate=strict", &scope, "-f", "-"];
-        let applied = self.server.feed(&apply, &String::from_utf8_lossy(&rendered.stdout));
-        let told = String::from_utf8_lossy(&applied.stderr);
-        assert!(applied.status.success(), "kubectl apply: {told}");
         let token = self.server.kubectl(&[&scope, "create", "token", "buildkit-lb"]);
         let kubeconfig = self.directory.path().join(format!("{namespace}.kubeconfig"));
         let ca = self.path("certs/apiserver.crt");

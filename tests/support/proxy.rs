@@ -53,8 +53,12 @@ impl Builder {
 
     /// Finds the daemons of a Service, with these credentials.
     pub(crate) fn discover(self, service: &str, kubeconfig: &Path) -> Self {
-        let builder = self.args(&["--discover", &format!("kubernetes://{service}")]);
-        Self { kubeconfig: Some(kubeconfig.to_owned()), ..builder }
+        self.args(&["--discover", &format!("kubernetes://{service}")]).kubeconfig(kubeconfig)
+    }
+
+    /// Uses these credentials for the Kubernetes API.
+    pub(crate) fn kubeconfig(self, kubeconfig: &Path) -> Self {
+        Self { kubeconfig: Some(kubeconfig.to_owned()), ..self }
     }
 
     /// Starts it and waits until it listens.

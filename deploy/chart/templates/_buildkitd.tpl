@@ -116,7 +116,7 @@ containers:
             - /bin/sh
             - -c
             - |
-              proxies={{ include "buildkit-lb.fullname" $root }}-admin.$POD_NAMESPACE.svc.{{ $root.Values.buildkitd.clusterDomain }}
+              proxies={{ $root.Values.buildkitd.drain.proxies | default (printf "%s-admin.$POD_NAMESPACE" (include "buildkit-lb.fullname" $root)) }}.svc.{{ $root.Values.buildkitd.clusterDomain }}
               timeout={{ int $root.Values.buildkitd.drain.timeoutSeconds }}
               found=$(nslookup "$proxies." 2>/dev/null | awk '/^Name:/ { answer = 1 } answer && /^Address/ { print $NF }')
               for proxy in ${found:-$proxies}; do

@@ -73,8 +73,24 @@ app.kubernetes.io/part-of: buildkit-lb
 {{- if ne .Values.buildkitd.mode "none" }}
 {{- $found = append $found (printf "kubernetes://$(POD_NAMESPACE)/%s:1234" .Values.buildkitd.name) }}
 {{- end }}
-{{- range .Values.discover }}
+{{- $found = concat $found (include "buildkit-lb.services" .Values.discover | fromJson).found }}
+{{- dict "found" $found | toJson }}
+{{- end }}
+
+{{/* The same for a list of services of the values. */}}
+{{- define "buildkit-lb.services" -}}
+{{- $found := list }}
+{{- range . }}
 {{- $found = append $found (printf "kubernetes://%s/%s:%v" .namespace .name (.port | default 1234)) }}
+{{- end }}
+{{- dict "found" $found | toJson }}
+{{- end }}
+
+{{/* All services of the values, as {"found": [{namespace, name, port}, ...]}. */}}
+{{- define "buildkit-lb.allDiscovered" -}}
+{{- $found := .Values.discover }}
+{{- range .Values.pools }}
+{{- $found = concat $found (.discover | default list) }}
 {{- end }}
 {{- dict "found" $found | toJson }}
 {{- end }}
@@ -106,6 +122,21 @@ app.kubernetes.io/part-of: buildkit-lb
 {{- end }}
 {{- if and (eq .Values.buildkitd.mode "none") (not .Values.backends) (not .Values.discover) }}
 {{- fail "buildkitd.mode is none, so backends or discover has to name the daemons" }}
+{{- end }}
+{{- $ports := list 1234 9090 }}
+{{- $names := list "default" "buildkit" "admin" }}
+{{- range .Values.pools }}
+{{- if has (int .port) $ports }}
+{{- fail (printf "pools: port %d of %s is taken" (int .port) .name) }}
+{{- end }}
+{{- if has .name $names }}
+{{- fail (printf "pools: the name %s is taken" .name) }}
+{{- end }}
+{{- if not (or .backends .discover) }}
+{{- fail (printf "pools: backends or discover has to name the daemons of %s" .name) }}
+{{- end }}
+{{- $ports = append $ports (int .port) }}
+{{- $names = append $names .name }}
 {{- end }}
 {{- if and .Values.podDisruptionBudget.enabled (eq (toString .Values.podDisruptionBudget.maxUnavailable) "<nil>") (eq (toString .Values.podDisruptionBudget.minAvailable) "<nil>") }}
 {{- fail "podDisruptionBudget needs maxUnavailable or minAvailable" }}

@@ -64,6 +64,17 @@ impl Fleet {
         builder.discover(&service, &self.kubeconfig).start()
     }
 
+    /// A workload in another namespace, whose pods ask the same proxy before they end.
+    pub(crate) fn beside(&self, cluster: &Cluster, namespace: &str, kind: &str, replicas: u32) {
+        let admin = self.admin.replace("0.0.0.0", HOST);
+        cluster.server().apply(&objects(namespace, kind, replicas, &admin));
+    }
+
+    /// A proxy that reads this configuration, with the rights of the fleet's account.
+    pub(crate) fn proxy_of(&self, file: &str) -> Proxy {
+        Builder::default().admin(&self.admin).file(file).kubeconfig(&self.kubeconfig).start()
+    }
+
     /// kubectl in its namespace.
     pub(crate) fn kubectl(&self, cluster: &Cluster, args: &[&str]) -> String {
         cluster.server().kubectl(&[&["-n", self.namespace], args].concat())
