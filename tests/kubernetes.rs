@@ -11,10 +11,10 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{
     client::{Buildx, Context, buildctl_build, run, succeed, text},
-    eventually,
+    eventually, free_port,
     kubernetes::{
         Cluster,
         fleet::{Fleet, objects, ready},
@@ -104,6 +104,50 @@ fn a_roll_out_of_a_stateful_set_under_load_loses_no_build() {
         let joined = joined.iter().filter(|record| record["backend"] == pod).count();
         assert_eq!(joined, 2, "{pod} was not replaced once");
     }
+}
+
+/// The chart as it is, all of it: its objects, rights, configuration, arguments and its daemons' hook.
+/// Only the proxy runs outside, as the kubelet of the tests has no images.
+#[test]
+fn what_the_chart_installs_builds_through_a_roll_out() {
+    let cluster = cluster();
+    let namespace = "installed";
+    cluster.namespace(namespace);
+    let port = free_port();
+    let port_value = format!("buildkitd.podAnnotations.test/admin-port={port}");
+    let set = ["buildkitd.replicas=3", "pods.details=true", "service.type=ClusterIP"];
+    let objects = cluster.install(namespace, &set, &["--set-string", &port_value]);
+    let kubeconfig = cluster.account(namespace, &set);
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("buildkit-lb.toml");
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let config = objects.iter().find_map(|object| text(&object["data"]["buildkit-lb.toml"]));
+    std::fs::write(&file, config.expect("a configuration")).expect("written");
+    let args = objects.iter().find_map(|object| {
+        let container = &object["spec"]["template"]["spec"]["containers"][0];
+        let args = container["args"].as_array().filter(|_args| container["name"] == "buildkit-lb");
+        args.map(|args| args.iter().filter_map(text).collect::<Vec<_>>())
+    });
+    let args = args.expect("the proxy's arguments");
+    let args: Vec<_> = args[1..].iter().map(|a| a.replace("$(POD_NAMESPACE)", namespace)).collect();
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let proxy = Builder::default().args(&["--config", &file.to_string_lossy()]).args(&args);
+    let proxy = proxy.admin(&format!("0.0.0.0:{port}")).kubeconfig(&kubeconfig).start();
+    ready(&proxy, 3);
+    let kubectl = |args: &[&str]| {
+        cluster.server().kubectl(&[&["--namespace", namespace], args].concat());
+    };
+    let builds = under_load(&proxy, || {
+        kubectl(&["rollout", "restart", "statefulset/buildkitd"]);
+        kubectl(&["rollout", "status", "statefulset/buildkitd", "--timeout=240s"]);
+        ready(&proxy, 3);
+    });
+    println!("the chart's own roll-out of 3 pods: {builds} builds, none failed");
+    assert!(builds > 2);
+    let drained = proxy.metric("buildkit_lb_backend_drains_total", &["result=\"drained\""]);
+    assert_eq!(drained, 3.0, "each daemon has asked before it ended");
+    let versions = proxy.admin("GET", "/status.json").1.matches("v0.32.2").count();
+    assert_eq!(versions, 3);
 }
 
 #[test]

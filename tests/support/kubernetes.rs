@@ -165,9 +165,21 @@ impl Cluster {
     /// The service account that the chart makes in `namespace`, with the rights it has there by the
     /// chart's values `set`, as `KEY=VALUE`; its kubeconfig.
     pub(crate) fn account(&self, namespace: &str, set: &[&str]) -> PathBuf {
+        self.install(namespace, set, &["--show-only", "templates/rbac.yaml"]);
+        let scope = format!("--namespace={namespace}");
+        let token = self.server.kubectl(&[&scope, "create", "token", "buildkit-lb"]);
+        let kubeconfig = self.directory.path().join(format!("{namespace}.kubeconfig"));
+        let ca = self.path("certs/apiserver.crt");
+        self.server.write_kubeconfig(&kubeconfig, &ca, token.trim());
+        kubeconfig
+    }
+
+    /// Applies what the chart renders for `namespace` with values `set` and further arguments of helm's;
+    /// the documents.
+    pub(crate) fn install(&self, namespace: &str, set: &[&str], args: &[&str]) -> Vec<Value> {
         let mut helm = Command::new(kubernetes_tool("helm"));
         helm.args(["template", "buildkit-lb", CHART, "--namespace", namespace]);
-        helm.args(["--kube-version", "1.36.3", "--show-only", "templates/rbac.yaml"]);
+        helm.args(["--kube-version", "1.36.3"]).args(args);
         for value in set {
             helm.args(["--set", value]);
         }
@@ -176,18 +188,14 @@ impl Cluster {
         assert!(rendered.status.success(), "helm template: {told}");
         let rendered = String::from_utf8_lossy(&rendered.stdout);
         let mut objects: Vec<Value> = serde_saphyr::from_multiple(&rendered).expect("YAML");
+        objects.retain(Value::is_object);
         for object in &mut objects {
             // As `helm install --namespace` would; a Role for another namespace says so itself.
             let own = &mut object["metadata"]["namespace"];
             *own = own.as_str().unwrap_or(namespace).into();
         }
         self.server.apply(&objects);
-        let scope = format!("--namespace={namespace}");
-        let token = self.server.kubectl(&[&scope, "create", "token", "buildkit-lb"]);
-        let kubeconfig = self.directory.path().join(format!("{namespace}.kubeconfig"));
-        let ca = self.path("certs/apiserver.crt");
-        self.server.write_kubeconfig(&kubeconfig, &ca, token.trim());
-        kubeconfig
+        objects
     }
 }
 

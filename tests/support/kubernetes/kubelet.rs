@@ -94,7 +94,7 @@ impl Pods {
         let uid = pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         let deleted = !pod["metadata"]["deletionTimestamp"].is_null();
         match self.running.get_mut(&uid) {
-            None if event == "ADDED" && !deleted && pod["spec"]["nodeName"].is_null() => {
+            None if event == "ADDED" && !deleted && is_daemon(pod) => {
                 let (gone, told) = mpsc::channel();
                 let (server, pod) = (self.server.clone(), pod.clone());
                 let thread = std::thread::spawn(move || live(&server, &pod, &told));
@@ -117,6 +117,11 @@ impl Pods {
             let _ = thread.join();
         }
     }
+}
+
+/// Whether it is a new pod with a daemon: proxies run elsewhere.
+fn is_daemon(pod: &Value) -> bool {
+    pod["spec"]["nodeName"].is_null() && pod["spec"]["containers"][0]["name"] == "buildkitd"
 }
 
 /// The life of one pod. That its deletion is not announced any more means: end at once.
@@ -154,7 +159,7 @@ fn live(server: &Server, pod: &Value, told: &Receiver<Duration>) {
     let Some(grace) = grace else { return };
     let hook = &pod["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"];
     let hook: Vec<_> = hook.as_array().into_iter().flatten().map(text).collect();
-    daemon.stop(&hook, grace);
+    daemon.stop(&hook, grace, pod);
     drop(daemon);
     let delete = ["delete", "pod", &name, &scope, "--grace-period=0", "--force", "--wait=false"];
     eventually("the pod is deleted", Duration::from_secs(60), || {

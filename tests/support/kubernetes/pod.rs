@@ -3,11 +3,14 @@
 //! The namespace has no name: it and its link are gone when the daemon's process is.
 
 use std::{
-    path::Path,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
+
+use serde_json::Value;
 
 use crate::support::{
     buildkitd::{snapshotter, unmount_below},
@@ -93,15 +96,24 @@ impl PodDaemon {
     }
 
     /// Ends it as a kubelet does: the hook, then TERM, then KILL, all within the grace period.
-    pub(crate) fn stop(&mut self, hook: &[String], grace: Duration) {
+    ///
+    /// There are no cluster's name server and no Service: whatever name the hook looks up is this machine,
+    /// and port 9090 is what the pod's annotation `test/admin-port` says.
+    pub(crate) fn stop(&mut self, hook: &[String], grace: Duration, pod: &Value) {
         let start = Instant::now();
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.stubs().display());
         let process = self.process.as_mut().expect("it runs");
         let left = || grace.saturating_sub(start.elapsed());
         if !hook.is_empty() {
             let (pid, limit) = (process.pid().to_string(), left().as_secs().to_string());
             let mut enter = Command::new("timeout");
             enter.arg(&limit).args(["nsenter", "--net", "--target", &pid]).args(hook);
-            enter.env("HOSTNAME", &self.name);
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let metadata = &pod["metadata"];
+            enter.env("HOSTNAME", &self.name).env("POD_NAME", &self.name);
+            enter.env("POD_NAMESPACE", text(&metadata["namespace"]));
+            enter.env("ADMIN_PORT", text(&metadata["annotations"]["test/admin-port"]));
+            enter.env("PATH", path);
             let output = enter.output().expect("nsenter runs");
             let told = String::from_utf8_lossy(&output.stderr);
             eprintln!("preStop of {}: {}, {:?} {told}", self.ip, output.status, start.elapsed());
@@ -113,6 +125,24 @@ impl PodDaemon {
         if process.is_running() {
             process.signal("KILL");
         }
+    }
+}
+
+impl PodDaemon {
+    /// A directory with what a hook finds the proxy by.
+    fn stubs(&self) -> PathBuf {
+        let directory = self.root.path().join("stubs");
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let lookup = format!("#!/bin/sh\nprintf 'Name: %s\\nAddress: {HOST}\\n' \"$1\"\n");
+        // Debian's busybox crashes when its wget is told a timeout; that of the daemons' image does not.
+        let get = "#!/bin/bash\nexec curl -s --max-time 60 \"${!#/:9090/:$ADMIN_PORT}\"\n";
+        for (name, script) in [("nslookup", &lookup[..]), ("wget", get)] {
+            let path = directory.join(name);
+            std::fs::write(&path, script).expect("written");
+            let mode = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(&path, mode).expect("a mode");
+        }
+        directory
     }
 }
 
