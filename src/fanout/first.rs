@@ -10,6 +10,7 @@ use rand::seq::SliceRandom as _;
 
 use super::{ANSWER_TIMEOUT, PartError, missing, nobody, reachable};
 use crate::{
+    error::ProxyError,
     fleet::Backend,
     proxy::{self, Proxy},
     relay::{self, Body, OnEnd, Received, ResetError},
@@ -38,6 +39,7 @@ pub async fn first_answer(proxy: &Proxy, request: Request<Incoming>) -> proxy::A
     }
     let message = message.into_bytes();
     let mut left = in_order(proxy);
+    let mut failures = Vec::new();
     while let Some(backend) = left.pop() {
         let body = Body::whole(message.clone());
         let request = Request::from_parts(parts.clone(), body);
@@ -58,13 +60,18 @@ pub async fn first_answer(proxy: &Proxy, request: Request<Incoming>) -> proxy::A
         match answer {
             Ok(response) => return Ok(passed_on(response, backend)),
             Err(SendError::Reset(error)) => return Err(ResetError::like(&error)),
-            Err(SendError::Proxy(error)) if left.is_empty() => return Ok(proxy.reject(&error)),
             Err(SendError::Proxy(error)) => {
+                failures.push(error.to_string());
                 missing(&backend, &parts, &PartError::Unreachable(error.to_string()));
             }
         }
     }
-    Ok(proxy.reject(&nobody(proxy)))
+    let error = match failures.is_empty() {
+        true => nobody(proxy),
+        // What each of them is down with, as a build is told.
+        false => ProxyError::NoBackend(failures.join("; ")),
+    };
+    Ok(proxy.reject(&error))
 }
 
 fn passed_on(response: Response<Received>, backend: Arc<Backend>) -> Response<Body> {
