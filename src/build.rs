@@ -56,26 +56,43 @@ const STATUS_LOOKUP: Duration = Duration::from_secs(1);
 /// # Errors
 /// The daemon reset the stream.
 pub async fn solve(proxy: &Proxy, request: Request<Incoming>, origin: &Origin) -> Answer {
+    match Box::pin(bind_solve(proxy, request, origin)).await {
+        Ok(Ready { link, message, request, report }) => {
+            let (tally, on_end) = (report.tally(), report.on_end());
+            proxy.relay(&link, message, *request, tally, on_end).await
+        }
+        Err(error) => Ok(proxy.reject(&error)),
+    }
+}
+
+/// A Solve that has its place.
+struct Ready {
+    link: Link,
+    /// What has been read of its body.
+    message: Bytes,
+    request: Box<Request<Incoming>>,
+    report: Report,
+}
+
+async fn bind_solve(
+    proxy: &Proxy,
+    request: Request<Incoming>,
+    origin: &Origin,
+) -> Result<Ready, ProxyError> {
     let trace = ids::trace(request.headers());
     let (parts, body) = request.into_parts();
-    let (message, rest) = match Box::pin(proxy.read_message(body)).await {
-        Ok(read) => read,
-        Err(error) => return Ok(proxy.reject(&error)),
-    };
-    let solve = match wire::decode::<SolveRequest>(&message.framed()) {
-        Ok(solve) => solve,
-        Err(error) => return Ok(proxy.reject(&ProxyError::from_solve(&error))),
-    };
-    let affinity = Box::pin(affinity_key(proxy, &solve, &parts.headers, origin)).await;
+    let (message, rest) = proxy.read_message(body).await?;
+    let solve = wire::decode::<SolveRequest>(&message.framed())
+        .map_err(|error| ProxyError::from_solve(&error))?;
+    let affinity = affinity_key(proxy, &solve, &parts.headers, origin).await;
     let solve = Solve::new(&solve, affinity);
-    let placed = match Box::pin(place::solve(proxy, &solve, trace, origin)).await {
-        Ok(placed) => placed,
-        Err(error) => return Ok(proxy.reject(&error)),
-    };
-    let link = placed.binding.link.clone();
-    let report = Report::new(proxy, &solve, placed, origin);
-    let request = Request::from_parts(parts, rest);
-    proxy.relay(&link, message.into_bytes(), request, report.tally(), report.on_end()).await
+    let placed = place::solve(proxy, &solve, trace, origin).await?;
+    Ok(Ready {
+        link: placed.binding.link.clone(),
+        message: message.into_bytes(),
+        request: Box::new(Request::from_parts(parts, rest)),
+        report: Report::new(proxy, &solve, placed, origin),
+    })
 }
 
 /// Control/Session: joins its Solve's binding.

@@ -1,15 +1,22 @@
 //! One downstream HTTP/2 connection: serve its streams, and let it go when a drain allows.
 
 use std::{
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{self, Poll},
     time::{Duration, Instant},
 };
 
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, ready},
+};
 use http::{HeaderMap, Request};
 use hyper::{body::Incoming, rt::Executor, server::conn::http2, service::service_fn};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
@@ -48,8 +55,8 @@ pub struct Context {
     pub drain: CancellationToken,
 }
 
-/// Serves one connection until it ends.
-pub async fn serve(socket: Socket, context: Context) {
+/// Serves one connection until it ends, within the limit that `permit` is of.
+pub async fn serve(socket: Socket, permit: OwnedSemaphorePermit, context: Context) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let metrics = Arc::clone(&context.proxy.metrics);
@@ -61,6 +68,7 @@ pub async fn serve(socket: Socket, context: Context) {
         debug!(connection = number, reason, error, "connection ended");
         metrics.connection_error(reason);
     }
+    drop(permit);
 }
 
 async fn drive(
@@ -77,8 +85,7 @@ async fn drive(
         move |request| {
             let load = Arc::clone(&load);
             let origin = Origin { connection: number, client, load, arrived: Instant::now() };
-            let proxy = proxy.clone();
-            async move { answer(&proxy, request, &origin).await }
+            Answering(answer(proxy.clone(), request, origin))
         }
     });
     let connection = http2::Builder::new(TrackedExecutor(tasks))
@@ -138,29 +145,51 @@ fn outcome(result: hyper::Result<()>, io: &Batched) -> Result<(), (&'static str,
     }
 }
 
-async fn answer(proxy: &Proxy, request: Request<Incoming>, origin: &Origin) -> Answer {
+/// Boxed, so that an open stream keeps no more than its own way to an answer, and that only until the
+/// answer begins.
+fn answer(proxy: Proxy, request: Request<Incoming>, origin: Origin) -> BoxFuture<'static, Answer> {
     if header_list_len(request.headers()) > HEADER_LIST_LEN {
-        return Ok(proxy.reject(&ProxyError::Limit("the request's metadata is larger than 2 MiB")));
+        let error = ProxyError::Limit("the request's metadata is larger than 2 MiB");
+        return ready(Ok(proxy.reject(&error))).boxed();
     }
     let path = request.uri().path();
     let route = router::route(path, request.headers());
     proxy.metrics.count_started(router::labels(path));
-    // Boxed, so that an open stream does not keep the memory of the largest way to open one.
     match route {
-        Route::Solve => Box::pin(build::solve(proxy, request, origin)).await,
-        Route::Session(id) => Box::pin(build::session(proxy, request, id, origin)).await,
-        Route::Status => Box::pin(build::status(proxy, request)).await,
-        Route::Build(id) => Box::pin(build::bridge(proxy, request, id)).await,
-        Route::Follow(key) => Box::pin(build::follow(proxy, request, &key)).await,
-        Route::DiskUsage => Box::pin(fanout::disk_usage(proxy, request)).await,
-        Route::Prune => Box::pin(fanout::prune(proxy, request)).await,
-        Route::ListenHistory => Box::pin(fanout::listen_history(proxy, request)).await,
-        Route::UpdateHistory => Box::pin(fanout::update_history(proxy, request)).await,
-        Route::ContentByDigest => Box::pin(fanout::content_by_digest(proxy, request)).await,
-        Route::ContentList => Box::pin(fanout::content_list(proxy, request)).await,
-        Route::ExportTrace => Box::pin(fanout::export_trace(proxy, request)).await,
-        Route::FirstAnswer => Box::pin(fanout::first_answer(proxy, request)).await,
-        Route::Any => Box::pin(build::any(proxy, request)).await,
+        Route::Solve => async move { build::solve(&proxy, request, &origin).await }.boxed(),
+        Route::Session(id) => {
+            async move { build::session(&proxy, request, id, &origin).await }.boxed()
+        }
+        Route::Status => async move { build::status(&proxy, request).await }.boxed(),
+        Route::Build(id) => async move { build::bridge(&proxy, request, id).await }.boxed(),
+        Route::Follow(key) => async move { build::follow(&proxy, request, &key).await }.boxed(),
+        Route::DiskUsage => async move { fanout::disk_usage(&proxy, request).await }.boxed(),
+        Route::Prune => async move { fanout::prune(&proxy, request).await }.boxed(),
+        Route::ListenHistory => {
+            async move { fanout::listen_history(&proxy, request).await }.boxed()
+        }
+        Route::UpdateHistory => {
+            async move { fanout::update_history(&proxy, request).await }.boxed()
+        }
+        Route::ContentByDigest => {
+            async move { fanout::content_by_digest(&proxy, request).await }.boxed()
+        }
+        Route::ContentList => async move { fanout::content_list(&proxy, request).await }.boxed(),
+        Route::ExportTrace => async move { fanout::export_trace(&proxy, request).await }.boxed(),
+        Route::FirstAnswer => async move { fanout::first_answer(&proxy, request).await }.boxed(),
+        Route::Any => async move { build::any(&proxy, request).await }.boxed(),
+    }
+}
+
+/// An answer that is being found. Its type names no lifetime, which the compiler needs to see that
+/// [`drive`] may run on any thread.
+struct Answering(BoxFuture<'static, Answer>);
+
+impl Future for Answering {
+    type Output = Answer;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Answer> {
+        self.0.as_mut().poll(cx)
     }
 }
 

@@ -91,7 +91,7 @@ fn reachable(proxy: &Proxy) -> Vec<Arc<Backend>> {
 async fn ask(link: Link, parts: &Parts, message: &Bytes) -> Result<Response<Received>, PartError> {
     let body = Body::whole(message.clone());
     let request = relay::request(http::Request::from_parts(parts.clone(), body), |body| body);
-    link.send(request).await.map_err(|error| {
+    link.send(Box::new(request)).await.map_err(|error| {
         PartError::Unreachable(match error {
             SendError::Proxy(error) => error.to_string(),
             SendError::Reset(error) => chain(&error),

@@ -89,11 +89,7 @@ impl Listener {
             };
             match accepted {
                 Ok((socket, permit)) => {
-                    let serve = connection::serve(socket, context.clone());
-                    context.tasks.spawn(async move {
-                        serve.await;
-                        drop(permit);
-                    });
+                    context.tasks.spawn(connection::serve(socket, permit, context.clone()));
                 }
                 Err(error) => {
                     warn!(address = %self.address, %error, "accept failed");

@@ -273,27 +273,31 @@ impl Proxy {
     ///
     /// # Errors
     /// The daemon reset the stream.
-    pub async fn relay(
+    pub fn relay(
         &self,
         link: &Link,
         prefix: Bytes,
         request: Request<Incoming>,
         tally: Arc<Tally>,
         mut on_end: OnEnd,
-    ) -> Answer {
+    ) -> impl Future<Output = Answer> + Send {
         let backend = link.backend();
-        let request = relay::request(request, |rest| {
+        // Boxed before anything is waited for: a Solve waits for hours, and each future around it
+        // would hold the memory of a request that has been sent.
+        let request = Box::new(relay::request(request, |rest| {
             Body::upload(prefix, rest, Arc::clone(backend), Arc::clone(&tally))
-        });
-        match link.send(request).await {
-            Ok(response) => Ok(relay::response(response, Arc::clone(backend), tally, on_end)),
-            Err(SendError::Proxy(error)) => {
-                on_end.fire(End::BackendLost);
-                Ok(self.reject(&error))
-            }
-            Err(SendError::Reset(error)) => {
-                on_end.fire(End::DaemonReset);
-                Err(ResetError::like(&error))
+        }));
+        async move {
+            match link.send(request).await {
+                Ok(response) => Ok(relay::response(response, Arc::clone(backend), tally, on_end)),
+                Err(SendError::Proxy(error)) => {
+                    on_end.fire(End::BackendLost);
+                    Ok(self.reject(&error))
+                }
+                Err(SendError::Reset(error)) => {
+                    on_end.fire(End::DaemonReset);
+                    Err(ResetError::like(&error))
+                }
             }
         }
     }

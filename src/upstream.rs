@@ -145,11 +145,14 @@ impl Link {
     }
 
     /// Sends a request and waits for the response's headers, without a bound: builds are silent for
-    /// hours.
+    /// hours. The request is boxed because it is not needed as long.
     ///
     /// # Errors
     /// See [`SendError`]. What was handed to the connection is never sent again.
-    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Received>, SendError> {
+    pub async fn send(
+        &self,
+        mut request: Box<Request<Body>>,
+    ) -> Result<Response<Received>, SendError> {
         self.complete_uri(&mut request);
         // A connection can close (GOAWAY) between the look and the send; then the request comes
         // back unsent and goes out on a new connection, as grpc-go does it.
@@ -162,7 +165,7 @@ impl Link {
                 Err(CallError::Unsent(unsent, _)) if attempts < 3 => {
                     debug!(backend = self.backend.name(), "connection takes no more streams");
                     self.release();
-                    request = *unsent;
+                    request = unsent;
                 }
                 Err(CallError::Unsent(_, error) | CallError::Failed(error)) => {
                     return Err(self.failed(error));
@@ -268,12 +271,13 @@ async fn dial(
     let connected = Connection { sender, ended: Arc::default() };
     let ended = Arc::clone(&connected.ended);
     let connection = Flushing::new(connection, io.clone());
-    tasks.spawn(async move {
-        if let Err(error) = connection.await {
+    // Not an async block: that would hold the connection twice.
+    tasks.spawn(connection.map(move |result| {
+        if let Err(error) = result {
             debug!(backend = backend.name(), error = %Chain(&error), "upstream connection ended");
         }
         ended.store(true, Ordering::Relaxed);
-    });
+    }));
     // The system accepts for a daemon that is stopped or stuck; its SETTINGS show that it is there.
     // Once a Solve has been sent, it is too late to try another daemon.
     match tokio::time::timeout_at(deadline, io.first_read()).await {
@@ -310,7 +314,7 @@ impl tower_service::Service<Request<tonic::body::Body>> for Link {
     fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
         let link = self.clone();
         async move {
-            link.send(request.map(Body::own)).await.map_err(|error| match error {
+            link.send(Box::new(request.map(Body::own))).await.map_err(|error| match error {
                 SendError::Proxy(error) => error.into(),
                 SendError::Reset(error) => error.into(),
             })

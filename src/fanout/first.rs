@@ -45,7 +45,7 @@ pub async fn first_answer(proxy: &Proxy, request: Request<Incoming>) -> proxy::A
         let request = Request::from_parts(parts.clone(), body);
         let request = relay::request(request, |body| body);
         let link = proxy.shared.link(&backend);
-        let answer = link.send(request);
+        let answer = link.send(Box::new(request));
         let answer = match left.is_empty() {
             // Nobody is left to ask: this one has all the time it wants.
             true => answer.await,

@@ -33,7 +33,7 @@ pub(super) enum CallError {
 /// on `tasks`.
 pub(super) async fn call(
     connection: SendRequest<Payload>,
-    request: Request<Body>,
+    request: Box<Request<Body>>,
     tasks: &TaskTracker,
 ) -> Result<Response<Received>, CallError> {
     let (response, upload) = start(connection, request).await?;
@@ -52,11 +52,11 @@ type Started = (ResponseFuture, Option<Upload>);
 
 async fn start(
     connection: SendRequest<Payload>,
-    request: Request<Body>,
+    request: Box<Request<Body>>,
 ) -> Result<Started, CallError> {
     let mut connection = match connection.ready().await {
         Ok(connection) => connection,
-        Err(error) => return Err(CallError::Unsent(Box::new(request), error)),
+        Err(error) => return Err(CallError::Unsent(request, error)),
     };
     let (parts, body) = request.into_parts();
     let ended = body.is_end_stream();
