@@ -1,9 +1,10 @@
 //! Sockets, and the batching that makes HTTP/2 over them cheap.
 //!
 //! An HTTP/2 library writes frame by frame: at 16 KiB a frame that is one system call each, and most
-//! of BuildKit's frames are smaller. [`Batched`] gathers all that one poll of a connection writes and
-//! sends it in one call when the poll is over ([`Flushing`]); it reads in large pieces too. Buffers
-//! are borrowed from a small pool per thread, so an idle connection holds none.
+//! of BuildKit's frames are smaller. [`Batched`] gathers what a connection writes and sends it in one
+//! call when its turn is over ([`Flushing`]). It reads in large pieces too, and lets each be sent on
+//! before it reads the next. Buffers are borrowed from a small pool per thread, so an idle connection
+//! holds none.
 
 mod inbox;
 mod outbox;
@@ -36,9 +37,21 @@ use self::{inbox::Inbox, outbox::Outbox};
 /// Length of what a client sends before its first frame (RFC 9113 section 3.4).
 pub const PREFACE_LEN: usize = 24;
 
+/// What one poll of a connection receives at most, but for the last read. More would have left the
+/// CPU's cache before it is sent on.
+const TURN_LEN: usize = 256 * 1024;
+
+/// Up to this it is an answer to a PING, window updates, or the headers of an answer.
+const CONTROL_LEN: usize = 64;
+
+/// Up to this it may be the beginning of a small answer.
+const PART_LEN: usize = 512;
+
 thread_local! {
     /// Whether the running poll has written to a [`Batched`]; see [`Flushing`].
     static WROTE: Cell<bool> = const { Cell::new(false) };
+    /// What the running poll has received; see [`TURN_LEN`].
+    static RECEIVED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// A connected stream socket.
@@ -142,6 +155,11 @@ impl Batched {
         outbox.poll_drain(socket, cx)
     }
 
+    /// Bytes that have been written and not sent.
+    fn unsent(&self) -> usize {
+        self.shared.state.lock().outbox.len()
+    }
+
     fn note_received(&self, len: usize) {
         if self.shared.received.fetch_add(len, Ordering::Relaxed) == 0 {
             self.shared.first_read.notify_one();
@@ -162,8 +180,13 @@ impl hyper::rt::Read for Batched {
             if into.remaining() < room {
                 return Poll::Ready(Ok(()));
             }
+            if RECEIVED.get() >= TURN_LEN {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             let result = ready!(inbox.poll_fill(socket, cx));
             let len = *result.as_ref().unwrap_or(&0);
+            RECEIVED.set(RECEIVED.get() + len);
             self.note_received(len);
             if result? == 0 {
                 return Poll::Ready(Ok(()));
@@ -207,8 +230,17 @@ impl hyper::rt::Write for Batched {
     }
 }
 
+/// How often whatever else is ready to run goes first while `unsent` bytes wait: what it writes then
+/// goes with them, and a system call costs more than ten turns of an idle connection.
+///
+/// An answer comes from the daemon in parts. The answer to a PING, which gRPC sends with nearly every
+/// message, comes before what that message leads to on the other connection, and must not delay it.
+fn patience(unsent: usize) -> u8 {
+    if unsent <= CONTROL_LEN { 3 } else { u8::from(unsent <= PART_LEN) }
+}
+
 pin_project! {
-    /// Polls a connection, then sends what that poll has written.
+    /// Polls a connection, and sends what it has written; see [`patience`].
     ///
     /// Of several futures around one connection only the one that writes ever sends, so the
     /// socket's waker is always that future's.
@@ -217,8 +249,10 @@ pin_project! {
         #[pin]
         inner: F,
         io: Batched,
-        // Something written could not be sent yet.
+        // Something written has not been sent yet.
         owing: bool,
+        // How often others have had their turn since it was written.
+        waited: u8,
         // The inner future's result, kept until all is sent.
         output: Option<F::Output>,
     }
@@ -232,7 +266,7 @@ impl<F: Future> Flushing<F> {
 
     /// Wraps `inner`, a future that drives a connection over `io`.
     pub fn new(inner: F, io: Batched) -> Self {
-        Self { inner, io, owing: false, output: None }
+        Self { inner, io, owing: false, waited: 0, output: None }
     }
 }
 
@@ -243,14 +277,22 @@ impl<F: Future> Future for Flushing<F> {
         let this = self.project();
         if this.output.is_none() {
             WROTE.set(false);
+            RECEIVED.set(0);
             if let Poll::Ready(output) = this.inner.poll(cx) {
                 *this.output = Some(output);
             }
             *this.owing |= WROTE.get();
         }
         if *this.owing {
+            if this.output.is_none() && *this.waited < patience(this.io.unsent()) {
+                *this.waited += 1;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             // A failed write shows up as an error of the connection's next read or write.
             *this.owing = this.io.poll_drain(cx).is_pending();
+            // What the socket does not take now is sent as soon as it does.
+            *this.waited = if *this.owing { u8::MAX } else { 0 };
         }
         match this.output.take() {
             Some(output) if !*this.owing => Poll::Ready(output),
@@ -259,5 +301,52 @@ impl<F: Future> Future for Flushing<F> {
                 Poll::Pending
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read as _, os::unix};
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    /// How often a connection that writes `len` bytes once is polled before they are sent.
+    async fn polls_until_sent(len: usize) -> usize {
+        let (socket, mut other) = unix::net::UnixStream::pair().expect("a pair");
+        socket.set_nonblocking(true).expect("set");
+        other.set_nonblocking(true).expect("set");
+        let socket = UnixStream::from_std(socket).expect("registered");
+        socket.writable().await.expect("open");
+        let io = Batched::with_daemon(Socket::Unix(socket));
+        let mut writer = io.clone();
+        let mut written = false;
+        let mut connection = Flushing::new(
+            std::future::poll_fn(move |cx| {
+                if !std::mem::replace(&mut written, true) {
+                    let write = hyper::rt::Write::poll_write;
+                    assert!(write(Pin::new(&mut writer), cx, &vec![7; len]).is_ready());
+                }
+                Poll::<()>::Pending
+            }),
+            io,
+        );
+        let mut polls = 0;
+        loop {
+            polls += 1;
+            assert!((&mut connection).now_or_never().is_none(), "it goes on");
+            if let Ok(received) = other.read(&mut vec![0; len + 1]) {
+                assert_eq!(received, len);
+                return polls;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn little_lets_others_go_first_and_much_is_sent_at_once() {
+        assert_eq!(polls_until_sent(17).await, 4);
+        assert_eq!(polls_until_sent(CONTROL_LEN + 1).await, 2);
+        assert_eq!(polls_until_sent(PART_LEN + 1).await, 1);
     }
 }

@@ -73,6 +73,11 @@ impl Outbox {
         Poll::Ready(Ok(batch.len - before))
     }
 
+    /// Bytes that wait to be sent.
+    pub(super) fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |batch| batch.len)
+    }
+
     /// Sends what has been written, as far as the socket takes it.
     pub(super) fn poll_drain(
         &mut self,
