@@ -162,6 +162,59 @@ async fn finish_body(path: &str, headers: &HeaderMap, body: RecvStream) -> Resul
     }
 }
 
+/// Ids of a build and its session, as long as BuildKit's.
+fn ids() -> (String, String) {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    (format!("r{number:024}"), format!("s{number:024}"))
+}
+
+async fn open_session(
+    client: &Client,
+    id: &str,
+    download: u64,
+) -> Result<(ResponseFuture, SendStream<Bytes>)> {
+    let download = download.to_string();
+    let mut metadata = vec![
+        ("x-docker-expose-session-uuid", id),
+        ("x-docker-expose-session-sharedkey", ""),
+        ("x-docker-expose-session-grpc-method", "/grpc.health.v1.Health/Check"),
+        ("x-docker-expose-session-grpc-method", "/moby.filesync.v1.FileSync/DiffCopy"),
+        ("x-docker-expose-session-grpc-method", "/moby.filesync.v1.Auth/Credentials"),
+    ];
+    if download != "0" {
+        metadata.push((crate::daemon::DOWNLOAD, &download));
+    }
+    let (response, mut session) =
+        client.open("/moby.buildkit.v1.Control/Session", &metadata).await?;
+    send(&mut session, bytes_message(&[0; 47]), false).await?;
+    Ok((response, session))
+}
+
+/// A Session that no Solve belongs to.
+#[derive(Debug)]
+pub(crate) struct Session {
+    response: Option<ResponseFuture>,
+    answer: Option<RecvStream>,
+    pub(crate) upload: SendStream<Bytes>,
+}
+
+impl Session {
+    /// Opens it; the answer may take a while, for the proxy waits for a Solve.
+    pub(crate) async fn open(client: &Client) -> Result<Self> {
+        let (response, upload) = open_session(client, &ids().1, 0).await?;
+        Ok(Self { response: Some(response), answer: None, upload })
+    }
+
+    /// Waits until the daemon has it.
+    pub(crate) async fn accepted(&mut self) -> Result<()> {
+        if let Some(response) = self.response.take() {
+            self.answer = Some(response.await.context("call Session")?.into_body());
+        }
+        Ok(())
+    }
+}
+
 /// A build whose Session, Solve and Status are open.
 #[derive(Debug)]
 pub(crate) struct Build {
@@ -175,26 +228,8 @@ pub(crate) struct Build {
 impl Build {
     /// Opens a build the way a client does; the daemon sends `download` bytes into its session.
     pub(crate) async fn open(client: &Client, download: u64) -> Result<Self> {
-        // As long as BuildKit's ids.
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let (id, session_id) = (format!("r{number:024}"), format!("s{number:024}"));
-
-        let download = download.to_string();
-        let mut metadata = vec![
-            ("x-docker-expose-session-uuid", session_id.as_str()),
-            ("x-docker-expose-session-sharedkey", ""),
-            ("x-docker-expose-session-grpc-method", "/grpc.health.v1.Health/Check"),
-            ("x-docker-expose-session-grpc-method", "/moby.filesync.v1.FileSync/DiffCopy"),
-            ("x-docker-expose-session-grpc-method", "/moby.filesync.v1.Auth/Credentials"),
-        ];
-        if download != "0" {
-            metadata.push((crate::daemon::DOWNLOAD, &download));
-        }
-        let (session_response, mut session) =
-            client.open("/moby.buildkit.v1.Control/Session", &metadata).await?;
-        send(&mut session, bytes_message(&[0; 47]), false).await?;
-
+        let (id, session_id) = ids();
+        let (session_response, session) = open_session(client, &session_id, download).await?;
         let message = frame(&field(1, id.as_bytes()));
         let (status, mut body) = client.open("/moby.buildkit.v1.Control/Status", &[]).await?;
         send(&mut body, message, true).await?;

@@ -8,14 +8,16 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use bytes::Bytes;
 use clap::ValueEnum;
+use h2::SendStream;
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     buildkit::{self, Buildkit},
     candidate::Target,
     context, daemon,
-    grpc::{self, Build, Client},
+    grpc::{self, Build, Client, Session},
     table::{Figure, Goal, Limit},
     usage::Usage,
 };
@@ -49,8 +51,10 @@ pub(crate) enum Workload {
     SmallRpc,
     /// Small calls of a build, one at a time.
     OneRpc,
-    /// Many builds that are open and do nothing, then a little.
+    /// Many sessions that are open and do nothing, then a little.
     IdleSessions,
+    /// Many builds that do the same.
+    OpenBuilds,
     /// Many short builds one after the other.
     ManyBuilds,
     /// Session messages to the daemon as fast as they go.
@@ -131,6 +135,7 @@ impl Workload {
             Self::SmallRpc => "Small unary RPCs, 100 streams",
             Self::OneRpc => "One RPC at a time",
             Self::IdleSessions => "Idle sessions",
+            Self::OpenBuilds => "Open builds",
             Self::ManyBuilds => "Short builds",
             Self::BulkUp => "Raw HTTP/2 bulk up",
             Self::BulkDown => "Raw HTTP/2 bulk down",
@@ -144,7 +149,7 @@ impl Workload {
 
     /// Whether memory is measured: then every round has a proxy that has seen nothing yet.
     pub(crate) fn needs_fresh_proxy(self) -> bool {
-        matches!(self, Self::IdleSessions | Self::ManyBuilds)
+        matches!(self, Self::IdleSessions | Self::OpenBuilds | Self::ManyBuilds)
     }
 
     pub(crate) fn figures(self) -> &'static [Figure] {
@@ -182,7 +187,7 @@ impl Workload {
             Self::ContextUp | Self::ExportDown => REAL_TRANSFER,
             Self::SmallRpc => SMALL_RPC,
             Self::OneRpc => ONE_RPC,
-            Self::IdleSessions => IDLE_SESSIONS,
+            Self::IdleSessions | Self::OpenBuilds => IDLE_SESSIONS,
             Self::ManyBuilds => MANY_BUILDS,
             Self::BulkUp | Self::BulkDown => BULK,
         }
@@ -214,6 +219,8 @@ impl Workload {
             goal("bar: at most 40 KiB each", 1, Limit::AtMost(40.0)),
             goal("aim: at most 15 KiB each", 1, Limit::AtMost(15.0)),
         ];
+        const OPEN_BUILDS: &[Goal] =
+            &[goal("aim: no more than HAProxy h2's", 1, Limit::Lowest(&["haproxy-h2"]))];
         const MANY_BUILDS: &[Goal] =
             &[goal("bar: flat, growth in % at most", 3, Limit::AtMost(2.0))];
         const BULK: &[Goal] = &[
@@ -227,6 +234,7 @@ impl Workload {
             Self::SmallRpc => SMALL_RPC,
             Self::OneRpc => ONE_RPC,
             Self::IdleSessions => IDLE_SESSIONS,
+            Self::OpenBuilds => OPEN_BUILDS,
             Self::ManyBuilds => MANY_BUILDS,
             Self::BulkUp | Self::BulkDown => BULK,
         }
@@ -261,6 +269,7 @@ impl Workload {
                 Self::SmallRpc => small_rpc(size.small_calls, target).await,
                 Self::OneRpc => one_rpc(size.single_calls, target).await,
                 Self::IdleSessions => idle_sessions(size.idle_sessions, target).await,
+                Self::OpenBuilds => open_builds(size.idle_sessions, target).await,
                 Self::ManyBuilds => many_builds(size.short_builds, target).await,
                 Self::BulkUp => bulk(size.transfer, 0, target).await,
                 _ => bulk(0, size.transfer, target).await,
@@ -357,16 +366,45 @@ async fn one_rpc(calls: usize, target: &Target) -> Result<Vec<f64>> {
 }
 
 async fn idle_sessions(sessions: usize, target: &Target) -> Result<Vec<f64>> {
-    // The first build pays for what every later one shares.
-    short_build(target).await?;
-    let before = target.usage()?;
-    let mut builds = Vec::with_capacity(sessions);
+    let before = warmed_up(target).await?;
+    let mut open = Vec::with_capacity(sessions);
     for _ in 0..sessions {
         let client = Client::connect(target.address).await?;
-        let build = Build::open(&client, 0).await?;
-        builds.push((client, build));
+        let session = Session::open(&client).await?;
+        open.push((client, session));
     }
-    let each = |usage: &Usage| (usage.private - before.private) / 1024.0 / sessions as f64;
+    for (_client, session) in &mut open {
+        session.accepted().await?;
+    }
+    chatter(&before, target, &mut open, |session| &mut session.upload).await
+}
+
+async fn open_builds(builds: usize, target: &Target) -> Result<Vec<f64>> {
+    let before = warmed_up(target).await?;
+    let mut open = Vec::with_capacity(builds);
+    for _ in 0..builds {
+        let client = Client::connect(target.address).await?;
+        let build = Build::open(&client, 0).await?;
+        open.push((client, build));
+    }
+    chatter(&before, target, &mut open, Build::session).await
+}
+
+/// The first build pays for what every later one shares.
+async fn warmed_up(target: &Target) -> Result<Usage> {
+    short_build(target).await?;
+    target.usage()
+}
+
+/// What each of `open` costs before and after it has sent a message a second for a while.
+async fn chatter<T>(
+    before: &Usage,
+    target: &Target,
+    open: &mut [(Client, T)],
+    upload: impl Fn(&mut T) -> &mut SendStream<Bytes>,
+) -> Result<Vec<f64>> {
+    let count = open.len() as f64;
+    let each = |usage: &Usage| (usage.private - before.private) / 1024.0 / count;
     sleep(Duration::from_secs(1)).await;
     let opened = target.usage()?;
 
@@ -374,11 +412,11 @@ async fn idle_sessions(sessions: usize, target: &Target) -> Result<Vec<f64>> {
     let mut messages = 0;
     while started.elapsed() < CHATTER {
         let round = Instant::now();
-        for (index, (_, build)) in builds.iter_mut().enumerate() {
-            grpc::send(build.session(), grpc::bytes_message(&[0; 60]), false).await?;
+        for (index, (_, each)) in open.iter_mut().enumerate() {
+            grpc::send(upload(each), grpc::bytes_message(&[0; 60]), false).await?;
             messages += 1;
             // Spread over the second, as sessions that know nothing of each other are.
-            let due = Duration::from_secs(1).mul_f64(index as f64 / sessions as f64);
+            let due = Duration::from_secs(1).mul_f64(index as f64 / count);
             if let Some(early) = due.checked_sub(round.elapsed()) {
                 sleep(early).await;
             }
