@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use http::{HeaderMap, Response, request::Parts};
+use http::{HeaderMap, Request, Response, request::Parts};
 use http_body_util::BodyExt as _;
 
 use tonic::Code;
@@ -87,11 +87,15 @@ fn reachable(proxy: &Proxy) -> Vec<Arc<Backend>> {
     if alive.is_empty() { backends.to_vec() } else { alive }
 }
 
-/// Sends the same request to `backend` and waits for its headers.
+/// The request once more, for one of several backends.
+fn copy(parts: &Parts, message: &Bytes) -> Box<Request<Body>> {
+    let request = Request::from_parts(parts.clone(), Body::whole(message.clone()));
+    Box::new(relay::request(request, |body| body))
+}
+
+/// Sends the same request over `link` and waits for its headers.
 async fn ask(link: Link, parts: &Parts, message: &Bytes) -> Result<Response<Received>, PartError> {
-    let body = Body::whole(message.clone());
-    let request = relay::request(http::Request::from_parts(parts.clone(), body), |body| body);
-    link.send(Box::new(request)).await.map_err(|error| {
+    link.send(copy(parts, message)).await.map_err(|error| {
         PartError::Unreachable(match error {
             SendError::Proxy(error) => error.to_string(),
             SendError::Reset(error) => chain(&error),

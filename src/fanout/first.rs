@@ -8,7 +8,7 @@ use http::{Request, Response};
 use hyper::body::{Body as _, Incoming};
 use rand::seq::SliceRandom as _;
 
-use super::{ANSWER_TIMEOUT, PartError, missing, nobody, reachable};
+use super::{ANSWER_TIMEOUT, PartError, copy, missing, nobody, reachable};
 use crate::{
     error::ProxyError,
     fleet::Backend,
@@ -24,12 +24,11 @@ use crate::{
 /// # Errors
 /// The daemon reset the stream.
 pub async fn first_answer(proxy: &Proxy, request: Request<Incoming>) -> proxy::Answer {
-    if request.body().is_end_stream() {
+    let (parts, body) = request.into_parts();
+    if body.is_end_stream() {
         // Without a message: a daemon says best what is missing.
-        let (parts, body) = request.into_parts();
         return proxy.relay_to_any(parts, Bytes::new(), body).await;
     }
-    let (parts, body) = request.into_parts();
     let (message, rest) = match proxy.read_message(body).await {
         Ok(read) => read,
         Err(error) => return Ok(proxy.reject(&error)),
@@ -41,11 +40,8 @@ pub async fn first_answer(proxy: &Proxy, request: Request<Incoming>) -> proxy::A
     let mut left = in_order(proxy);
     let mut failures = Vec::new();
     while let Some(backend) = left.pop() {
-        let body = Body::whole(message.clone());
-        let request = Request::from_parts(parts.clone(), body);
-        let request = relay::request(request, |body| body);
         let link = proxy.shared.link(&backend);
-        let answer = link.send(Box::new(request));
+        let answer = link.send(copy(&parts, &message));
         let answer = match left.is_empty() {
             // Nobody is left to ask: this one has all the time it wants.
             true => answer.await,
