@@ -23,7 +23,7 @@ use crate::{
 /// Everything that lives as long as a Solve's stream.
 #[derive(Debug)]
 pub(super) struct Report {
-    proxy: Proxy,
+    metrics: Arc<Metrics>,
     build: Entry,
     tally: Arc<Tally>,
     session_tally: Arc<Tally>,
@@ -52,7 +52,7 @@ impl Report {
             wait: origin.arrived.elapsed(),
         };
         let report = Self {
-            proxy: proxy.clone(),
+            metrics: Arc::clone(&proxy.metrics),
             build: proxy.running.enter(build),
             tally: tally(solve.build.clone().map(Key::Build)),
             session_tally: tally(solve.session.clone().map(Key::Session)),
@@ -82,7 +82,7 @@ impl Report {
 
     fn count_decision(&self) {
         let (policy, outcome) = (self.build.policy.to_string(), self.build.why.outcome.label());
-        self.proxy.metrics.decision(&policy, outcome, self.build.key_source());
+        self.metrics.decision(&policy, outcome, self.build.key_source());
     }
 
     fn ended(self, end: End) {
@@ -90,7 +90,7 @@ impl Report {
         let duration = build.arrived.elapsed();
         let backend = build.backend.name();
         let place = build.backend.place();
-        let metrics = &self.proxy.metrics;
+        let metrics = &self.metrics;
         metrics.build_ended(backend, end.code(), duration);
         let (home, home_is) = build.home();
         let (up, down) = bytes(&self.tally);
