@@ -51,11 +51,10 @@ impl Default for Metrics {
 
 impl Metrics {
     fn new(families: Arc<Families>, pool: &str) -> Self {
-        let labels = PoolLabels { pool: pool.to_owned() };
+        let labels = PoolLabels::new(pool);
         // An alert on an increase needs a series that was there before.
         for result in DRAIN_RESULTS {
-            let labels = DrainLabels { pool: pool.to_owned(), result: result.to_owned() };
-            families.backend_drains.get_or_create_owned(&labels);
+            families.backend_drains.get_or_create_owned(&DrainLabels::new(pool, result));
         }
         Self {
             pool: pool.to_owned(),
@@ -80,13 +79,13 @@ impl Metrics {
 
     /// Counts one stream that the proxy answered with its own error.
     pub fn reject(&self, reason: &str) {
-        let labels = ReasonLabels { pool: self.pool.clone(), reason: reason.to_owned() };
+        let labels = ReasonLabels::new(&self.pool, reason);
         self.families.rejected.get_or_create(&labels).inc();
     }
 
     /// Counts one client connection that ended in an error.
     pub fn connection_error(&self, reason: &str) {
-        let labels = ReasonLabels { pool: self.pool.clone(), reason: reason.to_owned() };
+        let labels = ReasonLabels::new(&self.pool, reason);
         self.families.connection_errors.get_or_create(&labels).inc();
     }
 
@@ -98,72 +97,59 @@ impl Metrics {
 
     /// Counts one build that has found its backend.
     pub fn decision(&self, policy: &str, outcome: &str, key_source: &str) {
-        let labels = DecisionLabels {
-            pool: self.pool.clone(),
-            policy: policy.to_owned(),
-            outcome: outcome.to_owned(),
-            key_source: key_source.to_owned(),
-        };
+        let labels = DecisionLabels::new(&self.pool, policy, outcome, key_source);
         self.families.route_decisions.get_or_create(&labels).inc();
     }
 
     /// Counts one build that needs what is on two backends.
     pub fn binding_conflict(&self) {
-        let labels = PoolLabels { pool: self.pool.clone() };
+        let labels = PoolLabels::new(&self.pool);
         self.families.binding_conflicts.get_or_create(&labels).inc();
     }
 
     /// Counts one build that has ended.
     pub fn build_ended(&self, backend: &str, code: Code, duration: Duration) {
-        let grpc_code = code_name(code).to_owned();
-        let labels = GrpcCodeLabels { pool: self.pool.clone(), grpc_code: grpc_code.clone() };
+        let grpc_code = code_name(code);
+        let labels = GrpcCodeLabels::new(&self.pool, grpc_code);
         let seconds = duration.as_secs_f64();
         self.families.build_duration.get_or_create(&labels).observe(seconds);
-        let labels = CodeLabels { pool: self.pool.clone(), backend: backend.to_owned(), grpc_code };
+        let labels = CodeLabels::new(&self.pool, backend, grpc_code);
         self.families.builds.get_or_create(&labels).inc();
     }
 
     /// Counts one Session stream that has ended, with one of [`SESSION_RESULTS`].
     pub fn session_ended(&self, backend: &str, result: &str) {
-        self.families.sessions.get_or_create(&self.result_labels(backend, result)).inc();
+        let labels = ResultLabels::new(&self.pool, backend, result);
+        self.families.sessions.get_or_create(&labels).inc();
     }
 
     /// Counts one connection to a backend that failed or broke, for one of [`UPSTREAM_REASONS`].
     pub fn upstream_error(&self, backend: &str, reason: &str) {
-        let labels = BackendReasonLabels {
-            pool: self.pool.clone(),
-            backend: backend.to_owned(),
-            reason: reason.to_owned(),
-        };
+        let labels = BackendReasonLabels::new(&self.pool, backend, reason);
         self.families.upstream_errors.get_or_create(&labels).inc();
     }
 
     /// Counts one request to drain a backend that has ended.
     pub fn backend_drained(&self, result: &str) {
-        let labels = DrainLabels { pool: self.pool.clone(), result: result.to_owned() };
+        let labels = DrainLabels::new(&self.pool, result);
         self.families.backend_drains.get_or_create(&labels).inc();
     }
 
     /// Counts one failure of a source of backends.
     pub fn discovery_error(&self, source: &str, reason: &str) {
-        let labels = SourceReasonLabels {
-            pool: self.pool.clone(),
-            source: source.to_owned(),
-            reason: reason.to_owned(),
-        };
+        let labels = SourceReasonLabels::new(&self.pool, source, reason);
         self.families.discovery_errors.get_or_create(&labels).inc();
     }
 
     /// Counts one request about pods that failed: what was asked, as RBAC writes it, and why in vain.
     pub fn pod_error(&self, verb: &str, reason: &str) {
-        let (verb, reason) = (verb.to_owned(), reason.to_owned());
-        let labels = PodErrorLabels { pool: self.pool.clone(), verb, reason };
+        let labels = PodErrorLabels::new(&self.pool, verb, reason);
         self.families.pod_errors.get_or_create(&labels).inc();
     }
 
     /// Notes that a source of backends has `endpoints`, and was known to be right `at`.
     pub fn discovery_synced(&self, source: &str, endpoints: usize, at: SystemTime) {
-        let labels = SourceLabels { pool: self.pool.clone(), source: source.to_owned() };
+        let labels = SourceLabels::new(&self.pool, source);
         let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let count = i64::try_from(endpoints).unwrap_or(i64::MAX);
         self.families.discovery_endpoints.get_or_create(&labels).set(count);
@@ -172,15 +158,14 @@ impl Metrics {
 
     /// Handles for one backend, resolved once.
     pub fn backend(&self, backend: &str) -> BackendMetrics {
-        let families = &self.families;
-        let labels = self.backend_labels(backend);
+        let (families, pool) = (&self.families, self.pool());
+        let labels = BackendLabels::new(pool, backend);
         let bytes = |direction| {
-            let labels = self.direction_labels(backend, direction);
-            families.bytes.get_or_create_owned(&labels)
+            families.bytes.get_or_create_owned(&DirectionLabels::new(pool, backend, direction))
         };
         // An alert on an increase needs a series that was there before.
         for result in SESSION_RESULTS {
-            families.sessions.get_or_create_owned(&self.result_labels(backend, result));
+            families.sessions.get_or_create_owned(&ResultLabels::new(pool, backend, result));
         }
         BackendMetrics {
             backend: backend.to_owned(),
@@ -195,67 +180,35 @@ impl Metrics {
 
     /// Drops the series of a backend that left the fleet.
     pub fn forget_backend(&self, backend: &str) {
-        let families = &self.families;
-        let labels = self.backend_labels(backend);
+        let (families, pool) = (&self.families, self.pool());
+        let labels = BackendLabels::new(pool, backend);
         families.builds_active.remove(&labels);
         families.backend_capacity.remove(&labels);
         families.sessions_active.remove(&labels);
         families.upstream_connect.remove(&labels);
         for direction in ["up", "down"] {
-            families.bytes.remove(&self.direction_labels(backend, direction));
+            families.bytes.remove(&DirectionLabels::new(pool, backend, direction));
         }
         for result in SESSION_RESULTS {
-            families.sessions.remove(&self.result_labels(backend, result));
+            families.sessions.remove(&ResultLabels::new(pool, backend, result));
         }
         for state in BACKEND_STATES {
-            families.backend_state.remove(&self.state_labels(backend, state));
+            families.backend_state.remove(&StateLabels::new(pool, backend, state));
         }
-        let (pool, backend) = (|| self.pool.clone(), || backend.to_owned());
         for code in CODES {
-            let grpc_code = code_name(code).to_owned();
-            families.builds.remove(&CodeLabels { pool: pool(), backend: backend(), grpc_code });
+            families.builds.remove(&CodeLabels::new(pool, backend, code_name(code)));
         }
         for reason in UPSTREAM_REASONS {
-            let reason = reason.to_owned();
-            let labels = BackendReasonLabels { pool: pool(), backend: backend(), reason };
-            families.upstream_errors.remove(&labels);
+            families.upstream_errors.remove(&BackendReasonLabels::new(pool, backend, reason));
         }
     }
 
     /// Sets which of [`BACKEND_STATES`] `backend` is in.
     pub fn set_backend_state(&self, backend: &str, current: &str) {
         for state in BACKEND_STATES {
-            let gauge =
-                self.families.backend_state.get_or_create_owned(&self.state_labels(backend, state));
+            let labels = StateLabels::new(&self.pool, backend, state);
+            let gauge = self.families.backend_state.get_or_create_owned(&labels);
             gauge.set(i64::from(state == current));
-        }
-    }
-
-    fn backend_labels(&self, backend: &str) -> BackendLabels {
-        BackendLabels { pool: self.pool.clone(), backend: backend.to_owned() }
-    }
-
-    fn result_labels(&self, backend: &str, result: &str) -> ResultLabels {
-        ResultLabels {
-            pool: self.pool.clone(),
-            backend: backend.to_owned(),
-            result: result.to_owned(),
-        }
-    }
-
-    fn direction_labels(&self, backend: &str, direction: &str) -> DirectionLabels {
-        DirectionLabels {
-            pool: self.pool.clone(),
-            backend: backend.to_owned(),
-            direction: direction.to_owned(),
-        }
-    }
-
-    fn state_labels(&self, backend: &str, state: &str) -> StateLabels {
-        StateLabels {
-            pool: self.pool.clone(),
-            backend: backend.to_owned(),
-            state: state.to_owned(),
         }
     }
 }

@@ -31,7 +31,14 @@ macro_rules! labels {
     ($(#[$doc:meta])* $name:ident { $($field:ident),+ }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-        pub(super) struct $name { $(pub(super) $field: String),+ }
+        pub(super) struct $name { $($field: String),+ }
+
+        impl $name {
+            /// The labels in the order of the exposition.
+            pub(super) fn new($($field: &str),+) -> Self {
+                Self { $($field: $field.to_owned()),+ }
+            }
+        }
     };
 }
 
