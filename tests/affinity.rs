@@ -124,9 +124,7 @@ fn running(proxy: &Proxy, context: &Context, key: &str) -> Guarded {
 /// The running builds of the status page, once there are `count`.
 fn status(proxy: &Proxy, count: usize) -> Vec<Value> {
     eventually("the builds are listed", Duration::from_secs(20), || {
-        let (_code, body) = proxy.admin("GET", "/status.json");
-        let status: Value = serde_json::from_str(&body).expect("JSON");
-        let builds = status["builds"].as_array().expect("a list").clone();
+        let builds = proxy.status()["builds"].as_array().expect("a list").clone();
         (builds.len() == count).then_some(builds)
     })
 }

@@ -19,8 +19,7 @@ use support::{
 /// A client's first questions are no builds, but for a moment they count as load.
 fn running_on(proxy: &Proxy, fleet: &[Buildkitd]) -> usize {
     eventually("a build runs", Duration::from_secs(20), || {
-        let (_code, status) = proxy.admin("GET", "/status.json");
-        let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+        let status = proxy.status();
         let backend = status["builds"][0]["backend"].as_str()?;
         fleet.iter().position(|daemon| daemon.name == backend)
     })

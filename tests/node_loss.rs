@@ -21,8 +21,7 @@ const FOUND: Duration = Duration::from_secs(100);
 
 /// The backends of the running builds.
 fn running(proxy: &Proxy) -> Vec<String> {
-    let (_code, status) = proxy.admin("GET", "/status.json");
-    let status: Value = serde_json::from_str(&status).expect("JSON");
+    let status = proxy.status();
     let builds = status["builds"].as_array().expect("a list").iter();
     builds.map(|build| build["backend"].as_str().expect("a name").to_owned()).collect()
 }
@@ -41,10 +40,7 @@ fn a_daemon_whose_node_is_lost_is_named_and_the_others_go_on() {
         .backend(&backend("lost", &daemons[0]))
         .backend(&backend("stays", &daemons[1]))
         .start();
-    eventually("both are ready", Duration::from_secs(10), || {
-        let ready = proxy.metric("buildkit_lb_backend_state", &["state=\"ready\""]);
-        (ready == 2.0).then_some(())
-    });
+    proxy.wait_ready(2, Duration::from_secs(10));
     // Both daemons have a build: the second goes to the one that has none.
     let context = Context::busybox("RUN sleep 100000");
     let mut clients = Vec::new();

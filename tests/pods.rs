@@ -155,11 +155,7 @@ fn what_pods_say_is_in_the_status_and_in_the_log() {
     let fleet = Fleet::with(cluster, "details", "StatefulSet", 1, &["pods.details=true"]);
     let proxy = fleet.proxy_with("random", &["--pod-details"]);
     ready(&proxy, 1);
-    let backend = |proxy: &Proxy| {
-        let (_code, status) = proxy.admin("GET", "/status.json");
-        let status: Value = serde_json::from_str(&status).expect("JSON");
-        status["backends"][0].clone()
-    };
+    let backend = |proxy: &Proxy| proxy.status()["backends"][0].clone();
     let known = eventually("the pod's labels are known", Duration::from_secs(20), || {
         Some(backend(&proxy)).filter(|backend| backend["version"] == "v0.32.2")
     });

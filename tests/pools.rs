@@ -13,6 +13,9 @@ use support::{
     tools::tool,
 };
 
+/// How long the first probes may take.
+const READY: Duration = Duration::from_secs(20);
+
 /// A proxy with a pool for each fleet: the first by the key, the second by load.
 fn start(amd: &[Buildkitd], arm: &[Buildkitd]) -> Proxy {
     let pool = |name: &str, policy: &str, fleet: &[Buildkitd]| {
@@ -26,19 +29,12 @@ fn start(amd: &[Buildkitd], arm: &[Buildkitd]) -> Proxy {
     Builder::default().file(&format!("slow-start = '0s'\n{amd}{arm}")).start()
 }
 
-fn wait_ready(proxy: &Proxy, backends: usize) {
-    eventually("all daemons are ready", Duration::from_secs(20), || {
-        let ready = proxy.metric("buildkit_lb_backend_state", &["state=\"ready\""]);
-        (ready == backends as f64).then_some(())
-    });
-}
-
 #[test]
 fn each_pool_builds_on_its_own_daemons_by_its_own_policy() {
     let fleet = Buildkitd::fleet(4);
     let (amd, arm) = fleet.split_at(2);
     let proxy = start(amd, arm);
-    wait_ready(&proxy, 4);
+    proxy.wait_ready(4, READY);
     let context = Context::busybox("RUN echo pooled");
     for pool in ["amd", "arm"] {
         let build = || {
@@ -84,7 +80,7 @@ fn a_pool_without_daemons_leaves_the_others_alone_and_is_named() {
     let mut fleet = Buildkitd::fleet(2);
     let arm = fleet.split_off(1);
     let proxy = start(&fleet, &arm);
-    wait_ready(&proxy, 2);
+    proxy.wait_ready(2, READY);
     assert_eq!(proxy.admin("GET", "/readyz"), (200, "ok\n".to_owned()));
     fleet[0].kill();
     let context = Context::busybox("RUN true");
@@ -93,7 +89,7 @@ fn a_pool_without_daemons_leaves_the_others_alone_and_is_named() {
     succeed(&mut buildctl_build(&proxy.addr_of("arm"), &context));
     let (code, told) = proxy.admin("GET", "/readyz");
     assert_eq!((code, told.as_str()), (200, "ok\npool amd: no backend is ready\n"));
-    let status: Value = serde_json::from_str(&proxy.admin("GET", "/status.json").1).expect("JSON");
+    let status = proxy.status();
     let ready = |index: usize| status["pools"][index]["ready"].clone();
     assert_eq!((ready(0), ready(1)), (Value::Bool(false), Value::Bool(true)));
 }
@@ -102,7 +98,7 @@ fn a_pool_without_daemons_leaves_the_others_alone_and_is_named() {
 fn a_daemon_of_two_pools_is_cordoned_in_the_one_that_is_named_or_in_both() {
     let fleet = Buildkitd::fleet(1);
     let proxy = start(&fleet, &fleet);
-    wait_ready(&proxy, 2);
+    proxy.wait_ready(2, READY);
     let context = Context::busybox("RUN sleep 1000");
     let mut build = buildctl_build(&proxy.addr_of("amd"), &context);
     let mut client = build.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("runs");

@@ -86,9 +86,8 @@ fn entry(pod: &str, address: &str, conditions: &str) -> Value {
 
 /// Each backend's address and state, by name.
 fn backends(proxy: &Proxy) -> BTreeMap<String, (String, String)> {
-    let (_code, status) = proxy.admin("GET", "/status.json");
-    let status: Value = serde_json::from_str(&status).expect("JSON");
     let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let status = proxy.status();
     let backends = status["backends"].as_array().expect("a list").iter();
     backends.map(|b| (text(&b["name"]), (text(&b["address"]), text(&b["state"])))).collect()
 }
@@ -187,10 +186,7 @@ fn a_thousand_endpoints_with_a_hundred_changes_a_second_are_followed_within_a_se
         slices.create(&format!("s{slice}"), "IPv4", &entries);
         expected.push(pods);
     }
-    let ready = |proxy: &Proxy| proxy.metric("buildkit_lb_backend_state", &["state=\"ready\""]);
-    eventually("all endpoints are probed", Duration::from_secs(60), || {
-        (ready(&proxy) == 1000.0).then_some(())
-    });
+    proxy.wait_ready(1000, Duration::from_secs(60));
     let quiet = proxy.process.cpu();
     std::thread::sleep(BURST);
     let quiet = proxy.process.cpu() - quiet;

@@ -155,6 +155,19 @@ impl Proxy {
         (code, body.to_owned())
     }
 
+    /// `/status.json`.
+    pub(crate) fn status(&self) -> Value {
+        serde_json::from_str(&self.admin("GET", "/status.json").1).expect("JSON")
+    }
+
+    /// Waits until so many backends are ready, at most `limit`.
+    pub(crate) fn wait_ready(&self, count: u32, limit: Duration) {
+        eventually("the backends are ready", limit, || {
+            let ready = self.metric("buildkit_lb_backend_state", &["state=\"ready\""]);
+            (ready == f64::from(count)).then_some(())
+        });
+    }
+
     /// The sum of a metric's series whose labels contain all of `labels`.
     pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let (_code, text) = self.admin("GET", "/metrics");

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Cluster, pod::HOST};
 use crate::support::{
-    eventually, free_port,
+    free_port,
     proxy::{Builder, Proxy},
 };
 
@@ -120,8 +120,5 @@ pub(crate) fn objects(namespace: &str, kind: &str, replicas: u32, admin: &str) -
 
 /// Waits until so many backends are ready.
 pub(crate) fn ready(proxy: &Proxy, count: u32) {
-    eventually("the backends are ready", Duration::from_secs(120), || {
-        let ready = proxy.metric("buildkit_lb_backend_state", &["state=\"ready\""]);
-        (ready == f64::from(count)).then_some(())
-    });
+    proxy.wait_ready(count, Duration::from_secs(120));
 }
