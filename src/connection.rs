@@ -25,8 +25,8 @@ use crate::{
     error::{Chain, ProxyError},
     fanout,
     http2_limits::{
-        CONNECTION_WINDOW, HARD_HEADER_LIST_LEN, HEADER_LIST_LEN, MAX_STREAMS, PENDING_RESETS,
-        SEND_BUFFER_LEN, STREAM_WINDOW,
+        CONNECTION_WINDOW, FRAME_LEN, HARD_HEADER_LIST_LEN, HEADER_LIST_LEN, MAX_STREAMS,
+        PENDING_RESETS, SEND_BUFFER_LEN, STREAM_WINDOW,
     },
     io::{Batched, Flushing, PREFACE_LEN, Socket},
     origin::{ConnectionLoad, Origin},
@@ -90,6 +90,7 @@ async fn drive(
     });
     let connection = http2::Builder::new(TrackedExecutor(tasks))
         .auto_date_header(false)
+        .max_frame_size(FRAME_LEN)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)

@@ -37,3 +37,7 @@ pub const MAX_STREAMS: u32 = 10_000;
 /// Streams that a client may open and reset before they are accepted. grpc-go and HTTP/2 hops cancel
 /// in bursts; above this the connection is closed (CVE-2023-44487).
 pub const PENDING_RESETS: usize = 1_000;
+
+/// Largest payload of a frame that is received, and of what `io` makes of smaller ones: each frame costs
+/// the HTTP/2 library the same. No more, or it would have left the CPU's cache before it is sent on.
+pub const FRAME_LEN: u32 = 64 << 10;

@@ -35,8 +35,8 @@ use crate::{
     error::{Chain, ProxyError, chain},
     fleet::{Backend, Fault, Fleet},
     http2_limits::{
-        CONNECTION_WINDOW, HARD_HEADER_LIST_LEN, SEND_BUFFER_LEN, SHARED_CONNECTION_WINDOW,
-        SHARED_STREAM_WINDOW, STREAM_WINDOW,
+        CONNECTION_WINDOW, FRAME_LEN, HARD_HEADER_LIST_LEN, SEND_BUFFER_LEN,
+        SHARED_CONNECTION_WINDOW, SHARED_STREAM_WINDOW, STREAM_WINDOW,
     },
     io::{Batched, Flushing, Payload, Socket},
     relay::{Body, Received, remote_reset},
@@ -259,6 +259,7 @@ async fn dial(
     let io = Batched::with_daemon(socket);
     let handshake = h2::client::Builder::new()
         .enable_push(false)
+        .max_frame_size(FRAME_LEN)
         .initial_window_size(windows.stream)
         .initial_connection_window_size(windows.connection)
         .max_header_list_size(HARD_HEADER_LIST_LEN)

@@ -1,7 +1,7 @@
 //! What a connection has received and the HTTP/2 library has not yet taken.
 //!
 //! DATA is handed on in frames as full as they may be, whatever their size on the wire: gRPC sends a
-//! message of 32 KiB as two full frames and one of 13 bytes, and each frame costs the same. A frame's
+//! message of 32 KiB as two frames of 16 KiB and one of 13 bytes, and each frame costs the same. A frame's
 //! payload is held back until the library has made room for all of it, or it would copy what it has.
 
 use std::{
@@ -13,15 +13,16 @@ use std::{
 use tokio::io::ReadBuf;
 
 use super::Socket;
+use crate::http2_limits::FRAME_LEN;
 
-/// Read in one piece at most: sixteen full HTTP/2 frames, small enough for the CPU cache.
+/// Read in one piece at most; small enough for the CPU cache.
 const BUFFER_LEN: usize = 256 * 1024;
 
 /// Buffers each thread keeps for reuse: a build has two connections.
 const POOLED: usize = 4;
 
-/// Largest payload of a frame, unless agreed otherwise (RFC 9113 section 4.2).
-const FULL: usize = 16 * 1024;
+/// Largest payload of a frame, as announced.
+const FULL: usize = FRAME_LEN as usize;
 
 /// Length of a frame's head (RFC 9113 section 4.1).
 const HEAD_LEN: usize = 9;
@@ -358,12 +359,13 @@ mod tests {
 
     #[test]
     fn small_frames_become_full_ones() {
-        let lens = [FULL, FULL, 13].repeat(3);
+        // As grpc-go sends them.
+        let lens = [16 * 1024, 16 * 1024, 13].repeat(3);
         let frames: Vec<_> = lens.iter().map(|len| (DATA, 0, 1, vec![7; *len])).collect();
         let frames = encode(&frames);
         let passed = runtime().block_on(pass(0, frames, usize::MAX, FULL + HEAD_LEN));
         let lens: Vec<_> = decode(&passed).iter().map(|frame| frame.3.len()).collect();
-        assert_eq!(lens, [FULL, FULL, FULL, FULL, FULL, FULL, 39]);
+        assert_eq!(lens, [FULL, 6 * 16 * 1024 + 39 - FULL]);
     }
 
     #[test]
