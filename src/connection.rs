@@ -56,26 +56,33 @@ pub struct Context {
 }
 
 /// Serves one connection until it ends, within the limit that `permit` is of.
-pub async fn serve(socket: Socket, permit: OwnedSemaphorePermit, context: Context) {
+///
+/// Not an async function, which would keep what it is given a second time while the connection lives.
+pub fn serve(
+    socket: Socket,
+    permit: OwnedSemaphorePermit,
+    context: Context,
+) -> impl Future<Output = ()> + Send {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let metrics = Arc::clone(&context.proxy.metrics);
     metrics.connections.inc();
     metrics.connections_active.inc();
-    let error = drive(socket, number, context).await.err();
-    metrics.connections_active.dec();
-    if let Some((reason, error)) = error {
-        debug!(connection = number, reason, error, "connection ended");
-        metrics.connection_error(reason);
-    }
-    drop(permit);
+    drive(socket, number, context).map(move |result| {
+        metrics.connections_active.dec();
+        if let Err((reason, error)) = result {
+            debug!(connection = number, reason, error, "connection ended");
+            metrics.connection_error(reason);
+        }
+        drop(permit);
+    })
 }
 
-async fn drive(
+fn drive(
     socket: Socket,
     number: u64,
     context: Context,
-) -> Result<(), (&'static str, String)> {
+) -> impl Future<Output = Result<(), (&'static str, String)>> + Send {
     let client = socket.peer();
     let io = Batched::with_client(socket);
     let load = Arc::new(ConnectionLoad::default());
@@ -99,12 +106,14 @@ async fn drive(
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .serve_connection(io.clone(), service);
     let mut connection = Box::pin(Flushing::new(connection, io.clone()));
-    tokio::select! {
-        result = &mut connection => return outcome(result, &io),
-        () = ungreeted(&io) => return Err(("greeting_timeout", "no HTTP/2 preface".to_owned())),
-        () = may_close(&drain, &load) => connection.as_mut().inner_mut().graceful_shutdown(),
+    async move {
+        tokio::select! {
+            result = &mut connection => return outcome(result, &io),
+            () = ungreeted(&io) => return Err(("greeting_timeout", "no HTTP/2 preface".to_owned())),
+            () = may_close(&drain, &load) => connection.as_mut().inner_mut().graceful_shutdown(),
+        }
+        outcome(connection.await, &io)
     }
-    outcome(connection.await, &io)
 }
 
 /// Completes if the client does not greet in time.
