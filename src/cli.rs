@@ -9,6 +9,7 @@ use crate::{
     config::{Config, Settings},
     error::Chain,
     explain::{Parameters, explain},
+    io::moderation,
     shutdown::Signals,
     telemetry,
 };
@@ -101,6 +102,7 @@ fn serve(config: Config) -> ExitCode {
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.worker_threads)
+        .on_thread_park(moderation::before_look)
         .enable_all()
         .build();
     let runtime = match runtime {

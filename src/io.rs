@@ -7,6 +7,7 @@
 //! holds none.
 
 mod inbox;
+pub mod moderation;
 mod outbox;
 mod payload;
 
@@ -187,6 +188,7 @@ impl hyper::rt::Read for Batched {
             let result = ready!(inbox.poll_fill(socket, cx));
             let len = *result.as_ref().unwrap_or(&0);
             RECEIVED.set(RECEIVED.get() + len);
+            moderation::received(len);
             self.note_received(len);
             if result? == 0 {
                 return Poll::Ready(Ok(()));

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::io::ReadBuf;
 
-use super::Socket;
+use super::{Socket, moderation};
 use crate::http2_limits::FRAME_LEN;
 
 /// Read in one piece at most; small enough for the CPU cache.
@@ -27,8 +27,9 @@ const FULL: usize = FRAME_LEN as usize;
 /// Length of a frame's head (RFC 9113 section 4.1).
 const HEAD_LEN: usize = 9;
 
-/// The frame type DATA.
+/// The frame types DATA and HEADERS.
 const DATA: u8 = 0;
+const HEADERS: u8 = 1;
 
 /// The only flag of a frame that may be joined with the one before.
 const END_STREAM: u8 = 1;
@@ -162,6 +163,9 @@ impl Inbox {
             };
             let whole = self.taken + HEAD_LEN + payload_len(&head) <= self.filled;
             if !(is_plain_data(&head) && whole) {
+                if head[3] == HEADERS {
+                    moderation::call_moved();
+                }
                 self.taken += HEAD_LEN;
                 (self.head, self.head_given, self.plain) = (head, 0, payload_len(&head));
                 return true;
