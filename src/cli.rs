@@ -1,8 +1,9 @@
 //! The command line.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
+use tokio::runtime::Runtime;
 
 use crate::{
     app::{App, StartError},
@@ -96,16 +97,19 @@ fn with_config(options: Options, run: impl FnOnce(Config) -> ExitCode) -> ExitCo
     }
 }
 
+fn runtime(worker_threads: usize) -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(worker_threads)
+        .on_thread_park(moderation::before_look)
+        .enable_all()
+        .build()
+}
+
 fn serve(config: Config) -> ExitCode {
     telemetry::init(config.log_format, config.log_level);
     // Each build holds two descriptors; what the system grants at most is not ours to refuse.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.worker_threads)
-        .on_thread_park(moderation::before_look)
-        .enable_all()
-        .build();
-    let runtime = match runtime {
+    let runtime = match runtime(config.worker_threads) {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
@@ -128,4 +132,24 @@ fn serve(config: Config) -> ExitCode {
 fn failed(error: &(dyn std::error::Error + 'static)) -> ExitCode {
     eprintln!("buildkit-lb: {}", Chain(error));
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "no drain waits for a test")]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_has_nothing_left_to_do_asks_whether_to_wait() {
+        let runtime = runtime(1).expect("a runtime");
+        let unseen = runtime.block_on(async {
+            tokio::spawn(async { moderation::received(1) }).await.expect("no panic");
+            // The thread has run out of work when this one's timer fires.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::spawn(async { moderation::unseen() }).await.expect("no panic")
+        });
+        assert_eq!(unseen, 0);
+    }
 }

@@ -123,7 +123,7 @@ impl Traffic {
 }
 
 /// Notes `len` bytes that came.
-pub(super) fn received(len: usize) {
+pub(crate) fn received(len: usize) {
     TRAFFIC.with_borrow_mut(|traffic| traffic.received += len);
 }
 
@@ -137,6 +137,12 @@ pub fn before_look() {
     if TRAFFIC.with_borrow_mut(|traffic| traffic.can_wait(Instant::now())) {
         thread::sleep(MOMENT);
     }
+}
+
+/// Bytes that the thread has received since it last looked.
+#[cfg(test)]
+pub(crate) fn unseen() -> usize {
+    TRAFFIC.with_borrow(|traffic| traffic.received)
 }
 
 #[cfg(test)]
