@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -9,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpSocket, UnixListener, UnixSocket},
     sync::Semaphore,
 };
 use tracing::{info, warn};
@@ -23,6 +24,12 @@ use crate::{
 
 /// Wait after a failed accept, so that a process out of descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections that may wait to be accepted; the system's own limit is below (`net.core.somaxconn`).
+///
+/// What the standard library asks for, 128, is less than the jobs that one pipeline can start. A client
+/// that finds no place is not refused: its SYN is lost, and it tries again after a second.
+const BACKLOG: u32 = 65_535;
 
 /// A bound socket.
 #[derive(Debug)]
@@ -59,14 +66,16 @@ impl Listener {
     async fn try_bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp { host, port } => {
-                let listener = TcpListener::bind((host.as_str(), *port)).await?;
+                let listener = listen_tcp(host, *port).await?;
                 let port = listener.local_addr()?.port();
                 let address = Address::Tcp { host: host.clone(), port };
                 Ok(Self { socket: Bound::Tcp(listener), address })
             }
             Address::Unix(path) => {
                 remove_stale(path).await?;
-                let listener = UnixListener::bind(path)?;
+                let socket = UnixSocket::new_stream()?;
+                socket.bind(path)?;
+                let listener = socket.listen(BACKLOG)?;
                 let file = SocketFile(path.clone());
                 Ok(Self { socket: Bound::Unix(listener, file), address: address.clone() })
             }
@@ -117,6 +126,25 @@ impl Listener {
     }
 }
 
+/// Listens on the first address of `host` that can be bound.
+async fn listen_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
+    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in tokio::net::lookup_host((host, port)).await? {
+        match listen_at(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// Removes the file of a Unix socket when its listener goes.
 #[derive(Debug)]
 struct SocketFile(PathBuf);
@@ -139,5 +167,24 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
         }
         // Not a socket: binding says what is wrong.
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::try_join_all;
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_burst_of_clients_finds_room_before_any_is_accepted() {
+        let listener = listen_tcp("127.0.0.1", 0).await.expect("it listens");
+        let address = listener.local_addr().expect("it is bound");
+        let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("Linux");
+        let clients = most.trim().parse().map_or(400, |most: usize| most.min(400));
+        let clients = try_join_all((0..clients).map(|_| TcpStream::connect(address)));
+        let clients = tokio::time::timeout(Duration::from_secs(20), clients).await;
+        clients.expect("no SYN is dropped").expect("all connect");
     }
 }
