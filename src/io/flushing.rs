@@ -3,9 +3,14 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
 };
 
+use futures_util::task::AtomicWaker;
 use pin_project_lite::pin_project;
 
 use super::{Batched, RECEIVED, WROTE};
@@ -25,6 +30,27 @@ fn patience(unsent: usize) -> u8 {
     if unsent <= CONTROL_LEN { 3 } else { u8::from(unsent <= PART_LEN) }
 }
 
+/// Wakes the task of a connection, and remembers that the connection itself has asked for it.
+///
+/// A turn that only lets others go first needs no look at the connection, whose tables take a
+/// thousand instructions to go through.
+#[derive(Debug, Default)]
+struct WakeFlag {
+    raised: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Wake for WakeFlag {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.raised.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
 pin_project! {
     /// Polls a connection, and sends what it has written; see [`patience`].
     ///
@@ -35,6 +61,9 @@ pin_project! {
         #[pin]
         inner: F,
         io: Batched,
+        flag: Arc<WakeFlag>,
+        // Raises `flag`; the inner future and the socket have it.
+        waker: Waker,
         // Something written has not been sent yet.
         owing: bool,
         // How often others have had their turn since it was written.
@@ -45,14 +74,18 @@ pin_project! {
 }
 
 impl<F: Future> Flushing<F> {
-    /// The wrapped future.
-    pub fn inner_mut(self: Pin<&mut Self>) -> Pin<&mut F> {
-        self.project().inner
-    }
-
     /// Wraps `inner`, a future that drives a connection over `io`.
     pub fn new(inner: F, io: Batched) -> Self {
-        Self { inner, io, owing: false, waited: 0, output: None }
+        let flag = Arc::<WakeFlag>::default();
+        flag.raised.store(true, Ordering::Relaxed);
+        let waker = Waker::from(Arc::clone(&flag));
+        Self { inner, io, flag, waker, owing: false, waited: 0, output: None }
+    }
+
+    /// The wrapped future, which the next poll will look at.
+    pub fn inner_mut(self: Pin<&mut Self>) -> Pin<&mut F> {
+        self.flag.raised.store(true, Ordering::Release);
+        self.project().inner
     }
 }
 
@@ -61,10 +94,12 @@ impl<F: Future> Future for Flushing<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        if this.output.is_none() {
+        this.flag.task.register(cx.waker());
+        let asking = &mut Context::from_waker(this.waker);
+        if this.output.is_none() && this.flag.raised.swap(false, Ordering::Acquire) {
             WROTE.set(false);
             RECEIVED.set(0);
-            if let Poll::Ready(output) = this.inner.poll(cx) {
+            if let Poll::Ready(output) = this.inner.poll(asking) {
                 *this.output = Some(output);
             }
             *this.owing |= WROTE.get();
@@ -76,7 +111,7 @@ impl<F: Future> Future for Flushing<F> {
                 return Poll::Pending;
             }
             // A failed write shows up as an error of the connection's next read or write.
-            *this.owing = this.io.poll_drain(cx).is_pending();
+            *this.owing = this.io.poll_drain(asking).is_pending();
             // What the socket does not take now is sent as soon as it does.
             *this.waited = if *this.owing { u8::MAX } else { 0 };
         }
@@ -92,50 +127,124 @@ impl<F: Future> Future for Flushing<F> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read as _, os::unix};
+    use std::{io::Read as _, os::unix, sync::atomic::AtomicUsize, task::ready, time::Duration};
 
     use futures_util::FutureExt as _;
-
-    use tokio::net::UnixStream;
+    use parking_lot::Mutex;
+    use tokio::{io::AsyncReadExt as _, net::UnixStream};
 
     use super::*;
     use crate::io::Socket;
 
-    /// How often a connection that writes `len` bytes once is polled before they are sent.
-    async fn polls_until_sent(len: usize) -> usize {
-        let (socket, mut other) = unix::net::UnixStream::pair().expect("a pair");
+    /// What a test knows of a connection that writes once.
+    #[derive(Default)]
+    struct Seen {
+        polls: AtomicUsize,
+        waker: Mutex<Option<Waker>>,
+    }
+
+    impl Seen {
+        fn polls(&self) -> usize {
+            self.polls.load(Ordering::Relaxed)
+        }
+    }
+
+    type Connection = Flushing<Pin<Box<dyn Future<Output = ()>>>>;
+
+    /// A connection that writes `len` bytes at its first poll and never ends, and the other end.
+    async fn connection(len: usize) -> (Connection, Arc<Seen>, unix::net::UnixStream) {
+        let (socket, other) = unix::net::UnixStream::pair().expect("a pair");
         socket.set_nonblocking(true).expect("set");
         other.set_nonblocking(true).expect("set");
         let socket = UnixStream::from_std(socket).expect("registered");
         socket.writable().await.expect("open");
         let io = Batched::with_daemon(Socket::Unix(socket));
         let mut writer = io.clone();
-        let mut written = false;
-        let mut connection = Flushing::new(
-            std::future::poll_fn(move |cx| {
-                if !std::mem::replace(&mut written, true) {
+        let seen = Arc::<Seen>::default();
+        let inner = std::future::poll_fn({
+            let seen = Arc::clone(&seen);
+            move |cx| {
+                *seen.waker.lock() = Some(cx.waker().clone());
+                if seen.polls.fetch_add(1, Ordering::Relaxed) == 0 {
                     let write = hyper::rt::Write::poll_write;
                     assert!(write(Pin::new(&mut writer), cx, &vec![7; len]).is_ready());
                 }
                 Poll::<()>::Pending
-            }),
-            io,
-        );
-        let mut polls = 0;
+            }
+        });
+        (Flushing::new(Box::pin(inner), io), seen, other)
+    }
+
+    /// How often a connection that writes `len` bytes once has its turn before they are sent.
+    async fn turns_until_sent(len: usize) -> usize {
+        let (mut connection, seen, mut other) = connection(len).await;
+        let mut turns = 0;
         loop {
-            polls += 1;
+            turns += 1;
             assert!((&mut connection).now_or_never().is_none(), "it goes on");
             if let Ok(received) = other.read(&mut vec![0; len + 1]) {
                 assert_eq!(received, len);
-                return polls;
+                assert_eq!(seen.polls(), 1, "it has nothing to do in the other turns");
+                return turns;
             }
         }
     }
 
     #[tokio::test]
     async fn little_lets_others_go_first_and_much_is_sent_at_once() {
-        assert_eq!(polls_until_sent(17).await, 4);
-        assert_eq!(polls_until_sent(CONTROL_LEN + 1).await, 2);
-        assert_eq!(polls_until_sent(PART_LEN + 1).await, 1);
+        assert_eq!(turns_until_sent(17).await, 4);
+        assert_eq!(turns_until_sent(CONTROL_LEN + 1).await, 2);
+        assert_eq!(turns_until_sent(PART_LEN + 1).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_looked_at_when_it_asks_for_it_or_has_been_touched() {
+        let (mut connection, seen, _other) = connection(PART_LEN + 1).await;
+        let mut turn = || assert!((&mut connection).now_or_never().is_none(), "it goes on");
+        turn();
+        turn();
+        assert_eq!(seen.polls(), 1);
+        seen.waker.lock().take().expect("polled").wake();
+        turn();
+        assert_eq!(seen.polls(), 2);
+        Pin::new(&mut connection).inner_mut();
+        assert!((&mut connection).now_or_never().is_none(), "it goes on");
+        assert_eq!(seen.polls(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_asks_for_a_look_wakes_its_task() {
+        let (mut connection, seen, _other) = connection(PART_LEN + 1).await;
+        let task = Arc::<WakeFlag>::default();
+        let waker = Waker::from(Arc::clone(&task));
+        assert!(Pin::new(&mut connection).poll(&mut Context::from_waker(&waker)).is_pending());
+        assert!(!task.raised.load(Ordering::Relaxed));
+        seen.waker.lock().take().expect("polled").wake();
+        assert!(task.raised.load(Ordering::Relaxed));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_waits_for_room_goes_on_when_there_is_some() {
+        const PIECES: usize = 64;
+        static PIECE: [u8; 64 * 1024] = [7; 64 * 1024];
+        let (mine, mut other) = UnixStream::pair().expect("a pair");
+        let io = Batched::with_daemon(Socket::Unix(mine));
+        let (mut writer, mut written) = (io.clone(), 0);
+        let inner = std::future::poll_fn(move |cx| {
+            while written < PIECES {
+                let write = hyper::rt::Write::poll_write;
+                ready!(write(Pin::new(&mut writer), cx, &PIECE)).expect("it is open");
+                written += 1;
+            }
+            Poll::Ready(())
+        });
+        let read = async {
+            let mut received = 0;
+            while received < PIECES * PIECE.len() {
+                received += other.read(&mut vec![0; 1 << 20]).await.expect("it is open");
+            }
+        };
+        let both = futures_util::future::join(Flushing::new(inner, io), read);
+        tokio::time::timeout(Duration::from_secs(20), both).await.expect("all is sent");
     }
 }
