@@ -38,6 +38,8 @@ pub struct Metrics {
     pub parked_streams: Gauge,
     /// Keys whose last backends are remembered.
     pub affinity_keys: Gauge,
+    /// Builds that need what is on two backends.
+    pub binding_conflicts: Counter,
     /// Pods whose annotations were written.
     pub pod_patches: Counter,
 }
@@ -62,6 +64,7 @@ impl Metrics {
             connections: families.connections.get_or_create_owned(&labels),
             parked_streams: families.parked_streams.get_or_create_owned(&labels),
             affinity_keys: families.affinity_keys.get_or_create_owned(&labels),
+            binding_conflicts: families.binding_conflicts.get_or_create_owned(&labels),
             pod_patches: families.pod_patches.get_or_create_owned(&labels),
             families,
         }
@@ -99,12 +102,6 @@ impl Metrics {
     pub fn decision(&self, policy: &str, outcome: &str, key_source: &str) {
         let labels = DecisionLabels::new(&self.pool, policy, outcome, key_source);
         self.families.route_decisions.get_or_create(&labels).inc();
-    }
-
-    /// Counts one build that needs what is on two backends.
-    pub fn binding_conflict(&self) {
-        let labels = PoolLabels::new(&self.pool);
-        self.families.binding_conflicts.get_or_create(&labels).inc();
     }
 
     /// Counts one build that has ended.
@@ -167,8 +164,11 @@ impl Metrics {
         for result in SESSION_RESULTS {
             families.sessions.get_or_create_owned(&ResultLabels::new(pool, backend, result));
         }
+        for reason in UPSTREAM_REASONS {
+            let labels = BackendReasonLabels::new(pool, backend, reason);
+            families.upstream_errors.get_or_create_owned(&labels);
+        }
         BackendMetrics {
-            backend: backend.to_owned(),
             builds_active: families.builds_active.get_or_create_owned(&labels),
             capacity: families.backend_capacity.get_or_create_owned(&labels),
             sessions_active: families.sessions_active.get_or_create_owned(&labels),
@@ -251,7 +251,6 @@ pub const CODES: [Code; 17] = [
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct BackendMetrics {
-    pub backend: String,
     pub builds_active: Gauge,
     pub capacity: Gauge,
     pub sessions_active: Gauge,

@@ -68,7 +68,7 @@ fn warn_of_conflict(proxy: &Proxy, solve: &Solve, companions: &[Key], binding: &
     // Only a linked target needs its companions.
     let needed = keys.iter().chain(companions.iter().filter(|_| solve.linked));
     if let Some((key, elsewhere)) = proxy.directory.elsewhere(needed, binding) {
-        proxy.metrics.binding_conflict();
+        proxy.metrics.binding_conflicts.inc();
         warn!(
             pool = proxy.metrics.pool(),
             r#ref = solve.build.as_ref().map(tracing::field::display),
