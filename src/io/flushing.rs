@@ -7,10 +7,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll},
 };
 
-use futures_util::task::AtomicWaker;
+use futures_util::task::{ArcWake, AtomicWaker, waker_ref};
 use pin_project_lite::pin_project;
 
 use super::{Batched, RECEIVED, WROTE};
@@ -40,14 +40,10 @@ struct WakeFlag {
     task: AtomicWaker,
 }
 
-impl Wake for WakeFlag {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.raised.store(true, Ordering::Release);
-        self.task.wake();
+impl ArcWake for WakeFlag {
+    fn wake_by_ref(flag: &Arc<Self>) {
+        flag.raised.store(true, Ordering::Release);
+        flag.task.wake();
     }
 }
 
@@ -61,9 +57,8 @@ pin_project! {
         #[pin]
         inner: F,
         io: Batched,
+        // Raised by whatever the inner future or the socket waits for.
         flag: Arc<WakeFlag>,
-        // Raises `flag`; the inner future and the socket have it.
-        waker: Waker,
         // Something written has not been sent yet.
         owing: bool,
         // How often others have had their turn since it was written.
@@ -76,10 +71,8 @@ pin_project! {
 impl<F: Future> Flushing<F> {
     /// Wraps `inner`, a future that drives a connection over `io`.
     pub fn new(inner: F, io: Batched) -> Self {
-        let flag = Arc::<WakeFlag>::default();
-        flag.raised.store(true, Ordering::Relaxed);
-        let waker = Waker::from(Arc::clone(&flag));
-        Self { inner, io, flag, waker, owing: false, waited: 0, output: None }
+        let flag = Arc::new(WakeFlag { raised: true.into(), task: AtomicWaker::new() });
+        Self { inner, io, flag, owing: false, waited: 0, output: None }
     }
 
     /// The wrapped future, which the next poll will look at.
@@ -95,7 +88,8 @@ impl<F: Future> Future for Flushing<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         this.flag.task.register(cx.waker());
-        let asking = &mut Context::from_waker(this.waker);
+        let waker = waker_ref(this.flag);
+        let asking = &mut Context::from_waker(&waker);
         if this.output.is_none() && this.flag.raised.swap(false, Ordering::Acquire) {
             WROTE.set(false);
             RECEIVED.set(0);
@@ -127,11 +121,17 @@ impl<F: Future> Future for Flushing<F> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read as _, os::unix, sync::atomic::AtomicUsize, task::ready, time::Duration};
+    use std::{
+        io::Read as _,
+        os::unix,
+        sync::atomic::AtomicUsize,
+        task::{Waker, ready},
+        time::Duration,
+    };
 
-    use futures_util::FutureExt as _;
+    use futures_util::{FutureExt as _, future::join, task::waker};
     use parking_lot::Mutex;
-    use tokio::{io::AsyncReadExt as _, net::UnixStream};
+    use tokio::{io::AsyncReadExt as _, net::UnixStream, time::timeout};
 
     use super::*;
     use crate::io::Socket;
@@ -175,13 +175,17 @@ mod tests {
         (Flushing::new(Box::pin(inner), io), seen, other)
     }
 
+    fn turn(connection: &mut Connection) {
+        assert!(connection.now_or_never().is_none(), "it goes on");
+    }
+
     /// How often a connection that writes `len` bytes once has its turn before they are sent.
     async fn turns_until_sent(len: usize) -> usize {
         let (mut connection, seen, mut other) = connection(len).await;
         let mut turns = 0;
         loop {
             turns += 1;
-            assert!((&mut connection).now_or_never().is_none(), "it goes on");
+            turn(&mut connection);
             if let Ok(received) = other.read(&mut vec![0; len + 1]) {
                 assert_eq!(received, len);
                 assert_eq!(seen.polls(), 1, "it has nothing to do in the other turns");
@@ -200,15 +204,14 @@ mod tests {
     #[tokio::test]
     async fn a_connection_is_looked_at_when_it_asks_for_it_or_has_been_touched() {
         let (mut connection, seen, _other) = connection(PART_LEN + 1).await;
-        let mut turn = || assert!((&mut connection).now_or_never().is_none(), "it goes on");
-        turn();
-        turn();
+        turn(&mut connection);
+        turn(&mut connection);
         assert_eq!(seen.polls(), 1);
         seen.waker.lock().take().expect("polled").wake();
-        turn();
+        turn(&mut connection);
         assert_eq!(seen.polls(), 2);
         Pin::new(&mut connection).inner_mut();
-        assert!((&mut connection).now_or_never().is_none(), "it goes on");
+        turn(&mut connection);
         assert_eq!(seen.polls(), 3);
     }
 
@@ -216,7 +219,7 @@ mod tests {
     async fn a_connection_that_asks_for_a_look_wakes_its_task() {
         let (mut connection, seen, _other) = connection(PART_LEN + 1).await;
         let task = Arc::<WakeFlag>::default();
-        let waker = Waker::from(Arc::clone(&task));
+        let waker = waker(Arc::clone(&task));
         assert!(Pin::new(&mut connection).poll(&mut Context::from_waker(&waker)).is_pending());
         assert!(!task.raised.load(Ordering::Relaxed));
         seen.waker.lock().take().expect("polled").wake();
@@ -238,13 +241,9 @@ mod tests {
             }
             Poll::Ready(())
         });
-        let read = async {
-            let mut received = 0;
-            while received < PIECES * PIECE.len() {
-                received += other.read(&mut vec![0; 1 << 20]).await.expect("it is open");
-            }
-        };
-        let both = futures_util::future::join(Flushing::new(inner, io), read);
-        tokio::time::timeout(Duration::from_secs(20), both).await.expect("all is sent");
+        let mut received = vec![0; PIECES * PIECE.len()];
+        let both = join(Flushing::new(inner, io), other.read_exact(&mut received));
+        let ((), read) = timeout(Duration::from_secs(20), both).await.expect("all is sent");
+        read.expect("it is open");
     }
 }
