@@ -74,6 +74,8 @@ struct Life {
     drained: bool,
     /// Such requests that are open.
     drains: usize,
+    /// When that cordon ends if none is open by then.
+    lease_end: Option<Instant>,
 }
 
 impl Life {
@@ -239,18 +241,44 @@ impl Backend {
         self.change(|life| {
             life.cordoned = cordoned;
             life.drained &= cordoned;
+            life.lease_end = life.lease_end.filter(|_end| cordoned);
         });
     }
 
-    /// Cordons it because its daemon is about to stop, for the guard's life and after.
+    /// Cordons it because its daemon is about to stop, for the guard's life and `lease` after that.
     ///
-    /// The cordon ends when the daemon has been away and is back, or by [`Self::set_cordoned`].
-    pub fn start_drain(self: &Arc<Self>) -> Drain {
+    /// The cordon ends when nobody has asked again for so long, when the daemon has been away and is back,
+    /// or by [`Self::set_cordoned`].
+    pub fn start_drain(self: &Arc<Self>, lease: Duration) -> Drain {
         self.change(|life| {
             life.drained = true;
             life.drains += 1;
         });
-        Drain(Arc::clone(self))
+        Drain { backend: Arc::clone(self), lease }
+    }
+
+    fn end_drain(&self, lease_end: Instant) {
+        self.change(|life| {
+            life.drains -= 1;
+            life.lease_end = life.lease_end.max(Some(lease_end));
+        });
+    }
+
+    /// Ends the cordon of a drain that nobody has asked for again in time, at `now`.
+    pub fn end_lease(&self, now: Instant) {
+        let over = {
+            let life = self.life.lock();
+            life.drained && life.drains == 0 && life.lease_end.is_some_and(|end| end <= now)
+        };
+        if over {
+            let pool = self.all_metrics.pool();
+            info!(pool, backend = self.name(), "drain was not renewed, its cordon ends");
+            self.change(|life| {
+                // A request that has come since then holds it.
+                life.drained = life.drains > 0;
+                life.lease_end = None;
+            });
+        }
     }
 
     /// Takes over what discovery says now.
@@ -338,7 +366,10 @@ impl Backend {
         if self.candidate.set_ejected(false) {
             info!(pool = self.all_metrics.pool(), backend = self.name(), "backend is back");
             // The daemon that was to stop has stopped, and this is the next one in its place.
-            self.change(|life| (life.probed, life.drained) = (true, life.drains > 0));
+            self.change(|life| {
+                (life.probed, life.drained) = (true, life.drains > 0);
+                life.lease_end = None;
+            });
         } else if !self.life.lock().probed {
             self.change(|life| life.probed = true);
         }
@@ -417,13 +448,16 @@ impl Drop for BindingCount {
     }
 }
 
-/// One open request to drain a backend. The backend stays cordoned when it ends.
+/// One open request to drain a backend. The backend stays cordoned for a lease when it ends.
 #[derive(Debug)]
-pub struct Drain(Arc<Backend>);
+pub struct Drain {
+    backend: Arc<Backend>,
+    lease: Duration,
+}
 
 impl Drop for Drain {
     fn drop(&mut self) {
-        self.0.change(|life| life.drains -= 1);
+        self.backend.end_drain(Instant::now() + self.lease);
     }
 }
 
@@ -615,6 +649,8 @@ impl Fleet {
 pub(crate) mod tests {
     use super::*;
 
+    const LEASE: Duration = Duration::from_secs(60);
+
     pub(crate) fn backends(count: usize) -> Vec<Arc<Backend>> {
         let fleet = Fleet::new(Arc::new(Metrics::default()));
         fleet.replace((0..count).map(|n| endpoint(&format!("buildkitd-{n}"), 1234)).collect());
@@ -734,7 +770,7 @@ pub(crate) mod tests {
     fn a_drain_lasts_until_the_daemon_has_been_away() {
         let fleet = fleet(vec![endpoint("a", 1)]);
         let a = fleet.find("a").expect("there");
-        let drain = a.start_drain();
+        let drain = a.start_drain(LEASE);
         a.report_fault(Fault::Lost, "reset", Instant::now());
         a.report_healthy();
         assert_eq!(a.state(), "cordoned", "whoever asked still waits");
@@ -743,7 +779,33 @@ pub(crate) mod tests {
         a.report_fault(Fault::Lost, "reset", Instant::now());
         a.report_healthy();
         assert_eq!(a.state(), "ready");
-        drop(a.start_drain());
+        drop(a.start_drain(LEASE));
+        a.set_cordoned(false);
+        assert_eq!(a.state(), "ready");
+    }
+
+    #[test]
+    fn a_drain_that_is_not_renewed_ends_and_an_operators_cordon_does_not() {
+        let fleet = fleet(vec![endpoint("a", 1)]);
+        let a = fleet.find("a").expect("there");
+        let now = Instant::now();
+        let drain = a.start_drain(LEASE);
+        a.end_lease(now + LEASE * 10);
+        assert_eq!(a.state(), "cordoned", "whoever asked still waits");
+        drop(drain);
+        a.end_lease(now + LEASE / 2);
+        assert_eq!(a.state(), "cordoned");
+        // Asked again, and by someone who waits longer for the next word.
+        drop(a.start_drain(LEASE * 3));
+        drop(a.start_drain(LEASE));
+        a.end_lease(now + LEASE * 2);
+        assert_eq!(a.state(), "cordoned");
+        a.end_lease(now + LEASE * 4);
+        assert_eq!(a.state(), "ready");
+        drop(a.start_drain(LEASE));
+        a.set_cordoned(true);
+        a.end_lease(now + LEASE * 4);
+        assert_eq!(a.state(), "cordoned");
         a.set_cordoned(false);
         assert_eq!(a.state(), "ready");
     }

@@ -208,6 +208,33 @@ fn a_daemon_about_to_stop_waits_for_its_builds_with_busybox() {
 }
 
 #[test]
+fn a_drain_that_nobody_renews_ends_and_an_operators_cordon_stays() {
+    let fleet = Buildkitd::fleet(1);
+    let proxy = Proxy::in_front_of(&fleet).start();
+    let state = |state: &str| proxy.metric("buildkit_lb_backend_state", &[state]) == 1.0;
+    let becomes = |word: &str| {
+        let limit = Duration::from_secs(20);
+        eventually(word, limit, || state(&format!("\"{word}\"")).then_some(()));
+    };
+    becomes("ready");
+    let name = &fleet[0].name;
+    let drain = format!("/backends/{name}/drain?timeout=10s&lease=200ms");
+    assert_eq!(proxy.admin("POST", &drain).0, 200);
+    becomes("ready");
+    assert_eq!(proxy.records("drain was not renewed, its cordon ends").len(), 1);
+    // The same beside a cordon: the drain's part of it ends, the operator's does not.
+    assert_eq!(proxy.admin("POST", &format!("/backends/{name}/cordon")).0, 200);
+    assert_eq!(proxy.admin("POST", &drain).0, 200);
+    eventually("the second lease is over", Duration::from_secs(20), || {
+        (proxy.records("drain was not renewed, its cordon ends").len() == 2).then_some(())
+    });
+    assert!(state("\"cordoned\""));
+    for odd in ["lease=soon", "lease=2h"] {
+        assert_eq!(proxy.admin("POST", &format!("/backends/{name}/drain?{odd}")).0, 400, "{odd}");
+    }
+}
+
+#[test]
 fn unix_sockets_work_on_both_sides() {
     let fleet = Buildkitd::fleet(1);
     let directory = tempfile::tempdir().expect("a directory");

@@ -30,12 +30,13 @@ pub(super) struct Which {
     pool: Option<String>,
 }
 
-/// The same, and how long a drain may take.
+/// The same, and how long a drain lasts.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Drain {
     pool: Option<String>,
     timeout: Option<String>,
+    lease: Option<String>,
 }
 
 /// How many builds are bound to a backend.
@@ -63,10 +64,10 @@ pub(super) async fn drain(
         let text = "only from loopback or from the backend's own address\n".to_owned();
         return Err((StatusCode::FORBIDDEN, text));
     }
-    let timeout =
-        drain::timeout(query.timeout.as_deref()).map_err(|text| (StatusCode::BAD_REQUEST, text))?;
+    let terms = drain::Terms::read(query.timeout.as_deref(), query.lease.as_deref())
+        .map_err(|text| (StatusCode::BAD_REQUEST, text))?;
     let drains = members.iter().map(|(pool, backend)| {
-        drain::drain(backend, timeout, &pool.proxy.fleet, &pool.proxy.metrics)
+        drain::drain(backend, terms, &pool.proxy.fleet, &pool.proxy.metrics)
     });
     let (codes, texts): (Vec<_>, Vec<_>) = join_all(drains).await.into_iter().unzip();
     let worst = codes.into_iter().max().unwrap_or(StatusCode::OK);

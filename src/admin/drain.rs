@@ -20,6 +20,14 @@ use crate::{
 /// As long as a long build; whoever asks has a bound of its own, a pod's grace period.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// How long a backend stays cordoned after a request that is not renewed: long enough for a daemon to end
+/// after the answer, or for whoever asked to find its way back, and no longer than anybody would wait who
+/// finds a healthy daemon idle.
+const DEFAULT_LEASE: Duration = Duration::from_secs(60);
+
+/// What a lease may be at most: what ends by itself must do so within a working day's patience.
+const MAX_LEASE: Duration = Duration::from_secs(3600);
+
 /// How often to look: no build is so short that this matters.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -36,27 +44,46 @@ pub(super) fn may_drain(peer: SocketAddr, backend: &Backend) -> bool {
     peer.is_loopback() || own.is_some_and(|own| own.to_canonical() == peer)
 }
 
-/// Reads the DURATION of `timeout=DURATION`.
-pub(super) fn timeout(text: Option<&str>) -> Result<Duration, String> {
-    text.map_or(Ok(DEFAULT_TIMEOUT), |text| {
-        humantime::parse_duration(text)
-            .map_err(|_odd| format!("`{text}` is not a duration, as in timeout=30m\n"))
-    })
+/// How long a drain lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Terms {
+    /// How long it waits for what is bound.
+    timeout: Duration,
+    /// How long the backend stays cordoned after it.
+    lease: Duration,
 }
 
-/// Cordons `backend` and waits until nothing is bound to it, at most `timeout`.
+impl Terms {
+    /// Reads the DURATIONs of `timeout=DURATION` and `lease=DURATION`.
+    pub(super) fn read(timeout: Option<&str>, lease: Option<&str>) -> Result<Self, String> {
+        let read = |key, text: Option<&str>, default| {
+            text.map_or(Ok(default), |text| {
+                humantime::parse_duration(text)
+                    .map_err(|_odd| format!("`{text}` is not a duration, as in {key}=30m\n"))
+            })
+        };
+        let lease = read("lease", lease, DEFAULT_LEASE)?;
+        if lease > MAX_LEASE {
+            return Err("a lease is one hour at most: renew it, or cordon the backend\n".to_owned());
+        }
+        Ok(Self { timeout: read("timeout", timeout, DEFAULT_TIMEOUT)?, lease })
+    }
+}
+
+/// Cordons `backend` and waits until nothing is bound to it.
 ///
-/// If whoever asked goes away before, the cordon stays: the daemon is about to stop all the same.
+/// When the request ends, answered or not, the cordon stays for the lease: the daemon is about to stop all
+/// the same, unless whoever asked has thought better of it or was never about to stop.
 pub(super) async fn drain(
     backend: &Arc<Backend>,
-    timeout: Duration,
+    Terms { timeout, lease }: Terms,
     fleet: &Fleet,
     metrics: &Arc<Metrics>,
 ) -> (StatusCode, String) {
     let mut count = Count { metrics, result: "aborted" };
-    let _drain = backend.start_drain();
+    let _drain = backend.start_drain(lease);
     let name = backend.name();
-    info!(backend = name, ?timeout, builds = backend.builds(), "backend drain began");
+    info!(backend = name, ?timeout, ?lease, builds = backend.builds(), "backend drain began");
     let left = tokio::time::timeout(timeout, quiet(backend)).await.is_err();
     let builds = backend.builds();
     count.result = if left { "timeout" } else { "drained" };
@@ -124,19 +151,27 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_is_a_duration_or_refused() {
-        assert_eq!(timeout(None), Ok(DEFAULT_TIMEOUT));
-        assert_eq!(timeout(Some("30m")), Ok(Duration::from_secs(1800)));
+    fn terms_are_durations_or_refused() {
+        let default = Terms { timeout: DEFAULT_TIMEOUT, lease: DEFAULT_LEASE };
+        assert_eq!(Terms::read(None, None), Ok(default));
+        let own = Terms { timeout: Duration::from_secs(1800), lease: Duration::from_secs(5) };
+        assert_eq!(Terms::read(Some("30m"), Some("5s")), Ok(own));
         for wrong in ["", "soon", "-1s"] {
-            assert!(timeout(Some(wrong)).is_err(), "{wrong}");
+            assert!(Terms::read(Some(wrong), None).is_err(), "{wrong}");
+            assert!(Terms::read(None, Some(wrong)).is_err(), "{wrong}");
         }
+        assert!(Terms::read(None, Some("2h")).is_err());
+    }
+
+    fn terms(timeout: Duration) -> Terms {
+        Terms { timeout, lease: DEFAULT_LEASE }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_drain_ends_with_the_last_binding_or_at_its_timeout() {
         let (metrics, fleet, backend) = fleet();
         let (build, session) = (backend.start_build(), backend.bind());
-        let (code, text) = drain(&backend, Duration::from_secs(5), &fleet, &metrics).await;
+        let (code, text) = drain(&backend, terms(Duration::from_secs(5)), &fleet, &metrics).await;
         assert_eq!(code, StatusCode::GATEWAY_TIMEOUT);
         assert!(text.contains("1 builds are left"), "{text}");
         assert!(backend.is_cordoned(), "and it stays cordoned");
@@ -147,7 +182,7 @@ mod tests {
             drop(session);
         };
         let began = Instant::now();
-        let hour = Duration::from_secs(3600);
+        let hour = terms(Duration::from_secs(3600));
         let ((code, _text), ()) = tokio::join!(drain(&backend, hour, &fleet, &metrics), ends);
         assert_eq!(code, StatusCode::OK);
         let took = began.elapsed();
