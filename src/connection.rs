@@ -7,21 +7,23 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{self, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::{
     FutureExt as _,
     future::{BoxFuture, ready},
 };
-use http::{HeaderMap, Request};
-use hyper::{body::Incoming, rt::Executor, server::conn::http2, service::service_fn};
+use http::{HeaderMap, Response};
+use hyper::{rt::Executor, server::conn::http2, service::service_fn};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::{
-    build,
+    builds,
+    call::{Call, CallError, CallResult},
+    client::{ActiveStreams, Client},
     error::{Chain, ProxyError},
     fanout,
     http2_limits::{
@@ -29,8 +31,9 @@ use crate::{
         PENDING_RESETS, SEND_BUFFER_LEN, STREAM_WINDOW,
     },
     io::{Batched, Flushing, PREFACE_LEN, Socket},
-    origin::{ConnectionLoad, Origin},
-    proxy::{Answer, Proxy},
+    metrics::Metrics,
+    proxy::Proxy,
+    relay::{Body, ResetError},
     router::{self, Route},
 };
 
@@ -83,16 +86,16 @@ fn drive(
     number: u64,
     context: Context,
 ) -> impl Future<Output = Result<(), (&'static str, String)>> + Send {
-    let client = socket.peer();
+    let address = socket.peer();
     let io = Batched::with_client(socket);
-    let load = Arc::new(ConnectionLoad::default());
+    let active = Arc::new(ActiveStreams::default());
     let Context { proxy, tasks, drain } = context;
     let service = service_fn({
-        let load = Arc::clone(&load);
+        let client = Client { connection: number, address, active: Arc::clone(&active) };
         move |request| {
-            let load = Arc::clone(&load);
-            let origin = Origin { connection: number, client, load, arrived: Instant::now() };
-            Answering(answer(proxy.clone(), request, origin))
+            let metrics = Arc::clone(&proxy.metrics);
+            let handling = handle(proxy.clone(), Call::new(request, client.clone()));
+            Answering { handling, metrics }
         }
     });
     let connection = http2::Builder::new(TrackedExecutor(tasks))
@@ -110,7 +113,7 @@ fn drive(
         tokio::select! {
             result = &mut connection => return outcome(result, &io),
             () = ungreeted(&io) => return Err(("greeting_timeout", "no HTTP/2 preface".to_owned())),
-            () = may_close(&drain, &load) => connection.as_mut().inner_mut().graceful_shutdown(),
+            () = may_close(&drain, &active) => connection.as_mut().inner_mut().graceful_shutdown(),
         }
         outcome(connection.await, &io)
     }
@@ -125,12 +128,12 @@ async fn ungreeted(io: &Batched) {
 }
 
 /// Completes when a drain may close the connection: no build is left on it.
-async fn may_close(drain: &CancellationToken, load: &ConnectionLoad) {
+async fn may_close(drain: &CancellationToken, active: &ActiveStreams) {
     drain.cancelled().await;
     loop {
-        load.idle().await;
+        active.idle().await;
         tokio::time::sleep(QUIET).await;
-        if load.is_idle() {
+        if active.is_idle() {
             return;
         }
     }
@@ -157,50 +160,58 @@ fn outcome(result: hyper::Result<()>, io: &Batched) -> Result<(), (&'static str,
 
 /// Boxed, so that an open stream keeps no more than its own way to an answer, and that only until the
 /// answer begins.
-fn answer(proxy: Proxy, request: Request<Incoming>, origin: Origin) -> BoxFuture<'static, Answer> {
-    if header_list_len(request.headers()) > HEADER_LIST_LEN {
+fn handle(proxy: Proxy, call: Call) -> BoxFuture<'static, CallResult> {
+    if header_list_len(&call.parts.headers) > HEADER_LIST_LEN {
         let error = ProxyError::Limit("the request's metadata is larger than 2 MiB");
-        return ready(Ok(proxy.reject(&error))).boxed();
+        return ready(Err(error.into())).boxed();
     }
-    let path = request.uri().path();
-    let route = router::route(path, request.headers());
+    let path = call.parts.uri.path();
+    let route = router::route(path, &call.parts.headers);
     proxy.metrics.count_started(router::labels(path));
     match route {
-        Route::Solve => async move { build::solve(&proxy, request, &origin).await }.boxed(),
-        Route::Session(id) => {
-            async move { build::session(&proxy, request, id, &origin).await }.boxed()
-        }
-        Route::Status => async move { build::status(&proxy, request).await }.boxed(),
-        Route::Build(id) => async move { build::bridge(&proxy, request, id).await }.boxed(),
-        Route::Follow(key) => async move { build::follow(&proxy, request, &key).await }.boxed(),
-        Route::DiskUsage => async move { fanout::disk_usage(&proxy, request).await }.boxed(),
-        Route::Prune => async move { fanout::prune(&proxy, request).await }.boxed(),
-        Route::ListenHistory => {
-            async move { fanout::listen_history(&proxy, request).await }.boxed()
-        }
-        Route::UpdateHistory => {
-            async move { fanout::update_history(&proxy, request).await }.boxed()
-        }
+        Route::Solve => async move { builds::solve(&proxy, call).await }.boxed(),
+        Route::Session(id) => async move { builds::session(&proxy, call, id).await }.boxed(),
+        Route::Status => async move { builds::status(&proxy, call).await }.boxed(),
+        Route::Build(id) => async move { builds::bridge(&proxy, call, id).await }.boxed(),
+        Route::Follow(key) => async move { builds::follow(&proxy, call, &key).await }.boxed(),
+        Route::DiskUsage => async move { fanout::disk_usage(&proxy, call).await }.boxed(),
+        Route::Prune => async move { fanout::prune(&proxy, call).await }.boxed(),
+        Route::ListenHistory => async move { fanout::listen_history(&proxy, call).await }.boxed(),
+        Route::UpdateHistory => async move { fanout::update_history(&proxy, call).await }.boxed(),
         Route::ContentByDigest => {
-            async move { fanout::content_by_digest(&proxy, request).await }.boxed()
+            async move { fanout::content_by_digest(&proxy, call).await }.boxed()
         }
-        Route::ContentList => async move { fanout::content_list(&proxy, request).await }.boxed(),
-        Route::ExportTrace => async move { fanout::export_trace(&proxy, request).await }.boxed(),
-        Route::FirstAnswer => async move { fanout::first_answer(&proxy, request).await }.boxed(),
-        Route::Any => async move { build::any(&proxy, request).await }.boxed(),
+        Route::ContentList => async move { fanout::content_list(&proxy, call).await }.boxed(),
+        Route::ExportTrace => async move { fanout::export_trace(&proxy, call).await }.boxed(),
+        Route::FirstAnswer => async move { fanout::first_answer(&proxy, call).await }.boxed(),
+        Route::Any => async move { builds::any(&proxy, call).await }.boxed(),
     }
 }
 
 /// An answer that is being found. Its type names no lifetime, which the compiler needs to see that
 /// [`drive`] may run on any thread.
-struct Answering(BoxFuture<'static, Answer>);
+struct Answering {
+    handling: BoxFuture<'static, CallResult>,
+    metrics: Arc<Metrics>,
+}
 
 impl Future for Answering {
-    type Output = Answer;
+    type Output = Result<Response<Body>, ResetError>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Answer> {
-        self.0.as_mut().poll(cx)
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        self.handling.as_mut().poll(cx).map(|result| match result {
+            Ok(response) => Ok(response),
+            Err(CallError::Own(error)) => Ok(reject(&error, &self.metrics)),
+            Err(CallError::Reset(reset)) => Err(reset),
+        })
     }
+}
+
+/// The proxy's own answer to a call, counted.
+fn reject(error: &ProxyError, metrics: &Metrics) -> Response<Body> {
+    metrics.reject(error.reason());
+    info!(reason = error.reason(), %error, "stream rejected");
+    error.response()
 }
 
 /// Size of a header list as HTTP/2 counts it (RFC 9113 section 6.5.2).

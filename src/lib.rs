@@ -6,7 +6,8 @@
 //!   composition root, [`pool`] that of one pool
 //! - [`listener`] accepts, [`connection`] serves one HTTP/2 client link
 //! - [`router`] path and metadata to a route
-//! - [`build`] reads each Solve, binds its build, parks the siblings
+//! - [`call`] one call and what becomes of it
+//! - [`builds`] reads each Solve, binds its build, parks the siblings
 //! - [`fanout`] the fleet's RPCs: ask every daemon, merge
 //! - [`proxy`] what all streams share: [`running`] builds, [`directory`] session or build -> binding
 //! - [`affinity`] what a build's cache is known by
@@ -16,16 +17,18 @@
 //!
 //! Beside the path: [`health`] probes, [`annotations`] tells Kubernetes which pods build, [`admin`]
 //! metrics and status. Leaves that anyone may use:
-//! [`address`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`], [`metrics`],
-//! [`origin`], [`shutdown`], [`telemetry`], [`wire`].
+//! [`address`], [`client`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`], [`metrics`],
+//! [`shutdown`], [`telemetry`], [`wire`].
 
 pub mod address;
 pub mod admin;
 pub mod affinity;
 pub mod annotations;
 pub mod app;
-pub mod build;
+pub mod builds;
+pub mod call;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod connection;
 pub mod directory;
@@ -41,7 +44,6 @@ pub mod ids;
 pub mod io;
 pub mod listener;
 pub mod metrics;
-pub mod origin;
 pub mod policy;
 pub mod pool;
 pub mod proxy;

@@ -9,15 +9,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, request::Parts};
+use http::{Request, request::Parts};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
-use tracing::info;
 
 use crate::{
     affinity::{Rules, shared_keys::SharedKeys},
+    call::CallResult,
     directory::{Bound, Directory, Lookup},
     error::ProxyError,
     first_message::{FirstMessage, Reader},
@@ -36,9 +36,6 @@ const MAX_PARKED: i64 = 100_000;
 /// How long a build waits at the start of the proxy for the first probe of each backend. A daemon
 /// answers in milliseconds; one that does not must not hold up builds for the others.
 const FIRST_VERDICTS: Duration = Duration::from_secs(1);
-
-/// What the answer to a stream can be: a response, or a reset like the daemon's.
-pub type Answer = Result<Response<Body>, ResetError>;
 
 /// The proxy's shared state. Clones share it.
 #[derive(Debug, Clone)]
@@ -126,13 +123,6 @@ impl Proxy {
         body: Incoming,
     ) -> Result<(FirstMessage, Incoming), ProxyError> {
         self.reader.first_message(body).await
-    }
-
-    /// The proxy's own answer to a stream, counted.
-    pub fn reject(&self, error: &ProxyError) -> Response<Body> {
-        self.metrics.reject(error.reason());
-        info!(reason = error.reason(), %error, "stream rejected");
-        error.response()
     }
 
     /// The link for a call that belongs to `key`, if that is live or has ended not long ago.
@@ -245,26 +235,24 @@ impl Proxy {
     /// read from it.
     ///
     /// # Errors
-    /// The daemon reset the stream.
-    pub async fn relay_to_any(&self, parts: Parts, prefix: Bytes, rest: Incoming) -> Answer {
+    /// The proxy's own error, or the daemon's reset.
+    pub async fn relay_to_any(&self, parts: Parts, prefix: Bytes, rest: Incoming) -> CallResult {
         let policy = self.policy.with(Policy::LeastSessions);
-        match self.open_link(None, &policy, None, LinkKind::Shared).await {
-            Ok(Opened { link, .. }) => self.relay_call(&link, parts, prefix, rest).await,
-            Err(error) => Ok(self.reject(&error)),
-        }
+        let Opened { link, .. } = self.open_link(None, &policy, None, LinkKind::Shared).await?;
+        self.relay_call(&link, parts, prefix, rest).await
     }
 
     /// Relays a call whose bytes and end concern nobody; `prefix` has been read from it.
     ///
     /// # Errors
-    /// The daemon reset the stream.
+    /// The proxy's own error, or the daemon's reset.
     pub async fn relay_call(
         &self,
         link: &Link,
         parts: Parts,
         prefix: Bytes,
         rest: Incoming,
-    ) -> Answer {
+    ) -> CallResult {
         let request = Request::from_parts(parts, rest);
         self.relay(link, prefix, request, Arc::default(), OnEnd::new(drop)).await
     }
@@ -272,7 +260,7 @@ impl Proxy {
     /// Relays `request` over `link`; `prefix` has been read from its body.
     ///
     /// # Errors
-    /// The daemon reset the stream.
+    /// The proxy's own error, or the daemon's reset.
     pub fn relay(
         &self,
         link: &Link,
@@ -280,7 +268,7 @@ impl Proxy {
         request: Request<Incoming>,
         tally: Arc<Tally>,
         mut on_end: OnEnd,
-    ) -> impl Future<Output = Answer> + Send {
+    ) -> impl Future<Output = CallResult> + Send {
         let backend = link.backend();
         // Boxed before anything is waited for: a Solve waits for hours, and each future around it
         // would hold the memory of a request that has been sent.
@@ -292,11 +280,11 @@ impl Proxy {
                 Ok(response) => Ok(relay::response(response, Arc::clone(backend), tally, on_end)),
                 Err(SendError::Proxy(error)) => {
                     on_end.fire(End::BackendLost);
-                    Ok(self.reject(&error))
+                    Err(error.into())
                 }
                 Err(SendError::Reset(error)) => {
                     on_end.fire(End::DaemonReset);
-                    Err(ResetError::like(&error))
+                    Err(ResetError::like(&error).into())
                 }
             }
         }

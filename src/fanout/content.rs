@@ -2,15 +2,15 @@
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use http::{Request, Response};
-use hyper::body::Incoming;
+use http::Response;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{ANSWER_TIMEOUT, Answer, ask_all, history::forward, missing, nobody, reachable};
 use crate::{
+    call::{Call, CallResult},
     error::ok_trailers,
     ids::{Id, Key},
-    proxy::{self, Proxy},
+    proxy::Proxy,
     relay::Body,
     upstream::Link,
     wire::{
@@ -22,13 +22,10 @@ use crate::{
 /// Info and Read: to a daemon that has the digest; to any if none has, for its error.
 ///
 /// # Errors
-/// The daemon reset the stream.
-pub async fn by_digest(proxy: &Proxy, request: Request<Incoming>) -> proxy::Answer {
-    let (parts, body) = request.into_parts();
-    let (message, rest) = match proxy.read_message(body).await {
-        Ok(read) => read,
-        Err(error) => return Ok(proxy.reject(&error)),
-    };
+/// The proxy's own error, or the daemon's reset.
+pub async fn by_digest(proxy: &Proxy, call: Call) -> CallResult {
+    let Call { parts, body, .. } = call;
+    let (message, rest) = proxy.read_message(body).await?;
     let digest = wire::decode::<InfoRequest>(&message.framed()).unwrap_or_default().digest;
     let link = match Id::new(&digest) {
         Some(id) => holder(proxy, &id).await,
@@ -43,16 +40,14 @@ pub async fn by_digest(proxy: &Proxy, request: Request<Incoming>) -> proxy::Answ
 /// List and ListStatuses: the streams of all daemons, one after the other as they come.
 ///
 /// # Errors
-/// Never: a daemon's reset is a missing part.
-pub async fn list(proxy: &Proxy, request: Request<Incoming>) -> proxy::Answer {
-    let (parts, body) = request.into_parts();
-    let message = match proxy.read_message(body).await {
-        Ok((message, _rest)) => message.into_bytes(),
-        Err(error) => return Ok(proxy.reject(&error)),
-    };
+/// The proxy's own error; a daemon's reset is a missing part.
+pub async fn list(proxy: &Proxy, call: Call) -> CallResult {
+    let Call { parts, body, .. } = call;
+    let (message, _rest) = proxy.read_message(body).await?;
+    let message = message.into_bytes();
     let answers = ask_all(proxy, &parts, &message).await;
     let Some(headers) = answers.first().map(|answer| answer.response.headers().clone()) else {
-        return Ok(proxy.reject(&nobody(proxy)));
+        return Err(nobody(proxy).into());
     };
     let (sender, receiver) = mpsc::channel(8);
     let (end, ended) = oneshot::channel();

@@ -4,15 +4,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response};
-use hyper::body::{Body as _, Incoming};
+use http::Response;
+use hyper::body::Body as _;
 use rand::seq::SliceRandom as _;
 
 use super::{ANSWER_TIMEOUT, PartError, copy, missing, nobody, reachable};
 use crate::{
+    call::{Call, CallResult},
     error::ProxyError,
     fleet::Backend,
-    proxy::{self, Proxy},
+    proxy::Proxy,
     relay::{self, Body, OnEnd, Received, ResetError},
     upstream::SendError,
 };
@@ -22,17 +23,14 @@ use crate::{
 /// The call changes nothing, so it may be asked twice.
 ///
 /// # Errors
-/// The daemon reset the stream.
-pub async fn first_answer(proxy: &Proxy, request: Request<Incoming>) -> proxy::Answer {
-    let (parts, body) = request.into_parts();
+/// The proxy's own error, or the daemon's reset.
+pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
+    let Call { parts, body, .. } = call;
     if body.is_end_stream() {
         // Without a message: a daemon says best what is missing.
         return proxy.relay_to_any(parts, Bytes::new(), body).await;
     }
-    let (message, rest) = match proxy.read_message(body).await {
-        Ok(read) => read,
-        Err(error) => return Ok(proxy.reject(&error)),
-    };
+    let (message, rest) = proxy.read_message(body).await?;
     if !rest.is_end_stream() {
         return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
     }
@@ -55,7 +53,7 @@ pub async fn first_answer(proxy: &Proxy, request: Request<Incoming>) -> proxy::A
         };
         match answer {
             Ok(response) => return Ok(passed_on(response, backend)),
-            Err(SendError::Reset(error)) => return Err(ResetError::like(&error)),
+            Err(SendError::Reset(error)) => return Err(ResetError::like(&error).into()),
             Err(SendError::Proxy(error)) => {
                 failures.push(error.to_string());
                 missing(&backend, &parts, &PartError::Unreachable(error.to_string()));
@@ -67,7 +65,7 @@ pub async fn first_answer(proxy: &Proxy, request: Request<Incoming>) -> proxy::A
         // What each of them is down with, as a build is told.
         false => ProxyError::NoBackend(failures.join("; ")),
     };
-    Ok(proxy.reject(&error))
+    Err(error.into())
 }
 
 fn passed_on(response: Response<Received>, backend: Arc<Backend>) -> Response<Body> {

@@ -4,9 +4,8 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use http::{HeaderMap, Request, Response, request::Parts};
+use http::{HeaderMap, Response, request::Parts};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 
@@ -14,10 +13,11 @@ use super::{
     ANSWER_TIMEOUT, Answer, PartError, ask, ask_all, messages, missing, nobody, reachable,
 };
 use crate::{
+    call::{Call, CallResult},
     error::{ok_trailers, status_code},
     fleet::Backend,
     ids::{Id, Key},
-    proxy::{self, Proxy},
+    proxy::Proxy,
     relay::{Body, Received},
     upstream::Link,
     wire::{
@@ -35,13 +35,10 @@ const JOIN_INTERVAL: Duration = Duration::from_secs(2);
 /// ListenBuildHistory.
 ///
 /// # Errors
-/// The daemon that alone was asked reset the stream.
-pub async fn listen(proxy: &Proxy, request: Request<Incoming>) -> proxy::Answer {
-    let (parts, body) = request.into_parts();
-    let (message, rest) = match proxy.read_message(body).await {
-        Ok(read) => read,
-        Err(error) => return Ok(proxy.reject(&error)),
-    };
+/// The proxy's own error, or the reset of the daemon that alone was asked.
+pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
+    let Call { parts, body, .. } = call;
+    let (message, rest) = proxy.read_message(body).await?;
     let Ok(query) = wire::decode::<BuildHistoryRequest>(&message.framed()) else {
         // A daemon says best what is wrong with it.
         return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
@@ -54,7 +51,7 @@ pub async fn listen(proxy: &Proxy, request: Request<Incoming>) -> proxy::Answer 
     }
     let answers = ask_all(proxy, &parts, &message).await;
     let Some(headers) = answers.first().map(|answer| answer.response.headers().clone()) else {
-        return Ok(proxy.reject(&nobody(proxy)));
+        return Err(nobody(proxy).into());
     };
     let body = if query.early_exit && query.limit > 0 {
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
@@ -73,20 +70,17 @@ pub async fn listen(proxy: &Proxy, request: Request<Incoming>) -> proxy::Answer 
 /// UpdateBuildHistory: to the daemon that has the record; to any if none has, for its error.
 ///
 /// # Errors
-/// The daemon reset the stream.
-pub async fn update(proxy: &Proxy, request: Request<Incoming>) -> proxy::Answer {
-    let (parts, body) = request.into_parts();
-    let (message, rest) = match proxy.read_message(body).await {
-        Ok(read) => read,
-        Err(error) => return Ok(proxy.reject(&error)),
-    };
+/// The proxy's own error, or the daemon's reset.
+pub async fn update(proxy: &Proxy, call: Call) -> CallResult {
+    let Call { parts, body, .. } = call;
+    let (message, rest) = proxy.read_message(body).await?;
     let Some(id) = message.build_ref() else {
         return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
     };
     let link = match proxy.known_link(&Key::Build(id.clone())) {
         Ok(Some((link, _tally))) => Some(link),
         Ok(None) => locate(proxy, &id).await,
-        Err(error) => return Ok(proxy.reject(&error)),
+        Err(error) => return Err(error.into()),
     };
     match link {
         Some(link) => proxy.relay_call(&link, parts, message.into_bytes(), rest).await,

@@ -1,13 +1,13 @@
 //! Prune: every daemon prunes, the records come as they are freed.
 
-use http::{HeaderMap, Request, Response};
-use hyper::body::Incoming;
+use http::{HeaderMap, Response};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Answer, ask_all, history::forward, missing, nobody};
 use crate::{
+    call::{Call, CallResult},
     error::ok_trailers,
-    proxy::{self, Proxy},
+    proxy::Proxy,
     relay::Body,
 };
 
@@ -16,16 +16,14 @@ use crate::{
 /// Space limits of the request apply to each daemon, as each has its own disk.
 ///
 /// # Errors
-/// Never: a daemon's reset ends the merged stream with an error.
-pub async fn prune(proxy: &Proxy, request: Request<Incoming>) -> proxy::Answer {
-    let (parts, body) = request.into_parts();
-    let message = match proxy.read_message(body).await {
-        Ok((message, _rest)) => message.into_bytes(),
-        Err(error) => return Ok(proxy.reject(&error)),
-    };
+/// The proxy's own error; a daemon's reset ends the merged stream with an error.
+pub async fn prune(proxy: &Proxy, call: Call) -> CallResult {
+    let Call { parts, body, .. } = call;
+    let (message, _rest) = proxy.read_message(body).await?;
+    let message = message.into_bytes();
     let answers = ask_all(proxy, &parts, &message).await;
     let Some(headers) = answers.first().map(|answer| answer.response.headers().clone()) else {
-        return Ok(proxy.reject(&nobody(proxy)));
+        return Err(nobody(proxy).into());
     };
     let (sender, receiver) = mpsc::channel(8);
     let (end, ended) = oneshot::channel();

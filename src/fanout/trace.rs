@@ -1,24 +1,19 @@
 //! Trace export: spans go to the daemon that runs the build they belong to.
 
-use http::Request;
-use hyper::body::Incoming;
-
 use crate::{
+    call::{Call, CallResult},
     ids::Key,
-    proxy::{self, Proxy},
+    proxy::Proxy,
     wire::{self, trace::ExportTraceServiceRequest},
 };
 
 /// TraceService/Export: by the first span's trace id; to any daemon if that is unknown.
 ///
 /// # Errors
-/// The daemon reset the stream.
-pub async fn export(proxy: &Proxy, request: Request<Incoming>) -> proxy::Answer {
-    let (parts, body) = request.into_parts();
-    let (message, rest) = match proxy.read_message(body).await {
-        Ok(read) => read,
-        Err(error) => return Ok(proxy.reject(&error)),
-    };
+/// The proxy's own error, or the daemon's reset.
+pub async fn export(proxy: &Proxy, call: Call) -> CallResult {
+    let Call { parts, body, .. } = call;
+    let (message, rest) = proxy.read_message(body).await?;
     let export: ExportTraceServiceRequest = wire::decode(&message.framed()).unwrap_or_default();
     let spans = export.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
     let trace = spans

@@ -2,13 +2,13 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::future::join_all;
-use http::{Request, Response};
-use hyper::body::Incoming;
+use http::Response;
 
 use super::{Answer, PartError, ask_all, messages, missing, nobody};
 use crate::{
+    call::{Call, CallResult},
     error::{ProxyError, ok_trailers, trailers_only},
-    proxy::{self, Proxy},
+    proxy::Proxy,
     relay::Body,
     wire::{MAX_MESSAGE_LEN, PREFIX_LEN},
 };
@@ -17,13 +17,11 @@ use crate::{
 /// its parts (protobuf encoding, "Merge").
 ///
 /// # Errors
-/// Never: a daemon's reset is a missing part.
-pub async fn disk_usage(proxy: &Proxy, request: Request<Incoming>) -> proxy::Answer {
-    let (parts, body) = request.into_parts();
-    let message = match proxy.read_message(body).await {
-        Ok((message, _rest)) => message.into_bytes(),
-        Err(error) => return Ok(proxy.reject(&error)),
-    };
+/// The proxy's own error; a daemon's reset is a missing part.
+pub async fn disk_usage(proxy: &Proxy, call: Call) -> CallResult {
+    let Call { parts, body, .. } = call;
+    let (message, _rest) = proxy.read_message(body).await?;
+    let message = message.into_bytes();
     let answers = ask_all(proxy, &parts, &message).await;
     let read = join_all(answers.into_iter().map(|Answer { backend, response }| async {
         let headers = response.headers().clone();
@@ -46,15 +44,16 @@ pub async fn disk_usage(proxy: &Proxy, request: Request<Incoming>) -> proxy::Ans
             }
         }
     }
-    Ok(match (headers, refusal) {
-        (Some(_), _) if merged.len() > MAX_MESSAGE_LEN => proxy.reject(&ProxyError::Limit(
+    match (headers, refusal) {
+        (Some(_), _) if merged.len() > MAX_MESSAGE_LEN => Err(ProxyError::Limit(
             "the fleet's disk usage is larger than one gRPC message may be; use a filter",
-        )),
-        (Some(headers), _) => respond(headers, framed(&merged)),
+        )
+        .into()),
+        (Some(headers), _) => Ok(respond(headers, framed(&merged))),
         // All refused, as a filter that none understands: the client gets a daemon's own words.
-        (None, Some((_headers, trailers))) => trailers_only(trailers),
-        (None, None) => proxy.reject(&nobody(proxy)),
-    })
+        (None, Some((_headers, trailers))) => Ok(trailers_only(trailers)),
+        (None, None) => Err(nobody(proxy).into()),
+    }
 }
 
 fn framed(payload: &[u8]) -> Bytes {

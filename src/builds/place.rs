@@ -6,11 +6,11 @@ use tracing::warn;
 
 use super::solve::Solve;
 use crate::{
+    client::Client,
     directory::{Binding, Bound, Claim, Decision, Lease},
     error::ProxyError,
     fleet::{Backend, BuildCount},
     ids::{Key, TraceId},
-    origin::Origin,
     policy::{KeyHash, Policy},
     proxy::{LinkKind, Opened, Proxy},
     running::Why,
@@ -30,12 +30,12 @@ pub(super) async fn solve(
     proxy: &Proxy,
     solve: &Solve,
     trace: Option<TraceId>,
-    origin: &Origin,
+    client: &Client,
 ) -> Result<Placed, ProxyError> {
     let companions = if proxy.policy.spread_bake_targets && !solve.linked {
         Vec::new()
     } else {
-        solve.companions(trace, origin.connection)
+        solve.companions(trace, client.connection)
     };
     let decision = match claim(proxy, &solve.keys(), &companions, !solve.internal).await {
         Ok(decision) => decision,
@@ -87,12 +87,12 @@ pub(super) async fn session(
     key: &Key,
     ended: Option<Arc<Backend>>,
     trace: Option<TraceId>,
-    origin: &Origin,
+    client: &Client,
 ) -> Result<(Bound, Option<Lease>), ProxyError> {
     let companions = match (&ended, trace) {
         (Some(_), _) => Vec::new(),
         (None, Some(trace)) => vec![Key::Trace(trace)],
-        (None, None) => vec![Key::Connection(origin.connection)],
+        (None, None) => vec![Key::Connection(client.connection)],
     };
     let keys = std::slice::from_ref(key);
     let (binding, lease) = match claim(proxy, keys, &companions, true).await {

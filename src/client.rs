@@ -1,4 +1,4 @@
-//! Where a stream came from, and what its connection carries.
+//! Who calls: the connection a stream came on, its address, and what runs on that connection.
 
 use std::{
     net::IpAddr,
@@ -6,37 +6,34 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
 };
 
 use tokio::sync::Notify;
 
-/// Where a stream came from.
+/// The client that a stream came from.
 #[derive(Debug, Clone)]
-pub struct Origin {
+pub struct Client {
     /// Number of the downstream connection, unique in this process.
     pub connection: u64,
-    /// Address of the client, unless it came through a Unix socket.
-    pub client: Option<IpAddr>,
-    /// What runs on that connection.
-    pub load: Arc<ConnectionLoad>,
-    /// When the stream arrived.
-    pub arrived: Instant,
+    /// Its address, unless it came through a Unix socket.
+    pub address: Option<IpAddr>,
+    /// The builds and sessions that run on that connection.
+    pub active: Arc<ActiveStreams>,
 }
 
 /// The Solve and Session streams of one downstream connection: while there are any, a drain must
 /// leave it open for the later calls of their builds.
 #[derive(Debug, Default)]
-pub struct ConnectionLoad {
+pub struct ActiveStreams {
     open: AtomicUsize,
     idle: Notify,
 }
 
-impl ConnectionLoad {
+impl ActiveStreams {
     /// Counts one stream while the guard lives.
-    pub fn enter(self: &Arc<Self>) -> LoadGuard {
+    pub fn enter(self: &Arc<Self>) -> ActiveStream {
         self.open.fetch_add(1, Ordering::Relaxed);
-        LoadGuard(Arc::clone(self))
+        ActiveStream(Arc::clone(self))
     }
 
     /// Whether no Solve and no Session is open.
@@ -54,9 +51,9 @@ impl ConnectionLoad {
 
 /// One open Solve or Session stream.
 #[derive(Debug)]
-pub struct LoadGuard(Arc<ConnectionLoad>);
+pub struct ActiveStream(Arc<ActiveStreams>);
 
-impl Drop for LoadGuard {
+impl Drop for ActiveStream {
     fn drop(&mut self) {
         if self.0.open.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.idle.notify_one();

@@ -2,18 +2,18 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tracing::info;
 
 use super::{place::Placed, solve::Solve};
 use crate::{
+    client::{ActiveStream, Client},
     directory::{Binding, Lease, Lookup},
     fleet::BuildCount,
     ids::{Id, Key},
     metrics::{Metrics, code_name},
-    origin::{LoadGuard, Origin},
     policy::KeyHash,
     proxy::Proxy,
     relay::{End, OnEnd, Tally},
@@ -30,12 +30,18 @@ pub(super) struct Report {
     _binding: Arc<Binding>,
     _lease: Lease,
     _count: BuildCount,
-    _load: LoadGuard,
+    _active: ActiveStream,
 }
 
 impl Report {
     /// Counts the decision and starts the build's count.
-    pub(super) fn new(proxy: &Proxy, solve: &Solve, placed: Placed, origin: &Origin) -> Self {
+    pub(super) fn new(
+        proxy: &Proxy,
+        solve: &Solve,
+        placed: Placed,
+        client: &Client,
+        arrived: Instant,
+    ) -> Self {
         let tally = |key: Option<Key>| match key.map(|key| proxy.directory.lookup(&key)) {
             Some(Lookup::Live(bound)) => bound.tally,
             _ => Arc::default(),
@@ -48,8 +54,8 @@ impl Report {
             policy: proxy.policy.policy,
             backend: Arc::clone(placed.binding.link.backend()),
             why: placed.why,
-            arrived: origin.arrived,
-            wait: origin.arrived.elapsed(),
+            arrived,
+            wait: arrived.elapsed(),
         };
         let report = Self {
             metrics: Arc::clone(&proxy.metrics),
@@ -59,7 +65,7 @@ impl Report {
             _count: placed.count,
             _binding: placed.binding,
             _lease: placed.lease,
-            _load: origin.load.enter(),
+            _active: client.active.enter(),
         };
         report.count_decision();
         // At once: more builds of a new project may come before this one ends, and share its steps. One
@@ -128,15 +134,15 @@ pub(super) struct SessionReport {
     metrics: Arc<Metrics>,
     binding: Arc<Binding>,
     _lease: Lease,
-    _load: LoadGuard,
+    _active: ActiveStream,
 }
 
 impl SessionReport {
     /// Starts the session's count.
-    pub(super) fn new(proxy: &Proxy, binding: Arc<Binding>, lease: Lease, origin: &Origin) -> Self {
+    pub(super) fn new(proxy: &Proxy, binding: Arc<Binding>, lease: Lease, client: &Client) -> Self {
         binding.link.backend().metrics().sessions_active.inc();
         let metrics = Arc::clone(&proxy.metrics);
-        Self { metrics, binding, _lease: lease, _load: origin.load.enter() }
+        Self { metrics, binding, _lease: lease, _active: client.active.enter() }
     }
 
     /// Reports when the Session's stream ends.

@@ -21,13 +21,14 @@ use self::{
 };
 use crate::{
     affinity::{AffinityKey, Facts, rules::HINT_HEADER},
+    call::{Call, CallResult},
+    client::Client,
     directory::{Bound, Lease, Lookup},
     error::ProxyError,
     fanout,
     ids::{self, Id, Key, TraceId},
-    origin::Origin,
     policy::Policy,
-    proxy::{Answer, Proxy},
+    proxy::Proxy,
     relay::{OnEnd, Tally},
     upstream::Link,
     wire::{self, control::SolveRequest},
@@ -54,15 +55,11 @@ const STATUS_LOOKUP: Duration = Duration::from_secs(1);
 /// not kept as long.
 ///
 /// # Errors
-/// The daemon reset the stream.
-pub async fn solve(proxy: &Proxy, request: Request<Incoming>, origin: &Origin) -> Answer {
-    match Box::pin(bind_solve(proxy, request, origin)).await {
-        Ok(Ready { link, message, request, report }) => {
-            let (tally, on_end) = (report.tally(), report.on_end());
-            proxy.relay(&link, message, *request, tally, on_end).await
-        }
-        Err(error) => Ok(proxy.reject(&error)),
-    }
+/// The proxy's own error, or the daemon's reset.
+pub async fn solve(proxy: &Proxy, call: Call) -> CallResult {
+    let Ready { link, message, request, report } = Box::pin(bind_solve(proxy, call)).await?;
+    let (tally, on_end) = (report.tally(), report.on_end());
+    proxy.relay(&link, message, *request, tally, on_end).await
 }
 
 /// A Solve that has its place.
@@ -74,67 +71,61 @@ struct Ready {
     report: Report,
 }
 
-async fn bind_solve(
-    proxy: &Proxy,
-    request: Request<Incoming>,
-    origin: &Origin,
-) -> Result<Ready, ProxyError> {
-    let trace = ids::trace(request.headers());
-    let (parts, body) = request.into_parts();
+async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
+    let Call { parts, body, client, arrived } = call;
+    let trace = ids::trace(&parts.headers);
     let (message, rest) = proxy.read_message(body).await?;
     let solve = wire::decode::<SolveRequest>(&message.framed())
         .map_err(|error| ProxyError::from_solve(&error))?;
-    let affinity = affinity_key(proxy, &solve, &parts.headers, origin).await;
+    let affinity = affinity_key(proxy, &solve, &parts.headers, &client).await;
     let solve = Solve::new(&solve, affinity);
-    let placed = place::solve(proxy, &solve, trace, origin).await?;
+    let placed = place::solve(proxy, &solve, trace, &client).await?;
     Ok(Ready {
         link: placed.binding.link.clone(),
         message: message.into_bytes(),
         request: Box::new(Request::from_parts(parts, rest)),
-        report: Report::new(proxy, &solve, placed, origin),
+        report: Report::new(proxy, &solve, placed, &client, arrived),
     })
 }
 
 /// Control/Session: joins its Solve's binding.
 ///
 /// # Errors
-/// The daemon reset the stream.
-pub async fn session(proxy: &Proxy, request: Request<Incoming>, id: Id, origin: &Origin) -> Answer {
-    let trace = ids::trace(request.headers());
+/// The proxy's own error, or the daemon's reset.
+pub async fn session(proxy: &Proxy, call: Call, id: Id) -> CallResult {
+    let trace = ids::trace(&call.parts.headers);
     if proxy.rules.read_shared_key() {
-        proxy.shared_keys.declare(&id, request.headers());
+        proxy.shared_keys.declare(&id, &call.parts.headers);
     }
     let key = Key::Session(id);
     // The early lease keeps a binding that no Solve holds yet, until the stream itself does.
-    let (Bound { binding, tally }, early) = match bind_session(proxy, &key, trace, origin).await {
-        Ok(bound) => bound,
-        Err(error) => return Ok(refuse::session(proxy, request, &error).await),
-    };
+    let (Bound { binding, tally }, early) =
+        match bind_session(proxy, &key, trace, &call.client).await {
+            Ok(bound) => bound,
+            Err(error) => return refuse::session(call.body, error).await,
+        };
     let Some(lease) = proxy.directory.open_session(&key, &binding) else {
-        return Ok(proxy.reject(&ProxyError::SessionOpen(key.to_string())));
+        return Err(ProxyError::SessionOpen(key.to_string()).into());
     };
     drop(early);
     let link = binding.link.clone();
-    let report = SessionReport::new(proxy, binding, lease, origin);
-    proxy.relay(&link, Bytes::new(), request, tally, report.on_end()).await
+    let report = SessionReport::new(proxy, binding, lease, &call.client);
+    proxy.relay(&link, Bytes::new(), call.into_request(), tally, report.on_end()).await
 }
 
 /// Control/Status: reads the ref, joins that build's binding or the daemon that has its record.
 ///
 /// # Errors
-/// The daemon reset the stream.
-pub async fn status(proxy: &Proxy, request: Request<Incoming>) -> Answer {
-    let (parts, body) = request.into_parts();
-    let (message, rest) = match proxy.read_message(body).await {
-        Ok(read) => read,
-        Err(error) => return Ok(proxy.reject(&error)),
-    };
+/// The proxy's own error, or the daemon's reset.
+pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
+    let Call { parts, body, .. } = call;
+    let (message, rest) = proxy.read_message(body).await?;
     let Some(id) = message.build_ref() else {
         return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
     };
     let (link, tally) = match status_link(proxy, &id).await {
         Ok(found) => found,
-        Err(error) => return Ok(refuse::status(proxy, &error)),
+        Err(error) => return refuse::status(error),
     };
     let request = Request::from_parts(parts, rest);
     proxy.relay(&link, message.into_bytes(), request, tally, OnEnd::new(drop)).await
@@ -143,36 +134,31 @@ pub async fn status(proxy: &Proxy, request: Request<Incoming>) -> Answer {
 /// A call with the build's ref in its metadata (LLBBridge): joins the build's binding.
 ///
 /// # Errors
-/// The daemon reset the stream.
-pub async fn bridge(proxy: &Proxy, request: Request<Incoming>, id: Id) -> Answer {
-    let (link, tally) = match park(proxy, &Key::Build(id), BRIDGE_PARK).await {
-        Ok(found) => found,
-        Err(error) => return Ok(proxy.reject(&error)),
-    };
-    proxy.relay(&link, Bytes::new(), request, tally, OnEnd::new(drop)).await
+/// The proxy's own error, or the daemon's reset.
+pub async fn bridge(proxy: &Proxy, call: Call, id: Id) -> CallResult {
+    let (link, tally) = park(proxy, &Key::Build(id), BRIDGE_PARK).await?;
+    proxy.relay(&link, Bytes::new(), call.into_request(), tally, OnEnd::new(drop)).await
 }
 
 /// A call of a method yet unknown that names a session: wherever that is, else any daemon.
 ///
 /// # Errors
-/// The daemon reset the stream.
-pub async fn follow(proxy: &Proxy, request: Request<Incoming>, key: &Key) -> Answer {
-    match proxy.known_link(key) {
-        Ok(Some((link, tally))) => {
-            proxy.relay(&link, Bytes::new(), request, tally, OnEnd::new(drop)).await
+/// The proxy's own error, or the daemon's reset.
+pub async fn follow(proxy: &Proxy, call: Call, key: &Key) -> CallResult {
+    match proxy.known_link(key)? {
+        Some((link, tally)) => {
+            proxy.relay(&link, Bytes::new(), call.into_request(), tally, OnEnd::new(drop)).await
         }
-        Ok(None) => any(proxy, request).await,
-        Err(error) => Ok(proxy.reject(&error)),
+        None => any(proxy, call).await,
     }
 }
 
 /// A call that any daemon can answer, or that only a daemon can refuse.
 ///
 /// # Errors
-/// The daemon reset the stream.
-pub async fn any(proxy: &Proxy, request: Request<Incoming>) -> Answer {
-    let (parts, body) = request.into_parts();
-    proxy.relay_to_any(parts, Bytes::new(), body).await
+/// The proxy's own error, or the daemon's reset.
+pub async fn any(proxy: &Proxy, call: Call) -> CallResult {
+    proxy.relay_to_any(call.parts, Bytes::new(), call.body).await
 }
 
 /// What the build's cache is known by. A probe of the client's has no cache.
@@ -180,15 +166,15 @@ async fn affinity_key(
     proxy: &Proxy,
     request: &SolveRequest,
     headers: &HeaderMap,
-    origin: &Origin,
+    client: &Client,
 ) -> Option<AffinityKey> {
     if request.internal {
         return None;
     }
-    let client = origin.client.map(|client| client.to_string());
+    let address = client.address.map(|address| address.to_string());
     let facts = Facts {
         hint: headers.get(HINT_HEADER).and_then(|hint| hint.to_str().ok()),
-        client: client.as_deref(),
+        client: address.as_deref(),
         ..Facts::new(request)
     };
     // Only where the key decides is it worth a wait.
@@ -206,7 +192,7 @@ async fn bind_session(
     proxy: &Proxy,
     key: &Key,
     trace: Option<TraceId>,
-    origin: &Origin,
+    client: &Client,
 ) -> Result<(Bound, Option<Lease>), ProxyError> {
     let ended = match proxy.directory.lookup(key) {
         Lookup::Live(bound) => return Ok((bound, None)),
@@ -220,7 +206,7 @@ async fn bind_session(
     {
         return Ok((bound, None));
     }
-    place::session(proxy, key, ended, trace, origin).await
+    place::session(proxy, key, ended, trace, client).await
 }
 
 async fn status_link(proxy: &Proxy, id: &Id) -> Result<(Link, Arc<Tally>), ProxyError> {
