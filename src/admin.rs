@@ -33,13 +33,13 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 pub struct Admin {
     pools: Arc<[Pool]>,
     families: Arc<Families>,
-    drain: CancellationToken,
+    leaving: CancellationToken,
 }
 
 impl Admin {
-    /// Tells of `pools`, `families` and whether `drain` has begun.
-    pub fn new(pools: &Arc<[Pool]>, families: &Arc<Families>, drain: &CancellationToken) -> Self {
-        Self { pools: Arc::clone(pools), families: Arc::clone(families), drain: drain.clone() }
+    /// Tells of `pools`, `families` and whether the proxy was told to end.
+    pub fn new(pools: &Arc<[Pool]>, families: &Arc<Families>, leaving: &CancellationToken) -> Self {
+        Self { pools: Arc::clone(pools), families: Arc::clone(families), leaving: leaving.clone() }
     }
 }
 
@@ -72,7 +72,7 @@ async fn alive() -> &'static str {
 /// Ready if any pool is: the others' clients would gain nothing from losing this proxy.
 async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
     let is_ready = |pool: &Pool| pool.proxy.fleet.is_ready();
-    let (code, word) = if admin.drain.is_cancelled() {
+    let (code, word) = if admin.leaving.is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining")
     } else if admin.pools.iter().any(is_ready) {
         (StatusCode::OK, "ok")

@@ -48,10 +48,14 @@ pub struct App {
     downstream: TaskTracker,
     /// Listeners, upstream connections, prober, admin port: ended after the drain.
     background: TaskTracker,
+    /// The proxy was told to end, and says so to whoever asks whether it is ready.
+    leaving: CancellationToken,
+    /// It accepts nobody any more.
     drain: CancellationToken,
     stop: CancellationToken,
     listen: Vec<Address>,
     admin_listen: SocketAddr,
+    drain_delay: Duration,
     drain_timeout: Duration,
 }
 
@@ -74,7 +78,7 @@ impl App {
         let families = Families::new();
         let downstream = TaskTracker::new();
         let background = TaskTracker::new();
-        let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
+        let [leaving, drain, stop] = std::array::from_fn(|_| CancellationToken::new());
         let mut pools = Vec::new();
         for pool in config.pools {
             pools.push(
@@ -84,7 +88,7 @@ impl App {
         }
         let pools: Arc<[Pool]> = pools.into();
 
-        let state = admin::Admin::new(&pools, &families, &drain);
+        let state = admin::Admin::new(&pools, &families, &leaving);
         background.spawn(admin::serve(admin, state, stop.clone()));
         let limit = Arc::new(Semaphore::new(config.max_connections));
         let listen = listeners.iter().map(|(_pool, listener)| listener.address().clone()).collect();
@@ -101,10 +105,12 @@ impl App {
             families,
             downstream,
             background,
+            leaving,
             drain,
             stop,
             listen,
             admin_listen,
+            drain_delay: config.drain_delay,
             drain_timeout: config.drain_timeout,
         })
     }
@@ -124,20 +130,29 @@ impl App {
     pub async fn run(self, mut signals: Signals) {
         let signal = signals.next().await;
         let builds = self.builds();
-        info!(signal, builds, timeout = ?self.drain_timeout, "draining");
-        self.drain.cancel();
-        self.downstream.close();
+        info!(signal, builds, delay = ?self.drain_delay, timeout = ?self.drain_timeout, "draining");
+        self.leaving.cancel();
         self.families.drain_in_progress.set(1);
         tokio::select! {
-            () = self.downstream.wait() => info!("drained"),
-            () = tokio::time::sleep(self.drain_timeout) => warn!("drain timeout, cutting builds"),
+            () = self.wait_for_builds() => {}
             signal = signals.next() => warn!(signal, "second signal, cutting builds"),
-            () = self.report_drain() => {}
         }
         self.stop.cancel();
         self.background.close();
         for pool in self.pools.iter() {
             pool.close().await;
+        }
+    }
+
+    /// Goes on accepting for the delay, then waits for the builds, at most as long as a drain may take.
+    async fn wait_for_builds(&self) {
+        tokio::time::sleep(self.drain_delay).await;
+        self.drain.cancel();
+        self.downstream.close();
+        tokio::select! {
+            () = self.downstream.wait() => info!("drained"),
+            () = tokio::time::sleep(self.drain_timeout) => warn!("drain timeout, cutting builds"),
+            () = self.report_drain() => {}
         }
     }
 

@@ -52,6 +52,8 @@ pub struct Config {
     pub pods: Pods,
     /// Where probes and Prometheus connect.
     pub admin_listen: SocketAddr,
+    /// How long a proxy that was told to end goes on accepting.
+    pub drain_delay: Duration,
     /// How long a drain waits for builds before it cuts them.
     pub drain_timeout: Duration,
     /// Client connections at once, over all listeners.
@@ -111,6 +113,8 @@ impl Config {
             check(settings.dns_server.as_deref(), "dns-server", problems, parse_socket_addr);
         let admin = settings.admin_listen.as_deref().or(Some(DEFAULT_ADMIN_LISTEN));
         let admin_listen = check(admin, "admin-listen", problems, parse_socket_addr);
+        let drain_delay =
+            check(settings.drain_delay.as_deref(), "drain-delay", problems, parse_duration);
         let drain_timeout =
             check(settings.drain_timeout.as_deref(), "drain-timeout", problems, parse_duration);
         let max_connections =
@@ -149,6 +153,7 @@ impl Config {
                 },
             },
             admin_listen,
+            drain_delay: drain_delay.unwrap_or_default(),
             drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
             max_connections: max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS),
             worker_threads: worker_threads.unwrap_or_else(default_worker_threads),
@@ -173,6 +178,7 @@ impl Config {
             pod_deletion_cost: Some(self.pods.annotations.deletion_cost),
             safe_to_evict: Some(self.pods.annotations.safe_to_evict),
             admin_listen: Some(self.admin_listen.to_string()),
+            drain_delay: Some(humantime::format_duration(self.drain_delay).to_string()),
             drain_timeout: Some(humantime::format_duration(self.drain_timeout).to_string()),
             max_connections: Some(self.max_connections.to_string()),
             worker_threads: Some(self.worker_threads.to_string()),

@@ -114,6 +114,27 @@ fn a_drain_waits_for_the_build_and_serves_its_later_calls() {
 }
 
 #[test]
+fn a_proxy_told_to_end_is_unready_at_once_and_accepts_until_load_balancers_have_noticed() {
+    let fleet = Buildkitd::fleet(1);
+    let mut proxy = Proxy::in_front_of(&fleet).args(&["--drain-delay", "1h"]).start();
+    proxy.wait_ready(1, Duration::from_secs(20));
+    proxy.process.signal("TERM");
+    eventually("the proxy is unready", Duration::from_secs(2), || {
+        (proxy.admin("GET", "/readyz") == (503, "draining\n".to_owned())).then_some(())
+    });
+    succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo late")));
+    proxy.process.signal("TERM");
+    assert_eq!(proxy.process.wait(Duration::from_secs(5)).code(), Some(0));
+
+    let mut proxy = Proxy::in_front_of(&fleet).args(&["--drain-delay", "1s"]).start();
+    proxy.process.signal("TERM");
+    eventually("the proxy accepts nobody any more", Duration::from_secs(10), || {
+        std::net::TcpStream::connect(proxy.socket()).err()
+    });
+    assert_eq!(proxy.process.wait(Duration::from_secs(10)).code(), Some(0));
+}
+
+#[test]
 fn a_drain_without_builds_ends_at_once_and_a_second_signal_cuts() {
     let fleet = Buildkitd::fleet(1);
     let mut idle = Proxy::in_front_of(&fleet).start();

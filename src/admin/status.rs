@@ -22,7 +22,7 @@ pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
     }
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "draining": admin.drain.is_cancelled(),
+        "draining": admin.leaving.is_cancelled(),
         "pools": admin.pools.iter().map(spread).collect::<Vec<_>>(),
         "discovery": discovery,
         "backends": backends,

@@ -40,7 +40,12 @@ pub struct Settings {
     #[arg(long, env = "BUILDKIT_LB_ADMIN_LISTEN", value_name = "HOST:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_listen: Option<String>,
-    /// How long to wait for running builds after SIGTERM, as in 30s, 10m or 1h [default: 1h].
+    /// How long to go on accepting after SIGTERM, while /readyz says 503 already, so that load balancers
+    /// notice before a connection is refused [default: 0s].
+    #[arg(long, env = "BUILDKIT_LB_DRAIN_DELAY", value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_delay: Option<String>,
+    /// How long to wait for running builds after SIGTERM and the delay, as in 30s, 10m or 1h [default: 1h].
     #[arg(long, env = "BUILDKIT_LB_DRAIN_TIMEOUT", value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_timeout: Option<String>,
@@ -76,6 +81,7 @@ impl Settings {
             pod_deletion_cost: over.pod_deletion_cost.or(self.pod_deletion_cost),
             safe_to_evict: over.safe_to_evict.or(self.safe_to_evict),
             admin_listen: over.admin_listen.or(self.admin_listen),
+            drain_delay: over.drain_delay.or(self.drain_delay),
             drain_timeout: over.drain_timeout.or(self.drain_timeout),
             max_connections: over.max_connections.or(self.max_connections),
             worker_threads: over.worker_threads.or(self.worker_threads),
@@ -112,6 +118,7 @@ impl Settings {
                 "pod-deletion-cost" => settings.pod_deletion_cost = truth(&key, &value, problems),
                 "safe-to-evict" => settings.safe_to_evict = truth(&key, &value, problems),
                 "admin-listen" => settings.admin_listen = text(&key, value, problems),
+                "drain-delay" => settings.drain_delay = text(&key, value, problems),
                 "drain-timeout" => settings.drain_timeout = text(&key, value, problems),
                 "max-connections" => settings.max_connections = text(&key, value, problems),
                 "worker-threads" => settings.worker_threads = text(&key, value, problems),

@@ -52,7 +52,7 @@ fn daemons_are_named_or_found() {
 
 #[test]
 fn every_problem_is_told_in_one_run() {
-    let file = "polcy = 'x'\npolicy = 'best'\nlisten = 3\ndrain-timeout = 'soon'\n\
+    let file = "polcy = 'x'\npolicy = 'best'\nlisten = 3\ndrain-timeout = 'soon'\ndrain-delay = '-1s'\n\
                 backend = ['tcp://a', 'a=tcp://x:1', 'a=tcp://x:1', 'c=tcp://x:2?capacity=0']\nmax-connections = 0\n\
                 admin-listen = 'nowhere'\nlog-level = true\nspread-bake-targets = 1\nslow-start = 'fast'\npod-details = 'all'\n\
                 consistent-hash = { load-factor = 0.8, bound = 2 }\n\
@@ -64,6 +64,7 @@ fn every_problem_is_told_in_one_run() {
         "policy: `best`",
         "listen: must",
         "drain-timeout: `soon`",
+        "drain-delay: `-1s`",
         "backend: port is missing",
         "backend: the name `a`",
         "backend: the address",
@@ -106,6 +107,7 @@ fn a_capacity_stands_behind_the_address() {
 fn what_is_printed_reads_back() {
     let mut flags = backend("b=tcp://[::1]:1?capacity=3");
     flags.drain_timeout = Some("90s".into());
+    flags.drain_delay = Some("15s".into());
     flags.pod_details = Some(true);
     flags.safe_to_evict = Some(true);
     flags.pool.slow_start = Some("0s".into());

@@ -97,10 +97,10 @@ app.kubernetes.io/part-of: buildkit-lb
 
 {{/* The grace period of the proxy: never shorter than what it may take to drain. */}}
 {{- define "buildkit-lb.gracePeriod" -}}
-{{- $least := add (int .Values.drain.timeoutSeconds) (int .Values.drain.preStopSeconds) 10 }}
+{{- $least := add (int .Values.drain.timeoutSeconds) (int .Values.drain.delaySeconds) 10 }}
 {{- $grace := .Values.terminationGracePeriodSeconds | default $least | int }}
 {{- if lt (int $grace) (int $least) }}
-{{- fail (printf "terminationGracePeriodSeconds is %d, but a drain may take drain.timeoutSeconds + drain.preStopSeconds + 10 = %d: builds would be cut" $grace $least) }}
+{{- fail (printf "terminationGracePeriodSeconds is %d, but a drain may take drain.timeoutSeconds + drain.delaySeconds + 10 = %d: builds would be cut" $grace $least) }}
 {{- end }}
 {{- $grace }}
 {{- end }}
