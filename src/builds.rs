@@ -4,9 +4,8 @@
 //! them all over the binding's connection. Knows nothing of sockets; never sends a Solve or a Session
 //! twice.
 
-mod place;
+mod active;
 mod refuse;
-mod report;
 pub mod solve;
 
 use std::{sync::Arc, time::Duration};
@@ -16,17 +15,19 @@ use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 
 use self::{
-    report::{Report, SessionReport},
+    active::{ActiveBuild, ActiveSession},
     solve::Solve,
 };
 use crate::{
     affinity::{AffinityKey, Facts, rules::HINT_HEADER},
     call::{Call, CallResult},
     client::Client,
-    directory::{Bound, Lease, Lookup},
+    directory::{Bound, Lease, Lookup, Ties},
     error::ProxyError,
     fanout,
+    fleet::Backend,
     ids::{self, Id, Key, TraceId},
+    placement::{Placement, Wish},
     policy::Policy,
     proxy::Proxy,
     relay::{OnEnd, Tally},
@@ -57,8 +58,8 @@ const STATUS_LOOKUP: Duration = Duration::from_secs(1);
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn solve(proxy: &Proxy, call: Call) -> CallResult {
-    let Ready { link, message, request, report } = Box::pin(bind_solve(proxy, call)).await?;
-    let (tally, on_end) = (report.tally(), report.on_end());
+    let Ready { link, message, request, build } = Box::pin(bind_solve(proxy, call)).await?;
+    let (tally, on_end) = (build.tally(), build.on_end());
     proxy.relay(&link, message, *request, tally, on_end).await
 }
 
@@ -68,23 +69,29 @@ struct Ready {
     /// What has been read of its body.
     message: Bytes,
     request: Box<Request<Incoming>>,
-    report: Report,
+    build: ActiveBuild,
 }
 
 async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let Call { parts, body, client, arrived } = call;
     let trace = ids::trace(&parts.headers);
     let (message, rest) = proxy.read_message(body).await?;
-    let solve = wire::decode::<SolveRequest>(&message.framed())
+    let request = wire::decode::<SolveRequest>(&message.framed())
         .map_err(|error| ProxyError::from_solve(&error))?;
-    let affinity = affinity_key(proxy, &solve, &parts.headers, &client).await;
-    let solve = Solve::new(&solve, affinity);
-    let placed = place::solve(proxy, &solve, trace, &client).await?;
+    let mut solve = Solve::new(&request);
+    let deadline = Placement::deadline();
+    // From here on its siblings wait for what becomes of it.
+    let placing = proxy.directory.placing(solve.own());
+    solve.affinity = affinity_key(proxy, &request, &parts.headers, &client).await;
+    let spread = proxy.placement.policy().spread_bake_targets;
+    let wish = solve.wish(trace, client.connection, spread);
+    let placed = proxy.placement.place(wish, deadline).await?;
+    drop(placing);
     Ok(Ready {
         link: placed.binding.link.clone(),
         message: message.into_bytes(),
         request: Box::new(Request::from_parts(parts, rest)),
-        report: Report::new(proxy, &solve, placed, &client, arrived),
+        build: ActiveBuild::start(proxy, &solve, placed, &client, arrived),
     })
 }
 
@@ -109,8 +116,8 @@ pub async fn session(proxy: &Proxy, call: Call, id: Id) -> CallResult {
     };
     drop(early);
     let link = binding.link.clone();
-    let report = SessionReport::new(proxy, binding, lease, &call.client);
-    proxy.relay(&link, Bytes::new(), call.into_request(), tally, report.on_end()).await
+    let session = ActiveSession::start(proxy, binding, lease, &call.client);
+    proxy.relay(&link, Bytes::new(), call.into_request(), tally, session.on_end()).await
 }
 
 /// Control/Status: reads the ref, joins that build's binding or the daemon that has its record.
@@ -178,8 +185,8 @@ async fn affinity_key(
         ..Facts::new(request)
     };
     // Only where the key decides is it worth a wait.
-    let waits =
-        proxy.policy.policy == Policy::ConsistentHash && proxy.rules.waits_for_shared_key(&facts);
+    let waits = proxy.placement.policy().policy == Policy::ConsistentHash
+        && proxy.rules.waits_for_shared_key(&facts);
     let session = Id::new(&request.session).filter(|_| waits);
     let shared_key = match session {
         Some(session) => proxy.shared_keys.of(&session).await,
@@ -206,7 +213,35 @@ async fn bind_session(
     {
         return Ok((bound, None));
     }
-    place::session(proxy, key, ended, trace, client).await
+    let wish = session_wish(key, ended, trace, client);
+    let placed = proxy.placement.place(wish, Placement::deadline()).await?;
+    let bound = Bound { binding: placed.binding, tally: Arc::default() };
+    Ok((bound, Some(placed.lease)))
+}
+
+/// Where a Session belongs that no live Solve names: where its Solve `ended`, else beside its client's
+/// builds if there are any.
+fn session_wish(
+    key: &Key,
+    ended: Option<Arc<Backend>>,
+    trace: Option<TraceId>,
+    client: &Client,
+) -> Wish {
+    let follows = match (&ended, trace) {
+        (Some(_), _) => Vec::new(),
+        (None, Some(trace)) => vec![Key::Trace(trace)],
+        (None, None) => vec![Key::Connection(client.connection)],
+    };
+    let keys = vec![key.clone()];
+    let ties = Ties { own: keys.clone(), keys, attracts: follows.clone(), follows };
+    Wish {
+        ties: Arc::new(ties),
+        build: None,
+        linked: false,
+        key: None,
+        preferred: ended,
+        by_load: true,
+    }
 }
 
 async fn status_link(proxy: &Proxy, id: &Id) -> Result<(Link, Arc<Tally>), ProxyError> {

@@ -9,7 +9,8 @@
 //! - [`call`] one call and what becomes of it
 //! - [`builds`] reads each Solve, binds its build, parks the siblings
 //! - [`fanout`] the fleet's RPCs: ask every daemon, merge
-//! - [`proxy`] what all streams share: [`running`] builds, [`directory`] session or build -> binding
+//! - [`proxy`] what all streams share: the [`running`] builds; [`placement`] decides where a build goes,
+//!   [`directory`] session or build -> binding
 //! - [`affinity`] what a build's cache is known by
 //! - [`policy`] which backend takes a build
 //! - [`relay`] copies bodies unread; [`upstream`] one connection to a daemon
@@ -44,6 +45,7 @@ pub mod ids;
 pub mod io;
 pub mod listener;
 pub mod metrics;
+pub mod placement;
 pub mod policy;
 pub mod pool;
 pub mod proxy;

@@ -9,46 +9,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{
-    affinity::AffinityKey,
-    fleet::{Backend, Roster},
-    policy::{Choice, Obstacle, Outcome, Policy},
-};
-
-/// Why a build is where it is: what its log record tells.
-#[derive(Debug, Clone)]
-pub struct Why {
-    /// How the backend was found.
-    pub outcome: Outcome,
-    /// How many backends the key would rather have; `None` without a key.
-    pub rank: Option<usize>,
-    /// Builds that ran there.
-    pub load: u32,
-    /// Builds that could run there before the key spilled, if that was bounded.
-    pub bound: Option<u64>,
-    /// The key's home, if the build is elsewhere, and what kept it out.
-    pub passed_over: Option<(Arc<Backend>, Obstacle)>,
-}
-
-impl Why {
-    /// Something of the build is on `backend` already.
-    pub fn pinned(backend: &Backend) -> Self {
-        let load = backend.builds();
-        Self { outcome: Outcome::Pinned, rank: None, load, bound: None, passed_over: None }
-    }
-
-    /// A policy chose it from `roster`.
-    pub fn chosen(choice: &Choice, roster: &Roster) -> Self {
-        let backend = |index: usize| Arc::clone(&roster.backends()[index]);
-        Self {
-            outcome: choice.outcome,
-            rank: choice.rank,
-            load: choice.builds,
-            bound: choice.bound,
-            passed_over: choice.passed_over.map(|(index, obstacle)| (backend(index), obstacle)),
-        }
-    }
-}
+use crate::{affinity::AffinityKey, fleet::Backend, placement::Decision, policy::Policy};
 
 /// One build that has been placed.
 #[derive(Debug)]
@@ -64,7 +25,7 @@ pub struct RunningBuild {
     /// Where it runs.
     pub backend: Arc<Backend>,
     /// Why there.
-    pub why: Why,
+    pub decision: Decision,
     /// When its Solve arrived.
     pub arrived: Instant,
     /// How long it took to place it.
@@ -84,7 +45,7 @@ impl RunningBuild {
 
     /// The key's home and what keeps the build from it, if it is elsewhere.
     pub fn home(&self) -> (Option<&str>, Option<&'static str>) {
-        let home = self.why.passed_over.as_ref();
+        let home = self.decision.passed_over.as_ref();
         home.map(|(home, obstacle)| (home.name(), obstacle.label())).unzip()
     }
 }

@@ -34,7 +34,7 @@ pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
 fn spread(pool: &Pool) -> Value {
     json!({
         "name": pool.name(),
-        "policy": pool.proxy.policy.policy.to_string(),
+        "policy": pool.proxy.placement.policy().policy.to_string(),
         "ready": pool.proxy.fleet.is_ready(),
     })
 }
@@ -78,11 +78,11 @@ fn explained(pool: &str, build: &RunningBuild) -> Value {
         "key": build.key(),
         "key_source": build.key_source(),
         "policy": build.policy.to_string(),
-        "reason": build.why.outcome.label(),
+        "reason": build.decision.outcome.label(),
         "backend": build.backend.name(),
-        "rank": build.why.rank,
-        "load": build.why.load,
-        "bound": build.why.bound,
+        "rank": build.decision.rank,
+        "load": build.decision.load,
+        "bound": build.decision.bound,
         "home": home,
         "home_is": home_is,
         "seconds": build.arrived.elapsed().as_secs(),

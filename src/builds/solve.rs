@@ -1,9 +1,14 @@
 //! What a SolveRequest says about where its build belongs. Read permissively: whatever is missing or
 //! odd leaves a field empty, and the bytes go to the daemon as they came.
 
+use std::sync::Arc;
+
 use crate::{
     affinity::AffinityKey,
+    directory::Ties,
     ids::{Id, Key, TraceId},
+    placement::Wish,
+    policy::KeyHash,
     wire::control::{Attr, SolveRequest},
 };
 
@@ -30,8 +35,8 @@ pub struct Solve {
 }
 
 impl Solve {
-    /// Reads `request`, whose key is `affinity`.
-    pub fn new(request: &SolveRequest, affinity: Option<AffinityKey>) -> Self {
+    /// Reads all but the affinity key from `request`.
+    pub fn new(request: &SolveRequest) -> Self {
         let attrs = &request.frontend_attrs;
         let named = |attr: &&Attr| attr.key.starts_with(b"local-sessionid:");
         let shared = attrs
@@ -52,16 +57,37 @@ impl Solve {
             internal: request.internal,
             linked,
             groups: linked || attrs.iter().any(|attr| *attr.key == *b"filename"),
-            affinity,
+            affinity: None,
         }
     }
 
+    /// Its own ids.
+    pub fn own(&self) -> Vec<Key> {
+        let session = self.session.iter().cloned().map(Key::Session);
+        session.chain(self.build.iter().cloned().map(Key::Build)).collect()
+    }
+
     /// The ids it is bound by, the strongest first: a session that already serves files decides.
-    pub fn keys(&self) -> Vec<Key> {
+    fn keys(&self) -> Vec<Key> {
         let shared = self.shared.iter().cloned().map(Key::Session);
-        let own = self.session.iter().cloned().map(Key::Session);
-        let build = self.build.iter().cloned().map(Key::Build);
-        shared.chain(own).chain(build).collect()
+        shared.chain(self.own()).collect()
+    }
+
+    /// Where it belongs, as far as it says. With `spread`, a target that is not linked goes its own way.
+    pub fn wish(&self, trace: Option<TraceId>, connection: u64, spread: bool) -> Wish {
+        let follows =
+            if spread && !self.linked { Vec::new() } else { self.companions(trace, connection) };
+        // A probe must not decide where the builds after it go.
+        let attracts = if self.internal { Vec::new() } else { follows.clone() };
+        let ties = Ties { keys: self.keys(), own: self.own(), follows, attracts };
+        Wish {
+            ties: Arc::new(ties),
+            build: self.build.clone(),
+            linked: self.linked,
+            key: self.affinity.as_ref().map(|affinity| KeyHash::new(&affinity.key)),
+            preferred: None,
+            by_load: false,
+        }
     }
 
     /// Keys under which builds of the same invocation find each other.
@@ -70,7 +96,7 @@ impl Solve {
     /// id. CI may give many independent `buildctl` runs one trace id too (`TRACEPARENT`); these build
     /// one target each and set no `filename`, which buildx always does, so they share a backend only
     /// when they share a connection.
-    pub fn companions(&self, trace: Option<TraceId>, connection: u64) -> Vec<Key> {
+    fn companions(&self, trace: Option<TraceId>, connection: u64) -> Vec<Key> {
         match trace {
             Some(trace) if self.groups || self.internal => vec![Key::Trace(trace)],
             Some(trace) => vec![Key::TraceOnConnection(trace, connection)],
@@ -102,7 +128,7 @@ mod tests {
             ],
             ..Default::default()
         };
-        let solve = Solve::new(&request, None);
+        let solve = Solve::new(&request);
         let keys = [Key::Session(id("shared")), Key::Session(id("own")), Key::Build(id("r"))];
         assert_eq!(solve.keys(), keys);
         assert!(!solve.linked);
@@ -112,7 +138,7 @@ mod tests {
     fn an_input_context_links() {
         let linked = |key, value| {
             let frontend_attrs = vec![attr(key, value)];
-            Solve::new(&SolveRequest { frontend_attrs, ..Default::default() }, None).linked
+            Solve::new(&SolveRequest { frontend_attrs, ..Default::default() }).linked
         };
         assert!(linked("context:base", "input:0-b"));
         assert!(!linked("context:base", "docker-image://scratch"));
@@ -121,10 +147,10 @@ mod tests {
 
     #[test]
     fn independent_builds_of_one_trace_meet_only_on_one_connection() {
-        let plain = Solve::new(&SolveRequest::default(), None);
+        let plain = Solve::new(&SolveRequest::default());
         assert_eq!(plain.companions(Some([1; 16]), 7), [Key::TraceOnConnection([1; 16], 7)]);
         let frontend_attrs = vec![attr("filename", "Dockerfile")];
-        let buildx = Solve::new(&SolveRequest { frontend_attrs, ..Default::default() }, None);
+        let buildx = Solve::new(&SolveRequest { frontend_attrs, ..Default::default() });
         assert_eq!(buildx.companions(Some([1; 16]), 7), [Key::Trace([1; 16])]);
         assert_eq!(buildx.companions(None, 7), [Key::Connection(7)]);
     }

@@ -1,4 +1,4 @@
-//! What is counted and logged of a build and of a session: one record at its end.
+//! The life of a build and of a session: listed and counted from its start, one record at its end.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -7,22 +7,23 @@ use std::{
 
 use tracing::info;
 
-use super::{place::Placed, solve::Solve};
+use super::solve::Solve;
 use crate::{
     client::{ActiveStream, Client},
     directory::{Binding, Lease, Lookup},
     fleet::BuildCount,
     ids::{Id, Key},
     metrics::{Metrics, code_name},
+    placement::Placed,
     policy::KeyHash,
     proxy::Proxy,
     relay::{End, OnEnd, Tally},
     running::{Entry, RunningBuild},
 };
 
-/// Everything that lives as long as a Solve's stream.
+/// A build that runs, for as long as its Solve's stream.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(super) struct ActiveBuild {
     metrics: Arc<Metrics>,
     build: Entry,
     tally: Arc<Tally>,
@@ -33,9 +34,9 @@ pub(super) struct Report {
     _active: ActiveStream,
 }
 
-impl Report {
-    /// Counts the decision and starts the build's count.
-    pub(super) fn new(
+impl ActiveBuild {
+    /// Starts a build that has been `placed`: lists it, counts it, and notes that its key is warm there.
+    pub(super) fn start(
         proxy: &Proxy,
         solve: &Solve,
         placed: Placed,
@@ -51,13 +52,13 @@ impl Report {
             build: text(solve.build.as_ref()),
             session: text(solve.session.as_ref()),
             affinity: solve.affinity.clone(),
-            policy: proxy.policy.policy,
+            policy: proxy.placement.policy().policy,
             backend: Arc::clone(placed.binding.link.backend()),
-            why: placed.why,
+            decision: placed.decision,
             arrived,
             wait: arrived.elapsed(),
         };
-        let report = Self {
+        let active = Self {
             metrics: Arc::clone(&proxy.metrics),
             build: proxy.running.enter(build),
             tally: tally(solve.build.clone().map(Key::Build)),
@@ -67,13 +68,14 @@ impl Report {
             _lease: placed.lease,
             _active: client.active.enter(),
         };
-        report.count_decision();
+        active.count_decision();
         // At once: more builds of a new project may come before this one ends, and share its steps. One
         // that fails leaves what it has built by then.
         if let Some(affinity) = &solve.affinity {
-            proxy.placed(KeyHash::new(&affinity.key), &report.build.backend);
+            let key = KeyHash::new(&affinity.key);
+            proxy.placement.note_warm(key, &active.build.backend);
         }
-        report
+        active
     }
 
     /// Where the build's own bytes are counted.
@@ -81,13 +83,14 @@ impl Report {
         Arc::clone(&self.tally)
     }
 
-    /// Reports when the Solve's stream ends.
+    /// Ends with the Solve's stream.
     pub(super) fn on_end(self) -> OnEnd {
         OnEnd::new(move |end| self.ended(end))
     }
 
     fn count_decision(&self) {
-        let (policy, outcome) = (self.build.policy.to_string(), self.build.why.outcome.label());
+        let (policy, outcome) =
+            (self.build.policy.to_string(), self.build.decision.outcome.label());
         self.metrics.decision(&policy, outcome, self.build.key_source());
     }
 
@@ -108,14 +111,14 @@ impl Report {
             key = build.key(),
             key_source = build.key_source(),
             policy = %build.policy,
-            reason = build.why.outcome.label(),
+            reason = build.decision.outcome.label(),
             backend,
             node = place.node.as_deref(),
             zone = place.zone.as_deref(),
             version = place.labels.version.as_deref(),
-            rank = build.why.rank,
-            load = build.why.load,
-            bound = build.why.bound,
+            rank = build.decision.rank,
+            load = build.decision.load,
+            bound = build.decision.bound,
             home,
             home_is,
             wait_ms = millis(build.wait),
@@ -128,26 +131,31 @@ impl Report {
     }
 }
 
-/// Everything that lives as long as a Session stream.
+/// A session that is open, for as long as its stream.
 #[derive(Debug)]
-pub(super) struct SessionReport {
+pub(super) struct ActiveSession {
     metrics: Arc<Metrics>,
     binding: Arc<Binding>,
     _lease: Lease,
     _active: ActiveStream,
 }
 
-impl SessionReport {
-    /// Starts the session's count.
-    pub(super) fn new(proxy: &Proxy, binding: Arc<Binding>, lease: Lease, client: &Client) -> Self {
+impl ActiveSession {
+    /// Starts a session on `binding`'s backend: counts it.
+    pub(super) fn start(
+        proxy: &Proxy,
+        binding: Arc<Binding>,
+        lease: Lease,
+        client: &Client,
+    ) -> Self {
         binding.link.backend().metrics().sessions_active.inc();
         let metrics = Arc::clone(&proxy.metrics);
         Self { metrics, binding, _lease: lease, _active: client.active.enter() }
     }
 
-    /// Reports when the Session's stream ends.
+    /// Ends with the Session's stream.
     pub(super) fn on_end(self) -> OnEnd {
-        // The whole report moves along: its guards last as long as the stream.
+        // All of it moves along: its guards last as long as the stream.
         OnEnd::new(move |end| self.ended(end))
     }
 

@@ -1,0 +1,206 @@
+//! The right to decide where keys belong: one Solve has it, the others join what it decides.
+
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{Binding, Directory, Inner, live::Slot};
+use crate::{error::ProxyError, ids::Key};
+
+/// What a Solve, or a Session that no Solve names, is known by and belongs with.
+#[derive(Debug, Clone, Default)]
+pub struct Ties {
+    /// The ids that bind it, the strongest first.
+    pub keys: Vec<Key>,
+    /// Of these, the ones that are a Solve's own.
+    pub own: Vec<Key>,
+    /// Where it looks for a live build to join, the strongest first.
+    pub follows: Vec<Key>,
+    /// Where later builds find it.
+    pub attracts: Vec<Key>,
+}
+
+/// The answer to [`Directory::claim`].
+#[derive(Debug)]
+pub enum Claimed {
+    /// Bound already: go there.
+    Join(Arc<Binding>, Lease),
+    /// The caller decides.
+    Decide(Claim),
+}
+
+/// An attempt to claim.
+enum Attempt {
+    Done(Claimed),
+    /// Another Solve is deciding for one of the keys.
+    Wait(watch::Receiver<()>),
+}
+
+impl Directory {
+    /// Finds the binding that a stream with these `ties` must join, or lets the caller decide. While
+    /// another is deciding for one of the keys it waits, as long as that takes.
+    pub async fn claim(&self, ties: &Arc<Ties>) -> Claimed {
+        loop {
+            match self.try_claim(ties) {
+                Attempt::Done(claimed) => return claimed,
+                // The channel closes when the other's decision is made or abandoned.
+                Attempt::Wait(mut decision) => while decision.changed().await.is_ok() {},
+            }
+        }
+    }
+
+    fn try_claim(&self, ties: &Arc<Ties>) -> Attempt {
+        let mut inner = self.inner.lock();
+        let known = ties.keys.iter().chain(&ties.follows);
+        let known = known.filter_map(|key| inner.live.keys.get(key)).next();
+        match known.map(|live| &live.slot) {
+            Some(Slot::Deciding(decision)) => Attempt::Wait(decision.clone()),
+            Some(Slot::Bound(binding)) => {
+                let binding = Arc::clone(binding);
+                let lease = inner.bind(self, ties, &binding);
+                Attempt::Done(Claimed::Join(binding, lease))
+            }
+            None => {
+                let (done, decision) = watch::channel(());
+                let mut keys = ties.keys.clone();
+                // What only draws others is not worth their wait.
+                let both = ties.attracts.iter().filter(|key| ties.follows.contains(key));
+                keys.extend(both.cloned());
+                keys.iter().for_each(|key| inner.live.decide(key, &decision));
+                let directory = self.clone();
+                let claim = Claim { directory, ties: Arc::clone(ties), keys, _done: done };
+                Attempt::Done(Claimed::Decide(claim))
+            }
+        }
+    }
+
+    /// Tells those who wait for `keys` that their Solve has come and is being placed, for as long as the
+    /// guard lives.
+    pub fn placing(&self, keys: Vec<Key>) -> Placing {
+        let (done, placed) = watch::channel(());
+        let mut inner = self.inner.lock();
+        for key in &keys {
+            inner.live.placing.insert(key.clone(), placed.clone());
+        }
+        Placing { directory: self.clone(), keys, placed, _done: done }
+    }
+}
+
+impl Inner {
+    /// Binds what is not bound of these keys, holds all of them and serves who waited.
+    pub(super) fn bind(
+        &mut self,
+        directory: &Directory,
+        ties: &Ties,
+        binding: &Arc<Binding>,
+    ) -> Lease {
+        let keys: Vec<Key> = ties.keys.iter().chain(&ties.attracts).cloned().collect();
+        for key in &keys {
+            self.live.hold(key, binding);
+            // A live key has no past: an old refusal of it must not answer again.
+            self.memory.forget(key);
+        }
+        Lease { directory: Arc::downgrade(&directory.inner), keys, session: false }
+    }
+
+    /// Holds `key` for the Session stream that opens it.
+    pub(super) fn open(
+        &mut self,
+        directory: &Directory,
+        key: &Key,
+        binding: &Arc<Binding>,
+    ) -> Lease {
+        self.live.hold(key, binding).session_open = true;
+        self.memory.forget(key);
+        let directory = Arc::downgrade(&directory.inner);
+        Lease { directory, keys: vec![key.clone()], session: true }
+    }
+
+    /// Tells who is parked on `keys`, and who comes later, that their Solve was refused.
+    pub(super) fn refuse(&mut self, keys: Vec<Key>, error: &ProxyError) {
+        for key in keys {
+            self.live.refuse(&key, error);
+            if matches!(key, Key::Session(_) | Key::Build(_)) {
+                self.memory.refuse(key, error.clone());
+            }
+        }
+    }
+}
+
+/// The right, and duty, to decide where keys belong.
+///
+/// Dropping it undecided (the client went away) frees the keys for the next to claim.
+#[derive(Debug)]
+pub struct Claim {
+    directory: Directory,
+    ties: Arc<Ties>,
+    /// The keys that wait for the decision.
+    keys: Vec<Key>,
+    /// Closes on drop: claims that wait try again.
+    _done: watch::Sender<()>,
+}
+
+impl Claim {
+    /// Binds the claimed keys to `binding` and serves who is parked on them.
+    pub fn bind(mut self, binding: &Arc<Binding>) -> Lease {
+        self.keys.clear();
+        self.directory.inner.lock().bind(&self.directory, &self.ties, binding)
+    }
+
+    /// Refuses: who is parked on the keys gets `error`, and so does who comes later.
+    pub fn refuse(mut self, error: &ProxyError) {
+        let keys = std::mem::take(&mut self.keys);
+        let mut inner = self.directory.inner.lock();
+        keys.iter().for_each(|key| inner.live.undecide(key));
+        inner.refuse(keys, error);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut inner = self.directory.inner.lock();
+        self.keys.iter().for_each(|key| inner.live.undecide(key));
+    }
+}
+
+/// Holds keys while a stream is open.
+#[derive(Debug)]
+pub struct Lease {
+    directory: Weak<Mutex<Inner>>,
+    keys: Vec<Key>,
+    session: bool,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(inner) = self.directory.upgrade() {
+            let inner = &mut *inner.lock();
+            for key in std::mem::take(&mut self.keys) {
+                inner.live.release(key, self.session, &mut inner.memory);
+            }
+        }
+    }
+}
+
+/// A Solve that has been read and not yet placed.
+#[derive(Debug)]
+pub struct Placing {
+    directory: Directory,
+    keys: Vec<Key>,
+    placed: watch::Receiver<()>,
+    /// Closes on drop: who waits looks again.
+    _done: watch::Sender<()>,
+}
+
+impl Drop for Placing {
+    fn drop(&mut self) {
+        let mut inner = self.directory.inner.lock();
+        for key in &self.keys {
+            // A second Solve with the same id may have taken the place.
+            if inner.live.placing.get(key).is_some_and(|other| other.same_channel(&self.placed)) {
+                inner.live.placing.remove(key);
+            }
+        }
+    }
+}

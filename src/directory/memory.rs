@@ -1,0 +1,81 @@
+//! What is remembered of keys that ended, by the backend's name and in bounded memory.
+
+use std::{
+    num::NonZeroUsize,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use lru::LruCache;
+
+use crate::{error::ProxyError, ids::Key};
+
+/// Ended keys remembered. A build leaves four at most, 250 bytes each: the last 15 000 builds in 15 MB,
+/// and what the allocator adds.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(60_000).expect("not zero");
+
+/// How long after its end a build still draws its invocation's next target to its backend.
+///
+/// A linked target starts right after its input was built; its files lie on that daemon.
+pub(super) const COMPANION_GRACE: Duration = Duration::from_secs(60);
+
+/// What is remembered of one key.
+#[derive(Debug)]
+pub(super) enum Remembered {
+    /// It ended there.
+    Ended {
+        /// Name of the backend.
+        backend: Arc<str>,
+        /// When.
+        at: Instant,
+    },
+    /// Its Solve was refused.
+    Refused(ProxyError),
+}
+
+/// The memory of one directory.
+#[derive(Debug)]
+pub(super) struct Memory {
+    keys: LruCache<Key, Remembered>,
+}
+
+impl Memory {
+    pub(super) fn new() -> Self {
+        Self { keys: LruCache::new(REMEMBERED) }
+    }
+
+    pub(super) fn get(&mut self, key: &Key) -> Option<&Remembered> {
+        self.keys.get(key)
+    }
+
+    pub(super) fn refused(&mut self, key: &Key) -> Option<ProxyError> {
+        match self.keys.get(key) {
+            Some(Remembered::Refused(error)) => Some(error.clone()),
+            _ => None,
+        }
+    }
+
+    /// Notes that `key` ended on `backend`.
+    pub(super) fn end(&mut self, key: Key, backend: Arc<str>) {
+        self.keys.put(key, Remembered::Ended { backend, at: Instant::now() });
+    }
+
+    /// Notes that the Solve of `key` was refused.
+    pub(super) fn refuse(&mut self, key: Key, error: ProxyError) {
+        self.keys.put(key, Remembered::Refused(error));
+    }
+
+    pub(super) fn forget(&mut self, key: &Key) {
+        self.keys.pop(key);
+    }
+
+    /// The backend where the first of `companions` ended a moment ago.
+    pub(super) fn recent(&mut self, companions: &[Key], now: Instant) -> Option<Arc<str>> {
+        companions.iter().find_map(|key| match self.keys.get(key) {
+            Some(Remembered::Ended { backend, at }) if now < *at + COMPANION_GRACE => {
+                Some(Arc::clone(backend))
+            }
+            _ => None,
+        })
+    }
+}

@@ -1,0 +1,197 @@
+//! Decides where a build goes: what it is tied to before its key, its key before the load.
+//!
+//! The one room with an opinion on that: constraints, the policy's choice, the tries to reach a backend,
+//! and the memory of where keys are warm. Nothing of a build is sent to a daemon before it is placed.
+
+mod decision;
+mod tries;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::time::timeout_at;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+pub use self::decision::Decision;
+use self::tries::{LinkKind, Opened, Tries};
+use crate::{
+    directory::{Binding, Claimed, Directory, Lease, Ties},
+    error::ProxyError,
+    fleet::{Backend, BuildCount, Fleet},
+    ids::{Id, Key},
+    metrics::Metrics,
+    policy::{self, KeyHash, Policy, warm::WarmMemory},
+    upstream::{Link, SharedLinks},
+};
+
+/// How long it may take to place a build or a call, over all backends that are tried.
+///
+/// A client gives its build's Ping 15 s; by then it must have been told the Solve's error.
+const LIMIT: Duration = Duration::from_secs(12);
+
+/// What is known of where a build or a session belongs.
+#[derive(Debug)]
+pub struct Wish {
+    /// What it is known by and belongs with.
+    pub ties: Arc<Ties>,
+    /// Ref of the build, for the log.
+    pub build: Option<Id>,
+    /// It uses the results of the builds that it follows.
+    pub linked: bool,
+    /// What its cache is known by.
+    pub key: Option<KeyHash>,
+    /// Where it goes unless its ties say otherwise, if that is known.
+    pub preferred: Option<Arc<Backend>>,
+    /// By load alone, whatever the policy is.
+    pub by_load: bool,
+}
+
+/// A build's place, and how it was found.
+#[derive(Debug)]
+pub struct Placed {
+    /// Where it belongs.
+    pub binding: Arc<Binding>,
+    /// Holds its keys.
+    pub lease: Lease,
+    /// Counts it as a build of its backend.
+    pub count: BuildCount,
+    /// Why there.
+    pub decision: Decision,
+}
+
+/// What places the builds of one fleet.
+#[derive(Debug)]
+pub struct Placement {
+    directory: Directory,
+    fleet: Arc<Fleet>,
+    shared: Arc<SharedLinks>,
+    /// How builds are spread.
+    policy: policy::Config,
+    /// Where keys were built last.
+    warm: Mutex<WarmMemory>,
+    metrics: Arc<Metrics>,
+    tasks: TaskTracker,
+}
+
+impl Placement {
+    /// A placement that has placed nothing yet; its connections run on `tasks`.
+    pub fn new(
+        directory: Directory,
+        fleet: Arc<Fleet>,
+        shared: Arc<SharedLinks>,
+        policy: policy::Config,
+        metrics: Arc<Metrics>,
+        tasks: TaskTracker,
+    ) -> Self {
+        let warm = Mutex::new(WarmMemory::new(policy.warm, Instant::now()));
+        Self { directory, fleet, shared, policy, warm, metrics, tasks }
+    }
+
+    /// When what is to be placed now has been placed or refused.
+    pub fn deadline() -> Instant {
+        Instant::now() + LIMIT
+    }
+
+    /// How builds are spread.
+    pub fn policy(&self) -> &policy::Config {
+        &self.policy
+    }
+
+    /// Joins the binding that the wish's ties have, or makes one.
+    ///
+    /// # Errors
+    /// No backend could be reached before the deadline. Who waits for the wish's own keys has been told.
+    pub async fn place(&self, wish: Wish, deadline: Instant) -> Result<Placed, ProxyError> {
+        let claimed = timeout_at(deadline.into(), self.directory.claim(&wish.ties)).await;
+        let claim = match claimed {
+            Ok(Claimed::Decide(claim)) => claim,
+            Ok(Claimed::Join(binding, lease)) => {
+                self.warn_of_conflict(&wish, &binding);
+                let decision = Decision::pinned(binding.link.backend());
+                let count = binding.link.backend().start_build();
+                return Ok(Placed { binding, lease, count, decision });
+            }
+            Err(_elapsed) => {
+                let what = "what it belongs with has found no backend either".to_owned();
+                let error = ProxyError::NoBackend(what);
+                self.directory.refuse(wish.ties.own.clone(), &error);
+                return Err(error);
+            }
+        };
+        match self.open(self.tries(&wish, deadline)).await {
+            Ok(Opened { link, count, decision }) => {
+                let binding = Arc::new(Binding::new(link));
+                let lease = claim.bind(&binding);
+                Ok(Placed { binding, lease, count, decision })
+            }
+            Err(error) => {
+                claim.refuse(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// The shared link to a backend that accepts, for a call that belongs to no build.
+    ///
+    /// # Errors
+    /// No backend could be reached.
+    pub async fn any(&self) -> Result<Link, ProxyError> {
+        let tries = Tries {
+            preferred: None,
+            policy: self.policy.with(Policy::LeastSessions),
+            key: None,
+            kind: LinkKind::Shared,
+            deadline: Self::deadline(),
+        };
+        self.open(tries).await.map(|opened| opened.link)
+    }
+
+    /// Notes that a build of `key` is on `backend`: it is warm for it from now on.
+    pub fn note_warm(&self, key: KeyHash, backend: &Backend) {
+        if self.policy.policy != Policy::ConsistentHash {
+            return;
+        }
+        let mut warm = self.warm.lock();
+        warm.note(key, backend.candidate(), Instant::now());
+        let keys = i64::try_from(warm.len()).unwrap_or(i64::MAX);
+        self.metrics.affinity_keys.set(keys);
+    }
+
+    fn tries(&self, wish: &Wish, deadline: Instant) -> Tries {
+        let ties = &wish.ties;
+        let input = || self.directory.recent_companion(&ties.follows, Instant::now());
+        let input = wish.linked.then(input).flatten().and_then(|name| self.fleet.find(&name));
+        let policy =
+            if wish.by_load { self.policy.with(Policy::LeastSessions) } else { self.policy };
+        Tries {
+            preferred: wish.preferred.clone().or(input),
+            policy,
+            key: wish.key,
+            kind: LinkKind::Own,
+            deadline,
+        }
+    }
+
+    /// Tells of a build that needs what is on two daemons: it can run on one only, and likely fails
+    /// there.
+    fn warn_of_conflict(&self, wish: &Wish, binding: &Binding) {
+        // Only a linked target needs its companions.
+        let companions = wish.ties.follows.iter().filter(|_| wish.linked);
+        let needed: Vec<&Key> = wish.ties.keys.iter().chain(companions).collect();
+        if let Some((key, elsewhere)) = self.directory.elsewhere(needed, binding) {
+            self.metrics.binding_conflicts.inc();
+            warn!(
+                pool = self.metrics.pool(),
+                r#ref = wish.build.as_ref().map(tracing::field::display),
+                backend = binding.link.backend().name(),
+                key = %key,
+                elsewhere = elsewhere.name(),
+                "build needs a session of another daemon"
+            );
+        }
+    }
+}
