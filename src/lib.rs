@@ -19,7 +19,7 @@
 //! Beside the path: [`health`] probes, [`annotations`] tells Kubernetes which pods build, [`admin`]
 //! metrics and status. Leaves that anyone may use:
 //! [`address`], [`client`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`], [`metrics`],
-//! [`shutdown`], [`telemetry`], [`wire`].
+//! [`shares`], [`shutdown`], [`telemetry`], [`wire`].
 
 pub mod address;
 pub mod admin;
@@ -52,6 +52,7 @@ pub mod proxy;
 pub mod relay;
 pub mod router;
 pub mod running;
+pub mod shares;
 pub mod shutdown;
 pub mod telemetry;
 pub mod upstream;

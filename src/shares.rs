@@ -1,0 +1,255 @@
+//! A bounded number that clients share: places, connections, bytes.
+//!
+//! While some of it is free, whoever asks gets it, up to what one connection and one address may have.
+//! When it runs out, the heaviest gives way to whoever has less: first among addresses, then among the
+//! connections of one address. So a client that takes all there is can keep nobody else out, and one
+//! that is alone may use nearly all.
+
+mod ledger;
+
+use std::{net::IpAddr, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use self::ledger::{Holder, Ledger};
+use crate::client::Client;
+
+/// How much there is, and how much of it one client may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// All clients together.
+    pub total: u64,
+    /// All connections of one address; of IPv6, one network of 64 bits. Clients of a Unix socket are
+    /// one address.
+    pub address: u64,
+    /// One connection.
+    pub connection: u64,
+}
+
+/// Which limit is in the way of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Over {
+    /// Its connection has all that one connection may have.
+    #[error("this connection has its whole share")]
+    Connection,
+    /// Its address has all that one address may have, and no connection of it has more than this one.
+    #[error("this client's address has its whole share")]
+    Address,
+    /// Nothing is free, and no other client has more than this one.
+    #[error("nothing is free")]
+    Total,
+}
+
+/// A number that clients share. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Shares(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    ledger: Mutex<Ledger>,
+    freed: Notify,
+}
+
+impl Shares {
+    /// All of `limits` is free.
+    pub fn new(limits: Limits) -> Self {
+        Self(Arc::new(Inner { ledger: Mutex::new(Ledger::new(limits)), freed: Notify::new() }))
+    }
+
+    /// Takes `amount` for `client`, from a heavier client if need be.
+    ///
+    /// # Errors
+    /// The limit that is in the way.
+    pub fn take(&self, client: &Client, amount: u64) -> Result<Share, Over> {
+        let holder = Holder { address: network(client.address), connection: client.connection };
+        let (kept, evicted) = oneshot::channel();
+        let id = self.0.ledger.lock().take(holder, amount, kept)?;
+        Ok(Share { shares: self.clone(), holder, id, evicted })
+    }
+
+    /// How much is taken.
+    pub fn used(&self) -> u64 {
+        self.0.ledger.lock().used()
+    }
+
+    /// Completes when something is given back after the call.
+    pub fn freed(&self) -> impl Future<Output = ()> {
+        self.0.freed.notified()
+    }
+}
+
+/// What one holder has of it, until dropped or evicted.
+#[derive(Debug)]
+pub struct Share {
+    shares: Shares,
+    holder: Holder,
+    id: u64,
+    /// Closes when a lighter client got this share.
+    evicted: oneshot::Receiver<()>,
+}
+
+impl Share {
+    /// Takes `more` on top, from a heavier client if need be.
+    ///
+    /// # Errors
+    /// The limit that is in the way; what it had it keeps.
+    pub fn grow(&mut self, more: u64) -> Result<(), Over> {
+        self.shares.0.ledger.lock().grow(self.holder, self.id, more)
+    }
+
+    /// Gives `less` of it back.
+    pub fn shrink(&mut self, less: u64) {
+        self.shares.0.ledger.lock().shrink(self.holder, self.id, less);
+        self.shares.0.freed.notify_waiters();
+    }
+
+    /// Completes when a lighter client got this share: its holder must let go of what it stands for.
+    pub async fn evicted(&mut self) {
+        // Nothing is ever sent: the other half is dropped.
+        if !self.evicted.is_terminated() {
+            let _ = (&mut self.evicted).await;
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.shares.0.ledger.lock().give_back(self.holder, self.id);
+        self.shares.0.freed.notify_waiters();
+    }
+}
+
+/// What counts as one address: of IPv6, where a client has as many as it likes, its network.
+fn network(address: Option<IpAddr>) -> Option<IpAddr> {
+    address.map(|address| match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & !u128::from(u64::MAX)).into()),
+        v4 @ IpAddr::V4(_) => v4,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn client(address: u8, connection: u64) -> Client {
+        let address = Some(IpAddr::from([127, 0, 0, address]));
+        Client { connection, address, active: Arc::default() }
+    }
+
+    fn shares(total: u64, address: u64, connection: u64) -> Shares {
+        Shares::new(Limits { total, address, connection })
+    }
+
+    fn gone(share: &mut Share) -> bool {
+        share.evicted().now_or_never().is_some()
+    }
+
+    #[test]
+    fn what_is_given_back_is_free_again() {
+        let shares = shares(2, 2, 2);
+        let first = shares.take(&client(1, 1), 2).expect("free");
+        assert_eq!(shares.take(&client(1, 1), 1).err(), Some(Over::Connection));
+        drop(first);
+        assert_eq!(shares.used(), 0);
+        assert!(shares.take(&client(1, 1), 2).is_ok());
+    }
+
+    #[test]
+    fn one_connection_and_one_address_have_their_limits() {
+        let shares = shares(100, 5, 3);
+        let _first = shares.take(&client(1, 1), 3).expect("free");
+        assert_eq!(shares.take(&client(1, 1), 1).err(), Some(Over::Connection));
+        let _second = shares.take(&client(1, 2), 2).expect("free");
+        assert_eq!(shares.take(&client(1, 2), 1).err(), Some(Over::Address));
+        assert!(shares.take(&client(2, 3), 3).is_ok());
+    }
+
+    #[test]
+    fn when_all_is_taken_the_heaviest_gives_way() {
+        let shares = shares(10, 10, 10);
+        let mut greedy: Vec<_> =
+            (0..10).map(|_| shares.take(&client(1, 1), 1).expect("free")).collect();
+        let _modest = shares.take(&client(2, 2), 3).expect("from the heavy one");
+        assert_eq!(shares.used(), 10);
+        assert_eq!(greedy.iter_mut().map(gone).filter(|gone| *gone).count(), 3);
+        assert!(gone(&mut greedy[9]), "what it took last goes first");
+        assert_eq!(shares.take(&client(1, 1), 1).err(), Some(Over::Total));
+    }
+
+    #[test]
+    fn connections_of_one_address_are_told_apart() {
+        let shares = shares(10, 10, 10);
+        let mut greedy: Vec<_> =
+            (0..10).map(|_| shares.take(&client(1, 1), 1).expect("free")).collect();
+        let mut modest = shares.take(&client(1, 2), 4).expect("from the heavy one");
+        assert!(
+            !gone(&mut modest) && greedy.iter_mut().map(gone).filter(|gone| *gone).count() == 4
+        );
+    }
+
+    #[test]
+    fn growth_evicts_others_but_never_itself() {
+        let shares = shares(10, 10, 10);
+        let mut small = shares.take(&client(1, 1), 1).expect("free");
+        let mut large = shares.take(&client(2, 2), 9).expect("free");
+        assert_eq!(large.grow(1).err(), Some(Over::Total));
+        assert!(!gone(&mut large));
+        small.grow(3).expect("from the heavy one");
+        assert!(gone(&mut large) && !gone(&mut small));
+        assert_eq!(shares.used(), 4);
+        small.shrink(2);
+        assert_eq!(shares.used(), 2);
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_address() {
+        let at = |text: &str| network(Some(text.parse().expect("an address")));
+        assert_eq!(at("2001:db8::1"), at("2001:db8::ffff:2"));
+        assert_ne!(at("2001:db8:0:1::1"), at("2001:db8:0:2::1"));
+        assert_eq!(at("::ffff:10.0.0.1"), at("10.0.0.1"));
+    }
+
+    proptest! {
+        /// Whatever comes in which order: the sums are those of the shares that live, no limit is
+        /// passed, and a client that has nothing gets one as long as somebody has two.
+        #[test]
+        fn limits_hold_and_nobody_is_kept_out(
+            steps in prop::collection::vec((1..4_u8, 0..6_u64, 1..5_u64, any::<bool>()), 1..200)
+        ) {
+            let shares = shares(12, 9, 6);
+            let mut held: Vec<(u8, u64, u64, Share)> = Vec::new();
+            for (address, connection, amount, takes) in steps {
+                let connection = u64::from(address) * 10 + connection;
+                if takes {
+                    if let Ok(share) = shares.take(&client(address, connection), amount) {
+                        held.push((address, connection, amount, share));
+                    }
+                } else if !held.is_empty() {
+                    held.swap_remove(usize::try_from(amount).expect("small") % held.len());
+                }
+                held.retain_mut(|(.., share)| !gone(share));
+                let sum = |of: &dyn Fn(u8, u64) -> bool| -> u64 {
+                    held.iter().filter(|(a, c, ..)| of(*a, *c)).map(|(_, _, amount, _)| amount).sum()
+                };
+                prop_assert_eq!(shares.used(), sum(&|_, _| true));
+                prop_assert!(shares.used() <= 12);
+                for address in 1..4 {
+                    prop_assert!(sum(&|a, _| a == address) <= 9);
+                }
+                for (_, connection, ..) in &held {
+                    prop_assert!(sum(&|_, c| c == *connection) <= 6);
+                }
+            }
+            let heavy = (1..4_u8).any(|address| {
+                held.iter().filter(|(a, ..)| *a == address).map(|(_, _, n, _)| n).sum::<u64>() > 1
+            });
+            if heavy || shares.used() < 12 {
+                prop_assert!(shares.take(&client(9, 99), 1).is_ok());
+            }
+        }
+    }
+}
