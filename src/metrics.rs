@@ -192,8 +192,8 @@ impl Metrics {
         for result in SESSION_RESULTS {
             families.sessions.remove(&ResultLabels::new(pool, backend, result));
         }
-        for state in BACKEND_STATES {
-            families.backend_state.remove(&StateLabels::new(pool, backend, state));
+        for state in BackendState::ALL {
+            families.backend_state.remove(&StateLabels::new(pool, backend, state.label()));
         }
         for code in CODES {
             families.builds.remove(&CodeLabels::new(pool, backend, code_name(code)));
@@ -203,19 +203,50 @@ impl Metrics {
         }
     }
 
-    /// Sets which of [`BACKEND_STATES`] `backend` is in.
-    pub fn set_backend_state(&self, backend: &str, current: &str) {
-        for state in BACKEND_STATES {
-            let labels = StateLabels::new(&self.pool, backend, state);
+    /// Sets which state `backend` is in.
+    pub fn set_backend_state(&self, backend: &str, current: BackendState) {
+        for state in BackendState::ALL {
+            let labels = StateLabels::new(&self.pool, backend, state.label());
             let gauge = self.families.backend_state.get_or_create_owned(&labels);
             gauge.set(i64::from(state == current));
         }
     }
 }
 
-/// Values of the `state` label.
-pub const BACKEND_STATES: [&str; 6] =
-    ["starting", "ready", "unhealthy", "cordoned", "draining", "lost"];
+/// What a backend is doing, in one word; a value of the metric's `state` label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendState {
+    /// No probe has passed yet.
+    Starting,
+    /// It takes builds.
+    Ready,
+    /// It is ejected, or discovery says that it is not ready.
+    Unhealthy,
+    /// An operator or its own daemon asked for no new builds.
+    Cordoned,
+    /// It is on its way out and finishes what it has.
+    Draining,
+    /// It is on its way out and cannot be reached.
+    Lost,
+}
+
+impl BackendState {
+    /// Every state.
+    pub const ALL: [Self; 6] =
+        [Self::Starting, Self::Ready, Self::Unhealthy, Self::Cordoned, Self::Draining, Self::Lost];
+
+    /// Its word in metrics, logs and the status page.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Unhealthy => "unhealthy",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+            Self::Lost => "lost",
+        }
+    }
+}
 
 /// Values of the `result` label of sessions.
 pub const SESSION_RESULTS: [&str; 3] = ["ok", "client_gone", "backend_lost"];

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use self::candidates::Round;
-pub use self::candidates::{Candidate, Candidates, Totals};
+pub use self::candidates::{Candidate, Candidates, Status, Totals};
 
 /// A new backend gets its full share after this long: enough to pull its first base images.
 const DEFAULT_SLOW_START: Duration = Duration::from_secs(30);

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use buildkit_lb::policy::{Candidate, Candidates, Totals};
+use buildkit_lb::policy::{Candidate, Candidates, Status, Totals};
 use lru::LruCache;
 
 /// Projects whose caches fit on one daemon's disk.
@@ -122,7 +122,7 @@ impl Cluster {
     pub(crate) fn leave(&mut self, daemon: usize) {
         self.present[daemon] = false;
         self.builds -= u64::from(self.daemons[daemon].candidate.builds());
-        self.daemons[daemon].candidate.depart();
+        self.daemons[daemon].candidate.set_status(Status { departed: true, ..Status::default() });
         self.enlist();
     }
 

@@ -45,7 +45,7 @@ fn told(pool: &str, backend: &Backend) -> Value {
         "pool": pool,
         "name": backend.name(),
         "address": backend.address().to_string(),
-        "state": backend.state(),
+        "state": backend.state().label(),
         "cause": backend.ejection_cause(),
         "builds": backend.builds(),
         "capacity": backend.capacity(),

@@ -134,7 +134,7 @@ fn describe(backends: &[Arc<Backend>], failures: &[String]) -> String {
     }
     let states: Vec<_> = backends
         .iter()
-        .map(|backend| format!("{} is {}", backend.name(), backend.state()))
+        .map(|backend| format!("{} is {}", backend.name(), backend.state().label()))
         .collect();
     states.join("; ")
 }

@@ -30,14 +30,37 @@ const EJECTED: u8 = 2;
 const DEPARTED: u8 = 4;
 const UNREADY: u8 = 8;
 
+/// What keeps a backend from new builds; the default is nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Status {
+    /// It finishes its builds and takes no new one, even where no backend is ready.
+    pub cordoned: bool,
+    /// A connection to it failed and no probe has passed since.
+    pub ejected: bool,
+    /// It is to be given no builds where there are others.
+    pub unready: bool,
+    /// It is out of the fleet: the builds it still runs count for nobody.
+    pub departed: bool,
+}
+
+impl Status {
+    fn bits(self) -> u8 {
+        let bit = |bit, holds| if holds { bit } else { 0 };
+        bit(CORDONED, self.cordoned)
+            | bit(EJECTED, self.ejected)
+            | bit(UNREADY, self.unready)
+            | bit(DEPARTED, self.departed)
+    }
+}
+
 /// One backend: what of it matters to a policy. Changes keep the [`Totals`] right.
 #[derive(Debug)]
 pub struct Candidate {
     hash: u64,
     capacity: AtomicU32,
     builds: AtomicU32,
-    /// 0, or why it takes no new builds.
-    standing: AtomicU8,
+    /// The bits of its [`Status`].
+    status: AtomicU8,
     joined: Option<Instant>,
     totals: Arc<Totals>,
 }
@@ -57,7 +80,7 @@ impl Candidate {
             hash: XxHash3_64::oneshot(name.as_bytes()),
             capacity: 0.into(),
             builds: 0.into(),
-            standing: 0.into(),
+            status: 0.into(),
             joined,
             totals: Arc::clone(totals),
         };
@@ -77,12 +100,12 @@ impl Candidate {
 
     /// Whether it takes new builds.
     pub fn is_ready(&self) -> bool {
-        self.standing.load(Ordering::Relaxed) == 0
+        self.status.load(Ordering::Relaxed) == 0
     }
 
     /// Whether it finishes its builds and takes no new one.
     pub fn is_cordoned(&self) -> bool {
-        self.standing.load(Ordering::Relaxed) & CORDONED != 0
+        self.status.load(Ordering::Relaxed) & CORDONED != 0
     }
 
     /// Counts one more build.
@@ -104,45 +127,19 @@ impl Candidate {
         self.change(|| self.capacity.store(capacity.max(1), Ordering::Relaxed));
     }
 
-    /// Cordons or uncordons it; returns whether that is a change.
-    pub fn set_cordoned(&self, cordoned: bool) -> bool {
-        self.stand(CORDONED, cordoned)
-    }
-
-    /// Ejects it or takes it back; returns whether that is a change.
-    pub fn set_ejected(&self, ejected: bool) -> bool {
-        self.stand(EJECTED, ejected)
-    }
-
-    /// Says that it is to be given builds, or not to be where there are others.
-    pub fn set_unready(&self, unready: bool) {
-        self.stand(UNREADY, unready);
+    /// Sets what keeps it from new builds.
+    pub fn set_status(&self, status: Status) {
+        self.change(|| self.status.store(status.bits(), Ordering::Relaxed));
     }
 
     /// Whether a connection to it failed and no probe has succeeded since.
     pub fn is_ejected(&self) -> bool {
-        self.standing.load(Ordering::Relaxed) & EJECTED != 0
-    }
-
-    /// It has left the fleet: the builds it still runs count for nobody.
-    pub fn depart(&self) {
-        self.stand(DEPARTED, true);
+        self.status.load(Ordering::Relaxed) & EJECTED != 0
     }
 
     /// What the consistent hash knows it by, cut to what a memory of many keys can hold.
     pub(super) fn tag(&self) -> u32 {
         tag(self.hash)
-    }
-
-    fn stand(&self, reason: u8, holds: bool) -> bool {
-        let mut changed = false;
-        self.change(|| {
-            let before = self.standing.load(Ordering::Relaxed);
-            let after = if holds { before | reason } else { before & !reason };
-            self.standing.store(after, Ordering::Relaxed);
-            changed = before != after;
-        });
-        changed
     }
 
     fn change(&self, apply: impl FnOnce()) {
@@ -364,12 +361,14 @@ mod tests {
         a.start_build();
         b.start_build();
         assert_eq!(sums(), (3, 4));
-        assert!(a.set_cordoned(true) && !a.set_cordoned(true) && a.set_ejected(true));
+        a.set_status(Status { cordoned: true, ejected: true, ..Status::default() });
         a.end_build();
         assert_eq!(sums(), (1, 2));
-        assert!(a.set_ejected(false) && a.set_cordoned(false));
+        a.set_status(Status { cordoned: true, ..Status::default() });
+        assert_eq!(sums(), (1, 2));
+        a.set_status(Status::default());
         assert_eq!(sums(), (2, 4));
-        b.depart();
+        b.set_status(Status { departed: true, ..Status::default() });
         b.end_build();
         a.set_capacity(5);
         assert_eq!(sums(), (1, 5));

@@ -37,6 +37,9 @@ impl Facts {
     }
 }
 
+const CORDONED: Status = Status { cordoned: true, ejected: false, unready: false, departed: false };
+const EJECTED: Status = Status { ejected: true, cordoned: false, unready: false, departed: false };
+
 fn request(key: &str) -> Request<'static> {
     Request { key: Some(KeyHash::new(key)), warm: None, tried: &[] }
 }
@@ -58,7 +61,7 @@ fn no_candidate_no_choice() {
     for policy in POLICIES {
         assert_eq!(equal(0).choose(with(policy), &request("key"), &mut rng()), None);
         let facts = equal(2);
-        facts.all.iter().for_each(|candidate| assert!(candidate.set_cordoned(true)));
+        facts.all.iter().for_each(|candidate| candidate.set_status(CORDONED));
         assert_eq!(facts.choose(with(policy), &request("key"), &mut rng()), None);
     }
 }
@@ -67,9 +70,9 @@ fn no_candidate_no_choice() {
 fn when_none_is_ready_all_but_the_cordoned_are_tried() {
     for policy in POLICIES {
         let facts = equal(3);
-        facts.all[0].set_cordoned(true);
-        facts.all[1].set_ejected(true);
-        facts.all[2].set_ejected(true);
+        facts.all[0].set_status(CORDONED);
+        facts.all[1].set_status(EJECTED);
+        facts.all[2].set_status(EJECTED);
         let request = Request { tried: &[2], ..request("key") };
         let choice = facts.choose(with(policy), &request, &mut rng()).expect("a choice");
         assert_eq!(choice.index, 1, "{policy}");
@@ -201,9 +204,9 @@ fn what_keeps_a_key_from_its_home_is_told() {
         (choice.outcome, choice.passed_over.map(|(_, obstacle)| obstacle))
     };
     assert_eq!(passed_over(&[home]), (Outcome::Failover, Some(Obstacle::Unreachable)));
-    facts.all[home].set_ejected(true);
+    facts.all[home].set_status(EJECTED);
     assert_eq!(passed_over(&[]), (Outcome::Failover, Some(Obstacle::Unhealthy)));
-    facts.all[home].set_cordoned(true);
+    facts.all[home].set_status(CORDONED);
     assert_eq!(passed_over(&[]), (Outcome::Failover, Some(Obstacle::Cordoned)));
 }
 
@@ -224,7 +227,7 @@ fn a_new_home_is_taken_once_the_warm_backend_is_full() {
     assert_eq!(choose(both).outcome, Outcome::Home);
     (0..4).for_each(|_| old.start_build());
     assert_eq!(choose(Warm::new(old)).outcome, Outcome::Home);
-    old.set_cordoned(true);
+    old.set_status(CORDONED);
     assert_eq!(choose(Warm::new(old)).index, ranking[0]);
 }
 
@@ -244,8 +247,8 @@ fn random_reaches_every_backend_evenly_whatever_runs_there() {
 #[test]
 fn the_one_ready_among_many_is_found_by_every_policy() {
     let facts = equal(200);
-    facts.all.iter().for_each(|candidate| assert!(candidate.set_ejected(true)));
-    facts.all[123].set_ejected(false);
+    facts.all.iter().for_each(|candidate| candidate.set_status(EJECTED));
+    facts.all[123].set_status(Status::default());
     for policy in POLICIES {
         let choice = facts.choose(with(policy), &request("key"), &mut rng()).expect("a choice");
         assert_eq!(choice.index, 123, "{policy}");
@@ -421,7 +424,7 @@ proptest! {
                 let joined = (*age < 60).then(|| now - Duration::from_secs(*age));
                 let candidate = Candidate::new(&format!("b-{id}"), *capacity, joined, &totals);
                 (0..*builds).for_each(|_| candidate.start_build());
-                candidate.set_ejected(*standing == 0);
+                candidate.set_status(Status { ejected: *standing == 0, ..Status::default() });
                 Arc::new(candidate)
             })
             .collect();

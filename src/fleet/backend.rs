@@ -1,0 +1,330 @@
+//! One daemon as the proxy sees it: what is fixed about it, what it runs, and its [`State`].
+//!
+//! What follows from a change of the state is published here and nowhere else: to the policies, to the
+//! metric and to the log, under the lock that made the change.
+
+use std::{
+    fmt,
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use super::{
+    Endpoint, Place,
+    state::{Event, Fault, Published, State, Transition},
+};
+use crate::{
+    address::Address,
+    metrics::{BackendMetrics, BackendState, Metrics},
+    policy::{Candidate, Totals},
+};
+
+/// One daemon.
+pub struct Backend {
+    name: Arc<str>,
+    address: Address,
+    /// What the policies know of it: status, load, capacity.
+    pub(super) candidate: Arc<Candidate>,
+    place: ArcSwap<Place>,
+    state: Mutex<State>,
+    bindings: AtomicUsize,
+    metrics: BackendMetrics,
+    all_metrics: Arc<Metrics>,
+    suspected: Arc<Notify>,
+}
+
+impl Backend {
+    /// A backend that no probe has seen yet. With `joined`, its slow start begins then; `suspected` is
+    /// told when it is faulty.
+    pub(super) fn new(
+        endpoint: Endpoint,
+        joined: Option<Instant>,
+        totals: &Arc<Totals>,
+        metrics: &Arc<Metrics>,
+        suspected: &Arc<Notify>,
+    ) -> Self {
+        let capacity = endpoint.capacity.get();
+        let candidate = Candidate::new(&endpoint.name, capacity, joined, totals);
+        let backend = Self {
+            metrics: metrics.backend(&endpoint.name),
+            name: endpoint.name,
+            address: endpoint.address,
+            candidate: Arc::new(candidate),
+            place: ArcSwap::from_pointee(endpoint.place),
+            state: Mutex::new(State::new(endpoint.condition)),
+            bindings: AtomicUsize::new(0),
+            all_metrics: Arc::clone(metrics),
+            suspected: Arc::clone(suspected),
+        };
+        backend.metrics.capacity.set(capacity.into());
+        backend.publish(backend.state.lock().published());
+        backend
+    }
+
+    /// Its stable name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its name, for callers that keep it.
+    pub fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Its size against the others'; never 0.
+    pub fn capacity(&self) -> u32 {
+        self.candidate.capacity()
+    }
+
+    fn set_capacity(&self, capacity: NonZeroU32) {
+        self.candidate.set_capacity(capacity.get());
+        self.metrics.capacity.set(capacity.get().into());
+    }
+
+    /// Where it runs.
+    pub fn place(&self) -> Arc<Place> {
+        self.place.load_full()
+    }
+
+    /// What the policies know of it.
+    pub fn candidate(&self) -> &Candidate {
+        &self.candidate
+    }
+
+    /// Its metric handles.
+    pub fn metrics(&self) -> &BackendMetrics {
+        &self.metrics
+    }
+
+    /// Builds that run on it now.
+    pub fn builds(&self) -> u32 {
+        self.candidate.builds()
+    }
+
+    /// Whether anything is bound to it: a build, or a session whose build has ended or is yet to come.
+    pub fn is_bound(&self) -> bool {
+        self.builds() > 0 || self.bindings.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it takes new builds: probed, ready, and neither cordoned, draining nor ejected.
+    pub fn is_ready(&self) -> bool {
+        self.candidate.is_ready()
+    }
+
+    /// Whether it finishes its builds and takes no new one, even where no backend is ready.
+    pub fn is_cordoned(&self) -> bool {
+        self.candidate.is_cordoned()
+    }
+
+    /// Whether a connection to it failed and no probe has succeeded since.
+    pub fn is_ejected(&self) -> bool {
+        self.candidate.is_ejected()
+    }
+
+    /// What it is doing, in one word.
+    pub fn state(&self) -> BackendState {
+        self.state.lock().name()
+    }
+
+    /// Why it is unhealthy, if it is.
+    pub fn ejection_cause(&self) -> Option<String> {
+        self.state.lock().cause()
+    }
+
+    /// Cordons or uncordons it; to uncordon takes back a drain too.
+    pub fn set_cordoned(&self, cordoned: bool) {
+        self.apply(if cordoned { Event::Cordoned } else { Event::Uncordoned }, Instant::now());
+    }
+
+    /// Cordons it because its daemon is about to stop, for the guard's life and `lease` after that.
+    ///
+    /// The cordon ends when nobody has asked again for so long, when the daemon has been away and is back,
+    /// or by [`Self::set_cordoned`].
+    pub fn start_drain(self: &Arc<Self>, lease: Duration) -> Drain {
+        self.apply(Event::DrainStarted, Instant::now());
+        Drain { backend: Arc::clone(self), lease }
+    }
+
+    /// Ends the cordon of a drain that nobody has asked for again in time, at `now`.
+    pub fn end_lease(&self, now: Instant) {
+        self.apply(Event::LeaseChecked, now);
+    }
+
+    /// Takes over what discovery says now.
+    pub(super) fn update(&self, endpoint: &Endpoint) {
+        self.set_capacity(endpoint.capacity);
+        if **self.place.load() != endpoint.place {
+            self.place.store(Arc::new(endpoint.place.clone()));
+        }
+        self.apply(Event::Listed(endpoint.condition), Instant::now());
+    }
+
+    /// Discovery no longer names it; it stays for what is bound to it.
+    pub(super) fn unlist(&self) {
+        self.apply(Event::Unlisted, Instant::now());
+    }
+
+    /// It is out of the fleet. Whatever becomes of it is told to nobody any more, for its name is free
+    /// or another daemon's.
+    pub(super) fn depart(&self) {
+        self.apply(Event::Departed, Instant::now());
+    }
+
+    /// Counts one build for as long as the guard lives.
+    pub fn start_build(self: &Arc<Self>) -> BuildCount {
+        self.candidate.start_build();
+        self.metrics.builds_active.inc();
+        BuildCount(Arc::clone(self))
+    }
+
+    /// Counts one binding for as long as the guard lives.
+    pub fn bind(self: &Arc<Self>) -> BindingCount {
+        self.bindings.fetch_add(1, Ordering::Relaxed);
+        BindingCount(Arc::clone(self))
+    }
+
+    /// Reports that a connection to it failed or broke: it is ejected until a probe succeeds.
+    ///
+    /// A probe that fails ejects only at the third time in a row.
+    pub fn report_fault(&self, fault: Fault, cause: &str, now: Instant) {
+        self.apply(Event::Fault(fault, cause), now);
+        if self.is_ejected() {
+            self.suspected.notify_one();
+        }
+    }
+
+    /// Reports that it answered a probe.
+    pub fn report_healthy(&self) {
+        self.apply(Event::ProbePassed, Instant::now());
+    }
+
+    /// Whether it is time for a probe; if so the next regular one is `interval` away, or sooner after
+    /// the first: a fleet that came at once must not be probed at once for ever.
+    ///
+    /// Whoever is told so must report how the probe ends.
+    pub fn take_probe(&self, now: Instant, interval: Duration) -> bool {
+        self.state.lock().take_probe(now, interval, rand::random())
+    }
+
+    /// Whether a probe of it has ended yet, well or not.
+    pub(super) fn has_verdict(&self) -> bool {
+        self.state.lock().has_verdict()
+    }
+
+    /// Whether discovery no longer names it and nothing is bound to it any more.
+    pub(super) fn may_leave(&self) -> bool {
+        self.state.lock().is_unlisted() && !self.is_bound()
+    }
+
+    /// When an ejected backend is to be probed next.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.state.lock().retry_at()
+    }
+
+    /// Changes its state, and tells of the new one under the same lock: of two changes the last one is
+    /// told last.
+    fn apply(&self, event: Event<'_>, now: Instant) {
+        let mut state = self.state.lock();
+        let Transition { before, after } = state.apply(event, now);
+        if let (Event::Fault(fault, _), false) = (event, after.status.departed) {
+            self.all_metrics.upstream_error(&self.name, fault.label());
+        }
+        if before == after {
+            return;
+        }
+        self.publish(after);
+        if !after.status.departed {
+            self.log(event, before, after);
+        }
+    }
+
+    fn publish(&self, Published { name, status }: Published) {
+        self.candidate.set_status(status);
+        if !status.departed {
+            self.all_metrics.set_backend_state(&self.name, name);
+        }
+    }
+
+    fn log(&self, event: Event<'_>, before: Published, after: Published) {
+        let (pool, backend) = (self.all_metrics.pool(), self.name());
+        match event {
+            Event::Fault(fault, error) if !before.status.ejected => {
+                warn!(pool, backend, fault = fault.label(), error, "backend ejected");
+            }
+            Event::ProbePassed if before.status.ejected => info!(pool, backend, "backend is back"),
+            Event::LeaseChecked => info!(pool, backend, "drain was not renewed, its cordon ends"),
+            _ => {}
+        }
+        let (before, state) = (before.name.label(), after.name.label());
+        if before != state {
+            info!(pool, backend, before, state, builds = self.builds(), "backend changed");
+        }
+    }
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backend")
+            .field("name", &self.name)
+            .field("address", &self.address)
+            .field("state", &self.state().label())
+            .field("builds", &self.builds())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One running build on a backend.
+#[derive(Debug)]
+pub struct BuildCount(Arc<Backend>);
+
+impl BuildCount {
+    /// The backend.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.0
+    }
+}
+
+impl Drop for BuildCount {
+    fn drop(&mut self) {
+        self.0.candidate.end_build();
+        self.0.metrics.builds_active.dec();
+    }
+}
+
+/// One binding to a backend.
+#[derive(Debug)]
+pub struct BindingCount(Arc<Backend>);
+
+impl Drop for BindingCount {
+    fn drop(&mut self) {
+        self.0.bindings.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One open request to drain a backend. The backend stays cordoned for a lease when it ends.
+#[derive(Debug)]
+pub struct Drain {
+    backend: Arc<Backend>,
+    lease: Duration,
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.backend.apply(Event::DrainEnded(now + self.lease), now);
+    }
+}
