@@ -42,6 +42,14 @@ pub enum ProxyError {
         /// The chain of causes.
         cause: String,
     },
+    /// The HTTP/2 library took the daemon's answer for none, or for larger than it takes.
+    #[error("the answer of backend {backend} cannot be relayed: {cause}")]
+    BadAnswer {
+        /// Name of the backend.
+        backend: String,
+        /// The chain of causes.
+        cause: String,
+    },
     /// The backend that holds the build has left the fleet.
     #[error("backend {backend}, which built {build}, has left the fleet")]
     BackendDeparted {
@@ -90,6 +98,7 @@ impl ProxyError {
             Self::BadSolve(_) => Code::InvalidArgument,
             Self::SessionOpen(_) => Code::AlreadyExists,
             Self::SolveTooLarge(_) | Self::Limit(_) => Code::ResourceExhausted,
+            Self::BadAnswer { .. } => Code::Internal,
             Self::SolveTimeout(_) => Code::DeadlineExceeded,
         }
     }
@@ -100,6 +109,7 @@ impl ProxyError {
             Self::NoBackend(_) => "no_backend",
             Self::Connect { .. } => "connect",
             Self::BackendLost { .. } => "backend_lost",
+            Self::BadAnswer { .. } => "bad_answer",
             Self::BackendDeparted { .. } => "backend_departed",
             Self::UnknownBuild(_) => "unknown_build",
             Self::BadSolve(_) => "bad_solve",

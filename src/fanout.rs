@@ -33,7 +33,7 @@ use crate::{
     fleet::Backend,
     metrics::code_name,
     proxy::Proxy,
-    relay::{self, Body, Received},
+    relay::{self, Body, Received, ResetError},
     upstream::{Link, SendError},
     wire::{MAX_MESSAGE_LEN, Messages, WireError},
 };
@@ -99,6 +99,7 @@ async fn ask(link: Link, parts: &Parts, message: &Bytes) -> Result<Response<Rece
         PartError::Unreachable(match error {
             SendError::Proxy(error) => error.to_string(),
             SendError::Reset(error) => chain(&error),
+            SendError::Cancelled => chain(&ResetError::cancel()),
         })
     })
 }

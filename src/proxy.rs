@@ -184,8 +184,12 @@ impl Proxy {
             match link.send(request).await {
                 Ok(response) => Ok(relay::response(response, Arc::clone(backend), tally, on_end)),
                 Err(SendError::Proxy(error)) => {
-                    on_end.fire(End::BackendLost);
+                    on_end.fire(End::of(&error));
                     Err(error.into())
+                }
+                Err(SendError::Cancelled) => {
+                    on_end.fire(End::ClientGone);
+                    Err(ResetError::cancel().into())
                 }
                 Err(SendError::Reset(error)) => {
                     on_end.fire(End::DaemonReset);

@@ -4,6 +4,7 @@
 //! to end and nothing queues here. What an HTTP/2 library hides is made visible again: it reports a
 //! reset with CANCEL as a plain end of the body, which a gRPC peer would read as a half-close.
 
+mod failure;
 mod received;
 
 use std::{
@@ -26,7 +27,10 @@ use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 
-pub use self::received::Received;
+pub use self::{
+    failure::{Failure, remote_reset},
+    received::Received,
+};
 use crate::{
     error::{ProxyError, chain, status_code},
     fleet::{Backend, Fault},
@@ -42,17 +46,28 @@ pub enum End {
     DaemonReset,
     /// The connection to the daemon broke.
     BackendLost,
+    /// The proxy ended it with an error of its own, of this code.
+    Refused(Code),
     /// The client went away or cancelled.
     ClientGone,
 }
 
 impl End {
+    /// The end of a stream that is answered with `error` in place of a daemon's answer.
+    pub fn of(error: &ProxyError) -> Self {
+        match error {
+            ProxyError::Connect { .. } | ProxyError::BackendLost { .. } => Self::BackendLost,
+            error => Self::Refused(error.code()),
+        }
+    }
+
     /// The gRPC code that the client saw, or would have seen.
     pub fn code(self) -> Code {
         match self {
             Self::Finished(code) => code.unwrap_or(Code::Unknown),
             Self::DaemonReset => Code::Internal,
             Self::BackendLost => Code::Unavailable,
+            Self::Refused(code) => code,
             Self::ClientGone => Code::Cancelled,
         }
     }
@@ -112,30 +127,10 @@ impl ResetError {
         self.0.reason().unwrap_or(Reason::INTERNAL_ERROR)
     }
 
-    fn cancel() -> Self {
+    /// As a client's that no longer wants the answer.
+    pub fn cancel() -> Self {
         Self(Reason::CANCEL.into())
     }
-}
-
-/// The reason of the RST_STREAM that the other side sent, if that is what `error` reports.
-///
-/// A stream above the last id of a GOAWAY without an error counts as refused: nobody has looked at
-/// it, and a gRPC client sends what was refused again by itself.
-pub fn remote_reset(error: &(dyn Error + 'static)) -> Option<Reason> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(h2) = error.downcast_ref::<h2::Error>() {
-            return match h2.reason() {
-                reason if h2.is_reset() && h2.is_remote() => reason,
-                Some(Reason::NO_ERROR) if h2.is_go_away() && h2.is_remote() => {
-                    Some(Reason::REFUSED_STREAM)
-                }
-                _ => None,
-            };
-        }
-        cause = error.source();
-    }
-    None
 }
 
 /// The body of every request and response that leaves the proxy.
@@ -283,12 +278,8 @@ impl Download {
             return Poll::Ready(None);
         }
         match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-            Some(Ok(frame)) => self.pass(frame),
-            Some(Err(error)) if remote_reset(&error).is_some() => {
-                self.on_end.fire(End::DaemonReset);
-                Poll::Ready(Some(Err(ResetError::like(&error))))
-            }
-            Some(Err(error)) => Poll::Ready(Some(Ok(Frame::trailers(self.lost(&error))))),
+            Some(Ok(frame)) => Poll::Ready(Some(Ok(self.pass(frame)))),
+            Some(Err(error)) => Poll::Ready(Some(self.failed(&error))),
             None if self.body.is_end_stream() => {
                 self.on_end.fire(End::Finished(None));
                 Poll::Ready(None)
@@ -300,7 +291,7 @@ impl Download {
         }
     }
 
-    fn pass(&mut self, frame: Frame<Bytes>) -> Polled {
+    fn pass(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
         if let Some(trailers) = frame.trailers_ref() {
             self.trailers_sent = true;
             self.on_end.fire(End::Finished(status_code(trailers)));
@@ -311,16 +302,36 @@ impl Download {
                 self.on_end.fire(End::Finished(None));
             }
         }
-        Poll::Ready(Some(Ok(frame)))
+        frame
     }
 
-    /// Ends the client's stream with a status that names the backend: its connection broke.
-    fn lost(&mut self, error: &h2::Error) -> HeaderMap {
+    /// Ends the client's stream as the connection to the daemon did: with the same reset, or with a
+    /// status that names the backend.
+    fn failed(&mut self, error: &h2::Error) -> Result<Frame<Bytes>, ResetError> {
+        let (backend, cause) = (self.backend.name().to_owned(), chain(error));
+        match Failure::of(error) {
+            Failure::Reset(_) => {
+                self.on_end.fire(End::DaemonReset);
+                Err(ResetError::like(error))
+            }
+            Failure::Cancelled => {
+                self.on_end.fire(End::ClientGone);
+                Err(ResetError::cancel())
+            }
+            Failure::Refused => Ok(self.refused(&ProxyError::BadAnswer { backend, cause })),
+            Failure::Lost => {
+                self.trailers_sent = true;
+                self.on_end.fire(End::BackendLost);
+                self.backend.report_fault(Fault::Lost, &cause, Instant::now());
+                Ok(Frame::trailers(ProxyError::BackendLost { backend, cause }.trailers()))
+            }
+        }
+    }
+
+    fn refused(&mut self, error: &ProxyError) -> Frame<Bytes> {
         self.trailers_sent = true;
-        self.on_end.fire(End::BackendLost);
-        let cause = chain(error);
-        self.backend.report_fault(Fault::Lost, &cause, Instant::now());
-        ProxyError::BackendLost { backend: self.backend.name().to_owned(), cause }.trailers()
+        self.on_end.fire(End::Refused(error.code()));
+        Frame::trailers(error.trailers())
     }
 }
 

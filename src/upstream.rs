@@ -39,7 +39,7 @@ use crate::{
         SHARED_CONNECTION_WINDOW, SHARED_STREAM_WINDOW, STREAM_WINDOW,
     },
     io::{Batched, Flushing, Payload, Socket},
-    relay::{Body, Received, remote_reset},
+    relay::{Body, Failure, Received, ResetError},
 };
 
 /// A daemon that accepts takes milliseconds; a lost SYN is sent again after 1 s and 3 s.
@@ -78,6 +78,8 @@ pub enum SendError {
     Proxy(ProxyError),
     /// The daemon reset the stream: the client gets the same reset.
     Reset(h2::Error),
+    /// The client reset the stream, or went away, and so it was reset at the daemon.
+    Cancelled,
 }
 
 #[derive(Debug, Clone)]
@@ -175,13 +177,16 @@ impl Link {
     }
 
     fn failed(&self, error: h2::Error) -> SendError {
-        if remote_reset(&error).is_some() {
-            return SendError::Reset(error);
+        let (backend, cause) = (self.backend.name().to_owned(), chain(&error));
+        match Failure::of(&error) {
+            Failure::Reset(_) => SendError::Reset(error),
+            Failure::Cancelled => SendError::Cancelled,
+            Failure::Refused => SendError::Proxy(ProxyError::BadAnswer { backend, cause }),
+            Failure::Lost => {
+                self.backend.report_fault(Fault::Lost, &cause, Instant::now());
+                SendError::Proxy(ProxyError::BackendLost { backend, cause })
+            }
         }
-        let cause = chain(&error);
-        self.backend.report_fault(Fault::Lost, &cause, Instant::now());
-        let backend = self.backend.name().to_owned();
-        SendError::Proxy(ProxyError::BackendLost { backend, cause })
     }
 
     async fn sender(&self) -> Result<Sender, ProxyError> {
@@ -263,6 +268,9 @@ async fn dial(
         .initial_window_size(windows.stream)
         .initial_connection_window_size(windows.connection)
         .max_header_list_size(HARD_HEADER_LIST_LEN)
+        // A daemon sends a while to a stream that its client has cancelled, and the library takes each
+        // frame of it for an error that it allows a thousand of.
+        .max_local_error_reset_streams(None)
         .max_send_buffer_size(SEND_BUFFER_LEN)
         .initial_max_send_streams(usize::MAX >> 1)
         .handshake(TokioIo::new(io.clone()))
@@ -318,6 +326,7 @@ impl tower_service::Service<Request<tonic::body::Body>> for Link {
             link.send(Box::new(request.map(Body::own))).await.map_err(|error| match error {
                 SendError::Proxy(error) => error.into(),
                 SendError::Reset(error) => error.into(),
+                SendError::Cancelled => ResetError::cancel().into(),
             })
         }
         .boxed()

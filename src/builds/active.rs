@@ -165,7 +165,7 @@ impl ActiveSession {
         let result = match end {
             End::Finished(_) => "ok",
             End::ClientGone => "client_gone",
-            End::DaemonReset | End::BackendLost => "backend_lost",
+            End::DaemonReset | End::BackendLost | End::Refused(_) => "backend_lost",
         };
         self.metrics.session_ended(backend.name(), result);
     }

@@ -54,6 +54,7 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
         match answer {
             Ok(response) => return Ok(passed_on(response, backend)),
             Err(SendError::Reset(error)) => return Err(ResetError::like(&error).into()),
+            Err(SendError::Cancelled) => return Err(ResetError::cancel().into()),
             Err(SendError::Proxy(error)) => {
                 failures.push(error.to_string());
                 missing(&backend, &parts, &PartError::Unreachable(error.to_string()));

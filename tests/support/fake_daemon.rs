@@ -284,7 +284,7 @@ impl Stream {
     }
 
     /// The same, unless the stream has been reset.
-    fn try_headers(&mut self) -> Option<SendStream<Bytes>> {
+    pub(crate) fn try_headers(&mut self) -> Option<SendStream<Bytes>> {
         self.respond.send_response(head(), false).ok()
     }
 

@@ -1,0 +1,9 @@
+//! What a hostile client does, or a careless one: it harms nobody else. Beside each attack somebody's
+//! real build runs and succeeds.
+
+#![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
+
+mod bystander;
+mod cancels;
+#[path = "../support/mod.rs"]
+mod support;
