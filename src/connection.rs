@@ -14,7 +14,7 @@ use futures_util::{
     FutureExt as _,
     future::{BoxFuture, ready},
 };
-use http::{HeaderMap, Response};
+use http::Response;
 use hyper::{rt::Executor, server::conn::http2, service::service_fn};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -28,7 +28,7 @@ use crate::{
     fanout,
     http2_limits::{
         CONNECTION_WINDOW, FRAME_LEN, HARD_HEADER_LIST_LEN, HEADER_LIST_LEN, MAX_STREAMS,
-        PENDING_RESETS, SEND_BUFFER_LEN, STREAM_WINDOW,
+        PENDING_RESETS, SEND_BUFFER_LEN, STREAM_WINDOW, header_list_len,
     },
     io::{Batched, Flushing, PREFACE_LEN, Socket},
     metrics::Metrics,
@@ -212,11 +212,6 @@ fn reject(error: &ProxyError, metrics: &Metrics) -> Response<Body> {
     metrics.reject(error.reason());
     info!(reason = error.reason(), %error, "stream rejected");
     error.response()
-}
-
-/// Size of a header list as HTTP/2 counts it (RFC 9113 section 6.5.2).
-fn header_list_len(headers: &HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
 }
 
 /// Spawns the streams of a connection where a drain can wait for them.

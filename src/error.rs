@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tonic::Code;
 
-use crate::wire::WireError;
+use crate::{http2_limits::TRAILER_LIST_LEN, wire::WireError};
 
 /// Header (or trailer) on every error that the proxy made itself; its value is [`ProxyError::reason`].
 pub const MARKER: HeaderName = HeaderName::from_static("buildkit-lb-error");
@@ -49,6 +49,17 @@ pub enum ProxyError {
         backend: String,
         /// The chain of causes.
         cause: String,
+    },
+    /// The daemon's error details, or metadata, are larger than the proxy relays.
+    #[error(
+        "backend {backend} answered with {len} bytes of error details and metadata, \
+         more than the {TRAILER_LIST_LEN} that are relayed"
+    )]
+    AnswerTooLarge {
+        /// Name of the backend.
+        backend: String,
+        /// Their size as HTTP/2 counts it.
+        len: usize,
     },
     /// The backend that holds the build has left the fleet.
     #[error("backend {backend}, which built {build}, has left the fleet")]
@@ -97,7 +108,9 @@ impl ProxyError {
             Self::UnknownBuild(_) => Code::NotFound,
             Self::BadSolve(_) => Code::InvalidArgument,
             Self::SessionOpen(_) => Code::AlreadyExists,
-            Self::SolveTooLarge(_) | Self::Limit(_) => Code::ResourceExhausted,
+            Self::SolveTooLarge(_) | Self::AnswerTooLarge { .. } | Self::Limit(_) => {
+                Code::ResourceExhausted
+            }
             Self::BadAnswer { .. } => Code::Internal,
             Self::SolveTimeout(_) => Code::DeadlineExceeded,
         }
@@ -110,6 +123,7 @@ impl ProxyError {
             Self::Connect { .. } => "connect",
             Self::BackendLost { .. } => "backend_lost",
             Self::BadAnswer { .. } => "bad_answer",
+            Self::AnswerTooLarge { .. } => "answer_too_large",
             Self::BackendDeparted { .. } => "backend_departed",
             Self::UnknownBuild(_) => "unknown_build",
             Self::BadSolve(_) => "bad_solve",

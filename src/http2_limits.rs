@@ -1,5 +1,7 @@
 //! HTTP/2 settings that both sides of the proxy share, and why each has its value.
 
+use http::HeaderMap;
+
 /// Receive window of one stream: what one sender may have in flight that nobody has read yet.
 ///
 /// On loopback the rate no longer grows above this; across zones 1 MiB still fills 1 GB/s at 1 ms.
@@ -22,13 +24,24 @@ pub const SHARED_CONNECTION_WINDOW: u32 = 256 << 20;
 /// What the library may queue for one stream before it stops pulling from the other side.
 pub const SEND_BUFFER_LEN: usize = 256 << 10;
 
-/// A header or trailer list above this is answered with an error of the proxy's own.
-///
-/// An error's details carry the whole Dockerfile: 121 KB were seen for a Dockerfile of 65 KB.
+/// A client's metadata above this is answered with an error of the proxy's own.
 pub const HEADER_LIST_LEN: usize = 2 << 20;
 
-/// A header list above this is refused by the HTTP/2 library itself.
+/// A client's header list above this is refused by the HTTP/2 library itself.
 pub const HARD_HEADER_LIST_LEN: u32 = 4 << 20;
+
+/// Headers or trailers of a daemon above this are answered with an error of the proxy's own.
+///
+/// An error's details carry the whole Dockerfile, in base64 of base64: 2.3 MB of it pass.
+pub const TRAILER_LIST_LEN: usize = 4 << 20;
+
+/// What a daemon is told, and the HTTP/2 library, of the longest header list.
+///
+/// Far above [`TRAILER_LIST_LEN`], because the library allows so many frames for a list as it would
+/// take in frames of [`FRAME_LEN`], and a quarter more, while a daemon cuts it into frames of 16 KiB:
+/// 1 280 of those are 20 MiB. What is above that ends its connection. A client of a daemon takes 16 MiB,
+/// so any error that it could show comes as far as to be measured.
+pub const DAEMON_HEADER_LIST_LEN: u32 = 64 << 20;
 
 /// Concurrent streams of one connection. Each target of a bake holds four; grpc-go queues silently
 /// above the limit, which would deadlock a large bake.
@@ -41,3 +54,8 @@ pub const PENDING_RESETS: usize = 1_000;
 /// Largest payload of a frame that is received, and of what `io` makes of smaller ones: each frame costs
 /// the HTTP/2 library the same. No more, or it would have left the CPU's cache before it is sent on.
 pub const FRAME_LEN: u32 = 64 << 10;
+
+/// Size of a header list as HTTP/2 counts it (RFC 9113 section 6.5.2).
+pub fn header_list_len(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+}

@@ -34,6 +34,7 @@ pub use self::{
 use crate::{
     error::{ProxyError, chain, status_code},
     fleet::{Backend, Fault},
+    http2_limits::{TRAILER_LIST_LEN, header_list_len},
     io::Payload,
 };
 
@@ -235,6 +236,10 @@ pub fn response(
     let (mut parts, body) = response.into_parts();
     // Connection-level facts of the upstream link are not the client's.
     mem::take(&mut parts.extensions);
+    if let Err(error) = check_size(&parts.headers, &backend) {
+        on_end.fire(End::Refused(error.code()));
+        return error.response();
+    }
     if body.is_end_stream() {
         on_end.fire(End::Finished(status_code(&parts.headers)));
         return Response::from_parts(parts, Body::default());
@@ -294,6 +299,9 @@ impl Download {
     fn pass(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
         if let Some(trailers) = frame.trailers_ref() {
             self.trailers_sent = true;
+            if let Err(error) = check_size(trailers, &self.backend) {
+                return self.refused(&error);
+            }
             self.on_end.fire(End::Finished(status_code(trailers)));
         } else if let Some(data) = frame.data_ref() {
             self.tally.down.fetch_add(data.len() as u64, Ordering::Relaxed);
@@ -332,6 +340,14 @@ impl Download {
         self.trailers_sent = true;
         self.on_end.fire(End::Refused(error.code()));
         Frame::trailers(error.trailers())
+    }
+}
+
+/// Whether a daemon's headers or trailers are of a size that a client is promised.
+fn check_size(headers: &HeaderMap, backend: &Backend) -> Result<(), ProxyError> {
+    match header_list_len(headers) {
+        ..=TRAILER_LIST_LEN => Ok(()),
+        len => Err(ProxyError::AnswerTooLarge { backend: backend.name().to_owned(), len }),
     }
 }
 

@@ -35,7 +35,7 @@ use crate::{
     error::{Chain, ProxyError, chain},
     fleet::{Backend, Fault, Fleet},
     http2_limits::{
-        CONNECTION_WINDOW, FRAME_LEN, HARD_HEADER_LIST_LEN, SEND_BUFFER_LEN,
+        CONNECTION_WINDOW, DAEMON_HEADER_LIST_LEN, FRAME_LEN, SEND_BUFFER_LEN,
         SHARED_CONNECTION_WINDOW, SHARED_STREAM_WINDOW, STREAM_WINDOW,
     },
     io::{Batched, Flushing, Payload, Socket},
@@ -267,7 +267,7 @@ async fn dial(
         .max_frame_size(FRAME_LEN)
         .initial_window_size(windows.stream)
         .initial_connection_window_size(windows.connection)
-        .max_header_list_size(HARD_HEADER_LIST_LEN)
+        .max_header_list_size(DAEMON_HEADER_LIST_LEN)
         // A daemon sends a while to a stream that its client has cancelled, and the library takes each
         // frame of it for an error that it allows a thousand of.
         .max_local_error_reset_streams(None)

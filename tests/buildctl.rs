@@ -334,6 +334,22 @@ fn a_failure_in_a_large_dockerfile_tells_the_same_error() {
 }
 
 #[test]
+fn a_dockerfile_of_any_size_that_cannot_be_read_tells_the_same_error_and_harms_no_daemon() {
+    let setup = setup();
+    // Of the last one the error is nearly as large as the proxy relays.
+    for kib in [1_000, 1_500, 2_200] {
+        let comment = format!("#{}\n", "x".repeat(98));
+        let dockerfile = format!("{}BOGUS x\n", comment.repeat(kib * 1024 / 100));
+        let context = Context::new(&dockerfile);
+        let outcome =
+            same(&setup.direct.addr(), &setup.proxy.addr(), |addr| buildctl_build(addr, &context));
+        assert!(text(&outcome.1).contains("unknown instruction: BOGUS"), "{kib} KiB");
+    }
+    let lost = setup.proxy.metric("buildkit_lb_upstream_errors_total", &[]);
+    assert_eq!(lost, 0.0, "{:?}", setup.proxy.records("backend ejected"));
+}
+
+#[test]
 fn a_silent_step_is_waited_for() {
     let setup = setup();
     let seconds = std::env::var("BUILDKIT_LB_SILENT_SECONDS").unwrap_or_else(|_| "75".into());

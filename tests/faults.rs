@@ -91,6 +91,49 @@ async fn large_metadata_and_trailers_pass_byte_for_byte() {
     }
 }
 
+/// Answers `Health/Check` with error details of `len` bytes, as its trailers or as all of the answer.
+fn answer_with_details(daemon: &FakeDaemon, len: usize, alone: bool) {
+    daemon.on("Health/Check", move |mut stream| async move {
+        stream.read().await;
+        let details = HeaderValue::try_from("x".repeat(len)).expect("a value");
+        let mut trailers = trailers(2, "");
+        trailers.insert("grpc-status-details-bin", details);
+        if alone {
+            let mut response = head();
+            response.headers_mut().extend(trailers);
+            let _ = stream.respond.send_response(response, true);
+        } else {
+            let _ = stream.headers().send_trailers(trailers);
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn error_details_above_the_limit_fail_their_call_alone_and_tell_their_size() {
+    let (daemon, proxy, client) = one().await;
+    let solve = client.solve("r", "s").await;
+    let check = async || {
+        let call = client.send("/grpc.health.v1.Health/Check", &[], EMPTY).await;
+        call.ended().await
+    };
+    for alone in [false, true] {
+        for len in [4 << 20, 8 << 20] {
+            answer_with_details(&daemon, len, alone);
+            let ended = check().await;
+            let told = (ended.code(), ended.marker());
+            assert_eq!(told, (Some(8), Some("answer_too_large")), "{len}, alone: {alone}");
+            let size = ended.message().split(' ').find_map(|word| word.parse::<usize>().ok());
+            assert!(size.is_some_and(|size| (len..len + 1_000).contains(&size)), "{ended:?}");
+        }
+        answer_with_details(&daemon, (4 << 20) - 1_000, alone);
+        let ended = check().await;
+        assert_eq!((ended.code(), ended.marker()), (Some(2), None), "alone: {alone}");
+    }
+    assert_eq!(client.bridge("Ping", "r").await.ended().await.code(), Some(0));
+    assert_eq!(proxy.metric("buildkit_lb_upstream_errors_total", &[]), 0.0);
+    drop(solve);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn repeated_metadata_stays_repeated() {
     let (daemon, _proxy, client) = one().await;
