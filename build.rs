@@ -1,8 +1,7 @@
 //! Generates the Rust types of `proto/`: protox parses in process, so no protoc has to be installed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let descriptors =
-        protox::compile(["control.proto", "content.proto", "ops.proto", "trace.proto"], ["proto"])?;
+    let descriptors = protox::compile(["control.proto", "content.proto"], ["proto"])?;
     tonic_prost_build::configure()
         .build_server(false)
         .build_transport(false)

@@ -32,7 +32,6 @@ use crate::{
     proxy::Proxy,
     relay::{OnEnd, Tally},
     upstream::Link,
-    wire::{self, control::SolveRequest},
 };
 
 /// How long a Session waits for its Solve before it is bound on its own.
@@ -76,13 +75,22 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let Call { parts, body, client, arrived } = call;
     let trace = ids::trace(&parts.headers);
     let (message, rest) = proxy.read_message(body).await?;
-    let request = wire::decode::<SolveRequest>(&message.framed())
+    let rules = Arc::clone(&proxy.rules);
+    let (mut solve, facts) = message
+        .read(move |request| {
+            let solve = Solve::read(request)?;
+            // A probe of the client's has no cache that it could be known by.
+            let facts = if solve.internal { None } else { Some(Facts::read(request, &rules)?) };
+            Ok((solve, facts))
+        })
+        .await
         .map_err(|error| ProxyError::from_solve(&error))?;
-    let mut solve = Solve::new(&request);
     let deadline = Placement::deadline();
     // From here on its siblings wait for what becomes of it.
     let placing = proxy.directory.placing(solve.own());
-    solve.affinity = affinity_key(proxy, &request, &parts.headers, &client).await;
+    if let Some(facts) = facts {
+        solve.affinity = affinity_key(proxy, &solve, facts, &parts.headers, &client).await;
+    }
     let spread = proxy.placement.policy().spread_bake_targets;
     let wish = solve.wish(trace, client.connection, spread);
     let placed = proxy.placement.place(wish, deadline).await?;
@@ -127,7 +135,7 @@ pub async fn session(proxy: &Proxy, call: Call, id: Id) -> CallResult {
 pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, .. } = call;
     let (message, rest) = proxy.read_message(body).await?;
-    let Some(id) = message.build_ref() else {
+    let Some(id) = message.first_id().await else {
         return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
     };
     let (link, tally) = match status_link(proxy, &id).await {
@@ -168,31 +176,23 @@ pub async fn any(proxy: &Proxy, call: Call) -> CallResult {
     proxy.relay_to_any(call.parts, Bytes::new(), call.body).await
 }
 
-/// What the build's cache is known by. A probe of the client's has no cache.
+/// What the build's cache is known by.
 async fn affinity_key(
     proxy: &Proxy,
-    request: &SolveRequest,
+    solve: &Solve,
+    mut facts: Facts,
     headers: &HeaderMap,
     client: &Client,
 ) -> Option<AffinityKey> {
-    if request.internal {
-        return None;
-    }
-    let address = client.address.map(|address| address.to_string());
-    let facts = Facts {
-        hint: headers.get(HINT_HEADER).and_then(|hint| hint.to_str().ok()),
-        client: address.as_deref(),
-        ..Facts::new(request)
-    };
+    facts.hint = headers.get(HINT_HEADER).and_then(|hint| hint.to_str().ok()).map(str::to_owned);
+    facts.client = client.address.map(|address| address.to_string());
     // Only where the key decides is it worth a wait.
     let waits = proxy.placement.policy().policy == Policy::ConsistentHash
         && proxy.rules.waits_for_shared_key(&facts);
-    let session = Id::new(&request.session).filter(|_| waits);
-    let shared_key = match session {
-        Some(session) => proxy.shared_keys.of(&session).await,
-        None => None,
-    };
-    proxy.rules.key(&Facts { shared_key: shared_key.as_deref(), ..facts })
+    if let Some(session) = solve.session.as_ref().filter(|_| waits) {
+        facts.shared_key = proxy.shared_keys.of(session).await.map(|key| key.to_string());
+    }
+    proxy.rules.key(&facts)
 }
 
 async fn bind_session(

@@ -18,7 +18,7 @@ use crate::{
     metrics::Metrics,
     policy::{self, KeyHash, Policy},
     wire::{
-        self, WireError,
+        self, Payload, WireError,
         control::{Attr, CacheOptions, CacheOptionsEntry, Exporter, SolveRequest},
     },
 };
@@ -88,13 +88,11 @@ pub struct Explanation {
 /// # Errors
 /// The parameters cannot be read.
 pub fn explain(config: &Config, parameters: &Parameters) -> Result<Explanation, ExplainError> {
-    let request = parameters.request()?;
-    let facts = Facts {
-        client: parameters.client.as_deref(),
-        shared_key: parameters.shared_key.as_deref(),
-        ..Facts::new(&request)
-    };
     let pool = parameters.pool(config)?;
+    let request = parameters.request()?;
+    let mut facts = Facts::read(&request, &pool.affinity).map_err(WireError::from)?;
+    facts.client.clone_from(&parameters.client);
+    facts.shared_key.clone_from(&parameters.shared_key);
     let key = pool.affinity.key(&facts);
     let fleet = Fleet::new(Metrics::default().into());
     fleet.replace(pool.backends.clone());
@@ -125,10 +123,16 @@ impl Parameters {
         }
     }
 
-    fn request(&self) -> Result<SolveRequest, ExplainError> {
+    /// The serialised SolveRequest.
+    fn request(&self) -> Result<Bytes, ExplainError> {
         if let Some(file) = &self.solve {
-            return Ok(decode(read(file)?)?);
+            return Ok(unframed(read(file)?)?);
         }
+        Ok(self.described()?.encode_to_vec().into())
+    }
+
+    /// What the arguments describe.
+    fn described(&self) -> Result<SolveRequest, ExplainError> {
         let exporter = |csv: &String| {
             let (r#type, attrs) = parse_csv(csv)?;
             Ok(Exporter { r#type, attrs })
@@ -190,12 +194,18 @@ fn read(file: &Path) -> Result<Bytes, ExplainError> {
 }
 
 /// A frame announces exactly the bytes that follow it; no message begins like that.
-fn decode(bytes: Bytes) -> Result<SolveRequest, WireError> {
+fn unframed(bytes: Bytes) -> Result<Bytes, WireError> {
     let framed = bytes.len() >= wire::PREFIX_LEN
         && bytes[0] <= 1
         && bytes[1..wire::PREFIX_LEN]
             == u32::try_from(bytes.len() - wire::PREFIX_LEN).unwrap_or(0).to_be_bytes();
-    if framed { wire::decode(&bytes) } else { Ok(SolveRequest::decode(bytes)?) }
+    if !framed {
+        return Ok(bytes);
+    }
+    Ok(match wire::payload(&bytes)? {
+        Payload::Plain(plain) => plain,
+        Payload::Gzip(packed) => wire::unpack(&packed)?.into(),
+    })
 }
 
 impl fmt::Display for Explanation {
@@ -246,11 +256,11 @@ mod tests {
             output: vec![r#"type=image,"name=b/x:1,a/y:2",push=true"#.into()],
             ..parameters()
         };
-        let request = parameters.request().expect("valid");
+        let request = parameters.described().expect("valid");
         assert_eq!(&*request.exporters[0].r#type, b"image");
         assert_eq!(&*request.exporters[0].attrs[1].value, b"b/x:1,a/y:2");
         let wrong = Parameters { opt: vec!["target".into()], ..self::parameters() };
-        assert!(matches!(wrong.request(), Err(ExplainError::NotAPair(_))));
+        assert!(matches!(wrong.described(), Err(ExplainError::NotAPair(_))));
     }
 
     #[test]
@@ -259,8 +269,7 @@ mod tests {
         let plain = Bytes::from(request.encode_to_vec());
         let length = u32::try_from(plain.len()).expect("short").to_be_bytes();
         let framed = Bytes::from([&[0], &length[..], &plain[..]].concat());
-        assert_eq!(decode(plain).expect("plain"), request);
-        assert_eq!(decode(framed).expect("framed"), request);
-        assert!(decode(Bytes::from_static(b"\xff\xff\xff")).is_err());
+        assert_eq!(unframed(plain.clone()).expect("plain"), plain);
+        assert_eq!(unframed(framed).expect("framed"), plain);
     }
 }

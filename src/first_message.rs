@@ -10,7 +10,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::{
     error::ProxyError,
     ids::Id,
-    wire::{self, MAX_MESSAGE_LEN, WireError, control::RefRequest},
+    wire::{
+        self, MAX_MESSAGE_LEN, Payload, WireError,
+        fields::{self, Malformed},
+    },
 };
 
 /// How long a client may take to send its first message: 16 MiB at 2 Mbit/s.
@@ -21,6 +24,13 @@ const BUDGET_KIB: usize = 256 << 10;
 
 /// A message below this is not charged to the budget; a usual Solve has one or two KiB.
 const UNCHARGED_LEN: usize = 64 << 10;
+
+/// A message above this is read apart: to walk over 256 KiB of the smallest fields takes a millisecond.
+const LARGE_LEN: usize = 256 << 10;
+
+/// Large messages that are read at once. Each may take a CPU for a tenth of a second, and
+/// [`MAX_MESSAGE_LEN`] of memory if it is compressed.
+static LARGE_AT_ONCE: Semaphore = Semaphore::const_new(2);
 
 /// The start of a body: at least one whole message.
 #[derive(Debug)]
@@ -40,9 +50,35 @@ impl FirstMessage {
         self.bytes
     }
 
-    /// The ref that a Status or UpdateBuildHistory names.
-    pub fn build_ref(&self) -> Option<Id> {
-        wire::decode::<RefRequest>(&self.bytes).ok().and_then(|request| Id::new(&request.r#ref))
+    /// What `read` makes of the message.
+    ///
+    /// A large one, and one that is compressed and so may become large, is read apart from the threads
+    /// that relay: it would hold up every other stream for as long as it takes.
+    ///
+    /// # Errors
+    /// The message is not what `read` expects, or cannot be unpacked.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&[u8]) -> Result<T, Malformed> + Send + 'static,
+    ) -> Result<T, WireError> {
+        let payload = wire::payload(&self.bytes)?;
+        match payload {
+            Payload::Plain(plain) if plain.len() <= LARGE_LEN => return Ok(read(&plain)?),
+            _ => {}
+        }
+        let _permit = LARGE_AT_ONCE.acquire().await;
+        let reading = tokio::task::spawn_blocking(move || match payload {
+            Payload::Plain(plain) => Ok(read(&plain)?),
+            Payload::Gzip(packed) => Ok(read(&wire::unpack(&packed)?)?),
+        });
+        // It does not panic, and is not cancelled while the process runs.
+        reading.await.unwrap_or(Err(WireError::Malformed(Malformed)))
+    }
+
+    /// The id in its first field: the ref of StatusRequest and UpdateBuildHistoryRequest, the digest of
+    /// InfoRequest and ReadContentRequest.
+    pub async fn first_id(&self) -> Option<Id> {
+        self.read(|request| Ok(Id::new(fields::text(request, 1)?))).await.ok().flatten()
     }
 }
 

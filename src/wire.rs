@@ -3,6 +3,9 @@
 //! Owns the length-prefixed framing (gRPC over HTTP/2, "Length-Prefixed-Message") and its limits. It
 //! knows nothing of streams or daemons.
 
+pub mod fields;
+pub mod solve;
+
 use std::io::Read as _;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -18,18 +21,6 @@ pub mod control {
 #[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all)]
 pub mod content {
     tonic::include_proto!("containerd.services.content.v1");
-}
-
-/// Messages of a build definition (package `pb`).
-#[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all)]
-pub mod llb {
-    tonic::include_proto!("pb");
-}
-
-/// Messages of the OTLP trace collector.
-#[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all)]
-pub mod trace {
-    tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
 }
 
 /// Flag byte and 32-bit length in front of every gRPC message.
@@ -64,6 +55,9 @@ pub enum WireError {
     /// The bytes are not the expected protobuf message.
     #[error("not a valid protobuf message")]
     Protobuf(#[from] prost::DecodeError),
+    /// The same, found by walking over it.
+    #[error(transparent)]
+    Malformed(#[from] fields::Malformed),
 }
 
 /// Length of the first message, prefix included, once its prefix is there.
@@ -85,29 +79,57 @@ pub fn first_message_len(received: &[u8], limit: usize) -> Result<Option<usize>,
     Ok(Some(PREFIX_LEN + len))
 }
 
-/// Decodes one framed message, a gzip-compressed one included.
+/// The bytes of a framed message.
+#[derive(Debug, Clone)]
+pub enum Payload {
+    /// As they are.
+    Plain(Bytes),
+    /// Compressed with gzip, the only compression that grpc-go speaks.
+    Gzip(Bytes),
+}
+
+/// Takes one message out of its frame.
 ///
 /// # Errors
-/// What the bytes lack to be a message of type `M`.
-pub fn decode<M: Message + Default>(framed: &Bytes) -> Result<M, WireError> {
+/// It is not whole, or larger than a message may be.
+pub fn payload(framed: &Bytes) -> Result<Payload, WireError> {
     let truncated = || WireError::Truncated { got: framed.len() };
     let end = first_message_len(framed, MAX_MESSAGE_LEN)?.ok_or_else(truncated)?;
     if framed.len() < end {
         return Err(truncated());
     }
     let payload = framed.slice(PREFIX_LEN..end);
-    if framed[0] == 0 {
-        return Ok(M::decode(payload)?);
-    }
+    Ok(if framed[0] == 0 { Payload::Plain(payload) } else { Payload::Gzip(payload) })
+}
+
+/// Unpacks a [`Payload::Gzip`], up to what a message may have.
+///
+/// # Errors
+/// It is not gzip, or larger.
+pub fn unpack(packed: &[u8]) -> Result<Vec<u8>, WireError> {
     let mut plain = Vec::new();
-    flate2::read::GzDecoder::new(&payload[..])
+    flate2::read::GzDecoder::new(packed)
         .take(MAX_MESSAGE_LEN as u64 + 1)
         .read_to_end(&mut plain)
         .map_err(WireError::Compressed)?;
     if plain.len() > MAX_MESSAGE_LEN {
         return Err(WireError::TooLarge { len: plain.len(), limit: MAX_MESSAGE_LEN });
     }
-    Ok(M::decode(&plain[..])?)
+    Ok(plain)
+}
+
+/// Decodes one framed message of a daemon.
+///
+/// What a client sends is walked over instead ([`fields`]): decoded, it could take a hundred times the
+/// memory.
+///
+/// # Errors
+/// What the bytes lack to be a message of type `M`.
+pub fn decode<M: Message + Default>(framed: &Bytes) -> Result<M, WireError> {
+    Ok(match payload(framed)? {
+        Payload::Plain(plain) => M::decode(plain)?,
+        Payload::Gzip(packed) => M::decode(&unpack(&packed)?[..])?,
+    })
 }
 
 /// Frames `message` as one uncompressed gRPC message.

@@ -1,9 +1,11 @@
-//! A decision allocates nothing: it costs the same whatever else the process does.
+//! What allocates no memory, or only so much whatever a client sends.
 
 use std::{sync::Arc, time::Instant};
 
-use buildkit_lb::policy::{
-    Candidate, Candidates, Config, KeyHash, Policy, Request, Totals, warm::WarmMemory,
+use buildkit_lb::{
+    affinity::{Facts, Rules},
+    builds::solve::Solve,
+    policy::{Candidate, Candidates, Config, KeyHash, Policy, Request, Totals, warm::WarmMemory},
 };
 use rand::{SeedableRng as _, rngs::StdRng};
 
@@ -39,5 +41,40 @@ fn no_policy_allocates_memory_to_choose_among_a_thousand_backends() {
         }
         let warm = allocations(&memory, &mut rng);
         assert_eq!((cold.count_total, warm.count_total), (0, 0), "{policy}");
+    }
+}
+
+/// What reading a Solve may take at once: its values are cut, and its attributes counted.
+const SOLVE_LIMIT: u64 = 1 << 20;
+
+#[test]
+fn a_solve_takes_little_memory_whatever_it_is_made_of() {
+    let field = |number: u8, inner: &[u8]| {
+        let len = u32::try_from(inner.len()).expect("short");
+        // A varint of five bytes, of which any may be zero.
+        let len = [0, 7, 14, 21].map(|shift| (len >> shift) as u8 & 0x7f | 0x80);
+        [&[number << 3 | 2], &len[..], &[0], inner].concat()
+    };
+    let attr = |name: &[u8], value: &[u8]| [field(1, name), field(2, value)].concat();
+    let operation = field(1, &field(3, &field(1, b"local://a")));
+    for (what, part) in [
+        ("empty options", vec![0x3a, 0x00]),
+        ("options without a use", field(7, &attr(b"build-arg:A", b"b"))),
+        ("options of one name", field(7, &attr(b"vcs:source", &[b'a'; 4096]))),
+        ("sessions of others", field(7, &attr(b"local-sessionid:a", &[b's'; 256]))),
+        ("build arguments of a gateway", field(7, &attr(b"source", b"gateway"))),
+        ("empty exporters", vec![0x6a, 0x00]),
+        ("images", field(13, &field(2, &attr(b"name", b"a,b,c,d,e,f")))),
+        ("caches", field(8, &field(4, &field(2, &attr(b"ref", b"a"))))),
+        ("old caches", field(8, &[0x12, 0x01, b'a'])),
+        ("operations", field(2, &operation.repeat(15 << 16))),
+        ("refs", field(1, &[b'r'; 256])),
+    ] {
+        let request = part.repeat((16 << 20) / part.len());
+        let read = allocation_counter::measure(|| {
+            Solve::read(&request).expect("valid");
+            Facts::read(&request, &Rules::default()).expect("valid");
+        });
+        assert!(read.bytes_max < SOLVE_LIMIT, "{what}: {read:?}");
     }
 }

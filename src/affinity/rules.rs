@@ -67,7 +67,7 @@ impl Source {
         WORDS.iter().find(|(_, source)| source == self).map_or("none", |(word, _)| word)
     }
 
-    fn read(&self, facts: &Facts<'_>) -> Option<String> {
+    fn read(&self, facts: &Facts) -> Option<String> {
         match self {
             Self::Hint => sources::hint(facts),
             Self::Vcs => sources::vcs(facts),
@@ -99,7 +99,7 @@ struct Rule {
 }
 
 impl Rule {
-    fn key(&self, facts: &Facts<'_>) -> Option<String> {
+    fn key(&self, facts: &Facts) -> Option<String> {
         let value = self.source.read(facts)?;
         let Some(regex) = &self.regex else {
             return Some(value);
@@ -138,7 +138,7 @@ impl Default for Rules {
 
 impl Rules {
     /// The key of a build, or `None` if no source has one.
-    pub fn key(&self, facts: &Facts<'_>) -> Option<AffinityKey> {
+    pub fn key(&self, facts: &Facts) -> Option<AffinityKey> {
         let found = |rule: &Rule| Some((rule.key(facts)?, rule.source.label()));
         let (mut key, source) = self.rules.iter().find_map(found)?;
         for name in &self.include {
@@ -154,8 +154,21 @@ impl Rules {
         self.rules.iter().any(|rule| rule.source == Source::SharedKey)
     }
 
+    /// Whether a definition can tell a build's key.
+    pub(super) fn read_definition(&self) -> bool {
+        self.rules.iter().any(|rule| rule.source == Source::Definition)
+    }
+
+    /// Whether the frontend option `name` can tell a build's key.
+    pub(super) fn read_option(&self, name: &str) -> bool {
+        let asked = |rule: &Rule| matches!(&rule.source, Source::Opt(asked) if asked == name);
+        sources::read_option(name)
+            || self.rules.iter().any(asked)
+            || self.include.iter().any(|included| included == name)
+    }
+
     /// Whether this build's key cannot be told before its Session's shared key is known.
-    pub fn waits_for_shared_key(&self, facts: &Facts<'_>) -> bool {
+    pub fn waits_for_shared_key(&self, facts: &Facts) -> bool {
         let decides = |rule: &&Rule| rule.source == Source::SharedKey || rule.key(facts).is_some();
         self.rules.iter().find(decides).is_some_and(|rule| rule.source == Source::SharedKey)
     }
@@ -290,225 +303,4 @@ fn read_include(value: Value, path: &str, problems: &mut Vec<String>) -> Vec<Str
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::wire::control::{Attr, CacheOptions, CacheOptionsEntry, Exporter, SolveRequest};
-
-    fn attrs(pairs: &[(&str, &str)]) -> Vec<Attr> {
-        let attr = |(key, value): &(&str, &str)| Attr {
-            key: (*key).to_owned().into(),
-            value: (*value).to_owned().into(),
-        };
-        pairs.iter().map(attr).collect()
-    }
-
-    fn with_opts(pairs: &[(&str, &str)]) -> SolveRequest {
-        SolveRequest { frontend_attrs: attrs(pairs), ..Default::default() }
-    }
-
-    fn image(name: &str) -> SolveRequest {
-        let exporter = Exporter { r#type: "image".into(), attrs: attrs(&[("name", name)]) };
-        SolveRequest { exporters: vec![exporter], ..Default::default() }
-    }
-
-    fn key(rules: &Rules, request: &SolveRequest) -> Option<(String, &'static str)> {
-        rules.key(&Facts::new(request)).map(|key| (key.key, key.source))
-    }
-
-    fn rules(text: &str) -> Result<Rules, Vec<String>> {
-        let mut problems = Vec::new();
-        let table = text.parse().expect("TOML");
-        let rules = Rules::from_table(table, "affinity", &mut problems);
-        if problems.is_empty() { Ok(rules) } else { Err(problems) }
-    }
-
-    #[test]
-    fn two_jobs_of_one_project_have_one_key() {
-        for url in [
-            "https://org@dev.azure.com/org/proj/_git/app",
-            "https://DEV.azure.com/org/proj/_git/app",
-            "https://token:x@dev.azure.com/org/proj/_git/app.git",
-            "git@ssh.dev.azure.com:v3/org/proj/app",
-        ] {
-            let request = with_opts(&[
-                ("vcs:source", url),
-                ("vcs:revision", url),
-                ("vcs:localdir:context", "."),
-                ("vcs:localdir:dockerfile", "/agent/_work/7/s"),
-                ("build-arg:VERSION", url),
-            ]);
-            let expected = ("dev.azure.com/org/proj/_git/app".to_owned(), "vcs");
-            assert_eq!(key(&Rules::default(), &request), Some(expected));
-        }
-    }
-
-    #[test]
-    fn parts_of_a_monorepo_differ() {
-        let at = |directory| {
-            let request =
-                with_opts(&[("vcs:source", "https://h/r"), ("vcs:localdir:dockerfile", directory)]);
-            key(&Rules::default(), &request)
-        };
-        assert_eq!(at("./services/a/"), Some(("h/r#services/a".into(), "vcs")));
-        assert_eq!(at("services\\a"), at("services/a"));
-        assert_ne!(at("services/a"), at("services/b"));
-    }
-
-    #[test]
-    fn a_git_context_drops_its_revision() {
-        let key = |context| key(&Rules::default(), &with_opts(&[("context", context)]));
-        assert_eq!(key("https://h/team/app.git#main:sub"), key("https://h/team/app#v2:sub"));
-        assert_ne!(key("https://h/team/app.git#main"), key("https://h/team/other.git#main"));
-        assert_eq!(key("input:0-b"), None);
-    }
-
-    #[test]
-    fn the_image_comes_before_the_cache_unless_told_otherwise() {
-        let entry = CacheOptionsEntry {
-            r#type: "registry".into(),
-            attrs: attrs(&[("ref", "acr.io/cache/app:main")]),
-        };
-        let cache = CacheOptions { imports: vec![entry], ..Default::default() };
-        let request = SolveRequest { cache: Some(cache), ..image("b.io/x:1,acr.io/app:17") };
-        assert_eq!(key(&Rules::default(), &request), Some(("app".into(), "image")));
-        let rules = rules(r#"sources = ["cache_ref", "image"]"#).expect("valid");
-        assert_eq!(key(&rules, &request), Some(("acr.io/cache/app".into(), "cache_ref")));
-    }
-
-    #[test]
-    fn a_hint_beats_all_and_metadata_beats_options() {
-        let request =
-            with_opts(&[("vcs:source", "https://h/r"), ("build-arg:BUILDKIT_LB_KEY", "mine")]);
-        assert_eq!(key(&Rules::default(), &request), Some(("mine".into(), "hint")));
-        let facts = Facts { hint: Some("theirs"), ..Facts::new(&request) };
-        assert_eq!(Rules::default().key(&facts).map(|key| key.key), Some("theirs".into()));
-    }
-
-    #[test]
-    fn the_shared_key_tells_the_directory() {
-        let request = with_opts(&[("filename", "Dockerfile")]);
-        let of = |shared_key| {
-            let facts = Facts { shared_key: Some(shared_key), ..Facts::new(&request) };
-            Rules::default().key(&facts).map(|key| (key.key, key.source))
-        };
-        assert_eq!(of("billing:aa"), Some(("billing".into(), "shared_key")));
-        assert_eq!(of("billing:aa"), of("billing:bb"), "a new agent, the same project");
-        assert_eq!(of("billing:aa"), of("billing@2:cc"), "Jenkins' second checkout");
-        for drawn in ["s:aa", "tmp.Xk3:aa", "0f9c2d1e7ab4:aa", "work:aa", "17:aa", ":aa", ""] {
-            assert_eq!(of(drawn), None, "{drawn}");
-        }
-        assert!(Rules::default().waits_for_shared_key(&Facts::new(&request)));
-        assert!(!Rules::default().waits_for_shared_key(&Facts::new(&image("a"))));
-    }
-
-    #[test]
-    fn a_definition_tells_its_repositories_or_itself() {
-        use prost::Message as _;
-
-        use crate::wire::llb::{Definition, Op, SourceOp};
-        let request = |identifiers: &[&'static str]| {
-            let op = |identifier: &&'static str| {
-                let source = SourceOp { identifier: (*identifier).into() };
-                Op { source: Some(source) }.encode_to_vec().into()
-            };
-            let definition = Definition { def: identifiers.iter().map(op).collect() };
-            SolveRequest { definition: definition.encode_to_vec().into(), ..Default::default() }
-        };
-        let of = |identifiers: &[&'static str]| key(&Rules::default(), &request(identifiers));
-        let git = of(&["docker-image://golang:1", "git://github.com/team/app.git#v1"]);
-        assert_eq!(git, Some(("github.com/team/app".into(), "definition")));
-        let plain = of(&["docker-image://golang:1"]);
-        assert_eq!(plain, of(&["docker-image://golang:1"]));
-        assert_ne!(plain, of(&["docker-image://golang:2"]));
-        assert_eq!(of(&[]), None);
-        assert_eq!(of(&["local://a", "docker-image://b"]), of(&["docker-image://b", "local://a"]));
-        let gateway = |source| key(&Rules::default(), &with_opts(&[("source", source)]));
-        assert_eq!(gateway("docker/dockerfile:1"), None, "every project has this");
-        assert_eq!(gateway("r.io/buildpacks:2"), Some(("r.io/buildpacks()".into(), "definition")));
-    }
-
-    #[test]
-    fn a_regex_cuts_and_passes_over_what_does_not_match() {
-        let rules = rules(
-            r#"sources = [{ from = "image", regex = '^team-a/(.+)-(?:dev|prod)$' }, "opt:project"]
-               include = ["target"]"#,
-        )
-        .expect("valid");
-        let cut = key(&rules, &image("acr.io/team-a/app-dev:1"));
-        assert_eq!(cut, Some(("app".into(), "image")));
-        assert_eq!(cut, key(&rules, &image("acr.io/team-a/app-prod:9")));
-        let request = SolveRequest {
-            frontend_attrs: attrs(&[("project", "p"), ("target", "test")]),
-            ..image("acr.io/team-b/app:1")
-        };
-        assert_eq!(key(&rules, &request), Some(("p@target=test".into(), "opt")));
-        assert_eq!(rules.to_table().to_string().parse().ok(), Some(rules.to_table()));
-    }
-
-    #[test]
-    fn what_is_wrong_with_rules_is_named_with_its_key() {
-        let long = format!(r#"sources = [{{ from = "vcs", regex = "{}" }}]"#, "a".repeat(2000));
-        for (text, problem) in [
-            (r#"sources = ["vcs", "Image"]"#, "affinity.sources[1]: `Image` is not one of"),
-            (r#"sources = []"#, "affinity.sources: must have 1 to 32 sources"),
-            (r#"sources = "vcs""#, "affinity.sources: must be a list"),
-            (
-                r#"sources = ["vcs", { from = "vcs", regex = "a" }]"#,
-                "affinity.sources[1]: `vcs` stands",
-            ),
-            (
-                r#"sources = [{ from = "vcs", regex = "(" }]"#,
-                "affinity.sources[0]: `regex` is not valid: unclosed group",
-            ),
-            (
-                r#"sources = [{ from = "vcs", regex = "(a)(b)" }]"#,
-                "affinity.sources[0]: `regex` has 2 groups",
-            ),
-            (
-                r#"sources = [{ from = "vcs", regex = "(?:(?:(?:a{100}){100}){100})" }]"#,
-                "affinity.sources[0]: `regex` is not valid",
-            ),
-            (&long, "affinity.sources[0]: `regex` is longer than"),
-            (r#"sources = [{ regex = "a" }]"#, "affinity.sources[0]: needs `from`"),
-            (
-                r#"sources = [{ from = "vcs", cut = "a" }]"#,
-                "affinity.sources[0]: unknown key `cut`",
-            ),
-            (r#"include = ["tag"]"#, "affinity.include[0]: `tag` is not one of"),
-            (r#"include = ["target", "target"]"#, "affinity.include[1]: `target` is given twice"),
-            (r#"order = []"#, "affinity.order: unknown key"),
-        ] {
-            let problems = rules(text).expect_err(text);
-            assert!(problems[0].starts_with(problem), "{problems:?}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_value_gives_a_key_or_none(
-            values in prop::collection::vec(any::<Vec<u8>>(), 6),
-            definition: Vec<u8>,
-            shared_key: String,
-        ) {
-            let names =
-                ["vcs:source", "context", "vcs:localdir:context", "filename", "target", "source"];
-            let attr = |(name, value): (&str, Vec<u8>)| Attr {
-                key: name.to_owned().into(),
-                value: value.into(),
-            };
-            let request = SolveRequest {
-                frontend_attrs: names.into_iter().zip(values).map(attr).collect(),
-                definition: definition.into(),
-                ..Default::default()
-            };
-            let facts = Facts { shared_key: Some(&shared_key), ..Facts::new(&request) };
-            let _ = Rules::default().key(&facts);
-            let all = WORDS.map(|(_, source)| source);
-            for source in all {
-                let _ = source.read(&facts);
-            }
-        }
-    }
-}
+mod tests;

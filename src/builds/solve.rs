@@ -9,14 +9,17 @@ use crate::{
     ids::{Id, Key, TraceId},
     placement::Wish,
     policy::KeyHash,
-    wire::control::{Attr, SolveRequest},
+    wire::{
+        fields::Malformed,
+        solve::{Part, parts},
+    },
 };
 
 /// Sessions one Solve may name; a bake of a hundred contexts names a hundred.
 const MAX_SHARED_SESSIONS: usize = 1024;
 
 /// The routing facts of one Solve.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Solve {
     /// Ref of the build.
     pub build: Option<Id>,
@@ -35,30 +38,31 @@ pub struct Solve {
 }
 
 impl Solve {
-    /// Reads all but the affinity key from `request`.
-    pub fn new(request: &SolveRequest) -> Self {
-        let attrs = &request.frontend_attrs;
-        let named = |attr: &&Attr| attr.key.starts_with(b"local-sessionid:");
-        let shared = attrs
-            .iter()
-            .filter(named)
-            .map(|attr| &attr.value)
-            .chain([&request.source_policy_session])
-            .filter_map(|id| Id::new(id))
-            .take(MAX_SHARED_SESSIONS)
-            .collect();
-        let linked = attrs
-            .iter()
-            .any(|attr| attr.key.starts_with(b"context:") && attr.value.starts_with(b"input:"));
-        Self {
-            build: Id::new(&request.r#ref),
-            session: Id::new(&request.session),
-            shared,
-            internal: request.internal,
-            linked,
-            groups: linked || attrs.iter().any(|attr| *attr.key == *b"filename"),
-            affinity: None,
+    /// Reads all but the affinity key from a serialised SolveRequest, however large: what is kept of it is small.
+    ///
+    /// # Errors
+    /// `request` is no protobuf message.
+    pub fn read(request: &[u8]) -> Result<Self, Malformed> {
+        let mut solve = Self::default();
+        let mut policy_session = None;
+        parts(request, |part| match part {
+            Part::Ref(id) => solve.build = Id::new(id),
+            Part::Session(id) => solve.session = Id::new(id),
+            Part::SourcePolicySession(id) => policy_session = Id::new(id),
+            Part::Internal(internal) => solve.internal = internal,
+            Part::Option { name, value } => solve.option(name, value),
+            _ => {}
+        })?;
+        solve.shared.extend(policy_session);
+        Ok(solve)
+    }
+
+    fn option(&mut self, name: &[u8], value: &[u8]) {
+        if name.starts_with(b"local-sessionid:") {
+            self.shared.extend(Id::new(value).filter(|_| self.shared.len() < MAX_SHARED_SESSIONS));
         }
+        self.linked |= name.starts_with(b"context:") && value.starts_with(b"input:");
+        self.groups |= self.linked || name == b"filename";
     }
 
     /// Its own ids.
@@ -107,10 +111,18 @@ impl Solve {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use prost::Message as _;
+
     use super::*;
+    use crate::wire::control::{Attr, SolveRequest};
 
     fn attr(key: &str, value: &str) -> Attr {
         Attr { key: key.to_owned().into(), value: value.to_owned().into() }
+    }
+
+    fn read(request: &SolveRequest) -> Solve {
+        Solve::read(&request.encode_to_vec()).expect("valid")
     }
 
     fn id(text: &str) -> Id {
@@ -128,7 +140,7 @@ mod tests {
             ],
             ..Default::default()
         };
-        let solve = Solve::new(&request);
+        let solve = read(&request);
         let keys = [Key::Session(id("shared")), Key::Session(id("own")), Key::Build(id("r"))];
         assert_eq!(solve.keys(), keys);
         assert!(!solve.linked);
@@ -138,7 +150,7 @@ mod tests {
     fn an_input_context_links() {
         let linked = |key, value| {
             let frontend_attrs = vec![attr(key, value)];
-            Solve::new(&SolveRequest { frontend_attrs, ..Default::default() }).linked
+            read(&SolveRequest { frontend_attrs, ..Default::default() }).linked
         };
         assert!(linked("context:base", "input:0-b"));
         assert!(!linked("context:base", "docker-image://scratch"));
@@ -147,11 +159,44 @@ mod tests {
 
     #[test]
     fn independent_builds_of_one_trace_meet_only_on_one_connection() {
-        let plain = Solve::new(&SolveRequest::default());
+        let plain = read(&SolveRequest::default());
         assert_eq!(plain.companions(Some([1; 16]), 7), [Key::TraceOnConnection([1; 16], 7)]);
         let frontend_attrs = vec![attr("filename", "Dockerfile")];
-        let buildx = Solve::new(&SolveRequest { frontend_attrs, ..Default::default() });
+        let buildx = read(&SolveRequest { frontend_attrs, ..Default::default() });
         assert_eq!(buildx.companions(Some([1; 16]), 7), [Key::Trace([1; 16])]);
         assert_eq!(buildx.companions(None, 7), [Key::Connection(7)]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_walk_finds_the_ids_that_a_decoder_finds(
+            build: Vec<u8>,
+            session: Vec<u8>,
+            source_policy_session: Vec<u8>,
+            internal: bool,
+            options in prop::collection::vec(("(local-sessionid:)?[a-z]{1,3}", "[a-z]{0,3}"), 0..9),
+        ) {
+            let request = SolveRequest {
+                r#ref: build.into(),
+                session: session.into(),
+                source_policy_session: source_policy_session.into(),
+                internal,
+                frontend_attrs: options.iter().map(|(name, value)| attr(name, value)).collect(),
+                ..Default::default()
+            };
+            let solve = read(&request);
+            prop_assert_eq!(solve.build, Id::new(&request.r#ref));
+            prop_assert_eq!(solve.session, Id::new(&request.session));
+            prop_assert_eq!(solve.internal, internal);
+            let named = options.iter().filter(|(name, _)| name.starts_with("local-sessionid:"));
+            let named = named.map(|(_, value)| value.as_bytes());
+            let shared = named.chain([&request.source_policy_session[..]]).filter_map(Id::new);
+            prop_assert_eq!(solve.shared, Vec::from_iter(shared));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(request: Vec<u8>) {
+            let _ = Solve::read(&request);
+        }
     }
 }

@@ -13,10 +13,7 @@ use crate::{
     proxy::Proxy,
     relay::Body,
     upstream::Link,
-    wire::{
-        self,
-        content::{InfoRequest, content_client::ContentClient},
-    },
+    wire::content::{InfoRequest, content_client::ContentClient},
 };
 
 /// Info and Read: to a daemon that has the digest; to any if none has, for its error.
@@ -26,8 +23,7 @@ use crate::{
 pub async fn by_digest(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, .. } = call;
     let (message, rest) = proxy.read_message(body).await?;
-    let digest = wire::decode::<InfoRequest>(&message.framed()).unwrap_or_default().digest;
-    let link = match Id::new(&digest) {
+    let link = match message.first_id().await {
         Some(id) => holder(proxy, &id).await,
         None => None,
     };

@@ -26,6 +26,7 @@ use crate::{
             BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRequest,
             control_client::ControlClient,
         },
+        fields::{Fields, Malformed, Value},
     },
 };
 
@@ -39,12 +40,12 @@ const JOIN_INTERVAL: Duration = Duration::from_secs(2);
 pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, .. } = call;
     let (message, rest) = proxy.read_message(body).await?;
-    let Ok(query) = wire::decode::<BuildHistoryRequest>(&message.framed()) else {
+    let Ok(query) = message.read(Query::read).await else {
         // A daemon says best what is wrong with it.
         return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
     };
     let message = message.into_bytes();
-    if let Some(id) = Id::new(&query.r#ref)
+    if let Some(id) = query.build
         && let Ok(Some((link, _tally))) = proxy.known_link(&Key::Build(id))
     {
         return proxy.relay_call(&link, parts, message, rest).await;
@@ -54,8 +55,7 @@ pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
         return Err(nobody(proxy).into());
     };
     let body = if query.early_exit && query.limit > 0 {
-        let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
-        newest(proxy, &parts, answers, limit).await
+        newest(proxy, &parts, answers, query.limit).await
     } else {
         follow(proxy, parts, message, answers, !query.early_exit)
     };
@@ -67,6 +67,33 @@ pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
     Ok(response)
 }
 
+/// What a BuildHistoryRequest says of how its answers are merged.
+#[derive(Default)]
+struct Query {
+    build: Option<Id>,
+    early_exit: bool,
+    /// Records that are wanted; none is all.
+    limit: usize,
+}
+
+impl Query {
+    fn read(request: &[u8]) -> Result<Self, Malformed> {
+        let mut query = Self::default();
+        for field in Fields::new(request) {
+            match field? {
+                (2, Value::Bytes(id)) => query.build = Id::new(id),
+                (3, Value::Number(early_exit)) => query.early_exit = early_exit != 0,
+                // An int32: a negative one is no limit.
+                (5, Value::Number(limit)) => {
+                    query.limit = i32::try_from(limit).map_or(0, |limit| limit as usize);
+                }
+                _ => {}
+            }
+        }
+        Ok(query)
+    }
+}
+
 /// UpdateBuildHistory: to the daemon that has the record; to any if none has, for its error.
 ///
 /// # Errors
@@ -74,7 +101,7 @@ pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
 pub async fn update(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, .. } = call;
     let (message, rest) = proxy.read_message(body).await?;
-    let Some(id) = message.build_ref() else {
+    let Some(id) = message.first_id().await else {
         return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
     };
     let link = match proxy.known_link(&Key::Build(id.clone())) {

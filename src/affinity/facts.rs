@@ -1,0 +1,227 @@
+//! What a key can be made of, taken out of a Solve once. However large the request is, this stays small:
+//! it is kept while the build waits for its place.
+
+use std::collections::BTreeSet;
+
+use twox_hash::XxHash3_64;
+
+use super::{normal, rules::Rules};
+use crate::wire::{
+    fields::{Fields, Malformed, Value, text as field},
+    solve::{Cache, Entry, Part, parts},
+};
+
+/// Longer values are cut: a URL or image name never is this long.
+const MAX_VALUE_LEN: usize = 2048;
+
+/// Options and attributes that are looked at. A Solve of a large bake target has some fifty; one with
+/// more than this is made to harm, and has no key.
+const MAX_ATTRS: usize = 4096;
+
+/// Operations of a definition that are read; more add nothing to what tells the project.
+const MAX_OPS: usize = 10_000;
+
+/// Repositories of a definition that its key names.
+const MAX_REPOSITORIES: usize = 8;
+
+/// Names of build arguments that the key of a gateway frontend has.
+const MAX_ARGS: usize = 64;
+
+/// All that a key can be made of.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Metadata [`super::rules::HINT_HEADER`] of the call.
+    pub hint: Option<String>,
+    /// Address of the client, without its port.
+    pub client: Option<String>,
+    /// What its Session stream declares as the shared key (BuildKit session/session.go).
+    pub shared_key: Option<String>,
+    /// The frontend options that the rules ask for, with values that are not empty.
+    pub(super) options: Vec<(String, String)>,
+    /// The image that is built.
+    pub(super) image: Option<String>,
+    /// Where its cache is.
+    pub(super) cache_ref: Option<String>,
+    /// What its definition, or its gateway frontend, tells.
+    pub(super) definition: Option<String>,
+}
+
+impl Facts {
+    /// Reads a serialised SolveRequest, as far as `rules` ask for it.
+    ///
+    /// # Errors
+    /// `request` is no protobuf message.
+    pub fn read(request: &[u8], rules: &Rules) -> Result<Self, Malformed> {
+        let mut reading =
+            Reading { rules, attrs: 0, facts: Self::default(), found: Found::default() };
+        let mut broken = Ok(());
+        parts(request, |part| broken = broken.and(reading.take(part)))?;
+        broken?;
+        let Reading { attrs, mut facts, found, .. } = reading;
+        if attrs > MAX_ATTRS {
+            return Ok(Self::default());
+        }
+        facts.cache_ref =
+            found.caches.into_iter().flatten().next().map(|name| normal::image(&name));
+        if rules.read_definition() {
+            facts.definition = match definition(found.definition) {
+                None => gateway(&facts, request)?,
+                told => told,
+            };
+        }
+        Ok(facts)
+    }
+
+    /// The value of a frontend option, unless it is empty.
+    pub(super) fn option(&self, name: &str) -> Option<&str> {
+        self.options.iter().find(|(known, _)| known == name).map(|(_, value)| &**value)
+    }
+}
+
+/// A request that is being read.
+struct Reading<'a, 'r> {
+    rules: &'r Rules,
+    attrs: usize,
+    facts: Facts,
+    found: Found<'a>,
+}
+
+/// What can be told when all has been seen.
+#[derive(Default)]
+struct Found<'a> {
+    definition: &'a [u8],
+    /// Places of a cache, the one that tells most first.
+    caches: [Option<String>; 4],
+}
+
+impl<'a> Reading<'a, '_> {
+    fn take(&mut self, part: Part<'a>) -> Result<(), Malformed> {
+        match part {
+            Part::Definition(definition) => self.found.definition = definition,
+            Part::Option { name, value } if self.counts() => self.option(name, value),
+            Part::ExporterAttr { name: b"name", value } if self.counts() => self.images(value),
+            Part::ExporterAttr { .. } => self.attrs += 1,
+            Part::Cache(cache) if self.counts() => self.cache(cache)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn counts(&mut self) -> bool {
+        self.attrs += 1;
+        self.attrs <= MAX_ATTRS
+    }
+
+    fn option(&mut self, name: &[u8], value: &[u8]) {
+        let Some(name) = std::str::from_utf8(name).ok().filter(|name| self.rules.read_option(name))
+        else {
+            return;
+        };
+        // The last of a name counts, as in a map.
+        self.facts.options.retain(|(known, _)| known != name);
+        self.facts.options.extend(text(value).map(|value| (name.to_owned(), value)));
+    }
+
+    /// Of several names, the first in alphabetical order.
+    fn images(&mut self, names: &[u8]) {
+        let names = text(names).unwrap_or_default();
+        let names = names.split(',').map(normal::image_anywhere).filter(|name| !name.is_empty());
+        self.facts.image = names.chain(self.facts.image.take()).min();
+    }
+
+    fn cache(&mut self, cache: Cache<'a>) -> Result<(), Malformed> {
+        let (rank, reference) = match cache {
+            Cache::Export(entry) => (0, self.reference(entry)?),
+            Cache::OldExport(reference) => (1, text(reference)),
+            Cache::Import(entry) => (2, self.reference(entry)?),
+            Cache::OldImport(reference) => (3, text(reference)),
+        };
+        let known = &mut self.found.caches[rank];
+        *known = known.take().or(reference);
+        Ok(())
+    }
+
+    fn reference(&mut self, entry: Entry<'a>) -> Result<Option<String>, Malformed> {
+        let (mut reference, mut name) = (None, None);
+        entry.attrs(|key, value| match key {
+            b"ref" if self.counts() => reference = text(value),
+            b"name" if self.counts() => name = text(value),
+            _ => self.attrs += 1,
+        })?;
+        Ok(reference.or(name))
+    }
+}
+
+/// What a definition is known by: its repositories, else its steps.
+fn definition(definition: &[u8]) -> Option<String> {
+    let ops = || {
+        let ops = Fields::new(definition).filter_map(|field| match field {
+            Ok((1, Value::Bytes(op))) => Some(Ok(op)),
+            Ok(_other) => None,
+            Err(error) => Some(Err(error)),
+        });
+        ops.take(MAX_OPS)
+    };
+    // SourceOp, and its identifier in it.
+    let source = |op| field(field(op, 3).ok()?, 1).ok();
+    let mut repositories = BTreeSet::new();
+    let mut local = false;
+    let mut count = 0;
+    for op in ops() {
+        count += 1;
+        let Some(source) = source(op.ok()?).and_then(text) else { continue };
+        local |= source.starts_with("local://");
+        if ["git://", "http://", "https://"].iter().any(|scheme| source.starts_with(scheme)) {
+            repositories.insert(normal::repository(&source));
+            if repositories.len() > MAX_REPOSITORIES {
+                repositories.pop_last();
+            }
+        }
+    }
+    if !repositories.is_empty() {
+        return Some(Vec::from_iter(repositories).join(","));
+    }
+    let digest = |seed, bytes: &[u8]| XxHash3_64::oneshot_with_seed(seed, bytes);
+    let ops = ops().flatten();
+    // A local directory's operation names its client's session, and all that follow name that operation.
+    let digest = if local {
+        let mut sources: Vec<&[u8]> = ops.filter_map(source).map(<[u8]>::trim_ascii).collect();
+        sources.sort_unstable();
+        let sources = sources.into_iter().filter_map(text);
+        sources.fold(0, |seed, source| digest(seed, source.as_bytes()))
+    } else {
+        ops.fold(0, digest)
+    };
+    (count > 0).then(|| format!("llb:{digest:016x}"))
+}
+
+/// A gateway frontend is known by its image, with the names of what it is given.
+fn gateway(facts: &Facts, request: &[u8]) -> Result<Option<String>, Malformed> {
+    let Some(image) = facts.option("source").map(normal::image) else {
+        return Ok(None);
+    };
+    // The frontend of every Dockerfile tells of no project.
+    if image.rsplit('/').next().is_some_and(|name| name.starts_with("dockerfile")) {
+        return Ok(None);
+    }
+    let mut names = BTreeSet::new();
+    parts(request, |part| match part {
+        Part::Option { name, .. } if name.starts_with(b"build-arg:") || name == b"filename" => {
+            names.extend(text(name));
+            if names.len() > MAX_ARGS {
+                names.pop_last();
+            }
+        }
+        _ => {}
+    })?;
+    Ok(Some(format!("{image}({})", Vec::from_iter(names).join(","))))
+}
+
+/// `bytes` without the space around them, unless nothing is left.
+pub(super) fn text(bytes: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_VALUE_LEN)]);
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! What a SolveRequest tells of where its build belongs, part by part.
+//!
+//! Numbers are BuildKit's (api/services/control/control.proto, v0.32.2); the other fields are the
+//! daemon's alone. A field of another wire type than expected is passed over: a daemon says best what is
+//! wrong with it.
+
+use super::fields::{Fields, Malformed, Value, entry};
+
+/// One part of a SolveRequest that the proxy has a use for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part<'a> {
+    /// The build's ref.
+    Ref(&'a [u8]),
+    /// A serialised build definition.
+    Definition(&'a [u8]),
+    /// The session that the client opens for this build.
+    Session(&'a [u8]),
+    /// The session that answers for the source policy.
+    SourcePolicySession(&'a [u8]),
+    /// Whether this is a probe of the client's own.
+    Internal(bool),
+    /// A frontend option.
+    Option {
+        /// Its name.
+        name: &'a [u8],
+        /// Its value.
+        value: &'a [u8],
+    },
+    /// An attribute of an exporter.
+    ExporterAttr {
+        /// Its name.
+        name: &'a [u8],
+        /// Its value.
+        value: &'a [u8],
+    },
+    /// Where a cache is pushed to or pulled from.
+    Cache(Cache<'a>),
+}
+
+/// A place of a build cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache<'a> {
+    /// An entry of `exports`.
+    Export(Entry<'a>),
+    /// The one export of clients before v0.4.
+    OldExport(&'a [u8]),
+    /// An entry of `imports`.
+    Import(Entry<'a>),
+    /// An import of clients before v0.4.
+    OldImport(&'a [u8]),
+}
+
+/// A serialised CacheOptionsEntry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry<'a>(&'a [u8]);
+
+impl<'a> Entry<'a> {
+    /// Calls `visit` with the name and value of each attribute.
+    ///
+    /// # Errors
+    /// The entry is no protobuf message.
+    pub fn attrs(self, visit: impl FnMut(&'a [u8], &'a [u8])) -> Result<(), Malformed> {
+        attrs(self.0, visit)
+    }
+}
+
+/// Calls `visit` with each part of `request`, in the order they stand in it.
+///
+/// # Errors
+/// `request` is no protobuf message. `visit` has been called with what came before.
+pub fn parts<'a>(request: &'a [u8], mut visit: impl FnMut(Part<'a>)) -> Result<(), Malformed> {
+    for field in Fields::new(request) {
+        match field? {
+            (1, Value::Bytes(id)) => visit(Part::Ref(id)),
+            (2, Value::Bytes(definition)) => visit(Part::Definition(definition)),
+            (4, Value::Bytes(attr)) => {
+                let (name, value) = entry(attr)?;
+                visit(Part::ExporterAttr { name, value });
+            }
+            (5, Value::Bytes(id)) => visit(Part::Session(id)),
+            (7, Value::Bytes(attr)) => {
+                let (name, value) = entry(attr)?;
+                visit(Part::Option { name, value });
+            }
+            (8, Value::Bytes(cache)) => caches(cache, |cache| visit(Part::Cache(cache)))?,
+            (11, Value::Number(internal)) => visit(Part::Internal(internal != 0)),
+            (13, Value::Bytes(exporter)) => {
+                attrs(exporter, |name, value| visit(Part::ExporterAttr { name, value }))?;
+            }
+            (15, Value::Bytes(id)) => visit(Part::SourcePolicySession(id)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn caches<'a>(options: &'a [u8], mut visit: impl FnMut(Cache<'a>)) -> Result<(), Malformed> {
+    for field in Fields::new(options) {
+        match field? {
+            (1, Value::Bytes(reference)) => visit(Cache::OldExport(reference)),
+            (2, Value::Bytes(reference)) => visit(Cache::OldImport(reference)),
+            (4, Value::Bytes(entry)) => visit(Cache::Export(Entry(entry))),
+            (5, Value::Bytes(entry)) => visit(Cache::Import(Entry(entry))),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Exporter and CacheOptionsEntry alike: type = 1, attrs = 2.
+fn attrs<'a>(
+    message: &'a [u8],
+    mut visit: impl FnMut(&'a [u8], &'a [u8]),
+) -> Result<(), Malformed> {
+    for field in Fields::new(message) {
+        if let (2, Value::Bytes(attr)) = field? {
+            let (name, value) = entry(attr)?;
+            visit(name, value);
+        }
+    }
+    Ok(())
+}
