@@ -27,9 +27,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    discovery::{Backoff, kubernetes::failure::Question},
     fleet::{Fleet, Pod},
+    kubernetes::failure::Question,
     metrics::Metrics,
+    outage::Outage,
 };
 
 /// How the ReplicaSet controller ranks the pods it may delete: the lowest first, none is 0.
@@ -174,7 +175,7 @@ async fn keep(
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut writes = FuturesUnordered::new();
     let mut busy = HashSet::new();
-    let mut troubles = Troubles::default();
+    let mut refusals = Refusals::default();
     loop {
         tokio::select! {
             Some((pod, builds, result)) = writes.next() => {
@@ -183,13 +184,13 @@ async fn keep(
                 let settled = match result {
                     Ok(()) => {
                         metrics.pod_patches.inc();
-                        troubles.over();
+                        refusals.over();
                         true
                     }
                     // It is not there any more, or another one has its name.
                     Err(Failed::Gone) => true,
                     Err(Failed::Asked(error)) => {
-                        troubles.tell(&error, &pod, metrics);
+                        refusals.tell(&error, &pod, metrics);
                         false
                     }
                 };
@@ -200,7 +201,7 @@ async fn keep(
             _ = pace.tick() => {
                 let now = Instant::now();
                 look(fleet, pods, now);
-                if writes.len() >= AT_ONCE || now < troubles.until {
+                if writes.len() >= AT_ONCE || now < refusals.until {
                     continue;
                 }
                 let due = pods.iter().filter(|(pod, _told)| !busy.contains(*pod));
@@ -263,20 +264,19 @@ async fn write(
 
 /// What keeps pods from being told: said once, and waited for.
 #[derive(Debug)]
-struct Troubles {
-    text: Option<String>,
-    backoff: Backoff,
+struct Refusals {
+    outage: Outage,
     /// Nothing is asked before.
     until: Instant,
 }
 
-impl Default for Troubles {
+impl Default for Refusals {
     fn default() -> Self {
-        Self { text: None, backoff: Backoff::default(), until: Instant::now() }
+        Self { outage: Outage::default(), until: Instant::now() }
     }
 }
 
-impl Troubles {
+impl Refusals {
     fn tell(&mut self, error: &Option<kube::Error>, pod: &Pod, metrics: &Metrics) {
         let (verb, resource, namespace) = ("patch", "pods", &*pod.namespace);
         let question = Question { verb, resource, namespace, verbs: "verb patch" };
@@ -289,18 +289,16 @@ impl Troubles {
             None => question.describe(&std::io::Error::from(std::io::ErrorKind::TimedOut), None),
         };
         metrics.pod_error(verb, reason.label());
-        if self.text.as_ref() != Some(&text) {
+        if self.outage.failed(&text) {
             warn!(error = text, "pods are not told of their builds");
-            self.text = Some(text);
         }
-        self.until = Instant::now() + self.backoff.next();
+        self.until = Instant::now() + self.outage.wait();
     }
 
     fn over(&mut self) {
-        if self.text.take().is_some() {
+        if self.outage.over() {
             info!("pods are told of their builds");
         }
-        self.backoff = Backoff::default();
     }
 }
 

@@ -11,9 +11,10 @@ use crate::{
     admin,
     config::Config,
     connection::Context,
+    kubernetes::Access,
     listener::{ListenError, Listener},
     metrics::Families,
-    pool::{DiscoverError, Pool},
+    pool::{self, DiscoverError, Pool},
     shutdown::Signals,
 };
 
@@ -79,12 +80,17 @@ impl App {
         let downstream = TaskTracker::new();
         let background = TaskTracker::new();
         let [leaving, drain, stop] = std::array::from_fn(|_| CancellationToken::new());
+        let shared = pool::Shared {
+            dns_server: config.dns_server,
+            pods: config.pods,
+            kubernetes: Access::default(),
+            families: &families,
+            tasks: &background,
+            stop: &stop,
+        };
         let mut pools = Vec::new();
         for pool in config.pools {
-            pools.push(
-                Pool::start(pool, config.dns_server, config.pods, &families, &background, &stop)
-                    .await?,
-            );
+            pools.push(Pool::start(pool, &shared).await?);
         }
         let pools: Arc<[Pool]> = pools.into();
 

@@ -6,30 +6,18 @@
 
 pub mod dns;
 pub mod kubernetes;
-mod slices;
 pub mod static_list;
 
-use std::{
-    collections::HashSet,
-    fmt,
-    str::FromStr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::HashSet, fmt, str::FromStr, sync::Arc, time::SystemTime};
 
 use parking_lot::Mutex;
-use rand::RngExt as _;
 use tracing::{info, warn};
 
 use crate::{
     fleet::{Endpoint, Fleet},
     metrics::Metrics,
+    outage::Reason,
 };
-
-/// Waits between attempts to reach a source that fails.
-const FIRST_RETRY: Duration = Duration::from_millis(500);
-/// Long enough not to burden a source in trouble, short enough that nobody notices its return late.
-const LAST_RETRY: Duration = Duration::from_secs(10);
 
 /// Where daemons are found, as `--discover` writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -59,30 +47,6 @@ impl fmt::Display for Target {
         match self {
             Self::Kubernetes(service) => write!(f, "kubernetes://{service}"),
             Self::Dns(name) => write!(f, "dns://{name}"),
-        }
-    }
-}
-
-/// Why a source does not say where the daemons are; a value of the metric's `reason` label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    /// It cannot be reached, or fails.
-    Unreachable,
-    /// It does not know who asks.
-    Unauthorized,
-    /// It does not permit the question.
-    Forbidden,
-    /// What changed since the last answer is no longer known there: everything is read anew.
-    Expired,
-}
-
-impl Reason {
-    pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Unreachable => "unreachable",
-            Self::Unauthorized => "unauthorized",
-            Self::Forbidden => "forbidden",
-            Self::Expired => "expired",
         }
     }
 }
@@ -248,28 +212,6 @@ impl Feed {
     }
 }
 
-/// Growing waits between attempts.
-#[derive(Debug)]
-pub(crate) struct Backoff {
-    next: Duration,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { next: FIRST_RETRY }
-    }
-}
-
-impl Backoff {
-    /// The wait before the next attempt; up to a half is left to chance, so that many proxies do not
-    /// come all at once.
-    pub(crate) fn next(&mut self) -> Duration {
-        let wait = self.next;
-        self.next = (wait * 2).min(LAST_RETRY);
-        wait.mul_f64(rand::rng().random_range(0.5..=1.0))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,12 +286,5 @@ mod tests {
         assert!(text.contains(errors), "{text}");
         feed.found(vec![endpoint("a", "x")], None);
         assert!(register.standings()[0].trouble.is_none());
-    }
-
-    #[test]
-    fn waits_grow_to_a_bound() {
-        let mut backoff = Backoff::default();
-        let waits: Vec<_> = std::iter::repeat_with(|| backoff.next()).take(10).collect();
-        assert!(waits[0] <= FIRST_RETRY && waits[9] <= LAST_RETRY && waits[9] >= LAST_RETRY / 2);
     }
 }

@@ -18,8 +18,8 @@
 //!
 //! Beside the path: [`health`] probes, [`annotations`] tells Kubernetes which pods build, [`admin`]
 //! metrics and status. Leaves that anyone may use:
-//! [`address`], [`client`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`], [`metrics`],
-//! [`shares`], [`shutdown`], [`telemetry`], [`wire`].
+//! [`address`], [`client`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`], [`kubernetes`],
+//! [`metrics`], [`outage`], [`shares`], [`shutdown`], [`telemetry`], [`wire`].
 
 pub mod address;
 pub mod admin;
@@ -43,8 +43,10 @@ pub mod health;
 pub mod http2_limits;
 pub mod ids;
 pub mod io;
+pub mod kubernetes;
 pub mod listener;
 pub mod metrics;
+pub mod outage;
 pub mod placement;
 pub mod policy;
 pub mod pool;

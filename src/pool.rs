@@ -10,12 +10,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     annotations, config,
-    discovery::{
-        Register, Target, dns,
-        kubernetes::{self, ClientError},
-    },
+    discovery::{self, Register, Target, dns},
     fleet::Fleet,
     health,
+    kubernetes::{Access, ClientError},
     metrics::Families,
     proxy::Proxy,
 };
@@ -31,6 +29,23 @@ pub enum DiscoverError {
     Dns(#[from] NetError),
 }
 
+/// What all pools of the process start with.
+#[derive(Debug)]
+pub struct Shared<'a> {
+    /// Whom to ask for names, unless the system says.
+    pub dns_server: Option<SocketAddr>,
+    /// What is asked of and told to the daemons' pods.
+    pub pods: config::Pods,
+    /// The way to the Kubernetes API.
+    pub kubernetes: Access,
+    /// Every metric.
+    pub families: &'a Arc<Families>,
+    /// Where their tasks run.
+    pub tasks: &'a TaskTracker,
+    /// When these end.
+    pub stop: &'a CancellationToken,
+}
+
 /// A pool that follows and probes its daemons.
 #[derive(Debug)]
 pub struct Pool {
@@ -43,18 +58,12 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts all tasks of the pool on `tasks`, until `stop`. It does not listen yet.
+    /// Starts all tasks of the pool. It does not listen yet.
     ///
     /// # Errors
     /// A source of daemons cannot be asked.
-    pub async fn start(
-        config: config::Pool,
-        dns_server: Option<SocketAddr>,
-        pods: config::Pods,
-        families: &Arc<Families>,
-        tasks: &TaskTracker,
-        stop: &CancellationToken,
-    ) -> Result<Self, DiscoverError> {
+    pub async fn start(config: config::Pool, shared: &Shared<'_>) -> Result<Self, DiscoverError> {
+        let &Shared { dns_server, pods, ref kubernetes, families, tasks, stop } = shared;
         let metrics = Arc::new(families.pool(&config.name));
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
         let register = Register::new(Arc::clone(&fleet), Arc::clone(&metrics));
@@ -66,8 +75,14 @@ impl Pool {
             let stop = stop.clone();
             match target {
                 Target::Kubernetes(service) => {
-                    let client = kubernetes::client().await?;
-                    tasks.spawn(kubernetes::run(client, service, pods.details, feed, stop));
+                    let client = kubernetes.client().await?;
+                    tasks.spawn(discovery::kubernetes::run(
+                        client,
+                        service,
+                        pods.details,
+                        feed,
+                        stop,
+                    ));
                 }
                 Target::Dns(name) => {
                     let resolver = dns::resolver(dns_server)?;
@@ -78,7 +93,7 @@ impl Pool {
         let closing = TaskTracker::new();
         if pods.annotations.any() {
             let (fleet, metrics) = (Arc::clone(&fleet), Arc::clone(&metrics));
-            let (client, stop) = (kubernetes::client().await?, stop.clone());
+            let (client, stop) = (kubernetes.client().await?, stop.clone());
             closing.spawn(annotations::run(client, fleet, pods.annotations, metrics, stop));
         }
         let rules = Arc::new(config.affinity);

@@ -20,8 +20,12 @@ use hickory_resolver::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Backoff, Feed, Reason};
-use crate::{address::Address, fleet::Endpoint};
+use super::Feed;
+use crate::{
+    address::Address,
+    fleet::Endpoint,
+    outage::{Backoff, Reason},
+};
 
 /// However short its records live, a name is not asked for more often.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -106,7 +110,7 @@ pub async fn run(resolver: TokioResolver, name: Name, feed: Feed, stop: Cancella
             }
             Err(error) => {
                 feed.failed(Reason::Unreachable, format!("cannot look up {name}: {error}"));
-                backoff.next()
+                backoff.wait()
             }
         };
         tokio::select! {

@@ -5,32 +5,32 @@
 //! Any failure of the watch is answered by reading all slices anew, so that nothing that happened
 //! meanwhile is missed; until they are all read, the fleet stays as it was.
 
-pub(crate) mod failure;
-mod known;
 mod labels;
+mod service;
+mod slices;
 
-use std::{fmt, pin::pin, str::FromStr, time::Duration};
+use std::{pin::pin, time::Duration};
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{
-    Api, Client, Config,
-    config::InferConfigError,
+    Api, Client,
     runtime::watcher::{self, watcher},
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use self::{known::Known, labels::ByPod};
-use super::{Backoff, Feed, Reason, slices};
+use self::labels::ByPod;
+pub use self::service::{Port, Service};
+use super::Feed;
+use crate::{
+    kubernetes::{failure, known::Known, watching},
+    outage::{Backoff, Reason},
+};
 
 /// Changes within this time become one new fleet: a roll-out changes the slices many times a second.
 const GATHER: Duration = Duration::from_millis(50);
-
-/// How often a quiet watch is begun anew, and with it the longest time an API server that went away
-/// without a word is taken to be there.
-const WATCH: Duration = Duration::from_secs(60);
 
 /// How often a watch that stands is taken note of.
 const CONFIRM: Duration = Duration::from_secs(5);
@@ -40,90 +40,6 @@ const SLICES: &str = "endpointslices.discovery.k8s.io";
 
 /// The label by which slices belong to a Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
-
-/// A Service, and which of its ports.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Service {
-    namespace: String,
-    name: String,
-    port: Port,
-}
-
-/// Which port of a Service.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Port {
-    /// The one called buildkit, buildkitd, grpc or tcp, or the only one.
-    Usual,
-    /// This port of the pods, whether or not the Service has it.
-    Number(u16),
-    /// The one of this name.
-    Name(String),
-}
-
-impl FromStr for Service {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (path, port) = match text.split_once(':') {
-            Some((path, port)) => (path, Some(port)),
-            None => (text, None),
-        };
-        let port = match port {
-            None => Port::Usual,
-            Some(port) if port.bytes().all(|byte| byte.is_ascii_digit()) => match port.parse() {
-                Ok(number) if number > 0 => Port::Number(number),
-                _ => return Err(format!("port `{port}` is not a number from 1 to 65535")),
-            },
-            Some(port) if is_name(port) => Port::Name(port.to_owned()),
-            Some(port) => return Err(format!("`{port}` is no name of a port")),
-        };
-        match path.split_once('/') {
-            Some((namespace, name)) if is_name(namespace) && is_name(name) => {
-                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned(), port })
-            }
-            _ => Err(format!("`{text}` is not NAMESPACE/SERVICE[:PORT]")),
-        }
-    }
-}
-
-impl fmt::Display for Service {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)?;
-        match &self.port {
-            Port::Usual => Ok(()),
-            Port::Number(number) => write!(f, ":{number}"),
-            Port::Name(name) => write!(f, ":{name}"),
-        }
-    }
-}
-
-/// What Kubernetes takes as the name of a namespace, a Service or a port.
-fn is_name(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=63).contains(&text.len()) && text.bytes().all(allowed)
-}
-
-/// Why there is no way to an API server.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// Neither a kubeconfig nor a service account.
-    #[error("find credentials for Kubernetes (KUBECONFIG, or a pod's service account)")]
-    Config(#[from] InferConfigError),
-    /// The credentials cannot be used.
-    #[error("use the credentials for Kubernetes")]
-    Client(#[from] kube::Error),
-}
-
-/// A client with the credentials of `KUBECONFIG`, else those of the pod.
-///
-/// # Errors
-/// There are none, or they cannot be used. Whether the API server is there is not asked.
-pub async fn client() -> Result<Client, ClientError> {
-    let mut config = Config::infer().await?;
-    // An error is to be seen and told at once; trying again is ours.
-    config.default_retry = false;
-    Ok(Client::try_from(config)?)
-}
 
 /// Follows `service` until `stop`, and the labels of its namespace's pods if `pod_details`.
 pub async fn run(
@@ -170,7 +86,7 @@ async fn follow_always(
             }
             None => {}
         }
-        tokio::time::sleep(backoff.next()).await;
+        tokio::time::sleep(backoff.wait()).await;
     }
 }
 
@@ -183,9 +99,7 @@ async fn follow(
     backoff: &mut Backoff,
 ) -> Option<watcher::Error> {
     let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &service.namespace);
-    let config = watcher::Config::default()
-        .labels(&format!("{SERVICE_LABEL}={}", service.name))
-        .timeout(u32::try_from(WATCH.as_secs()).unwrap_or(u32::MAX));
+    let config = watching().labels(&format!("{SERVICE_LABEL}={}", service.name));
     let mut events = pin!(watcher(api, config));
     let mut known = Known::default();
     let mut publish_at: Option<Instant> = None;

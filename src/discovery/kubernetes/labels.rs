@@ -15,11 +15,11 @@ use kube::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{WATCH, failure, known::Known};
 use crate::{
-    discovery::Backoff,
     fleet::{Endpoint, Labels},
+    kubernetes::{failure, known::Known, watching},
     metrics::Metrics,
+    outage::Outage,
 };
 
 /// What the labels say, by the pod's uid.
@@ -43,19 +43,17 @@ pub(super) async fn follow(
     metrics: &Metrics,
     told: &watch::Sender<ByPod>,
 ) {
-    let mut backoff = Backoff::default();
-    let mut trouble = None;
+    let mut outage = Outage::default();
     loop {
-        let failed = follow_once(client, namespace, told, &mut backoff, &mut trouble).await;
+        let failed = follow_once(client, namespace, told, &mut outage).await;
         if let Some(error) = failed.filter(|error| !failure::is_expired(error)) {
             let (verb, reason, text) = failure::describe(&error, "pods", namespace);
             metrics.pod_error(verb, reason.label());
-            if trouble.as_ref() != Some(&text) {
+            if outage.failed(&text) {
                 warn!(error = text, "labels of pods are not known");
-                trouble = Some(text);
             }
         }
-        tokio::time::sleep(backoff.next()).await;
+        tokio::time::sleep(outage.wait()).await;
     }
 }
 
@@ -64,13 +62,10 @@ async fn follow_once(
     client: &Client,
     namespace: &str,
     told: &watch::Sender<ByPod>,
-    backoff: &mut Backoff,
-    trouble: &mut Option<String>,
+    outage: &mut Outage,
 ) -> Option<watcher::Error> {
     let api: Api<PartialObjectMeta<Pod>> = Api::namespaced(client.clone(), namespace);
-    let config =
-        watcher::Config::default().timeout(u32::try_from(WATCH.as_secs()).unwrap_or(u32::MAX));
-    let mut events = pin!(watcher(api, config));
+    let mut events = pin!(watcher(api, watching()));
     let mut known = Known::default();
     loop {
         let event = match events.next().await {
@@ -78,8 +73,7 @@ async fn follow_once(
             failed => return failed.and_then(Result::err),
         };
         if known.apply(event.modify(strip)) {
-            *backoff = Backoff::default();
-            if trouble.take().is_some() {
+            if outage.over() {
                 info!("labels of pods are known");
             }
             let now: ByPod = known.objects().filter_map(labels).collect();

@@ -2,7 +2,7 @@
 
 use kube::{core::Status, runtime::watcher};
 
-use crate::discovery::Reason;
+use crate::outage::Reason;
 
 /// What is asked of the API server.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,7 @@ impl Question<'_> {
 }
 
 /// Why a watch of `resource` failed.
-pub(super) fn describe(
+pub(crate) fn describe(
     error: &watcher::Error,
     resource: &'static str,
     namespace: &str,
@@ -55,7 +55,7 @@ pub(super) fn describe(
 }
 
 /// Whether all is to be read anew, which is how a watch is meant to end.
-pub(super) fn is_expired(error: &watcher::Error) -> bool {
+pub(crate) fn is_expired(error: &watcher::Error) -> bool {
     status(error).is_some_and(|status| status.code == 410)
 }
 

@@ -6,7 +6,7 @@ use kube::{ResourceExt, runtime::watcher::Event};
 
 /// The objects of one namespace by name.
 #[derive(Debug)]
-pub(super) struct Known<K> {
+pub(crate) struct Known<K> {
     objects: HashMap<String, K>,
     /// Those read so far while all are read anew.
     arriving: HashMap<String, K>,
@@ -24,7 +24,7 @@ impl<K: ResourceExt> Known<K> {
     /// Takes over an event; `true` if it may have changed what there is.
     ///
     /// While all are read anew, those known before stay: half a list is not a fleet that shrank.
-    pub(super) fn apply(&mut self, event: Event<K>) -> bool {
+    pub(crate) fn apply(&mut self, event: Event<K>) -> bool {
         match event {
             Event::Apply(object) => {
                 self.objects.insert(object.name_any(), object);
@@ -46,17 +46,17 @@ impl<K: ResourceExt> Known<K> {
     }
 
     /// Whether all have been read once.
-    pub(super) fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
     /// Whether there are none.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.objects.is_empty()
     }
 
     /// All of them.
-    pub(super) fn objects(&self) -> impl Iterator<Item = &K> {
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &K> {
         self.objects.values()
     }
 }

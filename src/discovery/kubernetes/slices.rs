@@ -13,7 +13,7 @@ use k8s_openapi::api::discovery::v1::{
     Endpoint as Entry, EndpointConditions, EndpointPort, EndpointSlice,
 };
 
-use super::kubernetes::Port;
+use super::Port;
 use crate::{
     address::Address,
     fleet::{Condition, Endpoint, Labels, Place, Pod},
@@ -27,7 +27,7 @@ type Identity<'a> = (&'a str, Option<&'a str>);
 
 /// One pod's addresses, IPv4 first, and what all slices together say of it.
 #[derive(Debug)]
-struct Candidate {
+struct PodEntry {
     family: u8,
     address: Address,
     condition: Condition,
@@ -39,12 +39,12 @@ pub(super) fn endpoints<'a>(
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
     port: &Port,
 ) -> Vec<Endpoint> {
-    let mut pods: HashMap<Identity, Candidate> = HashMap::new();
+    let mut pods: HashMap<Identity, PodEntry> = HashMap::new();
     for slice in slices {
         let Some(port) = number(slice, port) else { continue };
         for entry in slice.endpoints.iter().flatten() {
             let Some((family, host)) = host(slice, entry) else { continue };
-            let candidate = Candidate {
+            let pod_entry = PodEntry {
                 family,
                 address: Address::Tcp { host: host.to_owned(), port },
                 condition: condition(entry.conditions.as_ref()),
@@ -57,9 +57,9 @@ pub(super) fn endpoints<'a>(
             };
             let identity = identity(entry, host);
             match pods.get_mut(&identity) {
-                Some(known) => known.merge(candidate),
+                Some(known) => known.merge(pod_entry),
                 None => {
-                    pods.insert(identity, candidate);
+                    pods.insert(identity, pod_entry);
                 }
             }
         }
@@ -82,7 +82,7 @@ pub(super) fn port_names<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>
     names.join(", ")
 }
 
-impl Candidate {
+impl PodEntry {
     /// Joins what two entries say of one pod.
     fn merge(&mut self, other: Self) {
         // A pod does not come back from termination; before that, one slice may lag behind.
@@ -100,7 +100,7 @@ impl Candidate {
 }
 
 /// Of pods with one name, and of those with one address, the one that lives.
-fn one_of_each(pods: HashMap<Identity, Candidate>) -> Vec<Endpoint> {
+fn one_of_each(pods: HashMap<Identity, PodEntry>) -> Vec<Endpoint> {
     let mut pods: Vec<_> = pods.into_iter().collect();
     pods.sort_by(|((one, one_id), a), ((two, two_id), b)| {
         // The id only settles what nothing else does, so that the answer is always the same one.
