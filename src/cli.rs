@@ -1,18 +1,23 @@
 //! The command line.
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{
+    error::Error,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::Runtime;
 
 use crate::{
-    app::{App, StartError},
+    app::App,
     config::{Config, Settings},
     error::Chain,
     explain::{Parameters, explain},
     io::moderation,
     shutdown::Signals,
-    telemetry,
+    telemetry::Log,
 };
 
 /// The configuration or the command line is wrong (sysexits.h, EX_USAGE).
@@ -67,20 +72,13 @@ pub fn run() -> ExitCode {
     };
     match cli.command {
         Command::Serve(options) => with_config(options, serve),
-        Command::CheckConfig(options) => with_config(options, |_config| {
-            println!("configuration is valid");
-            ExitCode::SUCCESS
-        }),
-        Command::PrintConfig(options) => with_config(options, |config| {
-            print!("{}", config.to_toml());
-            ExitCode::SUCCESS
-        }),
+        Command::CheckConfig(options) => {
+            with_config(options, |_config| print("configuration is valid\n"))
+        }
+        Command::PrintConfig(options) => with_config(options, |config| print(&config.to_toml())),
         Command::ExplainKey(ExplainOptions { options, parameters }) => {
             with_config(options, |config| match explain(&config, &parameters) {
-                Ok(explanation) => {
-                    print!("{explanation}");
-                    ExitCode::SUCCESS
-                }
+                Ok(explanation) => print(&explanation.to_string()),
                 Err(error) => failed(&error),
             })
         }
@@ -91,7 +89,7 @@ fn with_config(options: Options, run: impl FnOnce(Config) -> ExitCode) -> ExitCo
     match Config::load(options.config.as_deref(), options.settings) {
         Ok(config) => run(config),
         Err(problems) => {
-            eprintln!("{problems}");
+            complain(&problems.to_string());
             EXIT_USAGE.into()
         }
     }
@@ -106,14 +104,24 @@ fn runtime(worker_threads: usize) -> io::Result<Runtime> {
 }
 
 fn serve(config: Config) -> ExitCode {
-    telemetry::init(config.log_format, config.log_level);
-    // Each build holds two descriptors; what the system grants at most is not ours to refuse.
-    let _ = rlimit::increase_nofile_limit(u64::MAX);
-    let runtime = match runtime(config.worker_threads) {
-        Ok(runtime) => runtime,
+    let log = match Log::start(config.log_format, config.log_level) {
+        Ok(log) => log,
         Err(error) => return failed(&error),
     };
-    let served: Result<(), StartError> = runtime.block_on(async {
+    // Each build holds two descriptors; what the system grants at most is not ours to refuse.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    match run_app(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log.say(&failure(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_app(config: Config) -> Result<(), Box<dyn Error>> {
+    let runtime = runtime(config.worker_threads)?;
+    let served = runtime.block_on(async {
         let app = App::start(config).await?;
         match Signals::new() {
             Ok(signals) => app.run(signals).await,
@@ -123,15 +131,30 @@ fn serve(config: Config) -> ExitCode {
     });
     // What still runs was cut on purpose.
     runtime.shutdown_background();
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&error),
+    served
+}
+
+/// Prints to standard output. Where nobody reads, there is nobody to tell.
+fn print(text: &str) -> ExitCode {
+    let mut stdout = io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => failed(&error),
+        _ => ExitCode::SUCCESS,
     }
 }
 
-fn failed(error: &(dyn std::error::Error + 'static)) -> ExitCode {
-    eprintln!("buildkit-lb: {}", Chain(error));
+fn failed(error: &(dyn Error + 'static)) -> ExitCode {
+    complain(&failure(error));
     ExitCode::FAILURE
+}
+
+fn failure(error: &(dyn Error + 'static)) -> String {
+    format!("buildkit-lb: {}", Chain(error))
+}
+
+/// Prints to standard error, if anybody reads that.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use http::Response;
 use hyper::{rt::Executor, server::conn::http2, service::service_fn};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, info};
+use tracing::debug;
 
 use crate::{
     builds,
@@ -31,8 +31,8 @@ use crate::{
         PENDING_RESETS, SEND_BUFFER_LEN, STREAM_WINDOW, header_list_len,
     },
     io::{Batched, Flushing, PREFACE_LEN, Socket},
-    metrics::Metrics,
     proxy::Proxy,
+    refusals::Refusals,
     relay::{Body, ResetError},
     router::{self, Route},
 };
@@ -93,9 +93,9 @@ fn drive(
     let service = service_fn({
         let client = Client { connection: number, address, active: Arc::clone(&active) };
         move |request| {
-            let metrics = Arc::clone(&proxy.metrics);
+            let refusals = Arc::clone(&proxy.refusals);
             let handling = handle(proxy.clone(), Call::new(request, client.clone()));
-            Answering { handling, metrics }
+            Answering { handling, refusals }
         }
     });
     let connection = http2::Builder::new(TrackedExecutor(tasks))
@@ -192,7 +192,7 @@ fn handle(proxy: Proxy, call: Call) -> BoxFuture<'static, CallResult> {
 /// [`drive`] may run on any thread.
 struct Answering {
     handling: BoxFuture<'static, CallResult>,
-    metrics: Arc<Metrics>,
+    refusals: Arc<Refusals>,
 }
 
 impl Future for Answering {
@@ -201,17 +201,10 @@ impl Future for Answering {
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         self.handling.as_mut().poll(cx).map(|result| match result {
             Ok(response) => Ok(response),
-            Err(CallError::Own(error)) => Ok(reject(&error, &self.metrics)),
+            Err(CallError::Own(error)) => Ok(self.refusals.answer(&error)),
             Err(CallError::Reset(reset)) => Err(reset),
         })
     }
-}
-
-/// The proxy's own answer to a call, counted.
-fn reject(error: &ProxyError, metrics: &Metrics) -> Response<Body> {
-    metrics.reject(error.reason());
-    info!(reason = error.reason(), %error, "stream rejected");
-    error.response()
 }
 
 /// Spawns the streams of a connection where a drain can wait for them.

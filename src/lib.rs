@@ -9,8 +9,8 @@
 //! - [`call`] one call and what becomes of it
 //! - [`builds`] reads each Solve, binds its build, parks the siblings
 //! - [`fanout`] the fleet's RPCs: ask every daemon, merge
-//! - [`proxy`] what all streams share: the [`running`] builds; [`placement`] decides where a build goes,
-//!   [`directory`] session or build -> binding
+//! - [`proxy`] what all streams share: the [`running`] builds and the [`refusals`]; [`placement`] decides
+//!   where a build goes, [`directory`] session or build -> binding
 //! - [`affinity`] what a build's cache is known by
 //! - [`policy`] which backend takes a build
 //! - [`relay`] copies bodies unread; [`upstream`] one connection to a daemon
@@ -20,6 +20,9 @@
 //! metrics and status. Leaves that anyone may use:
 //! [`address`], [`client`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`], [`kubernetes`],
 //! [`metrics`], [`outage`], [`shares`], [`shutdown`], [`telemetry`], [`wire`].
+
+// Whoever reads our output may be gone, and to print would be to panic then.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod address;
 pub mod admin;
@@ -51,6 +54,7 @@ pub mod placement;
 pub mod policy;
 pub mod pool;
 pub mod proxy;
+pub mod refusals;
 pub mod relay;
 pub mod router;
 pub mod running;

@@ -22,6 +22,7 @@ use crate::{
     metrics::Metrics,
     placement::Placement,
     policy,
+    refusals::Refusals,
     relay::{self, Body, End, OnEnd, ResetError, Tally},
     running::Running,
     upstream::{Link, SendError, SharedLinks},
@@ -51,6 +52,8 @@ pub struct Proxy {
     pub shared_keys: SharedKeys,
     tasks: TaskTracker,
     reader: Reader,
+    /// What becomes of calls that the proxy refuses.
+    pub refusals: Arc<Refusals>,
 }
 
 impl Proxy {
@@ -76,6 +79,7 @@ impl Proxy {
             directory,
             fleet,
             shared,
+            refusals: Arc::new(Refusals::new(Arc::clone(&metrics))),
             metrics,
             placement,
             running: Running::default(),

@@ -1,9 +1,21 @@
-//! Logs: one subscriber, to standard error.
+//! Logs: one subscriber, to standard error, for which nobody ever waits.
 
-use std::fmt;
+mod queue;
+mod record;
+mod throttle;
 
+use std::{fmt, fs::File, io, os::fd::AsFd as _, panic, sync::LazyLock, time::Duration};
+
+use prometheus_client::metrics::counter::Counter;
 use serde::Deserialize;
+use tracing::error;
 use tracing_subscriber::{EnvFilter, fmt as subscriber};
+
+use self::queue::Queue;
+pub use self::throttle::Throttle;
+
+/// What a process that ends waits at most for its last records to be written.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Shape of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -50,18 +62,55 @@ impl fmt::Display for LogLevel {
     }
 }
 
-/// Starts logging. The libraries below are heard from at warn only, or in full if trace is asked for: in a
-/// release build that is their debug records, HTTP/2 frames among them. Their own trace records are compiled
-/// out there (Cargo.toml), because even unheard they cost each call a few percent.
-pub fn init(format: LogFormat, level: LogLevel) {
-    let filter = match level {
-        LogLevel::Trace => EnvFilter::new("trace"),
-        level => EnvFilter::new(format!("warn,buildkit_lb={level},hyper=error,h2=error")),
-    };
-    let builder = subscriber().with_env_filter(filter).with_writer(std::io::stderr);
-    // A second call (a test in the same process) keeps the first subscriber.
-    let _ = match format {
-        LogFormat::Text => builder.with_ansi(false).try_init(),
-        LogFormat::Json => builder.json().try_init(),
-    };
+/// Log records of this process that nobody could read.
+pub fn dropped_records() -> Counter {
+    static DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
+    DROPPED.clone()
+}
+
+/// The log of this process.
+#[derive(Debug)]
+pub struct Log(Queue);
+
+impl Log {
+    /// Starts logging. The libraries below are heard from at warn only, or in full if trace is asked for: in a
+    /// release build that is their debug records, HTTP/2 frames among them. Their own trace records are
+    /// compiled out there (Cargo.toml), because even unheard they cost each call a few percent.
+    ///
+    /// # Errors
+    /// The system refuses a thread or a descriptor.
+    pub fn start(format: LogFormat, level: LogLevel) -> io::Result<Self> {
+        // A handle of its own: the standard library's has a lock, which a write that hangs would hold.
+        let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+        let queue = Queue::start(format, stderr)?;
+        let filter = match level {
+            LogLevel::Trace => EnvFilter::new("trace"),
+            level => EnvFilter::new(format!("warn,buildkit_lb={level},hyper=error,h2=error")),
+        };
+        let builder = subscriber()
+            .with_env_filter(filter)
+            .with_writer(queue.clone())
+            // The library would print what it could not write, and end the process if that fails too.
+            .log_internal_errors(false);
+        // A second call (a test in the same process) keeps the first subscriber.
+        let _ = match format {
+            LogFormat::Text => builder.with_ansi(false).try_init(),
+            LogFormat::Json => builder.json().try_init(),
+        };
+        // As the standard library prints it, it would wait for whoever reads.
+        panic::set_hook(Box::new(|panic| error!(%panic, "a task has panicked")));
+        Ok(Self(queue))
+    }
+
+    /// Writes a line that is no record.
+    pub fn say(&self, line: &str) {
+        self.0.push(format!("{line}\n").as_bytes());
+    }
+}
+
+impl Drop for Log {
+    /// Waits until the last records are written, if anybody reads them.
+    fn drop(&mut self) {
+        self.0.flush(FLUSH_LIMIT);
+    }
 }

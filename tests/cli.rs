@@ -48,6 +48,24 @@ fn a_port_in_use_is_one_clear_line() {
 }
 
 #[test]
+fn output_that_nobody_can_read_is_no_panic() {
+    let binary = env!("CARGO_BIN_EXE_buildkit-lb");
+    for (command, code) in [
+        ("check-config --backend tcp://b:1 >/dev/full", 1),
+        ("print-config --backend tcp://b:1 >/dev/full 2>/dev/full", 1),
+        ("check-config 2>/dev/full", 64),
+        ("serve --no-such-flag 2>/dev/full", 64),
+        ("--help >/dev/full", 0),
+        ("serve --backend tcp://b:1 --listen unix:///no/such/place 2>/dev/full", 1),
+        ("print-config --backend tcp://b:1 > >(true)", 0),
+    ] {
+        let output = run(Command::new("bash").args(["-c", &format!("{binary} {command}")]));
+        assert_eq!(output.status.code(), Some(code), "{command}: {}", text(&output));
+        assert!(!text(&output).contains("panicked"), "{command}: {}", text(&output));
+    }
+}
+
+#[test]
 fn settings_come_from_flags_over_environment_over_file() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("lb.toml");

@@ -146,7 +146,7 @@ impl Rules {
                 key = format!("{key}@{name}={value}");
             }
         }
-        Some(AffinityKey { key, source })
+        Some(AffinityKey::new(key, source))
     }
 
     /// Whether any build's key can be its Session's shared key.

@@ -19,6 +19,7 @@ use prometheus_client::{
 };
 
 use super::Metrics;
+use crate::telemetry;
 
 /// Durations of builds: a second to two hours.
 const BUILD_SECONDS: [f64; 12] =
@@ -193,6 +194,7 @@ impl Families {
         r.register("backend_drains", "Requests to drain a backend, by how they ended", self.backend_drains.clone());
         r.register("drain_in_progress", "1 while the proxy drains", self.drain_in_progress.clone());
         r.register("drain_builds_remaining", "Builds a draining proxy waits for", self.drain_builds_remaining.clone());
+        r.register("log_records_dropped", "Log records that nobody could read", telemetry::dropped_records());
         registry.register("grpc_server_started", "RPCs received, by method", self.rpcs_started.clone());
     }
 

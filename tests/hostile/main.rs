@@ -5,5 +5,6 @@
 
 mod bystander;
 mod cancels;
+mod logging;
 #[path = "../support/mod.rs"]
 mod support;

@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
-use super::{buildkitd::Buildkitd, child::Guarded, eventually};
+use super::{buildkitd::Buildkitd, child::Guarded, eventually, free_port};
 
 /// The proxy, to be started.
 #[derive(Debug, Default)]
@@ -19,6 +19,7 @@ pub(crate) struct Builder {
     admin: Option<String>,
     kubeconfig: Option<PathBuf>,
     file: Option<NamedTempFile>,
+    stderr: Option<String>,
 }
 
 impl Builder {
@@ -61,22 +62,46 @@ impl Builder {
         Self { kubeconfig: Some(kubeconfig.to_owned()), ..self }
     }
 
+    /// Lets this redirection of bash's decide what becomes of its log, which tells nothing then.
+    pub(crate) fn stderr(self, redirection: &str) -> Self {
+        Self { stderr: Some(redirection.to_owned()), ..self }
+    }
+
     /// Starts it and waits until it listens.
     pub(crate) fn start(self) -> Proxy {
         let binary = env!("CARGO_BIN_EXE_buildkit-lb");
+        let (listen, own_admin) = match self.stderr {
+            Some(_) => (free_port(), free_port()),
+            None => (0, 0),
+        };
+        let (listen, own_admin) =
+            (format!("tcp://127.0.0.1:{listen}"), format!("127.0.0.1:{own_admin}"));
         let kubeconfig =
             self.kubeconfig.iter().map(|path| format!("KUBECONFIG={}", path.display()));
         let kubeconfig: Vec<_> = kubeconfig.collect();
         let mut args: Vec<_> = kubeconfig.iter().map(String::as_str).collect();
-        let admin = self.admin.as_deref().unwrap_or("127.0.0.1:0");
+        let admin = self.admin.as_deref().unwrap_or(&own_admin);
+        let redirected =
+            self.stderr.as_ref().map(|redirection| format!("exec \"$@\" {redirection}"));
+        if let Some(script) = &redirected {
+            args.extend(["bash", "-c", script, "bash"]);
+        }
         args.extend([binary, "serve"]);
         match &self.file {
             Some(file) => args.extend(["--config", file.path().to_str().expect("a UTF-8 path")]),
-            None => args.extend(["--listen", "tcp://127.0.0.1:0"]),
+            None => args.extend(["--listen", &listen]),
         }
         args.extend(["--admin-listen", admin, "--log-format", "json"]);
         args.extend(self.args.iter().map(String::as_str));
         let process = Guarded::start(Path::new("/usr/bin/env"), &args);
+        if redirected.is_some() {
+            let proxy = Proxy { addr: listen, admin: own_admin, process, _file: self.file };
+            eventually("the proxy listens", Duration::from_secs(10), || {
+                let sockets = [proxy.socket(), proxy.admin.clone()];
+                sockets.iter().all(|socket| TcpStream::connect(socket).is_ok()).then_some(())
+            });
+            return proxy;
+        }
         let bound = |port: &str| {
             eventually("the proxy listens", Duration::from_secs(10), || {
                 let records = records(&process.log(), "listening");

@@ -1,0 +1,281 @@
+//! Where log records go: a queue that nobody waits for, and a thread of its own that writes what is in it.
+//!
+//! Whoever reads the log may stop, go away or run out of room. Builds go on then: a record that finds no
+//! room, or that cannot be written, is dropped and counted, and once records can be written again one of
+//! them says how many are missing.
+
+use std::{
+    borrow::Cow,
+    cell::Cell,
+    io::{self, Write},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex};
+use tracing::warn;
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::{LogFormat, dropped_records, record};
+
+/// What may wait to be written: some thousand records, a second or two of a busy proxy.
+const CAPACITY: usize = 1 << 20;
+
+/// How long nothing is written after a failure: full disks and closed pipes do not mend at once.
+const PAUSE: Duration = Duration::from_millis(200);
+
+thread_local! {
+    /// Whether this is a thread that writes: what it says about dropped records finds room always.
+    static WRITES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The queue. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Queue {
+    shared: Arc<Shared>,
+    format: LogFormat,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Told when there is something to write.
+    filled: Condvar,
+    /// Told when all has been written, or could not be.
+    emptied: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whole records, one after the other.
+    waiting: Vec<u8>,
+    /// Whether what was taken out is still being written.
+    writing: bool,
+}
+
+impl Queue {
+    /// A queue whose thread writes to `sink`.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub(super) fn start(format: LogFormat, sink: impl Write + Send + 'static) -> io::Result<Self> {
+        let shared = Arc::<Shared>::default();
+        let queue = Self { shared: Arc::clone(&shared), format };
+        thread::Builder::new().name("log".to_owned()).spawn(move || shared.write(sink))?;
+        Ok(queue)
+    }
+
+    /// Puts a record, or any line, into the queue, unless that is full.
+    pub(super) fn push(&self, record: &[u8]) {
+        let Some(record) = record::bounded(record, self.format) else {
+            dropped_records().inc();
+            return;
+        };
+        let mut state = self.shared.state.lock();
+        if state.waiting.len() + record.len() > CAPACITY && !WRITES.get() {
+            dropped_records().inc();
+            return;
+        }
+        state.waiting.extend_from_slice(&record);
+        self.shared.filled.notify_one();
+    }
+
+    /// Waits until all has been written, at most `limit`.
+    pub(super) fn flush(&self, limit: Duration) {
+        let end = Instant::now() + limit;
+        let mut state = self.shared.state.lock();
+        while state.writing || !state.waiting.is_empty() {
+            if self.shared.emptied.wait_until(&mut state, end).timed_out() {
+                return;
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn write(&self, sink: impl Write) {
+        WRITES.set(true);
+        let mut sink = Sink { inner: sink, torn: false };
+        let mut batch = Vec::new();
+        let mut told = dropped_records().get();
+        loop {
+            self.take(&mut batch);
+            let lost = sink.write(&batch);
+            batch.clear();
+            if lost > 0 {
+                dropped_records().inc_by(lost);
+                self.done();
+                thread::sleep(PAUSE);
+                continue;
+            }
+            let total = dropped_records().get();
+            if total != told {
+                warn!(dropped = total - told, total, "log records were dropped");
+                told = total;
+            }
+            self.done();
+        }
+    }
+
+    /// Waits for records and takes all of them; `batch` becomes the room for the next.
+    fn take(&self, batch: &mut Vec<u8>) {
+        let mut state = self.state.lock();
+        while state.waiting.is_empty() {
+            self.filled.wait(&mut state);
+        }
+        std::mem::swap(&mut state.waiting, batch);
+        state.writing = true;
+    }
+
+    fn done(&self) {
+        self.state.lock().writing = false;
+        self.emptied.notify_all();
+    }
+}
+
+/// Where records are written to.
+struct Sink<W> {
+    inner: W,
+    /// Whether the last thing written is a part of a record.
+    torn: bool,
+}
+
+impl<W: Write> Sink<W> {
+    /// Writes whole records; returns how many could not be.
+    fn write(&mut self, records: &[u8]) -> u64 {
+        let records = match self.torn {
+            true => Cow::Owned([b"\n", records].concat()),
+            false => Cow::Borrowed(records),
+        };
+        let mut rest = &*records;
+        while !rest.is_empty() {
+            match self.inner.write(rest) {
+                Ok(0) => break,
+                Ok(len) => {
+                    self.torn = rest[len - 1] != b'\n';
+                    rest = &rest[len..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Somebody else has made the pipe one that does not block: the reader is slow, not gone.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+                Err(_gone_or_full) => break,
+            }
+        }
+        let lost = rest.iter().filter(|byte| **byte == b'\n').count();
+        u64::try_from(lost).unwrap_or(u64::MAX)
+    }
+}
+
+impl<'a> MakeWriter<'a> for Queue {
+    type Writer = Records<'a>;
+
+    fn make_writer(&'a self) -> Records<'a> {
+        Records(self)
+    }
+}
+
+/// Takes the records of one event.
+#[derive(Debug)]
+pub(super) struct Records<'a>(&'a Queue);
+
+impl Write for Records<'_> {
+    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+        self.0.push(record);
+        Ok(record.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// Writes nothing before it may, and then hands on what it gets or fails.
+    struct Gate {
+        may: mpsc::Receiver<bool>,
+        wrote: mpsc::Sender<Vec<u8>>,
+        open: Option<bool>,
+    }
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let open = self.open.take().or_else(|| self.may.recv().ok()).unwrap_or(true);
+            if !open {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let _ = self.wrote.send(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn gated() -> (Queue, mpsc::Sender<bool>, mpsc::Receiver<Vec<u8>>) {
+        let (open, may) = mpsc::channel();
+        let (wrote, written) = mpsc::channel();
+        let gate = Gate { may, wrote, open: None };
+        (Queue::start(LogFormat::Text, gate).expect("a thread"), open, written)
+    }
+
+    #[test]
+    fn records_that_nobody_reads_are_dropped_and_nobody_waits() {
+        let (queue, open, written) = gated();
+        let before = dropped_records().get();
+        let record = [&[b'x'; 1000][..], b"\n"].concat();
+        let most = 2 * CAPACITY / record.len();
+        for _ in 0..2 * most {
+            queue.push(&record);
+        }
+        let dropped = dropped_records().get() - before;
+        assert!(usize::try_from(dropped).is_ok_and(|dropped| dropped >= most), "{dropped}");
+        drop(open);
+        queue.flush(LIMIT);
+        let written: usize = written.try_iter().map(|bytes| bytes.len()).sum();
+        assert!(written >= CAPACITY - record.len(), "{written}");
+    }
+
+    #[test]
+    fn records_that_cannot_be_written_are_counted_and_the_next_ones_are_written() {
+        let (queue, open, written) = gated();
+        let before = dropped_records().get();
+        open.send(false).expect("it writes");
+        queue.push(b"one\n");
+        queue.flush(LIMIT);
+        assert!(dropped_records().get() > before);
+        drop(open);
+        queue.push(b"two\n");
+        queue.flush(LIMIT);
+        assert_eq!(written.try_iter().collect::<Vec<_>>().concat(), b"two\n");
+    }
+
+    #[test]
+    fn a_record_after_a_torn_one_begins_a_line() {
+        struct Short(Vec<u8>, usize);
+        impl Write for Short {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let len = bytes.len().min(self.1);
+                self.1 -= len;
+                self.0.extend_from_slice(&bytes[..len]);
+                if len == 0 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(len) }
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut sink = Sink { inner: Short(Vec::new(), 6), torn: false };
+        assert_eq!(sink.write(b"one\ntwo\nthree\n"), 2);
+        sink.inner.1 = 100;
+        assert_eq!(sink.write(b"four\n"), 0);
+        assert_eq!(sink.inner.0, b"one\ntw\nfour\n");
+    }
+}
