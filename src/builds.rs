@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 
 use self::{
     active::{ActiveBuild, ActiveSession},
-    solve::Solve,
+    solve::{Solve, invocation},
 };
 use crate::{
     affinity::{AffinityKey, Facts, rules::HINT_HEADER},
@@ -92,7 +92,8 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
         solve.affinity = affinity_key(proxy, &solve, facts, &parts.headers, &client).await;
     }
     let spread = proxy.placement.policy().spread_bake_targets;
-    let wish = solve.wish(trace, client.connection, spread);
+    let scattered = is_scattered(proxy, trace);
+    let wish = solve.wish(trace, client.connection, scattered, spread);
     let placed = proxy.placement.place(wish, deadline).await?;
     drop(placing);
     Ok(Ready {
@@ -119,7 +120,8 @@ pub async fn session(proxy: &Proxy, call: Call, id: Id) -> CallResult {
             Ok(bound) => bound,
             Err(error) => return refuse::session(call.body, error).await,
         };
-    let Some(lease) = proxy.directory.open_session(&key, &binding) else {
+    let Some(lease) = proxy.directory.open_session(&key, &binding, call.client.connection, trace)
+    else {
         return Err(ProxyError::SessionOpen(key.to_string()).into());
     };
     drop(early);
@@ -213,7 +215,8 @@ async fn bind_session(
     {
         return Ok((bound, None));
     }
-    let wish = session_wish(key, ended, trace, client);
+    let scattered = is_scattered(proxy, trace);
+    let wish = session_wish(key, ended, trace, client.connection, scattered);
     let placed = proxy.placement.place(wish, Placement::deadline()).await?;
     let bound = Bound { binding: placed.binding, tally: Arc::default() };
     Ok((bound, Some(placed.lease)))
@@ -225,15 +228,16 @@ fn session_wish(
     key: &Key,
     ended: Option<Arc<Backend>>,
     trace: Option<TraceId>,
-    client: &Client,
+    connection: u64,
+    scattered: bool,
 ) -> Wish {
-    let follows = match (&ended, trace) {
-        (Some(_), _) => Vec::new(),
-        (None, Some(trace)) => vec![Key::Trace(trace)],
-        (None, None) => vec![Key::Connection(client.connection)],
+    let beside = |by_trace| match &ended {
+        Some(_) => Vec::new(),
+        None => invocation(trace, connection, by_trace),
     };
     let keys = vec![key.clone()];
-    let ties = Ties { own: keys.clone(), keys, attracts: follows.clone(), follows };
+    let (follows, attracts) = (beside(scattered), beside(true));
+    let ties = Ties { own: Vec::new(), keys, follows, attracts, connection };
     Wish {
         ties: Arc::new(ties),
         build: None,
@@ -242,6 +246,11 @@ fn session_wish(
         preferred: ended,
         by_load: true,
     }
+}
+
+/// Whether connections say nothing of which builds of `trace` belong together.
+fn is_scattered(proxy: &Proxy, trace: Option<TraceId>) -> bool {
+    trace.is_some_and(|trace| proxy.directory.is_scattered(&trace))
 }
 
 async fn status_link(proxy: &Proxy, id: &Id) -> Result<(Link, Arc<Tally>), ProxyError> {

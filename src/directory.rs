@@ -28,7 +28,7 @@ use self::{
 use crate::{
     error::ProxyError,
     fleet::{Backend, BindingCount},
-    ids::Key,
+    ids::{Key, TraceId},
     relay::Tally,
     upstream::Link,
 };
@@ -152,6 +152,12 @@ impl Directory {
         self.inner.lock().live.placing.contains_key(key)
     }
 
+    /// The first of `keys` that is bound.
+    pub fn first_bound<'a>(&self, keys: &'a [Key]) -> Option<&'a Key> {
+        let inner = self.inner.lock();
+        keys.iter().find(|key| inner.live.bound(key).is_some())
+    }
+
     /// The first of `keys` that is bound to another backend than `binding`'s, and that backend.
     pub fn elsewhere<'a>(
         &self,
@@ -172,14 +178,32 @@ impl Directory {
         self.inner.lock().memory.recent(companions, now)
     }
 
+    /// Whether a build of `trace` had its Solve and its Session on different connections: an HTTP/2 hop
+    /// between the client and the proxy mixes them, so a connection says nothing of who belongs together.
+    pub fn is_scattered(&self, trace: &TraceId) -> bool {
+        self.inner.lock().memory.is_scattered(trace)
+    }
+
     /// Marks the Session stream of `key` as open and holds the key while the lease lives, or returns
     /// `None` if one is open already: a daemon would silently replace it.
-    pub fn open_session(&self, key: &Key, binding: &Arc<Binding>) -> Option<Lease> {
+    ///
+    /// The stream is a call of `trace` and came on `connection`.
+    pub fn open_session(
+        &self,
+        key: &Key,
+        binding: &Arc<Binding>,
+        connection: u64,
+        trace: Option<TraceId>,
+    ) -> Option<Lease> {
         let mut inner = self.inner.lock();
         if inner.live.keys.get(key).is_some_and(|live| live.session_open) {
             return None;
         }
-        Some(inner.open(self, key, binding))
+        let (lease, scattered) = inner.open(self, key, binding, connection);
+        if let Some(trace) = trace.filter(|_| scattered) {
+            inner.memory.scatter(trace);
+        }
+        Some(lease)
     }
 
     /// Remembers that the Solve of `keys` was refused, and tells who waits for it.

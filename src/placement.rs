@@ -22,7 +22,7 @@ use crate::{
     directory::{Binding, Claimed, Directory, Lease, Ties},
     error::ProxyError,
     fleet::{Backend, BuildCount, Fleet},
-    ids::{Id, Key},
+    ids::Id,
     metrics::Metrics,
     policy::{self, KeyHash, Policy, warm::WarmMemory},
     upstream::{Link, SharedLinks},
@@ -179,9 +179,9 @@ impl Placement {
     /// Tells of a build that needs what is on two daemons: it can run on one only, and likely fails
     /// there.
     fn warn_of_conflict(&self, wish: &Wish, binding: &Binding) {
-        // Only a linked target needs its companions.
-        let companions = wish.ties.follows.iter().filter(|_| wish.linked);
-        let needed: Vec<&Key> = wish.ties.keys.iter().chain(companions).collect();
+        // Only a linked target needs its companions, and only those that it is closest to.
+        let companions = wish.linked.then(|| self.directory.first_bound(&wish.ties.follows));
+        let needed = wish.ties.keys.iter().chain(companions.flatten());
         if let Some((key, elsewhere)) = self.directory.elsewhere(needed, binding) {
             self.metrics.binding_conflicts.inc();
             warn!(

@@ -88,6 +88,35 @@ fn a_bake_with_sprayed_calls_succeeds() {
 }
 
 #[test]
+fn a_bake_with_sprayed_calls_and_no_shared_context_succeeds() {
+    let fleet = Buildkitd::fleet(3);
+    let proxy = Proxy::in_front_of(&fleet).policy("random").start();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let addr = runtime.block_on(spray::start(proxy.socket()));
+    let buildx = Buildx::new(&addr);
+    let contexts = [(); 3].map(|()| Context::new("FROM scratch\n"));
+    let target = |index: usize, dockerfile: &str| serde_json::json!({ "context": contexts[index].path(), "dockerfile-inline": dockerfile, "output": ["type=cacheonly"] });
+    let mut linked = target(2, "FROM one\nCOPY --from=two /two /three");
+    linked["contexts"] = serde_json::json!({ "one": "target:one", "two": "target:two" });
+    let file = serde_json::json!({ "target": {
+        "one": target(0, "FROM scratch\nCOPY busybox /one"),
+        "two": target(1, "FROM scratch\nCOPY busybox /two"),
+        "three": linked,
+    }});
+    contexts[0].write("bake.json", file.to_string());
+    for _ in 0..10 {
+        let mut bake = buildx.command(&["bake", "--progress=plain", "-f"]);
+        bake.arg(contexts[0].path().join("bake.json"));
+        for context in &contexts {
+            bake.arg(format!("--allow=fs.read={}", context.path().display()));
+        }
+        // No session is common to the targets: only their trace says that they belong together.
+        let output = run(bake.args(["one", "two", "three"]));
+        assert!(output.status.success(), "{}", text(&output));
+    }
+}
+
+#[test]
 fn large_contexts_and_exports_survive_it() {
     let fleet = Buildkitd::fleet(2);
     let proxy = Proxy::in_front_of(&fleet).policy("random").start();

@@ -31,7 +31,7 @@ pub struct Solve {
     pub internal: bool,
     /// It uses another target's result (`context:NAME=input:…`), so belongs with its siblings.
     pub linked: bool,
-    /// Its client may run several linked builds; see [`Solve::companions`].
+    /// Its client may run several linked builds; see [`Solve::follows`].
     groups: bool,
     /// What its cache is known by.
     pub affinity: Option<AffinityKey>,
@@ -77,13 +77,24 @@ impl Solve {
         shared.chain(self.own()).collect()
     }
 
-    /// Where it belongs, as far as it says. With `spread`, a target that is not linked goes its own way.
-    pub fn wish(&self, trace: Option<TraceId>, connection: u64, spread: bool) -> Wish {
-        let follows =
-            if spread && !self.linked { Vec::new() } else { self.companions(trace, connection) };
+    /// Where it belongs, as far as it says; `scattered` if a connection says nothing of that. With
+    /// `spread`, a target that is not linked goes its own way.
+    pub fn wish(
+        &self,
+        trace: Option<TraceId>,
+        connection: u64,
+        scattered: bool,
+        spread: bool,
+    ) -> Wish {
+        let alone = spread && !self.linked;
+        let follows = if alone { Vec::new() } else { self.follows(trace, connection, scattered) };
         // A probe must not decide where the builds after it go.
-        let attracts = if self.internal { Vec::new() } else { follows.clone() };
-        let ties = Ties { keys: self.keys(), own: self.own(), follows, attracts };
+        let attracts = if alone || self.internal {
+            Vec::new()
+        } else {
+            invocation(trace, connection, self.groups)
+        };
+        let ties = Ties { keys: self.keys(), own: self.own(), follows, attracts, connection };
         Wish {
             ties: Arc::new(ties),
             build: self.build.clone(),
@@ -94,19 +105,23 @@ impl Solve {
         }
     }
 
-    /// Keys under which builds of the same invocation find each other.
+    /// Keys under which it finds the builds of its own invocation.
     ///
-    /// Targets of one `buildx bake` may be linked later, so all go to one daemon. They share a trace
-    /// id. CI may give many independent `buildctl` runs one trace id too (`TRACEPARENT`); these build
-    /// one target each and set no `filename`, which buildx always does, so they share a backend only
-    /// when they share a connection.
-    fn companions(&self, trace: Option<TraceId>, connection: u64) -> Vec<Key> {
-        match trace {
-            Some(trace) if self.groups || self.internal => vec![Key::Trace(trace)],
-            Some(trace) => vec![Key::TraceOnConnection(trace, connection)],
-            None => vec![Key::Connection(connection)],
-        }
+    /// Targets of one `buildx bake` may be linked later, so all go to one daemon. They share a trace and
+    /// a connection. The trace alone proves nothing: CI gives all builds of a pipeline one
+    /// (`TRACEPARENT`). It only leads a linked target, whose input is elsewhere if it is not here, and
+    /// builds of buildx behind a hop that makes connections say nothing. buildctl, which sets no
+    /// `filename`, builds one target each.
+    fn follows(&self, trace: Option<TraceId>, connection: u64, scattered: bool) -> Vec<Key> {
+        invocation(trace, connection, self.linked || scattered && self.groups)
     }
+}
+
+/// The keys of an invocation, the strongest first; `by_trace` if its trace alone is one.
+pub(super) fn invocation(trace: Option<TraceId>, connection: u64, by_trace: bool) -> Vec<Key> {
+    let Some(trace) = trace else { return vec![Key::Connection(connection)] };
+    let by_trace = by_trace.then_some(Key::Trace(trace));
+    std::iter::once(Key::TraceOnConnection(trace, connection)).chain(by_trace).collect()
 }
 
 #[cfg(test)]
@@ -158,13 +173,36 @@ mod tests {
     }
 
     #[test]
-    fn independent_builds_of_one_trace_meet_only_on_one_connection() {
-        let plain = read(&SolveRequest::default());
-        assert_eq!(plain.companions(Some([1; 16]), 7), [Key::TraceOnConnection([1; 16], 7)]);
-        let frontend_attrs = vec![attr("filename", "Dockerfile")];
-        let buildx = read(&SolveRequest { frontend_attrs, ..Default::default() });
-        assert_eq!(buildx.companions(Some([1; 16]), 7), [Key::Trace([1; 16])]);
-        assert_eq!(buildx.companions(None, 7), [Key::Connection(7)]);
+    fn builds_of_one_trace_meet_only_where_more_proves_that_they_belong_together() {
+        let solve = |attrs: &[(&str, &str)]| {
+            let frontend_attrs = attrs.iter().map(|(key, value)| attr(key, value)).collect();
+            read(&SolveRequest { frontend_attrs, ..Default::default() })
+        };
+        let buildctl = solve(&[]);
+        let buildx = solve(&[("filename", "Dockerfile")]);
+        let linked = solve(&[("filename", "Dockerfile"), ("context:base", "input:0-b")]);
+        let trace = [1; 16];
+        let (here, anywhere) = (Key::TraceOnConnection(trace, 7), Key::Trace(trace));
+        let follows = |solve: &Solve, hop| solve.follows(Some(trace), 7, hop);
+        for (solve, direct, behind_a_hop) in [(&buildctl, 1, 1), (&buildx, 1, 2), (&linked, 2, 2)] {
+            let both = [here.clone(), anywhere.clone()];
+            assert_eq!(follows(solve, false), both[..direct]);
+            assert_eq!(follows(solve, true), both[..behind_a_hop]);
+        }
+        assert_eq!(buildx.follows(None, 7, true), [Key::Connection(7)]);
+        // A later target that is linked finds it by trace, wherever it comes from.
+        assert_eq!(buildx.wish(Some(trace), 7, false, false).ties.attracts, [here, anywhere]);
+    }
+
+    #[test]
+    fn a_probe_draws_nobody_and_spread_targets_go_their_own_way() {
+        let ties = |request: SolveRequest, spread| {
+            read(&request).wish(Some([1; 16]), 7, false, spread).ties
+        };
+        let probe = ties(SolveRequest { internal: true, ..Default::default() }, false);
+        assert_eq!((probe.follows.len(), probe.attracts.len()), (1, 0));
+        let target = ties(SolveRequest::default(), true);
+        assert_eq!((target.follows.len(), target.attracts.len()), (0, 0));
     }
 
     proptest! {

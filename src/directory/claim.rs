@@ -19,6 +19,8 @@ pub struct Ties {
     pub follows: Vec<Key>,
     /// Where later builds find it.
     pub attracts: Vec<Key>,
+    /// The connection that it came on.
+    pub connection: u64,
 }
 
 /// The answer to [`Directory::claim`].
@@ -97,24 +99,31 @@ impl Inner {
     ) -> Lease {
         let keys: Vec<Key> = ties.keys.iter().chain(&ties.attracts).cloned().collect();
         for key in &keys {
-            self.live.hold(key, binding);
+            let live = self.live.hold(key, binding);
+            if ties.own.contains(key) {
+                live.solved_on.get_or_insert(ties.connection);
+            }
             // A live key has no past: an old refusal of it must not answer again.
             self.memory.forget(key);
         }
         Lease { directory: Arc::downgrade(&directory.inner), keys, session: false }
     }
 
-    /// Holds `key` for the Session stream that opens it.
+    /// Holds `key` for the Session stream that opens it, and says whether its Solve came on another
+    /// connection.
     pub(super) fn open(
         &mut self,
         directory: &Directory,
         key: &Key,
         binding: &Arc<Binding>,
-    ) -> Lease {
-        self.live.hold(key, binding).session_open = true;
+        connection: u64,
+    ) -> (Lease, bool) {
+        let live = self.live.hold(key, binding);
+        live.session_open = true;
+        let scattered = live.solved_on.is_some_and(|solved_on| solved_on != connection);
         self.memory.forget(key);
         let directory = Arc::downgrade(&directory.inner);
-        Lease { directory, keys: vec![key.clone()], session: true }
+        (Lease { directory, keys: vec![key.clone()], session: true }, scattered)
     }
 
     /// Tells who is parked on `keys`, and who comes later, that their Solve was refused.

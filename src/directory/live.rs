@@ -20,6 +20,8 @@ pub(super) struct LiveKey {
     tally: Arc<Tally>,
     /// A Session stream for this key is open.
     pub(super) session_open: bool,
+    /// The connection of the Solve whose own key this is.
+    pub(super) solved_on: Option<u64>,
 }
 
 /// Whether it is known where a key belongs.
@@ -44,7 +46,7 @@ pub(super) struct Live {
 
 impl LiveKey {
     fn new(slot: Slot, holders: usize) -> Self {
-        Self { slot, holders, tally: Arc::default(), session_open: false }
+        Self { slot, holders, tally: Arc::default(), session_open: false, solved_on: None }
     }
 }
 

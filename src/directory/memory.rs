@@ -8,11 +8,17 @@ use std::{
 
 use lru::LruCache;
 
-use crate::{error::ProxyError, ids::Key};
+use crate::{
+    error::ProxyError,
+    ids::{Key, TraceId},
+};
 
 /// Ended keys remembered. A build leaves four at most, 250 bytes each: the last 15 000 builds in 15 MB,
 /// and what the allocator adds.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(60_000).expect("not zero");
+
+/// Scattered traces remembered, 100 bytes each: more invocations than run at once behind one hop.
+const SCATTERED: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
 
 /// How long after its end a build still draws its invocation's next target to its backend.
 ///
@@ -37,11 +43,13 @@ pub(super) enum Remembered {
 #[derive(Debug)]
 pub(super) struct Memory {
     keys: LruCache<Key, Remembered>,
+    /// Traces of which one build's calls came on several connections.
+    scattered: LruCache<TraceId, ()>,
 }
 
 impl Memory {
     pub(super) fn new() -> Self {
-        Self { keys: LruCache::new(REMEMBERED) }
+        Self { keys: LruCache::new(REMEMBERED), scattered: LruCache::new(SCATTERED) }
     }
 
     pub(super) fn get(&mut self, key: &Key) -> Option<&Remembered> {
@@ -77,5 +85,14 @@ impl Memory {
             }
             _ => None,
         })
+    }
+
+    /// Notes that calls of one build of `trace` came on several connections.
+    pub(super) fn scatter(&mut self, trace: TraceId) {
+        self.scattered.put(trace, ());
+    }
+
+    pub(super) fn is_scattered(&mut self, trace: &TraceId) -> bool {
+        self.scattered.get(trace).is_some()
     }
 }

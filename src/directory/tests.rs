@@ -21,7 +21,7 @@ fn binding(index: usize) -> Arc<Binding> {
 /// A ties for `keys` beside builds under `companions`.
 fn ties(keys: &[Key], companions: &[Key]) -> Arc<Ties> {
     let (follows, attracts) = (companions.to_vec(), companions.to_vec());
-    Arc::new(Ties { keys: keys.to_vec(), own: keys.to_vec(), follows, attracts })
+    Arc::new(Ties { keys: keys.to_vec(), own: keys.to_vec(), follows, attracts, connection: 1 })
 }
 
 /// The answer to a ties, unless it has to wait.
@@ -172,10 +172,10 @@ fn a_probe_follows_companions_and_pins_nothing() {
 fn a_session_opens_once() {
     let directory = Directory::default();
     let binding = binding(0);
-    let open = directory.open_session(&session("s"), &binding).expect("first");
-    assert!(directory.open_session(&session("s"), &binding).is_none());
+    let open = directory.open_session(&session("s"), &binding, 1, None).expect("first");
+    assert!(directory.open_session(&session("s"), &binding, 1, None).is_none());
     drop(open);
-    assert!(directory.open_session(&session("s"), &binding).is_some());
+    assert!(directory.open_session(&session("s"), &binding, 1, None).is_some());
 }
 
 #[tokio::test]
@@ -187,4 +187,18 @@ async fn a_waiter_that_goes_away_leaves_nothing() {
     waiting.abort();
     assert!(waiting.await.is_err());
     assert!(directory.inner.lock().live.waiters.is_empty());
+}
+
+#[test]
+fn a_build_with_calls_on_two_connections_tells_of_a_hop() {
+    let directory = Directory::default();
+    let (direct, hop) = ([1; 16], [2; 16]);
+    for (name, trace, connection) in [("direct", direct, 1), ("hop", hop, 2)] {
+        // The Solve comes on connection 1.
+        let lease = decide(&directory, &[session(name)], &[]).bind(&binding(0));
+        let open = directory.open_session(&session(name), &binding(0), connection, Some(trace));
+        assert!(open.is_some());
+        drop(lease);
+    }
+    assert!(!directory.is_scattered(&direct) && directory.is_scattered(&hop));
 }

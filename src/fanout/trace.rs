@@ -12,10 +12,13 @@ use crate::{
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn export(proxy: &Proxy, call: Call) -> CallResult {
-    let Call { parts, body, .. } = call;
+    let Call { parts, body, client, .. } = call;
     let (message, rest) = proxy.read_message(body).await?;
     let trace = message.read(first_trace).await.ok().flatten();
-    let known = trace.and_then(|trace| proxy.known_link(&Key::Trace(trace)).ok().flatten());
+    // One trace may be that of many builds; those on the caller's own connection come first.
+    let keys =
+        trace.map(|trace| [Key::TraceOnConnection(trace, client.connection), Key::Trace(trace)]);
+    let known = keys.iter().flatten().find_map(|key| proxy.known_link(key).ok().flatten());
     match known {
         Some((link, _tally)) => proxy.relay_call(&link, parts, message.into_bytes(), rest).await,
         None => proxy.relay_to_any(parts, message.into_bytes(), rest).await,

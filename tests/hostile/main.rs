@@ -5,6 +5,7 @@
 
 mod bystander;
 mod cancels;
+mod grouping;
 mod logging;
 #[path = "../support/mod.rs"]
 mod support;
