@@ -11,9 +11,7 @@ build: ## release binary in target/release
 	cargo build --locked --release
 
 tools: ## install the daemons and clients that the tests and the demo run (root, Debian)
-	tests/tools/install
-	tests/tools/kubernetes/install
-	tests/tools/crds/install
+	tests/tools/program --all
 
 demo: ## three real daemons behind one address, three builds, then stay until Ctrl-C (ONCE=1: end)
 	@demo/run
@@ -25,8 +23,7 @@ bench: ## measurements against real daemons
 	benches/run
 
 bench-affinity: ## 30 projects built again and again by each policy, on real daemons (ARGS=--quick)
-	tools=$$(tests/tools/install | tail -n 1) && \
-		cargo bench --locked --bench affinity -- --tools "$$tools" $(ARGS)
+	cargo bench --locked --bench affinity -- $(ARGS)
 
 bench-decision: ## what one choice of a backend costs, for 1 to 1000 backends
 	cargo bench --locked --bench decision

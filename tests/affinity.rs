@@ -18,7 +18,7 @@ use support::{
     eventually,
     proxy::{Builder, Proxy},
     raw_client::RawClient,
-    tools::tool,
+    tools::{shell, tool},
 };
 
 /// Three daemons and a proxy with the default policy.
@@ -46,7 +46,7 @@ fn checkout(context: &Context, origin: &str) {
         "git init -q . && git remote add origin '{origin}' && git add -A && \
          git -c user.name=t -c user.email=t@example.test commit -qm one"
     );
-    succeed(Command::new("sh").args(["-c", &git]).current_dir(context.path()));
+    succeed(shell(&git, &["git"]).current_dir(context.path()));
 }
 
 #[test]

@@ -26,7 +26,7 @@ use support::{
     eventually,
     proxy::Proxy,
     registry::Registry,
-    tools::tool,
+    tools::{shell, tool},
 };
 
 const KIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/azure");
@@ -83,12 +83,12 @@ impl Agent {
         let context = Context::busybox(&format!("RUN echo '{project}' > /made && sleep 1"));
         let sources = path("_work/1/s");
         fs::create_dir_all(path("_work/1")).expect("made");
-        succeed(Command::new("cp").arg("-a").arg(context.path()).arg(&sources));
+        succeed(Command::new(tool("cp")).arg("-a").arg(context.path()).arg(&sources));
         let uri = "https://contoso@dev.azure.com/contoso/shop/_git/".to_owned() + project;
         let git = "git init -q && git remote add origin \"$1\" && git add -A && \
                    git -c user.name=t -c user.email=t@example.test commit -qm one && \
                    git checkout -q --detach";
-        succeed(Command::new("sh").args(["-c", git, "sh", &uri]).current_dir(&sources));
+        succeed(shell(git, &["git"]).args(["sh", &uri]).current_dir(&sources));
         let tools = tool("buildctl").parent().expect("a directory").to_owned();
         let path_list = format!("{}:{}:/usr/bin:/bin", path("bin").display(), tools.display());
         let env = [
@@ -118,8 +118,8 @@ impl Agent {
 
     /// One step: its script in the checkout, with nothing in the environment but what an agent gives.
     fn step(&self, script: &str) -> Command {
-        let mut step = Command::new("bash");
-        step.args(["-c", &script.replace(STEPS, &format!("{KIT}/steps"))]).env_clear();
+        let mut step = shell(script.replace(STEPS, &format!("{KIT}/steps")), &[]);
+        step.env_clear();
         step.envs(&self.env).current_dir(&self.env["BUILD_SOURCESDIRECTORY"]);
         step
     }
@@ -221,7 +221,7 @@ fn build_push_and_cache(client: &str) {
     let own = step.captures(&told).expect("the project's step is told")[1].to_owned();
     assert!(cached.captures_iter(&told).any(|found| found[1] == own), "{told}");
     registry().manifest(&project, "4712");
-    let tag = Command::new("bash").args(["-c", &names("tag_of \"$1\""), "bash", branch]).output();
+    let tag = shell(names("tag_of \"$1\""), &[]).args(["bash", branch]).output();
     let tag = String::from_utf8(tag.expect("bash runs").stdout).expect("ASCII");
     registry().manifest(&format!("cache/{project}"), tag.trim());
 }
@@ -318,7 +318,7 @@ fn any_branch_gives_a_valid_tag_of_its_own() {
         "refs",
     ];
     let script = names("for branch in \"$@\"; do tag_of \"$branch\"; done");
-    let told = succeed(Command::new("bash").args(["-c", &script, "bash"]).args(branches));
+    let told = succeed(shell(&script, &[]).arg("bash").args(branches));
     let tags: Vec<_> = told.lines().collect();
     assert_eq!(tags.len(), branches.len(), "{told}");
     assert_eq!((tags[0], tags[1]), (branches[0], branches[1]), "valid names stay as they are");
@@ -335,7 +335,7 @@ fn any_project_gives_a_valid_repository() {
     let projects =
         ["shop", "My Team/App (new)", "A__B", "-a-/.b.", "\u{dc}ber", "%", "a//b", "x\ny"];
     let script = names("for name in \"$@\"; do repository_of \"$name\"; done");
-    let told = succeed(Command::new("bash").args(["-c", &script, "bash"]).args(projects));
+    let told = succeed(shell(&script, &[]).arg("bash").args(projects));
     let part = "[a-z0-9]+(?:[._-][a-z0-9]+)*";
     let valid = Regex::new(&format!("^{part}(?:/{part})*$")).expect("valid");
     assert_eq!(told.lines().count(), projects.len(), "{told}");
@@ -462,7 +462,9 @@ impl Pool {
         let start = format!("{KIT}/agent/start");
         let url = "AZP_URL=https://dev.azure.com/contoso";
         let args = [&[url, "AZP_AGENT_NAME=pod-1", &directory, &token], env, &[&start]].concat();
-        Guarded::start(Path::new("/usr/bin/env"), &args)
+        // The agent's image has it.
+        tool("pgrep");
+        Guarded::start(&tool("env"), &args)
     }
 
     fn wait_for(&self, what: &str) {

@@ -18,6 +18,7 @@ use support::{
     eventually,
     proxy::Proxy,
     registry::Registry,
+    tools::{shell, tool},
 };
 
 /// Three daemons behind a proxy that spreads at random, and one more to compare with.
@@ -56,7 +57,7 @@ fn exports(context: &Context, output: &str, args: &[&str]) -> [tempfile::TempDir
 fn files(directory: &Path) -> String {
     let list = "find . -type f -printf '%p %m ' -exec sha256sum {} ; | sed 's/  .*//' | sort";
     let list = list.replace("{} ;", "{} \\;");
-    succeed(Command::new("sh").args(["-c", &list]).current_dir(directory))
+    succeed(shell(&list, &[]).current_dir(directory))
 }
 
 #[test]
@@ -72,7 +73,7 @@ fn a_tar_export_is_the_same() {
     let context = Context::busybox("RUN echo tar > /tar");
     let [direct, proxied] = exports(&context, "type=tar,dest=DIR/out.tar", &[]);
     for directory in [&direct, &proxied] {
-        succeed(Command::new("tar").args(["xf", "out.tar"]).current_dir(directory.path()));
+        succeed(Command::new(tool("tar")).args(["xf", "out.tar"]).current_dir(directory.path()));
         fs::remove_file(directory.path().join("out.tar")).expect("there");
     }
     assert_eq!(files(direct.path()), files(proxied.path()));
@@ -84,7 +85,7 @@ fn an_oci_export_is_the_same_image() {
     let output = "type=oci,dest=DIR/out.tar,rewrite-timestamp=true,name=example.test/oci:1";
     let [direct, proxied] = exports(&context, output, &[]);
     let blobs = |directory: &Path| {
-        succeed(Command::new("tar").args(["tf", "out.tar"]).current_dir(directory))
+        succeed(Command::new(tool("tar")).args(["tf", "out.tar"]).current_dir(directory))
     };
     assert_eq!(blobs(direct.path()), blobs(proxied.path()), "blobs are named by their content");
 }
@@ -103,7 +104,7 @@ fn a_git_context_is_fetched() {
         printf 'FROM scratch\\nCOPY hello /hello\\n' > Dockerfile && echo hello > hello && \
         git add . && git -c user.name=t -c user.email=t@example.test commit -qm one && \
         cd .. && git clone -q --bare src app.git && cd app.git && git update-server-info";
-    succeed(Command::new("sh").args(["-c", script]).current_dir(site.path()));
+    succeed(shell(script, &["git"]).current_dir(site.path()));
     let port = serve_files(site.path());
     let url = format!("http://127.0.0.1:{port}/app.git#main");
     let directories = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
@@ -210,7 +211,7 @@ fn llb_with_file(path: &str, content: &[u8]) -> Vec<u8> {
     // Op{file=4{actions=2}}
     let file = bytes(4, &bytes(2, &action));
     let digest = {
-        let mut child = Command::new("sha256sum")
+        let mut child = Command::new(tool("sha256sum"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -233,7 +234,9 @@ fn secrets_and_ssh_are_forwarded() {
     );
     let directory = tempfile::tempdir().expect("a directory");
     let key = directory.path().join("key");
-    succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
+    succeed(
+        Command::new(tool("ssh-keygen")).args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key),
+    );
     context.write("token", "hidden");
     let secret = format!("id=token,src={}/token", context.path().display());
     let ssh = format!("default={}", key.display());
@@ -362,7 +365,7 @@ fn a_gibibyte_up_and_down_leaves_the_proxys_memory_flat() {
     let setup = setup();
     let context = Context::new("FROM scratch\nCOPY big /big");
     let make = "head -c 1073741824 /dev/urandom > big";
-    succeed(Command::new("sh").args(["-c", make]).current_dir(context.path()));
+    succeed(shell(make, &[]).current_dir(context.path()));
     let proxy = Proxy::in_front_of(&setup.fleet[..1]).start();
     let before = proxy.process.memory_kib("VmHWM");
     let directory = tempfile::tempdir().expect("a directory");
@@ -370,7 +373,7 @@ fn a_gibibyte_up_and_down_leaves_the_proxys_memory_flat() {
     build.args(["--output", &format!("type=local,dest={}", directory.path().display())]);
     succeed(&mut build);
     let [sent, got] = [context.path(), directory.path()].map(|directory| directory.join("big"));
-    succeed(Command::new("cmp").args([sent, got]));
+    succeed(Command::new(tool("cmp")).args([sent, got]));
     let grown = proxy.process.memory_kib("VmHWM") - before;
     assert!(grown < 64 << 10, "grew by {grown} KiB");
     let record = proxy.records("build ended").pop().expect("one build");
@@ -394,7 +397,7 @@ fn a_client_that_goes_away_cancels_its_build() {
             .expect("buildctl runs");
         let step = format!("sleep {seconds}");
         eventually("the step runs", Duration::from_secs(30), || is_running(&step).then_some(()));
-        succeed(Command::new("kill").args(["-s", signal, &client.id().to_string()]));
+        succeed(Command::new(tool("kill")).args(["-s", signal, &client.id().to_string()]));
         let cancelled = Instant::now();
         eventually("the step is gone", Duration::from_secs(5), || {
             (!is_running(&step)).then_some(())

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{collections::BTreeSet, process::Command, sync::OnceLock};
+use std::{collections::BTreeSet, sync::OnceLock};
 
 use serde_json::{Value, json};
 use support::{
@@ -10,6 +10,7 @@ use support::{
     client::{Buildx, Context, run, succeed, text},
     compare::same_success,
     proxy::Proxy,
+    tools::shell,
 };
 
 #[derive(Debug)]
@@ -188,7 +189,7 @@ fn two_clones_of_a_repository_share_a_key() {
     let path = context.path();
     let git = "git init -q . && git remote add origin https://user@Example.test/team/app.git && \
                git add -A && git -c user.name=t -c user.email=t@example.test commit -qm one";
-    succeed(Command::new("sh").args(["-c", git]).current_dir(path));
+    succeed(shell(git, &["git"]).current_dir(path));
     let mut build = setup.proxied.command(&["build", "-o", "type=cacheonly", "."]);
     succeed(build.current_dir(path));
     let records = setup.proxy.records("build ended");

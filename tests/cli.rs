@@ -4,7 +4,10 @@ mod support;
 
 use std::process::{Command, Output};
 
-use support::client::{run, text};
+use support::{
+    client::{run, text},
+    tools::shell,
+};
 
 fn lb(args: &[&str]) -> Output {
     run(Command::new(env!("CARGO_BIN_EXE_buildkit-lb")).args(args))
@@ -59,7 +62,7 @@ fn output_that_nobody_can_read_is_no_panic() {
         ("serve --backend tcp://b:1 --listen unix:///no/such/place 2>/dev/full", 1),
         ("print-config --backend tcp://b:1 > >(true)", 0),
     ] {
-        let output = run(Command::new("bash").args(["-c", &format!("{binary} {command}")]));
+        let output = run(&mut shell(format!("{binary} {command}"), &[]));
         assert_eq!(output.status.code(), Some(code), "{command}: {}", text(&output));
         assert!(!text(&output).contains("panicked"), "{command}: {}", text(&output));
     }

@@ -80,7 +80,7 @@ impl Image {
 
     /// The image's binary, in `root` and as its user.
     fn command(&self, root: &Path, args: &[&str]) -> Command {
-        let mut command = Command::new("chroot");
+        let mut command = Command::new(tool("chroot"));
         let user = self.config()["User"].as_str().expect("a user").to_owned();
         command.arg(format!("--userspec={user}")).arg(root);
         command.arg("/usr/bin/buildkit-lb").args(args);
@@ -140,7 +140,8 @@ fn given_binary() -> Option<PathBuf> {
 fn the_fleet_builds_an_image_with_nothing_but_the_binary() {
     let image = Image::built();
     assert_eq!(image.record["code"], "OK");
-    let list = succeed(Command::new("find").args([".", "-type", "f"]).current_dir(image.root()));
+    let list =
+        succeed(Command::new(tool("find")).args([".", "-type", "f"]).current_dir(image.root()));
     assert_eq!(list.trim(), "./usr/bin/buildkit-lb");
     let layers = image.manifest()["layers"].as_array().expect("a list").clone();
     let pulled: u64 = layers.iter().map(|layer| layer["size"].as_u64().expect("a number")).sum();
@@ -212,13 +213,15 @@ fn daemons_are_found_by_name_with_nothing_else_in_the_root() {
     let image = Image::built();
     let mut pod = tempfile::Builder::new();
     let pod = pod.permissions(fs::Permissions::from_mode(0o755)).tempdir().expect("a directory");
-    succeed(Command::new("cp").arg("-a").arg(image.root().join("usr")).arg(pod.path()));
+    succeed(Command::new(tool("cp")).arg("-a").arg(image.root().join("usr")).arg(pod.path()));
     // As a container runtime makes them; a static binary has no other source of random numbers.
     let dev = pod.path().join("dev");
     fs::create_dir(&dev).expect("made");
     for (name, minor) in [("random", "8"), ("urandom", "9")] {
         let device = dev.join(name);
-        succeed(Command::new("mknod").args(["-m", "666"]).arg(device).args(["c", "1", minor]));
+        succeed(
+            Command::new(tool("mknod")).args(["-m", "666"]).arg(device).args(["c", "1", minor]),
+        );
     }
     // As the kubelet mounts them.
     let etc = pod.path().join("etc");
@@ -233,7 +236,7 @@ fn daemons_are_found_by_name_with_nothing_else_in_the_root() {
         let serve = ["serve", "--listen", &listen, "--admin-listen", "127.0.0.1:0"];
         let serve = image.command(pod.path(), &[&serve[..], &["--backend", &backend]].concat());
         let args: Vec<_> = serve.get_args().map(|arg| arg.to_str().expect("UTF-8")).collect();
-        let _proxy = Guarded::start(Path::new("/usr/sbin/chroot"), &args);
+        let _proxy = Guarded::start(&tool("chroot"), &args);
         eventually("the proxy listens", Duration::from_secs(10), || {
             std::net::TcpStream::connect(&listen).ok()
         });

@@ -12,6 +12,7 @@ use support::{
     client::{Context, buildctl_build, run, succeed, text},
     eventually, free_port,
     proxy::{Builder, Proxy},
+    tools::tool,
 };
 
 /// Waits until the proxy lists a running build, and says where it runs.
@@ -206,7 +207,7 @@ fn a_daemon_about_to_stop_waits_for_its_builds_with_busybox() {
     assert_eq!(builds, serde_json::json!({"backend": name, "builds": 1}));
     let drain = |query: &str| {
         let url = format!("http://{}/backends/{name}/drain{query}", proxy.admin_socket());
-        let mut wget = Command::new("busybox");
+        let mut wget = Command::new(tool("busybox"));
         run(wget.args(["wget", "-q", "-O", "-", &url]))
     };
     assert!(!drain("?timeout=100ms").status.success(), "a build runs");

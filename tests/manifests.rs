@@ -15,7 +15,7 @@ use serde_json::Value;
 use support::{
     client::{run, text},
     kubernetes::Cluster,
-    tools::{definitions, kubernetes_tool},
+    tools::{definitions, tool},
 };
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
@@ -64,7 +64,7 @@ impl Rendered {
 
 /// The chart with the values of `files`, for a namespace of that name.
 fn chart(namespace: &str, files: &[PathBuf]) -> Rendered {
-    let mut helm = Command::new(kubernetes_tool("helm"));
+    let mut helm = Command::new(tool("helm"));
     helm.args(["template", "buildkit-lb"]).arg(format!("{DEPLOY}/chart"));
     helm.args(["--kube-version", "1.36.3", "--namespace", namespace]);
     for file in files {
@@ -96,7 +96,7 @@ fn charts() -> Vec<Rendered> {
 }
 
 fn kustomization(path: &str) -> Rendered {
-    let output = run(Command::new(kubernetes_tool("kubectl")).arg("kustomize").arg(path));
+    let output = run(Command::new(tool("kubectl")).arg("kustomize").arg(path));
     assert!(output.status.success(), "{path}: {}", text(&output));
     Rendered { name: path.to_owned(), yaml: String::from_utf8_lossy(&output.stdout).into() }
 }
@@ -217,7 +217,7 @@ fn a_daemon_of_the_chart_asks_the_proxies_before_it_ends() {
     let stubs = "nslookup() { printf 'Server: 10.0.0.10\\nAddress: 10.0.0.10:53\\n\\n\
                  Name: %s\\nAddress: 10.1.0.7\\nName: %s\\nAddress: fd00::7\\n' \"$1\" \"$1\"; }\n\
                  wget() { for last; do :; done; echo \"$last\"; return 1; }\n";
-    let mut shell = Command::new("busybox");
+    let mut shell = Command::new(tool("busybox"));
     shell.args(["sh", "-c", &format!("{stubs}{script}")]);
     let output = run(shell.env("POD_NAME", "buildkitd-1").env("POD_NAMESPACE", "team-a"));
     assert!(output.status.success(), "no answer must not hold the pod: {}", text(&output));

@@ -14,6 +14,7 @@ use support::{
     eventually,
     kubernetes::pod::{HOST, PodDaemon},
     proxy::{Builder, Proxy},
+    tools::tool,
 };
 
 /// TCP's keepalive takes a minute; the rest is for a busy machine.
@@ -99,7 +100,7 @@ fn the_build_of_a_client_whose_node_is_lost_is_cancelled() {
     let canceled = |line: &Value| line["code"] == "Cancelled";
     assert!(proxy.records("build ended").iter().any(canceled));
     eventually("the daemon has ended its step", Duration::from_secs(5), || {
-        let steps = run(Command::new("pgrep").args(["-f", "sleep 200000"]));
+        let steps = run(Command::new(tool("pgrep")).args(["-f", "sleep 200000"]));
         steps.stdout.is_empty().then_some(())
     });
     client.kill().expect("killed");

@@ -4,12 +4,7 @@
 mod support;
 
 use std::{
-    collections::BTreeSet,
-    fs,
-    io::Write as _,
-    net::TcpStream,
-    path::{Path, PathBuf},
-    process::Command,
+    collections::BTreeSet, fs, io::Write as _, net::TcpStream, path::PathBuf, process::Command,
     time::Duration,
 };
 
@@ -21,7 +16,7 @@ use support::{
     client::{Context, buildctl_build, run, succeed, text},
     eventually, free_port,
     proxy::Proxy,
-    tools::{kubernetes_tool, tool},
+    tools::tool,
 };
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart");
@@ -52,7 +47,7 @@ impl Prometheus {
             format!("--web.listen-address={url}"),
         ];
         let args: Vec<_> = args.iter().map(String::as_str).collect();
-        let process = Guarded::start_in(Path::new("/usr/bin/prometheus"), &args, &path(""));
+        let process = Guarded::start_in(&tool("prometheus"), &args, &path(""));
         Self { url, _process: process, _directory: directory }
     }
 
@@ -60,7 +55,8 @@ impl Prometheus {
     fn ask(&self, query: &str) -> Option<Value> {
         let url = format!("http://{}/api/v1/query", self.url);
         let query = format!("query={query}");
-        let curl = Command::new("curl").args(["-sG", &url, "--data-urlencode", &query]).output();
+        let curl =
+            Command::new(tool("curl")).args(["-sG", &url, "--data-urlencode", &query]).output();
         serde_json::from_slice(&curl.ok()?.stdout).ok()
     }
 
@@ -193,7 +189,7 @@ fn panels() -> Vec<(String, String)> {
 
 /// The rules that the chart renders, as a file for Prometheus.
 fn rules() -> Value {
-    let mut helm = Command::new(kubernetes_tool("helm"));
+    let mut helm = Command::new(tool("helm"));
     helm.args(["template", "buildkit-lb", CHART, "--namespace", "buildkit"]);
     helm.args(["--show-only", "templates/monitoring.yaml", "--kube-version", "1.36.3"]);
     helm.args(["--set", "metrics.prometheusRule.enabled=true,metrics.serviceMonitor.enabled=true"]);
@@ -210,7 +206,8 @@ fn alerts_after_an_hour(series: &[(&str, &str)]) -> BTreeSet<String> {
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| -> PathBuf { directory.path().join(name) };
     fs::write(path("rules.json"), rules().to_string()).expect("written");
-    let output = Command::new("promtool").args(["check", "rules"]).arg(path("rules.json")).output();
+    let output =
+        Command::new(tool("promtool")).args(["check", "rules"]).arg(path("rules.json")).output();
     let output = output.expect("promtool runs");
     assert!(output.status.success(), "{}", text(&output));
     let labels = r#"namespace="buildkit",service="buildkit-lb-admin",pod="proxy-0",pool="default""#;
@@ -232,7 +229,8 @@ fn alerts_after_an_hour(series: &[(&str, &str)]) -> BTreeSet<String> {
         "tests": [{"interval": "1m", "input_series": series, "alert_rule_test": none}],
     });
     fs::write(path("test.json"), test.to_string()).expect("written");
-    let output = Command::new("promtool").args(["test", "rules"]).arg(path("test.json")).output();
+    let output =
+        Command::new(tool("promtool")).args(["test", "rules"]).arg(path("test.json")).output();
     let told = text(&output.expect("promtool runs"));
     assert!(!told.contains("unmarshal") && !told.contains("parse error"), "{told}");
     let alert = Regex::new(r"alertname: ?(\w+)").expect("valid");

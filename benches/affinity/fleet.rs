@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::{
     buildkit::Buildkit,
     process::{Process, free_address},
+    tools::tool,
 };
 
 /// How often the daemons' disks are brought back to their limit. buildkitd's own collection comes at
@@ -26,14 +27,6 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The proxy logs a build when its Solve ends, which may be after its client has gone.
 const LOG_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What takes part in a run.
-#[derive(Debug, Clone)]
-pub(crate) struct Programs {
-    /// Directory of buildkitd and buildctl.
-    pub(crate) tools: PathBuf,
-    pub(crate) proxy: PathBuf,
-}
 
 /// What the proxy's log tells of a build.
 #[derive(Debug, Clone)]
@@ -50,7 +43,6 @@ pub(crate) struct Placement {
 pub(crate) struct Fleet {
     address: SocketAddr,
     log: PathBuf,
-    tools: PathBuf,
     // The proxy goes first.
     _proxy: Process,
     _daemons: Vec<Buildkit>,
@@ -58,18 +50,13 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     /// Starts everything, with its files in `dir`.
-    pub(crate) fn start(
-        programs: &Programs,
-        daemons: usize,
-        policy: Policy,
-        dir: &Path,
-    ) -> Result<Self> {
+    pub(crate) fn start(proxy: &Path, daemons: usize, policy: Policy, dir: &Path) -> Result<Self> {
         let daemons = (0..daemons)
-            .map(|number| Buildkit::start(&programs.tools, &dir.join(backend_name(number))))
+            .map(|number| Buildkit::start(&dir.join(backend_name(number))))
             .collect::<Result<Vec<_>>>()?;
         let address = free_address()?;
         let mut command = vec![
-            programs.proxy.display().to_string(),
+            proxy.display().to_string(),
             "serve".into(),
             format!("--listen=tcp://{address}"),
             "--admin-listen=127.0.0.1:0".into(),
@@ -81,10 +68,9 @@ impl Fleet {
             format!("--backend={}=tcp://{}", backend_name(number), daemon.address())
         }));
         let log = dir.join("proxy.log");
-        let mut proxy = Process::start(&command, &log)?;
-        proxy.wait_until_listening(address, &log).context("start the proxy")?;
-        let tools = programs.tools.clone();
-        Ok(Self { address, log, tools, _proxy: proxy, _daemons: daemons })
+        let mut process = Process::start(&command, &log)?;
+        process.wait_until_listening(address, &log).context("start the proxy")?;
+        Ok(Self { address, log, _proxy: process, _daemons: daemons })
     }
 
     /// Where clients connect.
@@ -111,7 +97,7 @@ impl Fleet {
     pub(crate) fn keep_below(&self, limit: f64, ended: &Receiver<()>) -> Result<()> {
         while ended.recv_timeout(PRUNE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             // The proxy passes it to each daemon.
-            let output = Command::new(self.tools.join("buildctl"))
+            let output = Command::new(tool("buildctl"))
                 .arg(format!("--addr=tcp://{}", self.address))
                 .args(["prune", "--all", "--keep-storage", &format!("{:.1}", limit / 1e6)])
                 .output()

@@ -16,6 +16,9 @@ mod project;
 mod schedule;
 #[path = "../support/table.rs"]
 mod table;
+#[allow(dead_code, reason = "tests use all of it")]
+#[path = "../../tests/support/tools.rs"]
+mod tools;
 
 use std::{
     fs,
@@ -30,7 +33,7 @@ use anyhow::{Context as _, Result, ensure};
 use buildkit_lb::policy::Policy;
 use clap::{Parser, ValueEnum};
 
-use fleet::{Fleet, Programs};
+use fleet::Fleet;
 use outcome::{Outcome, Steps};
 use project::Project;
 use schedule::{Job, Schedule};
@@ -76,9 +79,6 @@ struct Arguments {
     /// The proxy [default: as built with this program]
     #[arg(long, default_value = env!("CARGO_BIN_EXE_buildkit-lb"), hide_default_value = true)]
     lb: PathBuf,
-    /// Directory of buildkitd and buildctl
-    #[arg(long, env = "BUILDKIT_LB_TOOLS", default_value = "/usr/bin")]
-    tools: PathBuf,
     /// File for a line about every build, with the proxy's reason for its place
     #[arg(long)]
     records: Option<PathBuf>,
@@ -156,9 +156,7 @@ impl Bench<'_> {
     fn measure(&self, policy: Policy, dir: &Path) -> Result<Vec<f64>> {
         fs::create_dir_all(dir)?;
         let Arguments { daemons, builds, seed, .. } = *self.arguments;
-        let programs =
-            Programs { tools: self.arguments.tools.clone(), proxy: self.arguments.lb.clone() };
-        let fleet = Fleet::start(&programs, daemons, policy, dir)?;
+        let fleet = Fleet::start(&self.arguments.lb, daemons, policy, dir)?;
         let schedule = Schedule::new(self.projects.len(), builds, seed);
         let started = Instant::now();
         let mut builds = self.build_all(&fleet, &schedule, dir)?;
@@ -228,8 +226,7 @@ impl Bench<'_> {
             format!("--ref-file={}", reference.display()),
         ];
         let started = Instant::now();
-        let built =
-            buildkit::build(&self.arguments.tools, fleet.address(), &project.context, &args)?;
+        let built = buildkit::build(fleet.address(), &project.context, &args)?;
         let steps = Steps::read(&built.progress)?;
         ensure!(steps.all > 0, "no step in the progress:\n{}", built.progress);
         let reference = fs::read_to_string(&reference)?.trim().to_owned();

@@ -6,7 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+
+use crate::tools::tool;
 
 /// What a step leaves in the cache, in KiB.
 const STEP_KIB: u64 = 2048;
@@ -26,10 +28,7 @@ impl Project {
         let name = format!("project-{number:02}");
         let context = dir.join(&name);
         fs::create_dir_all(&context)?;
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"];
-        let busybox = busybox.iter().find(|path| Path::new(path).exists());
-        let busybox = busybox.context("find busybox: is busybox-static installed?")?;
-        fs::copy(busybox, context.join("busybox"))?;
+        fs::copy(tool("busybox"), context.join("busybox"))?;
         fs::write(context.join("name"), &name)?;
         let steps = 2 + number % 3;
         fs::write(context.join("Dockerfile"), dockerfile(number, steps))?;

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     machine,
     process::{Process, free_address},
+    tools::tool,
     usage::Usage,
 };
 
@@ -97,19 +98,19 @@ impl Candidate {
             Self::Direct => bail!("direct is no program"),
             Self::HaproxyTcp => {
                 let config = site.write("haproxy.cfg", include_str!("config/haproxy-tcp.cfg"))?;
-                vec!["haproxy".into(), "-db".into(), "-f".into(), config]
+                vec![path_of("haproxy"), "-db".into(), "-f".into(), config]
             }
             Self::HaproxyH2 => {
                 let config = site.write("haproxy.cfg", include_str!("config/haproxy-h2.cfg"))?;
-                vec!["haproxy".into(), "-db".into(), "-f".into(), config]
+                vec![path_of("haproxy"), "-db".into(), "-f".into(), config]
             }
             Self::NginxStream => {
                 let config = site.write("nginx.conf", include_str!("config/nginx-stream.conf"))?;
-                vec!["nginx".into(), "-c".into(), config]
+                vec![path_of("nginx"), "-c".into(), config]
             }
             Self::NginxGrpc => {
                 let config = site.write("nginx.conf", include_str!("config/nginx-grpc.conf"))?;
-                vec!["nginx".into(), "-c".into(), config]
+                vec![path_of("nginx"), "-c".into(), config]
             }
             Self::EnvoyTcp => {
                 envoy(&site.write("envoy.yaml", include_str!("config/envoy-tcp.yaml"))?)
@@ -129,10 +130,21 @@ impl Candidate {
     }
 }
 
+/// `benches/run` puts it on the path: it comes from no package of Debian's.
+const ENVOY: &str = "envoy";
+
+/// Where a program of Debian's is.
+fn path_of(program: &str) -> String {
+    tool(program).display().to_string()
+}
+
 /// One line that names the versions of all that take part.
 pub(crate) fn versions() -> String {
-    let programs =
-        [("HAProxy", "haproxy", "-v"), ("nginx", "nginx", "-v"), ("Envoy", "envoy", "--version")];
+    let programs = [
+        ("HAProxy", path_of("haproxy"), "-v"),
+        ("nginx", path_of("nginx"), "-v"),
+        ("Envoy", ENVOY.to_owned(), "--version"),
+    ];
     let mut versions: Vec<_> = programs
         .iter()
         .filter_map(|(name, program, flag)| Some(format!("{name} {}", version_of(program, flag)?)))
@@ -153,7 +165,7 @@ fn version_of(program: &str, flag: &str) -> Option<String> {
 }
 
 fn envoy(config: &str) -> Vec<String> {
-    ["envoy", "--disable-hot-restart", "-l", "warn", "-c", config].map(str::to_owned).to_vec()
+    [ENVOY, "--disable-hot-restart", "-l", "warn", "-c", config].map(str::to_owned).to_vec()
 }
 
 /// Where a candidate listens, where its daemon is, and where its files go.

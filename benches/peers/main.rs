@@ -17,6 +17,9 @@ mod machine;
 mod process;
 #[path = "../support/table.rs"]
 mod table;
+#[allow(dead_code, reason = "tests use all of it")]
+#[path = "../../tests/support/tools.rs"]
+mod tools;
 mod usage;
 mod workload;
 
@@ -32,6 +35,7 @@ use clap::{Parser, ValueEnum as _};
 
 use candidate::{BUILDKIT_LB, Candidate, Target};
 use table::Table;
+use tools::tool;
 use workload::{Size, Stage, Workload};
 
 /// The first argument of the process that plays the daemon.
@@ -57,9 +61,6 @@ struct Arguments {
     /// A binary of this project to measure; may be repeated with different names
     #[arg(long = "lb", value_name = "[NAME=]PATH")]
     lb: Vec<String>,
-    /// Directory of buildkitd and buildctl
-    #[arg(long, env = "BUILDKIT_LB_TOOLS")]
-    tools: Option<PathBuf>,
     /// Directory on a memory file system for everything that is written
     #[arg(long, default_value = "/dev/shm")]
     scratch: PathBuf,
@@ -140,8 +141,7 @@ impl Bench<'_> {
             .iter()
             .map(|candidate| (candidate.name().to_owned(), candidate.title().to_owned()));
         let mut table = Table::new(self.workload.figures(), names);
-        let tools = self.arguments.tools.as_deref().unwrap_or(Path::new("/usr/bin"));
-        let stage = self.workload.prepare(&self.arguments.size(), tools, self.dir)?;
+        let stage = self.workload.prepare(&self.arguments.size(), self.dir)?;
         if self.workload.needs_fresh_proxy() {
             for round in 0..self.arguments.rounds.div_ceil(3) {
                 for index in self.order(round) {
@@ -206,7 +206,7 @@ struct FakeDaemon {
 
 impl FakeDaemon {
     fn start() -> Result<Self> {
-        let mut child = Command::new("setpriv")
+        let mut child = Command::new(tool("setpriv"))
             .args(["--pdeathsig", "KILL", "--"])
             .arg(std::env::current_exe()?)
             .arg(DAEMON_ROLE)

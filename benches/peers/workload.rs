@@ -103,7 +103,6 @@ pub(crate) enum Stage {
 /// Where the clients of a real daemon find what they need.
 #[derive(Debug)]
 pub(crate) struct Files {
-    tools: PathBuf,
     dir: PathBuf,
 }
 
@@ -114,7 +113,7 @@ impl Files {
 
     /// Builds the context; returns how long that took.
     fn build(&self, address: SocketAddr, args: &[String]) -> Result<Duration> {
-        Ok(buildkit::build(&self.tools, address, &self.context(), args)?.elapsed)
+        Ok(buildkit::build(address, &self.context(), args)?.elapsed)
     }
 }
 
@@ -241,13 +240,13 @@ impl Workload {
     }
 
     /// Starts what is behind the candidates, and brings it into the state every round finds.
-    pub(crate) fn prepare(self, size: &Size, tools: &Path, dir: &Path) -> Result<Stage> {
+    pub(crate) fn prepare(self, size: &Size, dir: &Path) -> Result<Stage> {
         if !self.is_real() {
             return Ok(Stage::Fake);
         }
-        let buildkit = Buildkit::start(tools, &dir.join("buildkit"))?;
+        let buildkit = Buildkit::start(&dir.join("buildkit"))?;
         let len = if self == Self::CachedBuild { 1000 } else { size.transfer };
-        let files = Files { tools: tools.to_owned(), dir: dir.to_owned() };
+        let files = Files { dir: dir.to_owned() };
         context::create(&files.context(), len)?;
         // Fills the daemon's cache.
         for _ in 0..2 {

@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{Process, free_address};
+use crate::{
+    process::{Process, free_address},
+    tools::tool,
+};
 
 /// A running buildkitd and what it keeps.
 #[derive(Debug)]
@@ -31,13 +34,13 @@ pub(crate) struct Built {
 }
 
 impl Buildkit {
-    /// Starts buildkitd from `tools`, with everything it keeps in `dir`, which is its own.
-    pub(crate) fn start(tools: &Path, dir: &Path) -> Result<Self> {
+    /// Starts buildkitd, with everything it keeps in `dir`, which is its own.
+    pub(crate) fn start(dir: &Path) -> Result<Self> {
         let root = dir.join("root");
         fs::create_dir_all(&root)?;
         let address = free_address()?;
         let command = [
-            tools.join("buildkitd").display().to_string(),
+            tool("buildkitd").display().to_string(),
             format!("--addr=tcp://{address}"),
             format!("--root={}", root.display()),
             // Daemons that start at the same time would fail over the default one.
@@ -58,14 +61,9 @@ impl Buildkit {
     }
 }
 
-/// Builds the Dockerfile in `context` through `address`, with the buildctl of `tools`.
-pub(crate) fn build(
-    tools: &Path,
-    address: SocketAddr,
-    context: &Path,
-    args: &[String],
-) -> Result<Built> {
-    let mut command = Command::new(tools.join("buildctl"));
+/// Builds the Dockerfile in `context` through `address`.
+pub(crate) fn build(address: SocketAddr, context: &Path, args: &[String]) -> Result<Built> {
+    let mut command = Command::new(tool("buildctl"));
     command
         .arg(format!("--addr=tcp://{address}"))
         .args(["build", "--frontend=dockerfile.v0"])

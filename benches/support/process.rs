@@ -11,6 +11,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::tools::tool;
+
 /// A loaded machine may take seconds to start a daemon; longer means that it never will.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -30,7 +32,7 @@ impl Process {
     pub(crate) fn start(command: &[String], log: &Path) -> Result<Self> {
         let log_file =
             fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
-        let child = Command::new("setpriv")
+        let child = Command::new(tool("setpriv"))
             .args(["--pdeathsig", "TERM", "--"])
             .args(command)
             .stdin(Stdio::null())
@@ -67,7 +69,7 @@ impl Drop for Process {
             return;
         }
         // nginx's workers end with their master only when it is asked nicely.
-        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let _ = Command::new(tool("kill")).args(["-TERM", &self.child.id().to_string()]).status();
         let started = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) {
             if started.elapsed() > STOP_TIMEOUT {

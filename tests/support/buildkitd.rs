@@ -89,7 +89,7 @@ pub(crate) fn unmount_below(root: &Path) {
     let root = root.to_string_lossy();
     for line in std::fs::read_to_string("/proc/mounts").unwrap_or_default().lines() {
         if let Some(target) = line.split(' ').nth(1).filter(|t| t.starts_with(&*root)) {
-            let _ = Command::new("umount").args(["-l", target]).status();
+            let _ = Command::new(tool("umount")).args(["-l", target]).status();
         }
     }
 }
@@ -115,7 +115,7 @@ fn overlay_works() -> bool {
     let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
     let mount = ["-t", "overlay", "overlay", "-o", &options, &merged];
     let run = |program: &str, args: &[&str]| {
-        Command::new(program).args(args).status().is_ok_and(|status| status.success())
+        Command::new(tool(program)).args(args).status().is_ok_and(|status| status.success())
     };
     run("mount", &mount) && run("umount", &[Path::new(&merged).to_str().expect("UTF-8")])
 }

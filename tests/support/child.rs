@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::eventually;
+use super::{eventually, tools::tool};
 
 /// Runs the command in its own session; the end of standard input, which comes when the test process
 /// is gone too, ends it: TERM first, KILL when that takes longer than two seconds. If the test process
@@ -51,7 +51,7 @@ impl Guarded {
         let files = tempfile::tempdir().expect("a directory");
         let (log, pid_file) = (files.path().join("log"), files.path().join("pid"));
         let output = File::create(&log).expect("a log file");
-        let mut keeper = Command::new("bash")
+        let mut keeper = Command::new(tool("bash"))
             .args(["-c", &format!("exec 3<&0; {KEEPER}"), "keeper"])
             .arg(program)
             .args(args)
@@ -83,7 +83,7 @@ impl Guarded {
 
     /// Sends a signal, as `TERM` or `KILL`.
     pub(crate) fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args(["-s", signal, &self.pid.to_string()]).status();
+        let sent = Command::new(tool("kill")).args(["-s", signal, &self.pid.to_string()]).status();
         assert!(sent.is_ok_and(|status| status.success()), "kill -s {signal} {}", self.pid);
     }
 

@@ -16,11 +16,8 @@ impl Context {
     /// A context whose Dockerfile is `dockerfile`.
     pub(crate) fn new(dockerfile: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let busybox =
-            ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists());
         let context = Self(directory);
-        fs::copy(busybox.expect("busybox-static is installed"), context.path().join("busybox"))
-            .expect("copied");
+        fs::copy(tool("busybox"), context.path().join("busybox")).expect("copied");
         context.write("Dockerfile", dockerfile);
         context
     }

@@ -14,7 +14,7 @@ use std::{
 use serde_json::{Value, json};
 
 use self::kubelet::Kubelet;
-use super::{child::Guarded, eventually, free_port, tools::kubernetes_tool};
+use super::{child::Guarded, eventually, free_port, tools::tool};
 
 /// What the proxy is deployed with.
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart");
@@ -57,9 +57,9 @@ impl Cluster {
         let own = ["--advertise-client-urls", &client, "--listen-peer-urls", &peer];
         let peers = ["--initial-advertise-peer-urls", &peer, "--initial-cluster", &cluster];
         let args = [&args[..], &own, &peers].concat();
-        let etcd = Guarded::start_in(Path::new("/usr/bin/etcd"), &args, &path(""));
+        let etcd = Guarded::start_in(&tool("etcd"), &args, &path(""));
         let key = path("sa.key");
-        let made = Command::new("openssl").args(["genrsa", "-out", &key, "2048"]).output();
+        let made = Command::new(tool("openssl")).args(["genrsa", "-out", &key, "2048"]).output();
         assert!(made.is_ok_and(|output| output.status.success()), "openssl makes a key");
         std::fs::write(path("tokens"), "admin,admin,1,system:masters\n").expect("written");
         let kubeconfig = directory.path().join("admin.kubeconfig");
@@ -97,8 +97,7 @@ impl Cluster {
             "--cert-dir",
             &certs,
         ];
-        let manager = kubernetes_tool("kube-controller-manager");
-        cluster.controllers = Some(Guarded::start(&manager, &args));
+        cluster.controllers = Some(Guarded::start(&tool("kube-controller-manager"), &args));
         cluster.kubelet = Some(Kubelet::start(cluster.server.clone()));
         cluster
     }
@@ -140,7 +139,7 @@ impl Cluster {
             // Without controllers nobody makes the accounts that this would ask for.
             "--disable-admission-plugins=ServiceAccount",
         ];
-        self.apiserver = Some(Guarded::start(&kubernetes_tool("kube-apiserver"), &args));
+        self.apiserver = Some(Guarded::start(&tool("kube-apiserver"), &args));
         let ca = format!("{certs}/apiserver.crt");
         eventually("the API server makes a certificate", Duration::from_secs(60), || {
             Path::new(&ca).exists().then_some(())
@@ -177,7 +176,7 @@ impl Cluster {
     /// Applies what the chart renders for `namespace` with values `set` and further arguments of helm's;
     /// the documents.
     pub(crate) fn install(&self, namespace: &str, set: &[&str], args: &[&str]) -> Vec<Value> {
-        let mut helm = Command::new(kubernetes_tool("helm"));
+        let mut helm = Command::new(tool("helm"));
         helm.args(["template", "buildkit-lb", CHART, "--namespace", namespace]);
         helm.args(["--kube-version", "1.36.3"]).args(args);
         for value in set {
@@ -220,7 +219,7 @@ impl Server {
 
     /// kubectl as administrator.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(kubernetes_tool("kubectl"));
+        let mut command = Command::new(tool("kubectl"));
         command.arg("--kubeconfig").arg(&self.kubeconfig).args(args).stdin(Stdio::null());
         command
     }

@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
-use super::{buildkitd::Buildkitd, child::Guarded, eventually, free_port};
+use super::{buildkitd::Buildkitd, child::Guarded, eventually, free_port, tools::tool};
 
 /// The proxy, to be started.
 #[derive(Debug, Default)]
@@ -93,7 +93,7 @@ impl Builder {
         }
         args.extend(["--admin-listen", admin, "--log-format", "json"]);
         args.extend(self.args.iter().map(String::as_str));
-        let process = Guarded::start(Path::new("/usr/bin/env"), &args);
+        let process = Guarded::start(&tool("env"), &args);
         if redirected.is_some() {
             let proxy = Proxy { addr: listen, admin: own_admin, process, _file: self.file };
             eventually("the proxy listens", Duration::from_secs(10), || {

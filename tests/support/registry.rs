@@ -2,7 +2,11 @@
 
 use std::{path::Path, process::Command, time::Duration};
 
-use super::{child::Guarded, eventually, free_port};
+use super::{
+    child::Guarded,
+    eventually, free_port,
+    tools::{shell, tool},
+};
 
 /// Debian's docker-registry with one user.
 #[derive(Debug)]
@@ -24,7 +28,7 @@ impl Registry {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
         let (config, users, data) = (path("config.yml"), path("users"), path("data"));
-        let made = Command::new("htpasswd").args(["-Bbc", &users, user, password]).output();
+        let made = Command::new(tool("htpasswd")).args(["-Bbc", &users, user, password]).output();
         assert!(made.is_ok_and(|output| output.status.success()), "htpasswd runs");
         let port = free_port();
         let yaml = format!(
@@ -33,8 +37,7 @@ impl Registry {
              auth: {{htpasswd: {{realm: test, path: '{users}'}}}}\n"
         );
         std::fs::write(&config, yaml).expect("written");
-        let binary = Path::new("/usr/bin/docker-registry");
-        let process = Guarded::start_in(binary, &["serve", &config], &path(""));
+        let process = Guarded::start_in(&tool("docker-registry"), &["serve", &config], &path(""));
         eventually("the registry listens", Duration::from_secs(20), || {
             std::net::TcpStream::connect(("127.0.0.1", port)).ok()
         });
@@ -67,7 +70,7 @@ impl Registry {
                       application/vnd.oci.image.index.v1+json, \
                       application/vnd.docker.distribution.manifest.v2+json";
         let args = ["-sSf", "-u", &self.credentials, "-H", accept, &url];
-        let curl = Command::new("curl").args(args).output();
+        let curl = Command::new(tool("curl")).args(args).output();
         let output = curl.expect("curl runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -76,6 +79,6 @@ impl Registry {
 
 fn base64(text: &str) -> String {
     let script = r#"printf %s "$1" | base64 -w0"#;
-    let output = Command::new("sh").args(["-c", script, "sh", text]).output().expect("sh runs");
+    let output = shell(script, &[]).args(["sh", text]).output().expect("bash runs");
     String::from_utf8(output.stdout).expect("ASCII")
 }

@@ -1,19 +1,54 @@
 # shellcheck shell=bash
-# What the install scripts share; they source it.
+# What the scripts beside this one share; they source it.
 
 cache=${BUILDKIT_LB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/buildkit-lb}
+# An ordinary user's path may lack them.
+PATH=$PATH:/usr/sbin:/sbin
 
-# debian_packages PROGRAM:PACKAGE... : installs the packages whose programs are missing.
-debian_packages() {
-	local entry missing=()
-	for entry in "$@"; do
-		command -v "${entry%%:*}" >/dev/null || missing+=("${entry##*:}")
+# Programs, and one module, as PROGRAM:PACKAGE of Debian: those that a Debian may be without. What
+# the tests and the demo start, and what only benchmarks and checks do.
+packages_of_tests=(busybox:busybox-static curl:curl docker-registry:docker-registry etcd:etcd-server
+	git:git htpasswd:apache2-utils ip:iproute2 kill:procps openssl:openssl pgrep:procps
+	prometheus:prometheus promtool:prometheus runc:runc ssh-keygen:openssh-client)
+packages_of_checks=(haproxy:haproxy nginx:nginx pip3:python3-pip shellcheck:shellcheck
+	/usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream)
+
+# Programs of packages that every Debian has.
+# shellcheck disable=SC2034 # for the script that sources this one
+on_every_debian=(bash chroot cmp cp env find mknod mount nsenter setpriv sha256sum tar timeout umount unshare)
+
+fail() {
+	echo "$*" >&2
+	exit 1
+}
+
+# on_path PROGRAM : prints where it is.
+on_path() { type -P "$1" || { [[ $1 == /* && -e $1 ]] && echo "$1"; }; }
+
+# debian PROGRAM... : installs the packages of those that are missing. A program without a known package is
+# a failure where the machine happens to have it, too: another one does not.
+debian() {
+	local program entry package packages=()
+	for program in "$@"; do
+		package=
+		for entry in "${packages_of_tests[@]}" "${packages_of_checks[@]}"; do
+			[[ ${entry%%:*} != "$program" ]] || package=${entry#*:}
+		done
+		[[ -n $package ]] || fail "tests/tools/common.bash names no package for $program"
+		on_path "$program" >/dev/null || packages+=("$package")
 	done
-	((${#missing[@]})) || return 0
-	echo "installing Debian packages: ${missing[*]}" >&2
-	apt-get update -qq >&2
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		"${missing[@]}" >&2
+	((${#packages[@]})) || return 0
+	((EUID == 0)) || fail "install as root: apt-get install ${packages[*]}"
+	echo "installing Debian packages: ${packages[*]}" >&2
+	mkdir -p "$cache"
+	(
+		# One caller installs, others wait for it; a service that a package starts does not hold the lock.
+		flock 9
+		get() { DEBIAN_FRONTEND=noninteractive apt-get -qq "$@" >&2 9>&-; }
+		install() { get install -y --no-install-recommends "${packages[@]}"; }
+		# A fresh image has no package lists, an old one has stale ones: fetched only when they are needed.
+		install 2>/dev/null || { get update && install; }
+	) 9>"$cache/debian.lock"
 }
 
 # go_tools MODULE BIN PROGRAM... : builds the tools of the Go module in directory MODULE into BIN,

@@ -33,6 +33,7 @@ pub(crate) struct Kubelet {
 impl Kubelet {
     /// Starts it.
     pub(crate) fn start(server: Server) -> Self {
+        PodDaemon::install();
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}});
         server.apply(&[node]);
         let (stop, watch) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));

@@ -4,7 +4,7 @@
 
 use std::{
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -22,6 +22,9 @@ use crate::support::{
 /// Waits for the link, then becomes the daemon.
 const ENTRY: &str = r#"until ip link show eth0 >/dev/null 2>&1; do sleep 0.02; done; exec "$@""#;
 
+/// Where, below its root, the programs are that the daemon's hook calls.
+const STUBS: &str = "stubs";
+
 /// This machine's end of each link.
 pub(crate) const HOST: &str = "10.213.0.1";
 
@@ -35,6 +38,13 @@ pub(crate) struct PodDaemon {
 }
 
 impl PodDaemon {
+    /// Installs what it needs, before anybody waits for one.
+    pub(crate) fn install() {
+        for program in ["buildkitd", "curl", "ip"] {
+            tool(program);
+        }
+    }
+
     /// Starts it and waits until it answers.
     pub(crate) fn start(name: &str) -> Self {
         let root = tempfile::Builder::new().prefix("pod-").tempdir().expect("a directory");
@@ -45,7 +55,8 @@ impl PodDaemon {
         let own =
             ["--root", &directory, "--oci-worker-binary", "runc", "--otel-socket-path", &otel];
         let args = [&args[..], &own, &["--oci-worker-snapshotter", snapshotter()]].concat();
-        let process = Guarded::start_in(Path::new("/usr/bin/unshare"), &args, &directory);
+        write_stubs(&root.path().join(STUBS));
+        let process = Guarded::start_in(&tool("unshare"), &args, &directory);
         let ip = link(process.pid());
         let addr = format!("tcp://{ip}:1234");
         eventually("the pod's buildkitd answers", Duration::from_secs(60), || {
@@ -69,7 +80,7 @@ impl PodDaemon {
         let start = u8::try_from(std::process::id() % 16).expect("below 16");
         let third = (0..16).map(|n| (start + n) % 16 * 16).find(|third| {
             let network = format!("10.214.{third}.0/20");
-            let mut route = Command::new("ip");
+            let mut route = Command::new(tool("ip"));
             let output = route.args(["route", "add", &network, "via", &self.ip]).output();
             output.expect("ip runs").status.success()
         });
@@ -82,7 +93,7 @@ impl PodDaemon {
 
     /// A command in its network.
     pub(crate) fn inside(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("nsenter");
+        let mut command = Command::new(tool("nsenter"));
         let pid = self.process.as_ref().expect("it runs").pid().to_string();
         command.args(["--net", "--target", &pid]).args(args);
         command
@@ -101,12 +112,13 @@ impl PodDaemon {
     /// and port 9090 is what the pod's annotation `test/admin-port` says.
     pub(crate) fn stop(&mut self, hook: &[String], grace: Duration, pod: &Value) {
         let start = Instant::now();
-        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.stubs().display());
+        let stubs = self.root.path().join(STUBS);
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", stubs.display());
         let process = self.process.as_mut().expect("it runs");
         let left = || grace.saturating_sub(start.elapsed());
         if !hook.is_empty() {
             let (pid, limit) = (process.pid().to_string(), left().as_secs().to_string());
-            let mut enter = Command::new("timeout");
+            let mut enter = Command::new(tool("timeout"));
             enter.arg(&limit).args(["nsenter", "--net", "--target", &pid]).args(hook);
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             let metadata = &pod["metadata"];
@@ -128,28 +140,25 @@ impl PodDaemon {
     }
 }
 
-impl PodDaemon {
-    /// A directory with what a hook finds the proxy by.
-    fn stubs(&self) -> PathBuf {
-        let directory = self.root.path().join("stubs");
-        std::fs::create_dir_all(&directory).expect("a directory");
-        let lookup = format!("#!/bin/sh\nprintf 'Name: %s\\nAddress: {HOST}\\n' \"$1\"\n");
-        // Debian's busybox crashes when its wget is told a timeout; that of the daemons' image does not.
-        let get = "#!/bin/bash\nexec curl -s --max-time 60 \"${!#/:9090/:$ADMIN_PORT}\"\n";
-        for (name, script) in [("nslookup", &lookup[..]), ("wget", get)] {
-            let path = directory.join(name);
-            std::fs::write(&path, script).expect("written");
-            let mode = std::fs::Permissions::from_mode(0o755);
-            std::fs::set_permissions(&path, mode).expect("a mode");
-        }
-        directory
-    }
-}
-
 impl Drop for PodDaemon {
     fn drop(&mut self) {
         self.process = None;
         unmount_below(self.root.path());
+    }
+}
+
+/// Makes the directory with what a hook finds the proxy by.
+fn write_stubs(directory: &Path) {
+    std::fs::create_dir_all(directory).expect("a directory");
+    let lookup = format!("#!/bin/sh\nprintf 'Name: %s\\nAddress: {HOST}\\n' \"$1\"\n");
+    // Debian's busybox crashes when its wget is told a timeout; that of the daemons' image does not.
+    let curl = tool("curl").display().to_string();
+    let get = format!("#!/bin/bash\nexec {curl} -s --max-time 60 \"${{!#/:9090/:$ADMIN_PORT}}\"\n");
+    for (name, script) in [("nslookup", lookup), ("wget", get)] {
+        let path = directory.join(name);
+        std::fs::write(&path, script).expect("written");
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&path, mode).expect("a mode");
     }
 }
 
@@ -170,7 +179,7 @@ fn link(pid: u32) -> String {
     let ip = (0..60_000).find_map(|_| {
         let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 60_000 + 300;
         let ip = format!("10.213.{}.{}", n / 250, n % 250 + 2);
-        let routes = Command::new("ip").args(["route", "show", &ip]).output().ok()?;
+        let routes = Command::new(tool("ip")).args(["route", "show", &ip]).output().ok()?;
         routes.stdout.is_empty().then_some(ip)
     });
     let ip = ip.expect("a free address");
@@ -184,7 +193,7 @@ fn link(pid: u32) -> String {
 }
 
 fn run(command: &[&str]) {
-    let output = Command::new(command[0]).args(&command[1..]).output().expect("it runs");
+    let output = Command::new(tool(command[0])).args(&command[1..]).output().expect("it runs");
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {told}");
 }

@@ -1,0 +1,106 @@
+//! No program is started but those that are installed first: a fresh machine has no others.
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use regex::Regex;
+use support::{
+    client::{run, succeed, text},
+    tools::shell,
+};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The Rust sources below `directory`.
+fn sources(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).expect("a directory");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let found = paths.flat_map(|path| match path.extension() {
+        _ if path.is_dir() => sources(&path),
+        Some(extension) if extension == "rs" => vec![path],
+        _ => Vec::new(),
+    });
+    found.collect()
+}
+
+/// What `text` starts without having it from `tool`.
+fn found_elsewhere(text: &str) -> Vec<String> {
+    let start = Regex::new(
+        r"(?:Command::new|Guarded::start(?:_in)?|Process::start)\(\s*([^\s,;()]+\(?[^\s,;()]*)",
+    );
+    let known = Regex::new(concat!(
+        // From there, the project's own binary and scripts, or cargo, which runs the test.
+        r#"^&?tool\(|^env!\("CARGO|^Path::new\(ROOT|^std::env::current_exe\("#,
+        // The benchmarks' lists of words, whose first is checked where the list is made.
+        r"|^&command$",
+    ));
+    let (start, known) = (start.expect("valid"), known.expect("valid"));
+    let programs = start.captures_iter(text).map(|found| found[1].to_owned());
+    programs.filter(|program| !known.is_match(program)).collect()
+}
+
+#[test]
+fn every_program_that_is_started_is_installed_first() {
+    for (text, fine) in [
+        ("Command::new(tool(\"ip\"))", true),
+        ("Guarded::start_in(&tool(\"etcd\"), &args, &path)", true),
+        ("Command::new(\"ip\")", false),
+        ("Command::new(\n    \"ip\",\n)", false),
+        ("Guarded::start_in(Path::new(\"/usr/bin/etcd\"), &args, &path)", false),
+        ("Guarded::start(Path::new(PATH), &args)", false),
+        ("Command::new(program)", false),
+    ] {
+        assert_eq!(found_elsewhere(text).is_empty(), fine, "{text}");
+    }
+    let directories = ["tests", "benches"].map(|name| Path::new(ROOT).join(name));
+    let sources: Vec<_> = directories.iter().flat_map(|path| sources(path)).collect();
+    assert!(sources.len() > 40, "{}", sources.len());
+    let own = [
+        // Runs the scripts that install.
+        ("tests/support/tools.rs", "path"),
+        // Comes with cargo.
+        ("tests/image.rs", "\"rustc\""),
+        // Envoy, which benches/run installs, or what `tool` gave.
+        ("benches/peers/candidate.rs", "program"),
+    ];
+    for source in sources {
+        if source.ends_with("tests/programs.rs") {
+            continue;
+        }
+        let text = fs::read_to_string(&source).expect("a file");
+        for program in found_elsewhere(&text) {
+            let known = own.iter().any(|(file, own)| source.ends_with(file) && program == *own);
+            assert!(known, "{} starts {program}, which nothing installs", source.display());
+        }
+    }
+}
+
+#[test]
+fn a_program_that_no_package_is_known_for_is_refused_where_it_is_installed() {
+    let script = Path::new(ROOT).join("tests/tools/program");
+    // Every machine that compiles this has a linker.
+    let output = run(Command::new(script).arg("ld"));
+    assert!(!output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("names no package for ld"), "{}", text(&output));
+}
+
+#[test]
+fn what_is_taken_for_granted_is_on_every_debian() {
+    let script = r#"
+        source tests/tools/common.bash
+        found=$(dpkg-query --search "${on_every_debian[@]/#/*bin/}")
+        for program in "${on_every_debian[@]}"; do
+            package=$(grep -m 1 "bin/$program$" <<<"$found")
+            dpkg-query --show --showformat "$program \${Priority}\n" "${package%%:*}"
+        done"#;
+    let told = succeed(shell(script, &[]).current_dir(ROOT));
+    let granted: BTreeSet<_> = told.lines().collect();
+    assert!(granted.contains("cp required"), "{told}");
+    assert!(granted.iter().all(|line| line.ends_with(" required")), "{told}");
+}
