@@ -12,7 +12,7 @@ use std::{
 use regex::Regex;
 use support::{
     client::{run, succeed, text},
-    tools::shell,
+    tools::{shell, tool},
 };
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -103,4 +103,19 @@ fn what_is_taken_for_granted_is_on_every_debian() {
     let granted: BTreeSet<_> = told.lines().collect();
     assert!(granted.contains("cp required"), "{told}");
     assert!(granted.iter().all(|line| line.ends_with(" required")), "{told}");
+}
+
+#[test]
+fn the_tools_tell_the_version_that_their_module_asks_for() {
+    let modules = fs::read_to_string(Path::new(ROOT).join("tests/tools/go.mod")).expect("a file");
+    for (program, flag, module) in [
+        ("buildkitd", "--version", "github.com/moby/buildkit"),
+        ("buildctl", "--version", "github.com/moby/buildkit"),
+        ("buildx", "version", "github.com/docker/buildx"),
+    ] {
+        let line = modules.lines().find_map(|line| line.trim().strip_prefix(&format!("{module} ")));
+        let version = line.expect("a module").split_whitespace().next().expect("a version");
+        let told = succeed(Command::new(tool(program)).arg(flag));
+        assert!(told.contains(&format!(" {version} ")), "{told}");
+    }
 }

@@ -14,9 +14,7 @@ pub(crate) fn line() -> String {
     format!("{cpus} cores ({model}), Linux {}", kernel.trim())
 }
 
-/// The version of buildkitd and buildctl.
-///
-/// What `go install` makes of the tools module does not know its own.
+/// The version of buildkitd and buildctl, as the module of the tools has it.
 pub(crate) fn buildkit() -> Option<String> {
     let modules = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/go.mod"));
     let modules = modules.ok()?;

@@ -51,11 +51,11 @@ debian() {
 	) 9>"$cache/debian.lock"
 }
 
-# go_tools MODULE BIN PROGRAM... : builds the tools of the Go module in directory MODULE into BIN,
-# unless all programs are there.
+# go_tools MODULE BIN FLAGS PROGRAM... : builds the tools of the Go module in directory MODULE into BIN,
+# with FLAGS for the linker, unless all programs are there.
 go_tools() {
-	local module=$1 bin=$2 program
-	shift 2
+	local module=$1 bin=$2 flags=$3 program
+	shift 3
 	mkdir -p "$bin"
 	# One caller builds, others wait for it.
 	(
@@ -67,7 +67,7 @@ go_tools() {
 		[[ -n $program ]] || exit 0
 		echo "building $*, once" >&2
 		cd "$module"
-		GOFLAGS=-buildvcs=false GOBIN=$bin go install -ldflags "-s -w" tool >&2
+		GOFLAGS=-buildvcs=false GOBIN=$bin go install -ldflags "-s -w $flags" tool >&2
 	) 9>"$bin/../lock"
 }
 
