@@ -172,7 +172,7 @@ fn definition(definition: &[u8]) -> Option<String> {
         let Some(source) = source(op.ok()?).and_then(text) else { continue };
         local |= source.starts_with("local://");
         if ["git://", "http://", "https://"].iter().any(|scheme| source.starts_with(scheme)) {
-            repositories.insert(normal::repository(&source));
+            repositories.extend(normal::repository(&source));
             if repositories.len() > MAX_REPOSITORIES {
                 repositories.pop_last();
             }

@@ -21,6 +21,9 @@ const PLACES: [&str; 15] = [
     "workspace",
 ];
 
+/// No repository's URL is longer; what is may have been cut, and with it the end of a password.
+const MAX_URL_LEN: usize = 1024;
+
 /// A name of so many hexadecimal digits was drawn by a program.
 const RANDOM_LEN: usize = 12;
 
@@ -41,34 +44,65 @@ pub(super) fn subdirectory(context: &str) -> Option<String> {
     directory(&percent_decode_str(path.trim_matches('/')).decode_utf8_lossy())
 }
 
-/// `https://user@Host:8443/team/app.git?x#y` and `git@host:team/app` both become `host/team/app`.
+/// `https://user@Host:8443/team/app.git?x#y` and `git@host:team/app` both become `host/team/app`; `None`
+/// where a part of a password could be taken for one of the name.
 ///
 /// Without the port: a host has one for each scheme, and two servers on one host are rare.
-pub(super) fn repository(url: &str) -> String {
-    let url = url.split(['#', '?']).next().unwrap_or_default();
-    let (authority, path) = match url.split_once("://") {
-        Some((_scheme, rest)) => rest.split_once('/').unwrap_or((rest, "")),
-        // scp-like, `user@host:path`; or an address without its scheme, `github.com/team/app`.
-        None => url.split_once([':', '/']).unwrap_or((url, "")),
+pub(super) fn repository(url: &str) -> Option<String> {
+    let odd = |c: char| c.is_whitespace() || c.is_control();
+    if url.len() > MAX_URL_LEN || url.contains(odd) {
+        return None;
+    }
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (Some(scheme), rest),
+        None => (None, url),
     };
+    if scheme.is_some_and(|scheme| !scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())) {
+        return None;
+    }
+    // Without a scheme it is scp-like, `user@host:path`; or an address such as `github.com/team/app`.
+    let ends: &[char] = if scheme.is_some() { &['/', '?', '#'] } else { &[':', '/', '?', '#'] };
+    let (authority, path) = rest.split_at(rest.find(ends).unwrap_or(rest.len()));
+    if hides_user(authority, path, scheme.is_some()) {
+        return None;
+    }
+    let path = path.split(['#', '?']).next().unwrap_or_default();
+    let path = path.strip_prefix([':', '/']).unwrap_or(path);
     let host = authority.rsplit_once('@').map_or(authority, |(_user, host)| host);
-    let host = without_port(host).to_ascii_lowercase();
+    let host = without_port(host)?.to_ascii_lowercase();
     let path = percent_decode_str(path).decode_utf8_lossy();
     let path = path.trim_matches('/');
     let path = path.strip_suffix(".git").unwrap_or(path);
     if let Some(name) = azure(&host, path) {
-        return name;
+        return Some(name);
     }
     // Azure DevOps Server takes any case, as Azure Repos does.
     let any_case = path.split('/').any(|part| part.eq_ignore_ascii_case("_git"));
-    if any_case { format!("{host}/{}", path.to_lowercase()) } else { format!("{host}/{path}") }
+    Some(if any_case {
+        format!("{host}/{}", path.to_lowercase())
+    } else {
+        format!("{host}/{path}")
+    })
 }
 
-fn without_port(host: &str) -> &str {
+/// Whether `authority` may be but the beginning of a user and a password that hold what ends it, as in
+/// `https://user:pa/ss@host/team/app`.
+///
+/// A tag such as `#app@1.0` is none: behind a user comes a host with a path.
+fn hides_user(authority: &str, path: &str, scheme: bool) -> bool {
+    match path.rsplit_once('@') {
+        Some((_before, after)) => after.contains(['/', ':']) || !scheme && !authority.contains('@'),
+        None => false,
+    }
+}
+
+/// `None` if what stands behind the name is no port.
+fn without_port(host: &str) -> Option<&str> {
     match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => Some(name),
         // The colons of an IPv6 address are followed by a bracket.
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
+        Some(_) if !host.ends_with(']') => None,
+        _ => Some(host),
     }
 }
 
@@ -161,6 +195,8 @@ fn is_drawn(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -187,8 +223,44 @@ mod tests {
             ("https://org.visualstudio.com/_git/app", "dev.azure.com/org/app/_git/app"),
             ("https://dev.azure.com/org", "dev.azure.com/org"),
             ("github.com/team/app.git#main", "github.com/team/app"),
+            ("https://git.example/team/app#pkg@1.0", "git.example/team/app"),
+            ("git@git.example:team/app#pkg@1.0", "git.example/team/app"),
         ] {
-            assert_eq!(repository(url), name, "{url}");
+            assert_eq!(repository(url).as_deref(), Some(name), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_a_part_of_a_password_is_no_name() {
+        for url in [
+            "https://user:se/cret@host/r.git",
+            "https://user:se#cret@host/r.git",
+            "https://user:se?cret@host/r.git",
+            "https://us/er@host/r.git",
+            "https://u:p@ss/word@host/r",
+            "https://user:secret",
+            "user:se/cret@host:r",
+            "user:se@host:r",
+            "us://er@host:r/",
+            "https://us er:x@host/r",
+        ] {
+            assert_eq!(repository(url), None, "{url}");
+        }
+    }
+
+    proptest! {
+        /// Whatever stands in front of the last `@`, and however it is written.
+        #[test]
+        fn no_part_of_a_user_or_a_password_is_in_a_name(
+            user in "[A-Z:/?#@%.\\[\\] -]{0,24}[A-Z][A-Z:/?#@%.\\[\\] -]{0,24}",
+            scheme in prop::sample::select(vec!["https://", "ssh://", "git://", ""]),
+            end in prop::sample::select(vec!["host/r.git", "host:1/r", "host:r/s#t", "h/_git/r?x=y"]),
+        ) {
+            // Names are in lower case but for paths, and so is what comes behind the user.
+            let name = repository(&format!("{scheme}{user}@{end}")).unwrap_or_default();
+            prop_assert!(!name.contains(|c: char| c.is_ascii_uppercase()), "{}", name);
+            let known = ["host/r", "host/1/r", "host/r/s", "r/s", "h/_git/r", ""];
+            prop_assert!(known.contains(&name.as_str()), "{}", name);
         }
     }
 

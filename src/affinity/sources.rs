@@ -34,7 +34,7 @@ pub(super) fn hint(facts: &Facts) -> Option<String> {
 
 /// The repository of a local context, which buildx reports; with the directory in it, for monorepos.
 pub(super) fn vcs(facts: &Facts) -> Option<String> {
-    let repository = normal::repository(facts.option("vcs:source")?);
+    let repository = normal::repository(facts.option("vcs:source")?)?;
     let directory =
         facts.option("vcs:localdir:dockerfile").or_else(|| facts.option("vcs:localdir:context"));
     Some(within(repository, directory.and_then(normal::directory)))
@@ -43,8 +43,10 @@ pub(super) fn vcs(facts: &Facts) -> Option<String> {
 /// The repository of a git or HTTP context, with its subdirectory.
 pub(super) fn context(facts: &Facts) -> Option<String> {
     let context = facts.option("context")?;
-    let remote = normal::is_remote(context);
-    remote.then(|| within(normal::repository(context), normal::subdirectory(context)))
+    if !normal::is_remote(context) {
+        return None;
+    }
+    Some(within(normal::repository(context)?, normal::subdirectory(context)))
 }
 
 fn within(repository: String, directory: Option<String>) -> String {
