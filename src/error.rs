@@ -42,6 +42,12 @@ pub enum ProxyError {
         /// The chain of causes.
         cause: String,
     },
+    /// The process or the machine has run out of what a connection takes: no fault of a backend.
+    #[error("the proxy cannot open a connection: {cause}")]
+    Shortage {
+        /// The chain of causes.
+        cause: String,
+    },
     /// The HTTP/2 library took the daemon's answer for none, or for larger than it takes.
     #[error("the answer of backend {backend} cannot be relayed: {cause}")]
     BadAnswer {
@@ -111,6 +117,7 @@ impl ProxyError {
             Self::SolveTooLarge(_) | Self::AnswerTooLarge { .. } | Self::Limit(_) => {
                 Code::ResourceExhausted
             }
+            Self::Shortage { .. } => Code::ResourceExhausted,
             Self::BadAnswer { .. } => Code::Internal,
             Self::SolveTimeout(_) => Code::DeadlineExceeded,
         }
@@ -122,6 +129,7 @@ impl ProxyError {
             Self::NoBackend(_) => "no_backend",
             Self::Connect { .. } => "connect",
             Self::BackendLost { .. } => "backend_lost",
+            Self::Shortage { .. } => "shortage",
             Self::BadAnswer { .. } => "bad_answer",
             Self::AnswerTooLarge { .. } => "answer_too_large",
             Self::BackendDeparted { .. } => "backend_departed",

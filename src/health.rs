@@ -12,10 +12,10 @@ use tonic::Code;
 use tracing::debug;
 
 use crate::{
-    error::chain,
+    error::{ProxyError, chain},
     fleet::{Backend, Fault, Fleet},
     upstream::{Link, SharedLinks},
-    wire::control::{InfoRequest, control_client::ControlClient},
+    wire::control::{InfoRequest, InfoResponse, control_client::ControlClient},
 };
 
 /// How often a backend that is well is probed.
@@ -69,19 +69,39 @@ async fn probe(backend: Arc<Backend>, shared: Arc<SharedLinks>, tasks: TaskTrack
         false => shared.link(&backend),
         true => Link::new(Arc::clone(&backend), tasks),
     };
-    let mut client = ControlClient::new(link);
-    let cause = match tokio::time::timeout(TIMEOUT, client.info(InfoRequest {})).await {
-        Ok(Ok(info)) => {
-            let version = info.into_inner().buildkit_version.unwrap_or_default().version;
+    let cause = match tokio::time::timeout(TIMEOUT, ask(link)).await {
+        Ok(Ok(Some(info))) => {
+            let version = info.buildkit_version.unwrap_or_default().version;
             debug!(backend = backend.name(), version, "probe answered");
             return backend.report_healthy();
         }
-        // Daemons before v0.11 have no Info; that they say so is life enough.
-        Ok(Err(status)) if status.code() == Code::Unimplemented => {
-            return backend.report_healthy();
+        Ok(Ok(None)) => return backend.report_healthy(),
+        Ok(Err(ProbeError::Open(ProxyError::Shortage { cause }))) => {
+            debug!(backend = backend.name(), cause, "backend cannot be probed");
+            return backend.report_unprobed(Instant::now());
         }
-        Ok(Err(status)) => chain(&status),
+        Ok(Err(error)) => chain(&error),
         Err(_elapsed) => format!("no answer to a probe within {TIMEOUT:?}"),
     };
     backend.report_fault(Fault::Probe, &cause, Instant::now());
+}
+
+/// Why a probe has no answer.
+#[derive(Debug, thiserror::Error)]
+enum ProbeError {
+    #[error(transparent)]
+    Open(ProxyError),
+    #[error(transparent)]
+    Status(Box<tonic::Status>),
+}
+
+/// What the daemon says of itself, if it knows how.
+async fn ask(link: Link) -> Result<Option<InfoResponse>, ProbeError> {
+    link.open().await.map_err(ProbeError::Open)?;
+    match ControlClient::new(link).info(InfoRequest {}).await {
+        Ok(info) => Ok(Some(info.into_inner())),
+        // Daemons before v0.11 have no Info; that they say so is life enough.
+        Err(status) if status.code() == Code::Unimplemented => Ok(None),
+        Err(status) => Err(ProbeError::Status(Box::new(status))),
+    }
 }

@@ -18,8 +18,8 @@
 //!
 //! Beside the path: [`health`] probes, [`annotations`] tells Kubernetes which pods build, [`admin`]
 //! metrics and status. Leaves that anyone may use:
-//! [`address`], [`client`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`], [`kubernetes`],
-//! [`metrics`], [`outage`], [`shares`], [`shutdown`], [`telemetry`], [`wire`].
+//! [`address`], [`client`], [`descriptors`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`],
+//! [`kubernetes`], [`metrics`], [`outage`], [`shares`], [`shutdown`], [`telemetry`], [`wire`].
 
 // Whoever reads our output may be gone, and to print would be to panic then.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -35,6 +35,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod connection;
+pub mod descriptors;
 pub mod directory;
 pub mod discovery;
 pub mod error;

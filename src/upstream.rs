@@ -32,6 +32,7 @@ use tracing::debug;
 use self::call::{CallError, call};
 use crate::{
     address::Address,
+    descriptors::is_shortage,
     error::{Chain, ProxyError, chain},
     fleet::{Backend, Fault, Fleet},
     http2_limits::{
@@ -83,9 +84,11 @@ pub enum SendError {
 }
 
 #[derive(Debug, Clone)]
-struct DialError {
-    fault: Fault,
-    cause: Arc<str>,
+enum DialError {
+    /// It is the backend's doing.
+    Fault(Fault, Arc<str>),
+    /// We lack what a connection takes.
+    Shortage(Arc<str>),
 }
 
 /// Receive windows of each stream and of the whole connection.
@@ -136,7 +139,7 @@ impl Link {
     /// Opens the connection, unless it is open.
     ///
     /// # Errors
-    /// [`ProxyError::Connect`]; the backend is then ejected.
+    /// [`ProxyError::Connect`]; the backend is then ejected. [`ProxyError::Shortage`] if that is ours.
     pub async fn open(&self) -> Result<(), ProxyError> {
         self.sender().await.map(drop)
     }
@@ -193,9 +196,14 @@ impl Link {
         let dial = self.current_dial();
         dial.await.map(|connection| connection.sender).map_err(|error| {
             self.release();
-            self.backend.report_fault(error.fault, &error.cause, Instant::now());
-            let backend = self.backend.name().to_owned();
-            ProxyError::Connect { backend, cause: error.cause.to_string() }
+            match error {
+                DialError::Fault(fault, cause) => {
+                    self.backend.report_fault(fault, &cause, Instant::now());
+                    let backend = self.backend.name().to_owned();
+                    ProxyError::Connect { backend, cause: cause.to_string() }
+                }
+                DialError::Shortage(cause) => ProxyError::Shortage { cause: cause.to_string() },
+            }
         })
     }
 
@@ -249,14 +257,16 @@ async fn dial(
     let started = Instant::now();
     let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
     let timeout = |what| {
-        let cause = format!("{what} within {CONNECT_TIMEOUT:?}").into();
-        DialError { fault: Fault::Timeout, cause }
+        DialError::Fault(Fault::Timeout, format!("{what} within {CONNECT_TIMEOUT:?}").into())
     };
     let socket = match tokio::time::timeout_at(deadline, connect(backend.address())).await {
         Ok(Ok(socket)) => socket,
         Ok(Err(error)) => {
             let cause = chain(&error).into();
-            return Err(DialError { fault: Fault::Refused, cause });
+            return Err(match is_shortage(&error) {
+                true => DialError::Shortage(cause),
+                false => DialError::Fault(Fault::Refused, cause),
+            });
         }
         Err(_elapsed) => return Err(timeout("no connection")),
     };
@@ -276,7 +286,7 @@ async fn dial(
         .handshake(TokioIo::new(io.clone()))
         .await;
     let (sender, connection) =
-        handshake.map_err(|error| DialError { fault: Fault::Lost, cause: chain(&error).into() })?;
+        handshake.map_err(|error| DialError::Fault(Fault::Lost, chain(&error).into()))?;
     let connected = Connection { sender, ended: Arc::default() };
     let ended = Arc::clone(&connected.ended);
     let connection = Flushing::new(connection, io.clone());
@@ -291,10 +301,7 @@ async fn dial(
     // Once a Solve has been sent, it is too late to try another daemon.
     match tokio::time::timeout_at(deadline, io.first_read()).await {
         Ok(()) if io.received() > 0 => Ok(connected),
-        Ok(()) => {
-            let cause = "it closed the connection unasked".into();
-            Err(DialError { fault: Fault::Lost, cause })
-        }
+        Ok(()) => Err(DialError::Fault(Fault::Lost, "it closed the connection unasked".into())),
         Err(_elapsed) => Err(timeout("it accepted, but sent no SETTINGS")),
     }
 }

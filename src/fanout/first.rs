@@ -55,6 +55,8 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
             Ok(response) => return Ok(passed_on(response, backend)),
             Err(SendError::Reset(error)) => return Err(ResetError::like(&error).into()),
             Err(SendError::Cancelled) => return Err(ResetError::cancel().into()),
+            // No other daemon could be reached either.
+            Err(SendError::Proxy(error @ ProxyError::Shortage { .. })) => return Err(error.into()),
             Err(SendError::Proxy(error)) => {
                 failures.push(error.to_string());
                 missing(&backend, &parts, &PartError::Unreachable(error.to_string()));

@@ -212,6 +212,11 @@ impl Backend {
         self.apply(Event::ProbePassed, Instant::now());
     }
 
+    /// Reports that a probe could not be made, for want of something of ours: it says nothing.
+    pub fn report_unprobed(&self, now: Instant) {
+        self.apply(Event::ProbeNotMade, now);
+    }
+
     /// Whether it is time for a probe; if so the next regular one is `interval` away, or sooner after
     /// the first: a fleet that came at once must not be probed at once for ever.
     ///

@@ -67,6 +67,8 @@ pub(super) enum Event<'a> {
     Fault(Fault, &'a str),
     /// It answered a probe.
     ProbePassed,
+    /// A probe could not be made, for want of something of ours.
+    ProbeNotMade,
 }
 
 /// What others are told of a backend.
@@ -152,6 +154,7 @@ impl State {
                 }
             }
             Event::Fault(fault, cause) => self.health.fail(fault, cause, now),
+            Event::ProbeNotMade => self.health.skip_probe(now),
             Event::ProbePassed => {
                 self.probed = true;
                 if self.is_ejected() {
@@ -243,6 +246,15 @@ impl State {
 }
 
 impl Health {
+    /// The next try is soon: what is lacking may be there by then.
+    fn skip_probe(&mut self, now: Instant) {
+        self.probing = false;
+        self.next_probe = Some(now + FIRST_RETRY);
+        if let Some(retry) = &mut self.retry {
+            retry.at = now + retry.wait;
+        }
+    }
+
     fn fail(&mut self, fault: Fault, cause: &str, now: Instant) {
         let by_probe = fault == Fault::Probe;
         self.failed_probes = self.failed_probes.saturating_add(by_probe.into());
@@ -407,6 +419,7 @@ mod tests {
             fault(Fault::Probe),
             Event::ProbePassed,
             Event::ProbePassed,
+            Event::ProbeNotMade,
         ]);
         prop::collection::vec(event, 0..40)
     }

@@ -92,6 +92,8 @@ impl Placement {
                     }
                     return Ok(Opened { link, count, decision });
                 }
+                // No other backend could be reached either.
+                Ok(Err(error @ ProxyError::Shortage { .. })) => return Err(error),
                 Ok(Err(error)) => failures.push(error.to_string()),
                 Err(_elapsed) => {
                     failures.push(format!("backend {} was silent for {limit:.1?}", backend.name()));

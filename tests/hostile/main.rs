@@ -9,3 +9,4 @@ mod grouping;
 mod logging;
 #[path = "../support/mod.rs"]
 mod support;
+mod upstream_connections;

@@ -20,9 +20,15 @@ pub(crate) struct Builder {
     kubeconfig: Option<PathBuf>,
     file: Option<NamedTempFile>,
     stderr: Option<String>,
+    descriptors: Option<u32>,
 }
 
 impl Builder {
+    /// Lets it open so many files and sockets at most.
+    pub(crate) fn descriptors(self, limit: u32) -> Self {
+        Self { descriptors: Some(limit), ..self }
+    }
+
     /// Adds a backend as `NAME=ADDR`.
     pub(crate) fn backend(mut self, backend: &str) -> Self {
         self.args.extend(["--backend".to_owned(), backend.to_owned()]);
@@ -84,6 +90,10 @@ impl Builder {
         let redirected =
             self.stderr.as_ref().map(|redirection| format!("exec \"$@\" {redirection}"));
         if let Some(script) = &redirected {
+            args.extend(["bash", "-c", script, "bash"]);
+        }
+        let limited = self.descriptors.map(|limit| format!("ulimit -n {limit} && exec \"$@\""));
+        if let Some(script) = &limited {
             args.extend(["bash", "-c", script, "bash"]);
         }
         args.extend([binary, "serve"]);

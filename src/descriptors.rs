@@ -1,0 +1,63 @@
+//! What the process may open, how much of it is for what, and how a want of it is told from a fault.
+
+use std::io;
+
+/// Kept back for the admin port, probes, discovery and files: a sixteenth of all, but this at least.
+const KEPT_BACK: u64 = 64;
+
+/// More than this is never given out, however high the limit is: a connection takes memory, too.
+const MOST: u64 = 1 << 18;
+
+/// How many descriptors there are for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Connections of clients.
+    pub clients: u64,
+    /// Connections to daemons that carry calls of clients.
+    pub upstream: u64,
+}
+
+impl Budget {
+    /// What `limit` descriptors are enough for: a build has a connection on either side.
+    pub fn of(limit: u64) -> Self {
+        let kept_back = (limit / 16).max(KEPT_BACK);
+        let half = (limit.saturating_sub(kept_back) / 2).clamp(1, MOST);
+        Self { clients: half, upstream: half }
+    }
+
+    /// What this process's limit is enough for, which the system may have raised by now.
+    pub fn of_process() -> Self {
+        // A system that has no such limit has no want of descriptors.
+        let limit = rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        Self::of(limit)
+    }
+}
+
+/// Whether `error` says that the process or the machine has run out of something: descriptors, memory
+/// for sockets, or ports to connect from. The other side has no part in that.
+pub fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_are_kept_back_and_the_rest_is_for_both_sides() {
+        assert_eq!(Budget::of(1_024), Budget { clients: 480, upstream: 480 });
+        assert_eq!(Budget::of(65_536), Budget { clients: 30_720, upstream: 30_720 });
+        assert_eq!(Budget::of(10), Budget { clients: 1, upstream: 1 });
+        assert_eq!(Budget::of(u64::MAX), Budget { clients: MOST, upstream: MOST });
+    }
+
+    #[test]
+    fn a_refused_connection_is_no_shortage() {
+        assert!(is_shortage(&io::Error::from_raw_os_error(libc::EMFILE)));
+        assert!(!is_shortage(&io::Error::from_raw_os_error(libc::ECONNREFUSED)));
+        assert!(!is_shortage(&io::ErrorKind::TimedOut.into()));
+    }
+}
