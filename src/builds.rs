@@ -135,12 +135,12 @@ pub async fn session(proxy: &Proxy, call: Call, id: Id) -> CallResult {
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
-    let Call { parts, body, .. } = call;
+    let Call { parts, body, client, .. } = call;
     let (message, rest) = proxy.read_message(body).await?;
     let Some(id) = message.first_id().await else {
         return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
     };
-    let (link, tally) = match status_link(proxy, &id).await {
+    let (link, tally) = match status_link(proxy, &client, &id).await {
         Ok(found) => found,
         Err(error) => return refuse::status(error),
     };
@@ -153,7 +153,7 @@ pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn bridge(proxy: &Proxy, call: Call, id: Id) -> CallResult {
-    let (link, tally) = park(proxy, &Key::Build(id), BRIDGE_PARK).await?;
+    let (link, tally) = park(proxy, &call.client, &Key::Build(id), BRIDGE_PARK).await?;
     proxy.relay(&link, Bytes::new(), call.into_request(), tally, OnEnd::new(drop)).await
 }
 
@@ -211,7 +211,7 @@ async fn bind_session(
         Lookup::Unknown => None,
     };
     if ended.is_none()
-        && let Some(bound) = proxy.wait(key, SESSION_PARK).await?
+        && let Some(bound) = proxy.parking.wait(client, key, SESSION_PARK).await?
     {
         return Ok((bound, None));
     }
@@ -253,9 +253,13 @@ fn is_scattered(proxy: &Proxy, trace: Option<TraceId>) -> bool {
     trace.is_some_and(|trace| proxy.directory.is_scattered(&trace))
 }
 
-async fn status_link(proxy: &Proxy, id: &Id) -> Result<(Link, Arc<Tally>), ProxyError> {
+async fn status_link(
+    proxy: &Proxy,
+    client: &Client,
+    id: &Id,
+) -> Result<(Link, Arc<Tally>), ProxyError> {
     let key = Key::Build(id.clone());
-    match park(proxy, &key, STATUS_LOOKUP).await {
+    match park(proxy, client, &key, STATUS_LOOKUP).await {
         Err(ProxyError::UnknownBuild(_)) => {}
         known => return known,
     }
@@ -263,15 +267,20 @@ async fn status_link(proxy: &Proxy, id: &Id) -> Result<(Link, Arc<Tally>), Proxy
     if let Some(link) = fanout::locate(proxy, id).await {
         return Ok((link, Arc::default()));
     }
-    park(proxy, &key, STATUS_PARK - STATUS_LOOKUP).await
+    park(proxy, client, &key, STATUS_PARK - STATUS_LOOKUP).await
 }
 
-/// Waits until `key` is known, at most `limit`.
-async fn park(proxy: &Proxy, key: &Key, limit: Duration) -> Result<(Link, Arc<Tally>), ProxyError> {
+/// Waits until `key` is known; its Solve must come within `unseen`.
+async fn park(
+    proxy: &Proxy,
+    client: &Client,
+    key: &Key,
+    unseen: Duration,
+) -> Result<(Link, Arc<Tally>), ProxyError> {
     if let Some(found) = proxy.known_link(key)? {
         return Ok(found);
     }
-    match proxy.wait(key, limit).await? {
+    match proxy.parking.wait(client, key, unseen).await? {
         Some(bound) => Ok((bound.binding.link.clone(), bound.tally)),
         None => Err(ProxyError::UnknownBuild(key.to_string())),
     }

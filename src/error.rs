@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tonic::Code;
 
-use crate::{http2_limits::TRAILER_LIST_LEN, wire::WireError};
+use crate::{http2_limits::TRAILER_LIST_LEN, shares::Over, wire::WireError};
 
 /// Header (or trailer) on every error that the proxy made itself; its value is [`ProxyError::reason`].
 pub const MARKER: HeaderName = HeaderName::from_static("buildkit-lb-error");
@@ -90,6 +90,9 @@ pub enum ProxyError {
     /// A Session stream with this uuid is open; a second one would silently replace it in the daemon.
     #[error("session {0} is already open")]
     SessionOpen(String),
+    /// Its client has more calls that wait for their build than the others have.
+    #[error("too many calls wait for their build: {0}")]
+    Parked(Over),
     /// A limit that protects the proxy is reached.
     #[error("{0}")]
     Limit(&'static str),
@@ -114,10 +117,11 @@ impl ProxyError {
             Self::UnknownBuild(_) => Code::NotFound,
             Self::BadSolve(_) => Code::InvalidArgument,
             Self::SessionOpen(_) => Code::AlreadyExists,
-            Self::SolveTooLarge(_) | Self::AnswerTooLarge { .. } | Self::Limit(_) => {
-                Code::ResourceExhausted
-            }
-            Self::Shortage { .. } => Code::ResourceExhausted,
+            Self::SolveTooLarge(_)
+            | Self::AnswerTooLarge { .. }
+            | Self::Shortage { .. }
+            | Self::Parked(_)
+            | Self::Limit(_) => Code::ResourceExhausted,
             Self::BadAnswer { .. } => Code::Internal,
             Self::SolveTimeout(_) => Code::DeadlineExceeded,
         }
@@ -138,6 +142,7 @@ impl ProxyError {
             Self::SolveTooLarge(_) => "solve_too_large",
             Self::SolveTimeout(_) => "solve_timeout",
             Self::SessionOpen(_) => "session_open",
+            Self::Parked(_) => "parked",
             Self::Limit(_) => "limit",
         }
     }

@@ -9,8 +9,8 @@
 //! - [`call`] one call and what becomes of it
 //! - [`builds`] reads each Solve, binds its build, parks the siblings
 //! - [`fanout`] the fleet's RPCs: ask every daemon, merge
-//! - [`proxy`] what all streams share: the [`running`] builds and the [`refusals`]; [`placement`] decides
-//!   where a build goes, [`directory`] session or build -> binding
+//! - [`proxy`] what all streams share: the [`running`] builds and the [`refusals`]; [`parking`] where calls
+//!   wait for their build, [`placement`] where a build goes, [`directory`] session or build -> binding
 //! - [`affinity`] what a build's cache is known by
 //! - [`policy`] which backend takes a build
 //! - [`relay`] copies bodies unread; [`upstream`] one connection to a daemon
@@ -51,6 +51,7 @@ pub mod kubernetes;
 pub mod listener;
 pub mod metrics;
 pub mod outage;
+pub mod parking;
 pub mod placement;
 pub mod policy;
 pub mod pool;

@@ -3,7 +3,7 @@
 //! And the moves they have in common: read the first message, find a link, relay, or answer with the
 //! proxy's own error. Which stream gets which treatment is decided above, in `build` and `fanout`.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Request, request::Parts};
@@ -14,12 +14,13 @@ use tokio_util::task::TaskTracker;
 use crate::{
     affinity::{Rules, shared_keys::SharedKeys},
     call::CallResult,
-    directory::{Bound, Directory, Lookup},
+    directory::{Directory, Lookup},
     error::ProxyError,
     first_message::{FirstMessage, Reader},
     fleet::Fleet,
     ids::Key,
     metrics::Metrics,
+    parking::Parking,
     placement::Placement,
     policy,
     refusals::Refusals,
@@ -27,9 +28,6 @@ use crate::{
     running::Running,
     upstream::{Link, SendError, SharedLinks},
 };
-
-/// Streams parked at once, over all clients; a build parks three.
-const MAX_PARKED: i64 = 100_000;
 
 /// The proxy's shared state. Clones share it.
 #[derive(Debug, Clone)]
@@ -44,6 +42,8 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     /// Decides where builds go.
     pub placement: Arc<Placement>,
+    /// Where calls wait for their build.
+    pub parking: Arc<Parking>,
     /// The builds that have been placed and not ended.
     pub running: Running,
     /// What makes a build's affinity key.
@@ -76,6 +76,7 @@ impl Proxy {
             tasks.clone(),
         ));
         Self {
+            parking: Arc::new(Parking::new(directory.clone(), Arc::clone(&metrics))),
             directory,
             fleet,
             shared,
@@ -126,19 +127,6 @@ impl Proxy {
             Lookup::Refused(error) => Err(error),
             Lookup::Unknown => Ok(None),
         }
-    }
-
-    /// Waits until `key` is bound; `None` if its Solve has not come within `unseen`.
-    ///
-    /// # Errors
-    /// The Solve was refused, or too many streams wait already.
-    pub async fn wait(&self, key: &Key, unseen: Duration) -> Result<Option<Bound>, ProxyError> {
-        if self.metrics.parked_streams.get() >= MAX_PARKED {
-            return Err(ProxyError::Limit("too many streams wait for their build"));
-        }
-        self.metrics.parked_streams.inc();
-        let _counted = ParkedGauge(&self.metrics);
-        self.directory.bound(key, unseen).await
     }
 
     /// Relays a call that any daemon can answer, or that only a daemon can refuse; `prefix` has been
@@ -201,13 +189,5 @@ impl Proxy {
                 }
             }
         }
-    }
-}
-
-struct ParkedGauge<'a>(&'a Metrics);
-
-impl Drop for ParkedGauge<'_> {
-    fn drop(&mut self) {
-        self.0.parked_streams.dec();
     }
 }

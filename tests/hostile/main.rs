@@ -7,6 +7,7 @@ mod bystander;
 mod cancels;
 mod grouping;
 mod logging;
+mod parking;
 #[path = "../support/mod.rs"]
 mod support;
 mod upstream_connections;

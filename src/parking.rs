@@ -1,0 +1,121 @@
+//! The calls that wait for their build: clients share the places, so that nobody can take all of them.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    client::Client,
+    directory::{Bound, Directory},
+    error::ProxyError,
+    ids::Key,
+    metrics::Metrics,
+    shares::{Limits, Over, Shares},
+};
+
+/// How many calls may wait at once, a few KB each. A build parks three, a bake of forty targets 161.
+///
+/// One address may have all, because a hop or a NAT can make many clients one; another address takes
+/// what it needs from the heaviest. One connection may have half of its streams: the others are for what
+/// runs.
+const LIMITS: Limits = Limits { total: 100_000, address: 100_000, connection: 5_000 };
+
+/// The places of one directory.
+#[derive(Debug)]
+pub struct Parking {
+    directory: Directory,
+    places: Shares,
+    metrics: Arc<Metrics>,
+}
+
+impl Parking {
+    /// All places are free.
+    pub fn new(directory: Directory, metrics: Arc<Metrics>) -> Self {
+        Self::with(LIMITS, directory, metrics)
+    }
+
+    fn with(limits: Limits, directory: Directory, metrics: Arc<Metrics>) -> Self {
+        Self { directory, places: Shares::new(limits), metrics }
+    }
+
+    /// Waits until `key` is bound; `None` if its Solve has not come within `unseen`.
+    ///
+    /// # Errors
+    /// The Solve was refused, or `client` has more calls that wait than others.
+    pub async fn wait(
+        &self,
+        client: &Client,
+        key: &Key,
+        unseen: Duration,
+    ) -> Result<Option<Bound>, ProxyError> {
+        let mut place = self.places.take(client, 1).map_err(ProxyError::Parked)?;
+        self.metrics.parked_streams.inc();
+        let _counted = Counted(&self.metrics);
+        tokio::select! {
+            // Whoever is bound at the moment of its eviction goes on.
+            biased;
+            outcome = self.directory.bound(key, unseen) => outcome,
+            () = place.evicted() => Err(ProxyError::Parked(Over::Total)),
+        }
+    }
+}
+
+struct Counted<'a>(&'a Metrics);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.parked_streams.dec();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::ids::Id;
+
+    fn client(address: u8, connection: u64) -> Client {
+        let address = Some(IpAddr::from([127, 0, 0, address]));
+        Client { connection, address, active: Arc::default() }
+    }
+
+    fn key(text: &str) -> Key {
+        Key::Build(Id::new(text.as_bytes()).expect("valid"))
+    }
+
+    /// Lets all tasks run until they wait: only then does the paused clock go on.
+    async fn settle() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bake_finds_room_beside_a_client_that_has_taken_all() {
+        let metrics = Arc::new(Metrics::default());
+        let limits = Limits { total: 1000, address: 1000, connection: 500 };
+        let parking = Arc::new(Parking::with(limits, Directory::default(), Arc::clone(&metrics)));
+        let park = |client: Client, key: Key| {
+            let parking = Arc::clone(&parking);
+            tokio::spawn(async move { parking.wait(&client, &key, Duration::from_secs(14)).await })
+        };
+        // Two connections of the attacker's, and more than there is.
+        let attack: Vec<_> =
+            (0..1200).map(|n| park(client(1, n % 2), key(&format!("nobody{n}")))).collect();
+        settle().await;
+        assert_eq!(metrics.parked_streams.get(), 1000);
+        // One bake from elsewhere, and one from the attacker's own address.
+        let bakes: Vec<_> = [client(2, 7), client(1, 8)]
+            .into_iter()
+            .flat_map(|client| (0..161).map(move |n| (client.clone(), key(&format!("bake{n}")))))
+            .map(|(client, key)| park(client, key))
+            .collect();
+        settle().await;
+        assert_eq!(metrics.parked_streams.get(), 1000);
+        let refused = |call: &tokio::task::JoinHandle<_>| call.is_finished();
+        assert_eq!(attack.iter().filter(|call| refused(call)).count(), 200 + 2 * 161);
+        assert!(!bakes.iter().any(refused));
+        for call in attack.into_iter().filter(refused) {
+            let outcome = call.await.expect("no panic");
+            assert!(matches!(outcome, Err(ProxyError::Parked(_))), "{outcome:?}");
+        }
+    }
+}

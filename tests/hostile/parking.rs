@@ -1,0 +1,35 @@
+//! Calls that wait for a build which never comes take nobody else's room.
+
+use std::time::Duration;
+
+use crate::{
+    bystander,
+    support::{buildkitd::Buildkitd, eventually, proxy::Proxy, raw_client::RawClient},
+};
+
+/// More calls than one connection may have waiting.
+const CALLS: usize = 6_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_calls_wait_for_nobody_is_refused_alone() {
+    let fleet = Buildkitd::fleet(1);
+    let proxy = Proxy::in_front_of(&fleet).start();
+    let attacker = RawClient::connect(&proxy.socket()).await;
+    // It learns from the proxy's SETTINGS how many streams it may open.
+    assert_eq!(attacker.control("Info").await.ended().await.code(), Some(0));
+    let mut calls = Vec::with_capacity(CALLS);
+    for number in 0..CALLS {
+        calls.push(attacker.bridge("Ping", &format!("nobody{number}")).await);
+    }
+    // Those that are refused are so at once, while the others still wait.
+    let last = calls.pop().expect("one").ended().await;
+    assert_eq!((last.code(), last.marker()), (Some(8), Some("parked")), "{last:?}");
+    let parked = || proxy.metric("buildkit_lb_parked_streams", &[]);
+    assert!(parked() > 0.0);
+    bystander::builds(&proxy).await;
+    drop(calls);
+    drop(attacker);
+    eventually("all places are free again", Duration::from_secs(10), || {
+        (parked() == 0.0).then_some(())
+    });
+}
