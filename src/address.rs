@@ -1,6 +1,12 @@
 //! Where something listens: `tcp://HOST:PORT`, `unix:///PATH` or a plain `HOST:PORT`.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, io, net::SocketAddr, path::PathBuf, str::FromStr};
+
+/// The longest path of a Unix socket: `sun_path` has 108 bytes, of which the last ends it.
+const MAX_PATH_LEN: usize = 107;
+
+/// The longest name of a host (RFC 1035 section 2.3.4).
+const MAX_HOST_LEN: usize = 253;
 
 /// A socket to listen on or to dial, as buildctl's `--addr` writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -31,6 +37,54 @@ pub enum AddressError {
     /// `unix://` without a path.
     #[error("path is missing in `{0}`, expected unix:///PATH")]
     Path(String),
+    /// No host can be called so.
+    #[error(
+        "host `{0}` is not a name of up to {MAX_HOST_LEN} letters, digits, `-`, `_` and `.`, or an address"
+    )]
+    HostName(String),
+    /// No Unix socket can have this path.
+    #[error("path `{0}` is longer than {MAX_PATH_LEN} bytes, or has control characters in it")]
+    LongPath(String),
+}
+
+/// Host and port, for what is reached over TCP alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    /// Name, IPv4, or IPv6 without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+impl HostPort {
+    /// Its first address.
+    ///
+    /// # Errors
+    /// The host is not known.
+    pub async fn resolve(&self) -> io::Result<SocketAddr> {
+        let mut addresses = tokio::net::lookup_host((self.host.as_str(), self.port)).await?;
+        addresses.next().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        match text.parse()? {
+            Address::Tcp { host, port } => Ok(Self { host, port }),
+            Address::Unix(_) => Err(AddressError::Port(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
 }
 
 impl Address {
@@ -50,7 +104,11 @@ impl FromStr for Address {
         let rest = match text.split_once("://") {
             Some(("tcp", rest)) => rest,
             Some(("unix", "")) => return Err(AddressError::Path(text.to_owned())),
-            Some(("unix", path)) => return Ok(Self::Unix(path.into())),
+            Some(("unix", path)) => {
+                let possible = path.len() <= MAX_PATH_LEN && !path.contains(char::is_control);
+                let path = possible.then(|| Self::Unix(path.into()));
+                return path.ok_or_else(|| AddressError::LongPath(text.to_owned()));
+            }
             Some((scheme, _)) => return Err(AddressError::Scheme(scheme.to_owned())),
             None => text,
         };
@@ -60,6 +118,11 @@ impl FromStr for Address {
         let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         if host.is_empty() {
             return Err(AddressError::Host(text.to_owned()));
+        }
+        // The percent sign is for the zone of a link-local address.
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:%".contains(&byte);
+        if host.len() > MAX_HOST_LEN || !host.bytes().all(known) {
+            return Err(AddressError::HostName(host.to_owned()));
         }
         Ok(Self::Tcp { host: host.to_owned(), port })
     }
@@ -95,12 +158,18 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_an_address_is_named() {
+        let long = format!("unix://{}", "/".repeat(MAX_PATH_LEN + 1));
+        assert_eq!(long.parse::<Address>(), Err(AddressError::LongPath(long.clone())));
+        assert!(long[..long.len() - 1].parse::<Address>().is_ok());
         for (text, error) in [
             ("http://a:1", AddressError::Scheme("http".into())),
             ("tcp://:1", AddressError::Host("tcp://:1".into())),
             ("tcp://a", AddressError::Port("tcp://a".into())),
             ("a:65536", AddressError::Port("a:65536".into())),
             ("unix://", AddressError::Path("unix://".into())),
+            ("tcp://a b:1", AddressError::HostName("a b".into())),
+            ("tcp://a\n:1", AddressError::HostName("a\n".into())),
+            ("unix:///a\n", AddressError::LongPath("unix:///a\n".into())),
         ] {
             assert_eq!(text.parse::<Address>().expect_err(text), error);
         }

@@ -7,7 +7,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    address::Address,
+    address::{Address, HostPort},
     admin,
     config::Config,
     connection::Context,
@@ -34,7 +34,15 @@ pub enum StartError {
     #[error("listen on admin port {address}")]
     Admin {
         /// The address.
-        address: SocketAddr,
+        address: HostPort,
+        /// Why.
+        source: io::Error,
+    },
+    /// The DNS server that the configuration names is not known.
+    #[error("look up the DNS server {server}")]
+    DnsServer {
+        /// The server.
+        server: HostPort,
         /// Why.
         source: io::Error,
     },
@@ -72,16 +80,22 @@ impl App {
                 listeners.push((index, Listener::bind(address).await?));
             }
         }
-        let in_use = |source| StartError::Admin { address: config.admin_listen, source };
-        let admin = TcpListener::bind(config.admin_listen).await.map_err(in_use)?;
+        let in_use = |source| StartError::Admin { address: config.admin_listen.clone(), source };
+        let HostPort { host, port } = &config.admin_listen;
+        let admin = TcpListener::bind((host.as_str(), *port)).await.map_err(in_use)?;
         let admin_listen = admin.local_addr().map_err(in_use)?;
+
+        let dns_server = match config.dns_server {
+            Some(server) => Some(resolve(server).await?),
+            None => None,
+        };
 
         let families = Families::new();
         let downstream = TaskTracker::new();
         let background = TaskTracker::new();
         let [leaving, drain, stop] = std::array::from_fn(|_| CancellationToken::new());
         let shared = pool::Shared {
-            dns_server: config.dns_server,
+            dns_server,
             pods: config.pods,
             kubernetes: Access::default(),
             families: &families,
@@ -178,4 +192,8 @@ impl App {
     fn builds(&self) -> usize {
         self.pools.iter().map(Pool::builds).sum()
     }
+}
+
+async fn resolve(server: HostPort) -> Result<SocketAddr, StartError> {
+    server.resolve().await.map_err(|source| StartError::DnsServer { server, source })
 }

@@ -12,18 +12,18 @@ mod value;
 use std::{
     collections::HashSet,
     fmt,
-    net::SocketAddr,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use self::value::{check, parse_count, parse_duration, parse_socket_addr, parse_word};
+use self::value::{check, one_line, parse_count, parse_duration, parse_host_port, parse_word};
 pub use self::{
     pool::{Pool, PoolSettings},
     settings::Settings,
 };
 use crate::{
-    address::Address,
+    address::{Address, HostPort},
     annotations,
     metrics::DEFAULT_POOL,
     telemetry::{LogFormat, LogLevel},
@@ -47,11 +47,11 @@ pub struct Config {
     /// The pools; at least one.
     pub pools: Vec<Pool>,
     /// Whom to ask for names to discover, rather than the system's servers.
-    pub dns_server: Option<SocketAddr>,
+    pub dns_server: Option<HostPort>,
     /// What is asked and told of pods.
     pub pods: Pods,
     /// Where probes and Prometheus connect.
-    pub admin_listen: SocketAddr,
+    pub admin_listen: HostPort,
     /// How long a proxy that was told to end goes on accepting.
     pub drain_delay: Duration,
     /// How long a drain waits for builds before it cuts them.
@@ -104,15 +104,16 @@ impl Config {
             None => flags,
         };
         let config = Self::check(&settings, &mut problems);
+        let problems: Vec<_> = problems.iter().map(|problem| one_line(problem)).collect();
         config.filter(|_| problems.is_empty()).ok_or(Problems(problems))
     }
 
     fn check(settings: &Settings, problems: &mut Vec<String>) -> Option<Self> {
         let pools = check_pools(settings, problems);
         let dns_server =
-            check(settings.dns_server.as_deref(), "dns-server", problems, parse_socket_addr);
+            check(settings.dns_server.as_deref(), "dns-server", problems, parse_host_port);
         let admin = settings.admin_listen.as_deref().or(Some(DEFAULT_ADMIN_LISTEN));
-        let admin_listen = check(admin, "admin-listen", problems, parse_socket_addr);
+        let admin_listen = check(admin, "admin-listen", problems, parse_host_port);
         let drain_delay =
             check(settings.drain_delay.as_deref(), "drain-delay", problems, parse_duration);
         let drain_timeout =
@@ -134,9 +135,10 @@ impl Config {
         let admin_listen = admin_listen?;
         for address in pools.iter().flat_map(|pool| &pool.listen) {
             let Address::Tcp { host, port } = address else { continue };
-            let ip = host.parse().ok();
-            let same = ip == Some(admin_listen.ip());
-            if *port != 0 && *port == admin_listen.port() && same {
+            let ip = |host: &str| host.parse::<IpAddr>().ok();
+            let same = *host == admin_listen.host
+                || ip(host).is_some_and(|host| Some(host) == ip(&admin_listen.host));
+            if *port != 0 && *port == admin_listen.port && same {
                 problems.push(format!(
                     "admin-listen: `{admin_listen}` is also in listen, the two need their own ports"
                 ));
@@ -173,7 +175,7 @@ impl Config {
         };
         let settings = Settings {
             pool,
-            dns_server: self.dns_server.map(|server| server.to_string()),
+            dns_server: self.dns_server.as_ref().map(ToString::to_string),
             pod_details: Some(self.pods.details),
             pod_deletion_cost: Some(self.pods.annotations.deletion_cost),
             safe_to_evict: Some(self.pods.annotations.safe_to_evict),

@@ -86,6 +86,36 @@ fn settings_come_from_flags_over_environment_over_file() {
 }
 
 #[test]
+fn a_configuration_that_does_not_end_is_not_read_for_ever() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (huge, fifo) = (path("huge"), path("fifo"));
+    std::fs::write(&huge, "#".repeat((1 << 20) + 1)).expect("written");
+    assert!(run(Command::new("mkfifo").arg(&fifo)).status.success());
+    for (file, why) in [
+        ("/dev/zero", "not a regular file"),
+        (fifo.as_str(), "not a regular file"),
+        ("/", "not a regular file"),
+        (huge.as_str(), "longer than 1 MiB"),
+    ] {
+        let output = lb(&["check-config", "--config", file]);
+        assert_eq!(output.status.code(), Some(64), "{file}");
+        assert!(text(&output).contains(&format!("config: cannot read `{file}`: it is {why}")));
+    }
+}
+
+#[test]
+fn a_name_that_cannot_be_looked_up_is_told_at_the_start() {
+    let nowhere = "no-such-host.invalid:1";
+    let args = ["--backend", "tcp://b:1", "--listen", "127.0.0.1:0", "--admin-listen", nowhere];
+    assert!(lb(&[&["check-config"], &args[..]].concat()).status.success());
+    let output = lb(&[&["serve"], &args[..]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output);
+    assert!(told.contains(&format!("buildkit-lb: listen on admin port {nowhere}: ")), "{told}");
+}
+
+#[test]
 fn version_and_help_are_told() {
     assert!(text(&lb(&["--version"])).contains(env!("CARGO_PKG_VERSION")));
     let help = lb(&["serve", "--help"]);

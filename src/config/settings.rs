@@ -1,6 +1,11 @@
 //! The settings as they are written: flags, environment and file.
 
-use std::{path::Path, str::FromStr as _};
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    path::Path,
+    str::FromStr as _,
+};
 
 use serde::Serialize;
 
@@ -8,6 +13,9 @@ use super::{
     pool::PoolSettings,
     value::{table, text, truth},
 };
+
+/// A longer file is none of ours: a thousand pools fit.
+const MAX_FILE_LEN: u64 = 1 << 20;
 
 /// The settings as they are written: in the file, or as flags (see `cli`).
 #[derive(Debug, Default, Clone, Serialize, clap::Args)]
@@ -92,7 +100,7 @@ impl Settings {
     }
 
     pub(super) fn read(file: &Path, problems: &mut Vec<String>) -> Self {
-        let text = match std::fs::read_to_string(file) {
+        let text = match read_bounded(file) {
             Ok(text) => text,
             Err(error) => {
                 problems.push(format!("config: cannot read `{}`: {error}", file.display()));
@@ -102,7 +110,10 @@ impl Settings {
         match toml::Table::from_str(&text) {
             Ok(table) => Self::from_table(table, problems),
             Err(error) => {
-                problems.push(format!("config: `{}` is not TOML: {error}", file.display()));
+                let start = error.span().map_or(0, |span| span.start);
+                let line = 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
+                let (file, cause) = (file.display(), error.message());
+                problems.push(format!("config: `{file}` is not TOML: line {line}: {cause}"));
                 Self::default()
             }
         }
@@ -134,6 +145,19 @@ impl Settings {
         }
         settings
     }
+}
+
+/// A regular file: anything else may have no end, or may never begin.
+fn read_bounded(file: &Path) -> io::Result<String> {
+    if !fs::metadata(file)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut text = String::new();
+    let read = File::open(file)?.take(MAX_FILE_LEN + 1).read_to_string(&mut text)?;
+    if u64::try_from(read).is_ok_and(|read| read > MAX_FILE_LEN) {
+        return Err(io::Error::other("it is longer than 1 MiB"));
+    }
+    Ok(text)
 }
 
 /// `[[pool]]`: a list of tables.

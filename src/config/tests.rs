@@ -1,5 +1,7 @@
 //! What a configuration may be, and what is said of one that may not.
 
+use proptest::{collection::vec, prelude::*, sample::select};
+
 use super::{pool::DEFAULT_LISTEN, *};
 use crate::policy::{LoadFactor, Policy};
 
@@ -69,7 +71,7 @@ fn every_problem_is_told_in_one_run() {
         "backend: the name `a`",
         "backend: the address",
         "max-connections: `0`",
-        "admin-listen: `nowhere`",
+        "admin-listen: port is missing or not a number from 0 to 65535 in `nowhere`",
         "log-level: must",
         "backend: `0` is not a number from 1 to 10000",
         "spread-bake-targets: must",
@@ -166,4 +168,117 @@ fn what_is_wrong_with_pools_is_told_by_pool() {
     }
     let Problems(problems) = load("pool = 'x'", Settings::default()).expect_err("invalid");
     assert!(problems[0].starts_with("pool: must be a list"), "{problems:?}");
+}
+
+#[test]
+fn a_backend_has_a_name_that_can_be_shown() {
+    let refused = |text: &str| {
+        let Problems(problems) = load("", backend(text)).expect_err(text);
+        assert!(problems[0].starts_with("backend: ") && problems[0].len() < 2000, "{problems:?}");
+        assert!(!problems[0].contains(char::is_control), "{problems:?}");
+    };
+    let long = "n".repeat(100_000);
+    for name in ["a\nb", "a/b", "a b", "ä", "a\"b", &long] {
+        refused(&format!("{name}=tcp://b:1"));
+    }
+    for address in
+        ["tcp://a\nb:1", "tcp://a/b:1", &format!("tcp://{long}:1"), &format!("unix:///{long}")]
+    {
+        refused(address);
+        refused(&format!("name={address}"));
+    }
+    for text in ["unix:///run/b.sock", "tcp://[::1]:1", "pod-0.b.svc:1234", "a_b-c.d:1=tcp://b:1"] {
+        let config = load("", backend(text)).expect(text);
+        assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config), "{text}");
+    }
+}
+
+#[test]
+fn a_name_is_not_looked_up_before_it_is_used() {
+    let mut flags = backend("tcp://no-such-host.invalid:1");
+    flags.admin_listen = Some("no-such-host.invalid:1".into());
+    flags.dns_server = Some("no-such-host.invalid:1".into());
+    let config = load("", flags).expect("valid");
+    assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
+}
+
+/// The settings of a file, and the parts that some of their values have.
+const KEYS: [&str; 24] = [
+    "listen",
+    "backend",
+    "discover",
+    "dns-server",
+    "pod-details",
+    "pod-deletion-cost",
+    "safe-to-evict",
+    "policy",
+    "spread-bake-targets",
+    "slow-start",
+    "admin-listen",
+    "drain-delay",
+    "drain-timeout",
+    "max-connections",
+    "worker-threads",
+    "log-format",
+    "log-level",
+    "pool",
+    "affinity",
+    "consistent-hash",
+    "warm-memory",
+    "sources",
+    "load-factor",
+    "ttl",
+];
+
+fn values() -> impl Strategy<Value = toml::Value> {
+    let words =
+        ["tcp://a:1", "a=unix:///s", "10m", "random", "text", "", "kubernetes://a/b", "a\nb"];
+    let leaf = prop_oneof![
+        any::<bool>().prop_map(toml::Value::from),
+        any::<i64>().prop_map(toml::Value::from),
+        any::<f64>().prop_map(toml::Value::from),
+        ".{0,40}".prop_map(toml::Value::from),
+        select(words.to_vec()).prop_map(toml::Value::from),
+    ];
+    leaf.prop_recursive(3, 24, 4, |inner| {
+        let entry = (select(&KEYS), inner.clone());
+        prop_oneof![
+            vec(inner, 0..4).prop_map(toml::Value::Array),
+            vec(entry, 0..4).prop_map(|entries| {
+                let entries = entries.into_iter().map(|(key, value)| (key.to_owned(), value));
+                toml::Value::Table(entries.collect())
+            }),
+        ]
+    })
+}
+
+fn problems_of(file: &str) -> Vec<String> {
+    load(file, Settings::default()).map_or_else(|Problems(problems)| problems, |_config| Vec::new())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Settings of any type and value: no panic, and each problem begins with a key that is set, or with
+    /// one that is needed.
+    #[test]
+    fn every_problem_names_its_key(settings in vec((select(&KEYS), values()), 0..6)) {
+        let table: toml::Table =
+            settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        for problem in problems_of(&table.to_string()) {
+            let (path, text) = problem.split_once(": ").expect("a key and a problem");
+            let key = path.split(['.', '[']).next().unwrap_or_default();
+            let needed = ["backend", "listen", "admin-listen"].contains(&key);
+            prop_assert!(table.contains_key(key) || needed, "{}", problem);
+            prop_assert!(!text.is_empty() && !problem.contains(char::is_control), "{}", problem);
+        }
+    }
+
+    /// Any bytes at all.
+    #[test]
+    fn no_file_makes_it_panic(file in prop_oneof![".{0,200}", "([a-z-]{1,12} = ['\"]?[a-z0-9:/=]{0,20}['\"]?\n){0,4}"]) {
+        for problem in problems_of(&file) {
+            prop_assert!(problem.contains(": ") && !problem.contains('\n'), "{}", problem);
+        }
+    }
 }

@@ -1,11 +1,13 @@
 //! Single values of the file and the flags, each with the key it stands under in its problem.
 
-use std::{
-    net::{SocketAddr, ToSocketAddrs as _},
-    time::Duration,
-};
+use std::time::Duration;
 
 use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::address::{AddressError, HostPort};
+
+/// As much of a problem as somebody reads.
+const MAX_PROBLEM_LEN: usize = 1000;
 
 /// A string or a list of strings.
 pub(super) fn list(key: &str, value: toml::Value, problems: &mut Vec<String>) -> Vec<String> {
@@ -78,13 +80,9 @@ pub(super) fn check<T>(
     })
 }
 
-/// `HOST:PORT`, with or without `tcp://`.
-pub(super) fn parse_socket_addr(text: &str) -> Result<SocketAddr, String> {
-    let text = text.strip_prefix("tcp://").unwrap_or(text);
-    text.to_socket_addrs()
-        .ok()
-        .and_then(|mut addresses| addresses.next())
-        .ok_or_else(|| format!("`{text}` is not a HOST:PORT of this machine"))
+/// `HOST:PORT`, with or without `tcp://`. The host is looked up where it is used.
+pub(super) fn parse_host_port(text: &str) -> Result<HostPort, String> {
+    text.parse().map_err(|error: AddressError| error.to_string())
 }
 
 /// As in 30s, 10m or 1h.
@@ -105,4 +103,19 @@ pub(super) fn parse_count(text: &str, most: usize) -> Result<usize, String> {
 pub(super) fn parse_word<T: DeserializeOwned>(text: &str, words: &str) -> Result<T, String> {
     T::deserialize(toml::Value::String(text.to_owned()))
         .map_err(|_unknown| format!("`{text}` is not one of {words}"))
+}
+
+/// A problem on one line of bounded length: it quotes what may be anything.
+pub(super) fn one_line(problem: &str) -> String {
+    let mut line: String = problem.chars().take(MAX_PROBLEM_LEN).collect();
+    if line.len() < problem.len() {
+        line.push('…');
+    }
+    line.chars().flat_map(escaped).collect()
+}
+
+fn escaped(c: char) -> impl Iterator<Item = char> {
+    let escape = c.is_control().then(|| c.escape_default());
+    let plain = (!c.is_control()).then_some(c);
+    escape.into_iter().flatten().chain(plain)
 }

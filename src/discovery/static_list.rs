@@ -8,6 +8,9 @@ use crate::{address::Address, fleet::Endpoint};
 /// Capacities compare backends: a larger one than this compares nothing.
 const MAX_CAPACITY: u32 = 10_000;
 
+/// The longest name: as long as a pod's may be.
+const MAX_NAME_LEN: usize = 253;
+
 /// Reads one daemon; without a name its address is the name.
 ///
 /// # Errors
@@ -25,14 +28,25 @@ pub fn parse(text: &str) -> Result<Endpoint, String> {
     if let Address::Tcp { port: 0, .. } = address {
         return Err(format!("port 0 in `{text}` cannot be dialled"));
     }
+    let url = address.to_string();
+    let own_name = url.split_once("://").map_or(url.as_str(), |(_scheme, rest)| rest);
     let name = match name {
         Some("") => return Err(format!("name is empty in `{text}`")),
-        Some(name) => name.to_owned(),
-        None => {
-            address.to_string().split_off(address.to_string().find("://").map_or(0, |at| at + 3))
+        Some(name) if name != own_name && !is_name(name) => {
+            return Err(format!(
+                "name `{name}` is not one of 1 to {MAX_NAME_LEN} letters, digits, `-`, `_`, `.` and `:`"
+            ));
         }
+        Some(name) => name.to_owned(),
+        None => own_name.to_owned(),
     };
     Ok(Endpoint { capacity, ..Endpoint::new(name, address) })
+}
+
+/// Whether logs, metrics and paths of the admin port can show `name`.
+fn is_name(name: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    name.len() <= MAX_NAME_LEN && name.bytes().all(known)
 }
 
 /// What [`parse`] reads.
