@@ -122,10 +122,11 @@ fn serve(config: Config) -> ExitCode {
 fn run_app(config: Config) -> Result<(), Box<dyn Error>> {
     let runtime = runtime(config.worker_threads)?;
     let served = runtime.block_on(async {
-        let app = App::start(config).await?;
-        match Signals::new() {
-            Ok(signals) => app.run(signals).await,
-            Err(error) => tracing::error!(%error, "signals cannot be handled"),
+        let mut signals = Signals::new()?;
+        tokio::select! {
+            app = App::start(config) => app?.run(signals).await,
+            // Nothing is served yet.
+            _ = signals.next() => {}
         }
         Ok(())
     });

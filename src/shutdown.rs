@@ -1,14 +1,17 @@
-//! The two signals that end the proxy: the first drains, the second cuts.
+//! The signals: the first of those that end the proxy drains, the second cuts. SIGHUP, which a terminal
+//! sends when it is closed and an operator who wants a file read again, does neither.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::info;
 
-/// SIGTERM and SIGINT, either of which counts.
+/// SIGTERM and SIGINT, either of which counts, and SIGHUP, which does not.
 #[derive(Debug)]
 pub struct Signals {
     term: Signal,
     int: Signal,
+    hup: Signal,
 }
 
 impl Signals {
@@ -17,14 +20,23 @@ impl Signals {
     /// # Errors
     /// The system refuses a handler.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
     }
 
-    /// The next signal's name.
+    /// The name of the next signal that counts.
     pub async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.term.recv() => "SIGTERM",
-            _ = self.int.recv() => "SIGINT",
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return "SIGTERM",
+                _ = self.int.recv() => return "SIGINT",
+                _ = self.hup.recv() => {
+                    info!("SIGHUP is ignored: the configuration is read once, at the start");
+                }
+            }
         }
     }
 }

@@ -136,6 +136,24 @@ fn a_proxy_told_to_end_is_unready_at_once_and_accepts_until_load_balancers_have_
 }
 
 #[test]
+fn a_hangup_ends_neither_the_proxy_nor_a_build() {
+    let fleet = Buildkitd::fleet(1);
+    let mut proxy = Proxy::in_front_of(&fleet).start();
+    let context = Context::busybox("RUN sleep 2; echo still-here");
+    let mut build = buildctl_build(&proxy.addr(), &context);
+    let client = build.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");
+    running_on(&proxy, &fleet);
+    proxy.process.signal("HUP");
+    let output = client.wait_with_output().expect("ends");
+    assert!(output.status.success() && text(&output).contains("still-here"));
+    assert!(proxy.process.is_running());
+    assert_eq!(
+        proxy.records("SIGHUP is ignored: the configuration is read once, at the start").len(),
+        1
+    );
+}
+
+#[test]
 fn a_drain_without_builds_ends_at_once_and_a_second_signal_cuts() {
     let fleet = Buildkitd::fleet(1);
     let mut idle = Proxy::in_front_of(&fleet).start();
