@@ -165,10 +165,9 @@ fn handle(proxy: Proxy, call: Call) -> BoxFuture<'static, CallResult> {
         let error = ProxyError::Limit("the request's metadata is larger than 2 MiB");
         return ready(Err(error.into())).boxed();
     }
-    let path = call.parts.uri.path();
-    let route = router::route(path, &call.parts.headers);
-    proxy.metrics.count_started(router::labels(path));
-    match route {
+    let method = router::method(call.parts.uri.path());
+    proxy.metrics.count_started(method.labels());
+    match method.route(&call.parts.headers) {
         Route::Solve => async move { builds::solve(&proxy, call).await }.boxed(),
         Route::Session(id) => async move { builds::session(&proxy, call, id).await }.boxed(),
         Route::Status => async move { builds::status(&proxy, call).await }.boxed(),

@@ -1,4 +1,5 @@
-//! gRPC path and metadata -> what to do with the stream. A pure function over a table of methods.
+//! gRPC path and metadata -> what to do with the stream. A pure function over one table of methods, whose
+//! rows give a call's metric labels, too.
 
 use http::HeaderMap;
 
@@ -37,108 +38,101 @@ pub enum Route {
     Any,
 }
 
-/// A known method: service, method.
-type Method = (&'static str, &'static str);
+/// A row of the table: service, method, and where its calls go.
+#[derive(Debug)]
+pub struct Method(&'static str, &'static str, fn(&HeaderMap) -> Route);
 
-/// Every method of the services that buildkitd v0.32.2 registers, for metric labels.
-const METHODS: [Method; 43] = {
+impl Method {
+    /// Service and method, for metrics: a closed set.
+    pub fn labels(&self) -> (&'static str, &'static str) {
+        (self.0, self.1)
+    }
+
+    /// Decides by the metadata alone where the call goes.
+    pub fn route(&self, headers: &HeaderMap) -> Route {
+        (self.2)(headers)
+    }
+}
+
+/// The method name of the row that stands for all methods of a service without a row of their own.
+const REST: &str = "other";
+
+/// Any method of any other service.
+static OTHER: Method = Method("other", REST, |_| Route::Any);
+
+/// Every method of the services that buildkitd v0.32.2 registers. Clients newer than this list may know
+/// more methods; those of a build go wherever the ids in their metadata are.
+static METHODS: [Method; 43] = {
     const CONTROL: &str = "moby.buildkit.v1.Control";
     const BRIDGE: &str = "moby.buildkit.v1.frontend.LLBBridge";
     const CONTENT: &str = "containerd.services.content.v1.Content";
+    const TRACE: &str = "opentelemetry.proto.collector.trace.v1.TraceService";
+    const HEALTH: &str = "grpc.health.v1.Health";
+    const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
+    const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
     [
-        (CONTROL, "DiskUsage"),
-        (CONTROL, "Info"),
-        (CONTROL, "ListWorkers"),
-        (CONTROL, "ListenBuildHistory"),
-        (CONTROL, "Prune"),
-        (CONTROL, "Session"),
-        (CONTROL, "Solve"),
-        (CONTROL, "Status"),
-        (CONTROL, "UpdateBuildHistory"),
-        (BRIDGE, "Evaluate"),
-        (BRIDGE, "ExecProcess"),
-        (BRIDGE, "Inputs"),
-        (BRIDGE, "NewContainer"),
-        (BRIDGE, "Ping"),
-        (BRIDGE, "ReadDir"),
-        (BRIDGE, "ReadDirContainer"),
-        (BRIDGE, "ReadFile"),
-        (BRIDGE, "ReadFileContainer"),
-        (BRIDGE, "ReleaseContainer"),
-        (BRIDGE, "ResolveImageConfig"),
-        (BRIDGE, "ResolveSourceMeta"),
-        (BRIDGE, "Return"),
-        (BRIDGE, "Solve"),
-        (BRIDGE, "StatFile"),
-        (BRIDGE, "StatFileContainer"),
-        (BRIDGE, "Warn"),
-        (CONTENT, "Abort"),
-        (CONTENT, "Delete"),
-        (CONTENT, "Info"),
-        (CONTENT, "List"),
-        (CONTENT, "ListStatuses"),
-        (CONTENT, "Read"),
-        (CONTENT, "Status"),
-        (CONTENT, "Update"),
-        (CONTENT, "Write"),
-        ("opentelemetry.proto.collector.trace.v1.TraceService", "Export"),
-        ("grpc.health.v1.Health", "Check"),
-        ("grpc.health.v1.Health", "List"),
-        ("grpc.health.v1.Health", "Watch"),
-        ("grpc.reflection.v1.ServerReflection", "ServerReflectionInfo"),
-        ("grpc.reflection.v1alpha.ServerReflection", "ServerReflectionInfo"),
-        (CONTROL, "other"),
-        (BRIDGE, "other"),
+        Method(CONTROL, "DiskUsage", |_| Route::DiskUsage),
+        Method(CONTROL, "Info", |_| Route::FirstAnswer),
+        Method(CONTROL, "ListWorkers", |_| Route::FirstAnswer),
+        Method(CONTROL, "ListenBuildHistory", |_| Route::ListenHistory),
+        Method(CONTROL, "Prune", |_| Route::Prune),
+        Method(CONTROL, "Session", by_session),
+        Method(CONTROL, "Solve", |_| Route::Solve),
+        Method(CONTROL, "Status", |_| Route::Status),
+        Method(CONTROL, "UpdateBuildHistory", |_| Route::UpdateHistory),
+        Method(CONTROL, REST, by_ids),
+        Method(BRIDGE, "Evaluate", by_ids),
+        Method(BRIDGE, "ExecProcess", by_ids),
+        Method(BRIDGE, "Inputs", by_ids),
+        Method(BRIDGE, "NewContainer", by_ids),
+        Method(BRIDGE, "Ping", by_ids),
+        Method(BRIDGE, "ReadDir", by_ids),
+        Method(BRIDGE, "ReadDirContainer", by_ids),
+        Method(BRIDGE, "ReadFile", by_ids),
+        Method(BRIDGE, "ReadFileContainer", by_ids),
+        Method(BRIDGE, "ReleaseContainer", by_ids),
+        Method(BRIDGE, "ResolveImageConfig", by_ids),
+        Method(BRIDGE, "ResolveSourceMeta", by_ids),
+        Method(BRIDGE, "Return", by_ids),
+        Method(BRIDGE, "Solve", by_ids),
+        Method(BRIDGE, "StatFile", by_ids),
+        Method(BRIDGE, "StatFileContainer", by_ids),
+        Method(BRIDGE, "Warn", by_ids),
+        Method(BRIDGE, REST, by_ids),
+        Method(CONTENT, "Abort", |_| Route::Any),
+        Method(CONTENT, "Delete", |_| Route::Any),
+        Method(CONTENT, "Info", |_| Route::ContentByDigest),
+        Method(CONTENT, "List", |_| Route::ContentList),
+        Method(CONTENT, "ListStatuses", |_| Route::ContentList),
+        Method(CONTENT, "Read", |_| Route::ContentByDigest),
+        Method(CONTENT, "Status", |_| Route::Any),
+        Method(CONTENT, "Update", |_| Route::Any),
+        Method(CONTENT, "Write", |_| Route::Any),
+        Method(TRACE, "Export", |_| Route::ExportTrace),
+        Method(HEALTH, "Check", |_| Route::Any),
+        Method(HEALTH, "List", |_| Route::Any),
+        Method(HEALTH, "Watch", |_| Route::Any),
+        Method(REFLECTION, "ServerReflectionInfo", |_| Route::Any),
+        Method(REFLECTION_ALPHA, "ServerReflectionInfo", |_| Route::Any),
     ]
 };
 
-/// Labels for a method that is in no known service.
-const OTHER: Method = ("other", "other");
-
-/// Splits `/service/method`.
-fn split(path: &str) -> Option<(&str, &str)> {
-    path.strip_prefix('/')?.split_once('/')
+/// The row of the path `/service/method`.
+pub fn method(path: &str) -> &'static Method {
+    let Some((service, method)) = path.strip_prefix('/').and_then(|rest| rest.split_once('/'))
+    else {
+        return &OTHER;
+    };
+    let row = |name: &str| METHODS.iter().find(|row| row.1 == name && row.0 == service);
+    row(method).or_else(|| row(REST)).unwrap_or(&OTHER)
 }
 
-/// The metric labels of a path: a closed set.
-pub fn labels(path: &str) -> Method {
-    let Some((service, method)) = split(path) else { return OTHER };
-    let known = |wanted: &str| METHODS.into_iter().find(|known| *known == (service, wanted));
-    known(method).or_else(|| known("other")).unwrap_or(OTHER)
+/// A Session without its uuid goes to a daemon, which says best what is missing.
+fn by_session(headers: &HeaderMap) -> Route {
+    ids::session(headers).map_or(Route::Any, Route::Session)
 }
 
-/// Decides by path and metadata alone.
-pub fn route(path: &str, headers: &HeaderMap) -> Route {
-    match split(path) {
-        Some(("moby.buildkit.v1.Control", method)) => control(method, headers),
-        Some(("moby.buildkit.v1.frontend.LLBBridge", _)) => by_ids(headers),
-        Some(("containerd.services.content.v1.Content", "Info" | "Read")) => Route::ContentByDigest,
-        Some(("containerd.services.content.v1.Content", "List" | "ListStatuses")) => {
-            Route::ContentList
-        }
-        Some(("opentelemetry.proto.collector.trace.v1.TraceService", "Export")) => {
-            Route::ExportTrace
-        }
-        _ => Route::Any,
-    }
-}
-
-fn control(method: &str, headers: &HeaderMap) -> Route {
-    match method {
-        "Solve" => Route::Solve,
-        // Without its uuid a daemon says best what is missing.
-        "Session" => ids::session(headers).map_or(Route::Any, Route::Session),
-        "Status" => Route::Status,
-        "DiskUsage" => Route::DiskUsage,
-        "Prune" => Route::Prune,
-        "ListenBuildHistory" => Route::ListenHistory,
-        "UpdateBuildHistory" => Route::UpdateHistory,
-        "Info" | "ListWorkers" => Route::FirstAnswer,
-        _ => by_ids(headers),
-    }
-}
-
-/// A method that newer clients may know: wherever its ids are.
+/// Wherever the ids in its metadata are.
 fn by_ids(headers: &HeaderMap) -> Route {
     match (ids::build(headers), ids::session(headers)) {
         (Some(build), _) => Route::Build(build),
@@ -158,6 +152,10 @@ mod tests {
                 (http::HeaderName::from_static(name), value.parse().expect("a header value"))
             })
             .collect()
+    }
+
+    fn route(path: &str, headers: &HeaderMap) -> Route {
+        method(path).route(headers)
     }
 
     fn id(text: &str) -> Id {
@@ -196,11 +194,22 @@ mod tests {
     }
 
     #[test]
+    fn each_method_has_one_row() {
+        for row in &METHODS {
+            let rows = METHODS.iter().filter(|other| other.labels() == row.labels());
+            assert_eq!(rows.count(), 1, "{:?}", row.labels());
+            assert_eq!(method(&format!("/{}/{}", row.0, row.1)).labels(), row.labels());
+        }
+    }
+
+    #[test]
     fn labels_are_a_closed_set() {
+        let labels = |path| method(path).labels();
         let control = "moby.buildkit.v1.Control";
         assert_eq!(labels("/moby.buildkit.v1.Control/Solve"), (control, "Solve"));
-        assert_eq!(labels("/moby.buildkit.v1.Control/Made-Up"), (control, "other"));
-        assert_eq!(labels("/made.up/Solve"), OTHER);
-        assert_eq!(labels("garbage"), OTHER);
+        assert_eq!(labels("/moby.buildkit.v1.Control/Made-Up"), (control, REST));
+        for path in ["/made.up/Solve", "/containerd.services.content.v1.Content/X", "garbage"] {
+            assert_eq!(labels(path), OTHER.labels(), "{path}");
+        }
     }
 }
