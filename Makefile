@@ -16,8 +16,8 @@ tools: ## install the daemons and clients that the tests and the demo run (root,
 demo: ## three real daemons behind one address, three builds, then stay until Ctrl-C (ONCE=1: end)
 	@demo/run
 
-test: ## every test; the ones with real daemons need root
-	cargo test --locked
+test: ## every test, with a sum at the end; those with real daemons need root
+	@tests/run
 
 bench: ## measurements against real daemons
 	benches/run

@@ -1,10 +1,12 @@
-//! No program is started but those that are installed first: a fresh machine has no others.
+//! What the tests stand on: every program is installed before it is started, since a fresh machine has none,
+//! and a run tells at its end what failed.
 
 mod support;
 
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -118,4 +120,36 @@ fn the_tools_tell_the_version_that_their_module_asks_for() {
         let told = succeed(Command::new(tool(program)).arg(flag));
         assert!(told.contains(&format!(" {version} ")), "{told}");
     }
+}
+
+/// What cargo and the test binaries print when a test of the second of three files fails.
+const RUN: &str = "     Running unittests src/lib.rs (target/debug/deps/lib-0)\n\
+    test a::works ... ok\n\
+    test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
+    \x20    Running tests/second.rs (target/debug/deps/second-0)\n\
+    test it_fails ... FAILED\n\
+    test it_works ... ok\n\
+    test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n\
+    \x20  Doc-tests buildkit_lb\n\
+    test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
+    error: 1 target failed:\n    `--test second`\n";
+
+#[test]
+fn a_test_run_goes_on_after_a_failure_and_sums_up() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let cargo = directory.path().join("cargo");
+    let script = format!("#!/bin/sh\necho \"asked: $*\"\ncat <<'END'\n{RUN}END\nexit 101\n");
+    fs::write(&cargo, script).expect("written");
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(&cargo, mode).expect("changed");
+    let mut tests = Command::new(Path::new(ROOT).join("tests/run"));
+    let output = run(tests.args(["--test", "second"]).env("CARGO", &cargo));
+    assert_eq!(output.status.code(), Some(101));
+    let told = text(&output);
+    assert!(told.contains("asked: test --locked --no-fail-fast --test second\n"), "{told}");
+    assert!(told.contains(RUN), "{told}");
+    assert!(
+        told.ends_with("\nfailed:\n  tests/second.rs: it_fails\n\n2 passed, 1 failed\n"),
+        "{told}"
+    );
 }
