@@ -13,13 +13,26 @@ packages_of_tests=(busybox:busybox-static curl:curl docker-registry:docker-regis
 packages_of_checks=(haproxy:haproxy nginx:nginx pip3:python3-pip shellcheck:shellcheck
 	/usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream)
 
+# Programs that the Go modules here are compiled into.
+# shellcheck disable=SC2034 # for the scripts that source this one
+built=(buildkitd buildctl buildx)
+# shellcheck disable=SC2034
+built_for_kubernetes=(kube-apiserver kube-controller-manager kubectl helm)
+
 # Programs of packages that every Debian has.
-# shellcheck disable=SC2034 # for the script that sources this one
+# shellcheck disable=SC2034
 on_every_debian=(bash chroot cmp cp env find mknod mount nsenter setpriv sha256sum tar timeout umount unshare)
 
 fail() {
 	echo "$*" >&2
 	exit 1
+}
+
+# one_of WORD LIST... : is the word in the list?
+one_of() {
+	local word=$1
+	shift
+	[[ " $* " == *" $word "* ]]
 }
 
 # on_path PROGRAM : prints where it is.
