@@ -245,6 +245,7 @@ fn session_wish(
         key: None,
         preferred: ended,
         by_load: true,
+        probe: false,
     }
 }
 

@@ -195,6 +195,20 @@ pub fn status_code(headers: &HeaderMap) -> Option<Code> {
     headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
 }
 
+/// The first few of `items`, and how many more there are.
+///
+/// A fleet may have a thousand backends; a text is for a person, and an error that is longer than a
+/// client's limit for metadata would be lost.
+pub fn first_few<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    const FEW: usize = 5;
+    let mut items = items.into_iter();
+    let few: Vec<_> = items.by_ref().take(FEW).map(|item| item.to_string()).collect();
+    match items.count() {
+        0 => few.join(", "),
+        more => format!("{} and {more} more", few.join(", ")),
+    }
+}
+
 /// An error and all its causes on one line.
 #[derive(Debug)]
 pub struct Chain<'a>(pub &'a (dyn Error + 'static));
@@ -229,6 +243,13 @@ mod tests {
         assert_eq!(header("grpc-message"), "backend b-0 cannot be reached: 100%25 gone%0A");
         assert_eq!(header("buildkit-lb-error"), "connect");
         assert_eq!(header("content-type"), "application/grpc");
+    }
+
+    #[test]
+    fn of_many_the_first_five_are_named() {
+        assert_eq!(first_few(["a"]), "a");
+        assert_eq!(first_few(1..=5), "1, 2, 3, 4, 5");
+        assert_eq!(first_few(1..=500), "1, 2, 3, 4, 5 and 495 more");
     }
 
     #[test]

@@ -7,9 +7,10 @@
 mod backend;
 mod endpoint;
 mod state;
+mod version;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,6 +25,7 @@ pub use self::{
     backend::{Backend, BindingCount, BuildCount, Drain},
     endpoint::{Condition, Endpoint, Labels, Place, Pod},
     state::Fault,
+    version::Version,
 };
 use crate::{
     metrics::Metrics,
@@ -118,6 +120,35 @@ impl Fleet {
     /// Whether any backend takes new builds.
     pub fn is_ready(&self) -> bool {
         self.roster.load().backends.iter().any(|backend| backend.is_ready())
+    }
+
+    /// The ready backends of the oldest version; none where all that are ready have the same one.
+    ///
+    /// What a client learns from one of these holds for the others too.
+    pub fn oldest(&self) -> Vec<Arc<Backend>> {
+        let backends = self.backends();
+        let ready = || backends.iter().filter(|backend| backend.is_ready());
+        let versions = || ready().filter_map(|backend| backend.version());
+        let (Some(oldest), Some(newest)) = (versions().min(), versions().max()) else {
+            return Vec::new();
+        };
+        if oldest == newest {
+            return Vec::new();
+        }
+        let is_oldest = |backend: &&Arc<Backend>| backend.version().as_ref() == Some(&oldest);
+        ready().filter(is_oldest).cloned().collect()
+    }
+
+    /// The versions of all backends that have told theirs, the oldest first.
+    pub fn versions(&self) -> BTreeSet<Version> {
+        let backends = self.backends();
+        let versions = backends.iter().filter_map(|backend| backend.version());
+        versions.map(|version| Version::clone(&version)).collect()
+    }
+
+    /// The pool that the fleet is of.
+    pub fn pool(&self) -> &str {
+        self.metrics.pool()
     }
 
     /// Waits until some backend has joined or been reported faulty.
@@ -357,6 +388,52 @@ pub(crate) mod tests {
         gone.report_healthy();
         gone.set_cordoned(true);
         assert!(!metrics.families().render().contains("gone"));
+    }
+
+    #[test]
+    fn the_oldest_are_known_while_versions_differ() {
+        let fleet = fleet(vec![endpoint("a", 1), endpoint("b", 2), endpoint("c", 3)]);
+        let tell = |name, version| {
+            let backend = fleet.find(name).expect("there");
+            backend.set_version(Version::new(version));
+            backend
+        };
+        let names = || -> Vec<String> {
+            fleet.oldest().iter().map(|backend| backend.name().to_owned()).collect()
+        };
+        let a = tell("a", "v0.16.0");
+        assert_eq!(names(), [""; 0], "one version is no difference");
+        tell("b", "v0.9.0");
+        tell("c", "v0.32.2");
+        assert_eq!(names(), ["b"]);
+        fleet.find("b").expect("there").set_cordoned(true);
+        assert_eq!(names(), ["a"]);
+        a.set_version(Version::new("v0.32.2"));
+        assert_eq!(names(), [""; 0]);
+        let versions: Vec<_> = fleet.versions().iter().map(Version::to_string).collect();
+        assert_eq!(versions, ["v0.9.0", "v0.32.2"]);
+    }
+
+    #[test]
+    fn a_backend_has_one_version_and_takes_it_along() {
+        let metrics = Arc::new(Metrics::default());
+        let fleet = Fleet::new(Arc::clone(&metrics));
+        fleet.replace(vec![endpoint("a", 1)]);
+        let old = fleet.find("a").expect("there");
+        let told = |version: &str| {
+            let text = metrics.families().render();
+            text.contains(&format!(
+                "backend_info{{pool=\"default\",backend=\"a\",version=\"{version}\"}} 1"
+            ))
+        };
+        old.set_version(Version::new("v0.16.0"));
+        assert!(told("v0.16.0"));
+        old.set_version(Version::new("v0.17.0"));
+        assert!(told("v0.17.0") && !told("v0.16.0"));
+        fleet.replace(vec![endpoint("a", 2)]);
+        assert!(!told("v0.17.0"));
+        old.set_version(Version::new("v0.18.0"));
+        assert!(!told("v0.18.0"), "another daemon has the name");
     }
 
     #[derive(Debug, Clone)]

@@ -2,6 +2,7 @@
 //! not answer.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,11 +10,11 @@ use std::{
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Code;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use crate::{
-    error::{ProxyError, chain},
-    fleet::{Backend, Fault, Fleet},
+    error::{ProxyError, chain, first_few},
+    fleet::{Backend, Fault, Fleet, Version},
     upstream::{Link, SharedLinks},
     wire::control::{InfoRequest, InfoResponse, control_client::ControlClient},
 };
@@ -37,6 +38,7 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let mut probes = FuturesUnordered::new();
+    let mut versions = Versions::default();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -48,6 +50,7 @@ pub async fn run(
             }
             _ = tick.tick() => {
                 fleet.sweep();
+                versions.compare(&fleet);
                 shared.retain(&fleet);
             }
             () = fleet.suspicion() => {}
@@ -63,6 +66,30 @@ pub async fn run(
     }
 }
 
+/// The versions of a fleet's daemons when they were compared last.
+#[derive(Debug, Default)]
+struct Versions(BTreeSet<Version>);
+
+impl Versions {
+    /// Tells of versions that differ, once for each change.
+    fn compare(&mut self, fleet: &Fleet) {
+        let versions = fleet.versions();
+        if versions == self.0 {
+            return;
+        }
+        let pool = fleet.pool();
+        match (self.0.len(), versions.len()) {
+            (_, 2..) => {
+                let versions = first_few(versions.iter());
+                warn!(pool, versions, "versions of backends differ");
+            }
+            (2.., 1) => info!(pool, versions = first_few(&versions), "versions of backends agree"),
+            _ => {}
+        }
+        self.0 = versions;
+    }
+}
+
 async fn probe(backend: Arc<Backend>, shared: Arc<SharedLinks>, tasks: TaskTracker) {
     // An ejected backend is asked over a new connection: the old one may be what is broken.
     let link = match backend.is_ejected() {
@@ -73,9 +100,13 @@ async fn probe(backend: Arc<Backend>, shared: Arc<SharedLinks>, tasks: TaskTrack
         Ok(Ok(Some(info))) => {
             let version = info.buildkit_version.unwrap_or_default().version;
             debug!(backend = backend.name(), version, "probe answered");
+            backend.set_version(Version::new(&version));
             return backend.report_healthy();
         }
-        Ok(Ok(None)) => return backend.report_healthy(),
+        Ok(Ok(None)) => {
+            backend.set_version(Version::before_info());
+            return backend.report_healthy();
+        }
         Ok(Err(ProbeError::Open(ProxyError::Shortage { cause }))) => {
             debug!(backend = backend.name(), cause, "backend cannot be probed");
             return backend.report_unprobed(Instant::now());

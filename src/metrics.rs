@@ -19,7 +19,7 @@ pub use self::families::Families;
 use self::families::{
     BackendLabels, BackendReasonLabels, CodeLabels, DecisionLabels, DirectionLabels, DrainLabels,
     GrpcCodeLabels, MethodLabels, PodErrorLabels, PoolLabels, ReasonLabels, ResultLabels,
-    SourceLabels, SourceReasonLabels, StateLabels,
+    SourceLabels, SourceReasonLabels, StateLabels, VersionLabels,
 };
 
 /// The name of the pool where the configuration has only one and does not name it.
@@ -176,6 +176,14 @@ impl Metrics {
             bytes_up: bytes("up"),
             bytes_down: bytes("down"),
         }
+    }
+
+    /// Sets the version of the daemon that `backend` is, in place of the `old` one.
+    pub fn set_backend_version(&self, backend: &str, old: Option<&str>, new: Option<&str>) {
+        let labels = |version| VersionLabels::new(&self.pool, backend, version);
+        let info = &self.families.backend_info;
+        old.map(|version| info.remove(&labels(version)));
+        new.map(|version| info.get_or_create_owned(&labels(version)).set(1));
     }
 
     /// Drops the series of a backend that left the fleet.

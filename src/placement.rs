@@ -24,7 +24,7 @@ use crate::{
     fleet::{Backend, BuildCount, Fleet},
     ids::Id,
     metrics::Metrics,
-    policy::{self, KeyHash, Policy, warm::WarmMemory},
+    policy::{self, KeyHash, Outcome, Policy, warm::WarmMemory},
     upstream::{Link, SharedLinks},
 };
 
@@ -48,6 +48,8 @@ pub struct Wish {
     pub preferred: Option<Arc<Backend>>,
     /// By load alone, whatever the policy is.
     pub by_load: bool,
+    /// A client asks what daemons can do: what the oldest can, the others can too.
+    pub probe: bool,
 }
 
 /// A build's place, and how it was found.
@@ -111,7 +113,7 @@ impl Placement {
             Ok(Claimed::Decide(claim)) => claim,
             Ok(Claimed::Join(binding, lease)) => {
                 self.warn_of_conflict(&wish, &binding);
-                let decision = Decision::pinned(binding.link.backend());
+                let decision = Decision::preferred(Outcome::Pinned, binding.link.backend());
                 let count = binding.link.backend().start_build();
                 return Ok(Placed { binding, lease, count, decision });
             }
@@ -167,8 +169,13 @@ impl Placement {
         let input = wish.linked.then(input).flatten().and_then(|name| self.fleet.find(&name));
         let policy =
             if wish.by_load { self.policy.with(Policy::LeastSessions) } else { self.policy };
+        let tied = wish.preferred.clone().or(input).map(|backend| (backend, Outcome::Pinned));
+        let oldest = || {
+            let oldest = self.fleet.oldest().into_iter().min_by_key(|backend| backend.builds());
+            oldest.map(|backend| (backend, Outcome::Balanced))
+        };
         Tries {
-            preferred: wish.preferred.clone().or(input),
+            preferred: tied.or_else(|| wish.probe.then(oldest).flatten()),
             policy,
             key: wish.key,
             kind: LinkKind::Own,

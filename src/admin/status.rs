@@ -47,6 +47,7 @@ fn told(pool: &str, backend: &Backend) -> Value {
         "address": backend.address().to_string(),
         "state": backend.state().label(),
         "cause": backend.ejection_cause(),
+        "buildkit_version": backend.version().map(|version| version.to_string()),
         "builds": backend.builds(),
         "capacity": backend.capacity(),
         "zone": place.zone.as_deref(),

@@ -102,6 +102,7 @@ impl Solve {
             key: self.affinity.as_ref().map(|affinity| KeyHash::new(&affinity.key)),
             preferred: None,
             by_load: false,
+            probe: self.internal,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Questions that every daemon answers alike, and the client's first: ListWorkers and Info. If the daemon
 //! that is asked is silent, as one whose node is lost, another one is asked.
 
-use std::sync::Arc;
+use std::{cmp::Reverse, collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
 use http::Response;
@@ -75,11 +75,17 @@ fn passed_on(response: Response<Received>, backend: Arc<Backend>) -> Response<Bo
     relay::response(response, backend, Arc::default(), OnEnd::new(drop))
 }
 
-/// The backends to ask, the best last: ready ones before others, those with few builds before busy
-/// ones, else by chance.
+/// The backends to ask, the best last: ready ones before others, the oldest version before others, those
+/// with few builds before busy ones, else by chance.
+///
+/// A client takes the answer for true of all daemons: what the oldest can, the others can too.
 fn in_order(proxy: &Proxy) -> Vec<Arc<Backend>> {
     let mut backends = reachable(proxy);
     backends.shuffle(&mut rand::rng());
-    backends.sort_by_key(|backend| (backend.is_ready(), std::cmp::Reverse(backend.builds())));
+    let oldest = proxy.fleet.oldest();
+    let oldest: HashSet<&str> = oldest.iter().map(|backend| backend.name()).collect();
+    backends.sort_by_key(|backend| {
+        (backend.is_ready(), oldest.contains(backend.name()), Reverse(backend.builds()))
+    });
     backends
 }

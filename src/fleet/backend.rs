@@ -13,13 +13,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::{
-    Endpoint, Place,
+    Endpoint, Place, Version,
     state::{Event, Fault, Published, State, Transition},
 };
 use crate::{
@@ -36,6 +36,8 @@ pub struct Backend {
     pub(super) candidate: Arc<Candidate>,
     place: ArcSwap<Place>,
     state: Mutex<State>,
+    /// What it said when it was probed last.
+    version: ArcSwapOption<Version>,
     bindings: AtomicUsize,
     metrics: BackendMetrics,
     all_metrics: Arc<Metrics>,
@@ -61,6 +63,7 @@ impl Backend {
             candidate: Arc::new(candidate),
             place: ArcSwap::from_pointee(endpoint.place),
             state: Mutex::new(State::new(endpoint.condition)),
+            version: ArcSwapOption::empty(),
             bindings: AtomicUsize::new(0),
             all_metrics: Arc::clone(metrics),
             suspected: Arc::clone(suspected),
@@ -133,6 +136,23 @@ impl Backend {
     /// Whether a connection to it failed and no probe has succeeded since.
     pub fn is_ejected(&self) -> bool {
         self.candidate.is_ejected()
+    }
+
+    /// The version that it says it has, once it has been asked.
+    pub fn version(&self) -> Option<Arc<Version>> {
+        self.version.load_full()
+    }
+
+    /// Takes over the version that it says it has.
+    pub fn set_version(&self, version: Version) {
+        let state = self.state.lock();
+        let old = self.version.load_full();
+        if state.published().status.departed || old.as_deref() == Some(&version) {
+            return;
+        }
+        let (old, new) = (old.as_ref().map(|old| old.as_str()), version.as_str());
+        self.all_metrics.set_backend_version(&self.name, old, Some(new));
+        self.version.store(Some(Arc::new(version)));
     }
 
     /// What it is doing, in one word.
@@ -261,6 +281,8 @@ impl Backend {
         self.candidate.set_status(status);
         if !status.departed {
             self.all_metrics.set_backend_state(&self.name, name);
+        } else if let Some(version) = self.version.swap(None) {
+            self.all_metrics.set_backend_version(&self.name, Some(version.as_str()), None);
         }
     }
 

@@ -49,6 +49,8 @@ labels!(/// One backend.
     BackendLabels { pool, backend });
 labels!(/// One backend and a closed set of states.
     StateLabels { pool, backend, state });
+labels!(/// One backend and the version of its daemon.
+    VersionLabels { pool, backend, version });
 labels!(/// One backend and a gRPC code name.
     CodeLabels { pool, backend, grpc_code });
 labels!(/// One backend and how a session ended.
@@ -104,6 +106,7 @@ pub struct Families {
     pub(super) affinity_keys: Family<PoolLabels, Gauge>,
     pub(super) binding_conflicts: Family<PoolLabels, Counter>,
     pub(super) backend_capacity: Family<BackendLabels, Gauge>,
+    pub(super) backend_info: Family<VersionLabels, Gauge>,
     pub(super) upstream_connect: Family<BackendLabels, Histogram, Buckets>,
     pub(super) upstream_errors: Family<BackendReasonLabels, Counter>,
     pub(super) connections_active: Family<PoolLabels, Gauge>,
@@ -140,6 +143,7 @@ impl Families {
             affinity_keys: Family::default(),
             binding_conflicts: Family::default(),
             backend_capacity: Family::default(),
+            backend_info: Family::default(),
             upstream_connect: Family::new_with_constructor(Buckets(&CONNECT_SECONDS)),
             upstream_errors: Family::default(),
             connections_active: Family::default(),
@@ -178,6 +182,7 @@ impl Families {
         r.register("route_decisions", "Backends chosen for builds, by how they were found", self.route_decisions.clone());
         r.register("affinity_keys", "Keys whose last backends are remembered", self.affinity_keys.clone());
         r.register("binding_conflicts", "Builds that need sessions of two backends", self.binding_conflicts.clone());
+        r.register("backend_info", "Version that a daemon says it has", self.backend_info.clone());
         r.register("backend_capacity", "Size of a backend against the others'", self.backend_capacity.clone());
         r.register("upstream_connect_seconds", "Time to open a connection to a backend", self.upstream_connect.clone());
         r.register("upstream_errors", "Failed or lost connections to a backend", self.upstream_errors.clone());

@@ -23,10 +23,10 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// Something of the build is on `backend` already.
-    pub(super) fn pinned(backend: &Backend) -> Self {
+    /// `backend`, whatever the policy says.
+    pub(super) fn preferred(outcome: Outcome, backend: &Backend) -> Self {
         let load = backend.builds();
-        Self { outcome: Outcome::Pinned, rank: None, load, bound: None, passed_over: None }
+        Self { outcome, rank: None, load, bound: None, passed_over: None }
     }
 
     /// A policy chose it from `roster`.

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::{Decision, Placement};
 use crate::{
-    error::ProxyError,
+    error::{ProxyError, first_few},
     fleet::{Backend, BuildCount, Roster},
     policy::{self, KeyHash, Outcome},
     upstream::Link,
@@ -36,8 +36,8 @@ pub(super) enum LinkKind {
 /// Which backends are tried.
 #[derive(Debug)]
 pub(super) struct Tries {
-    /// The first one, whatever the policy says.
-    pub(super) preferred: Option<Arc<Backend>>,
+    /// The first one, whatever the policy says, and how it was found.
+    pub(super) preferred: Option<(Arc<Backend>, Outcome)>,
     /// Chooses the others.
     pub(super) policy: policy::Config,
     pub(super) key: Option<KeyHash>,
@@ -71,7 +71,9 @@ impl Placement {
         let mut tried: Vec<usize> = Vec::new();
         loop {
             let chosen = match tries.preferred.take() {
-                Some(backend) => Some((backend.start_build(), Decision::pinned(&backend))),
+                Some((backend, outcome)) => {
+                    Some((backend.start_build(), Decision::preferred(outcome, &backend)))
+                }
                 None => self.choose(&roster, &tries, &tried),
             };
             let Some((count, mut decision)) = chosen else {
@@ -129,14 +131,12 @@ fn left(deadline: Instant) -> Duration {
 
 fn describe(backends: &[Arc<Backend>], failures: &[String]) -> String {
     if !failures.is_empty() {
-        return failures.join("; ");
+        return first_few(failures);
     }
     if backends.is_empty() {
         return "the fleet is empty".to_owned();
     }
-    let states: Vec<_> = backends
-        .iter()
-        .map(|backend| format!("{} is {}", backend.name(), backend.state().label()))
-        .collect();
-    states.join("; ")
+    let state =
+        |backend: &Arc<Backend>| format!("{} is {}", backend.name(), backend.state().label());
+    first_few(backends.iter().map(state))
 }

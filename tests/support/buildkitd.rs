@@ -12,13 +12,25 @@ pub(crate) struct Buildkitd {
     port: u16,
     process: Option<Guarded>,
     root: tempfile::TempDir,
+    /// Which program it runs.
+    program: &'static str,
 }
 
 impl Buildkitd {
     /// Starts one and waits until it answers.
     pub(crate) fn start(name: &str) -> Self {
+        Self::start_program(name, "buildkitd")
+    }
+
+    /// Starts one of v0.16, the last that ignores the space limits of a prune.
+    pub(crate) fn start_old(name: &str) -> Self {
+        Self::start_program(name, "old-buildkitd")
+    }
+
+    fn start_program(name: &str, program: &'static str) -> Self {
         let root = tempfile::Builder::new().prefix("buildkitd-").tempdir().expect("a directory");
-        let mut daemon = Self { name: name.to_owned(), port: free_port(), process: None, root };
+        let mut daemon =
+            Self { name: name.to_owned(), port: free_port(), process: None, root, program };
         daemon.restart();
         daemon
     }
@@ -60,7 +72,7 @@ impl Buildkitd {
         let otel = format!("{root}/otel.sock");
         let own = ["--oci-worker-snapshotter", snapshotter(), "--otel-socket-path", &otel];
         let args = [&args[..], &own].concat();
-        self.process = Some(Guarded::start_in(&tool("buildkitd"), &args, root));
+        self.process = Some(Guarded::start_in(&tool(self.program), &args, root));
         let addr = self.addr();
         eventually("buildkitd answers", Duration::from_secs(60), || {
             let mut info = Command::new(tool("buildctl"));

@@ -64,6 +64,15 @@ debian() {
 	) 9>"$cache/debian.lock"
 }
 
+# version_flag MODULE DEPENDENCY : -X of the version that go.mod of directory MODULE asks of DEPENDENCY, which
+# programs of that print.
+version_flag() {
+	local version
+	version=$(awk -v module="$2" '$1 != "tool" { for (i = 1; i < NF; i++) if ($i == module) print $(i + 1) }' "$1/go.mod")
+	[[ -n $version ]] || fail "$1/go.mod has no $2"
+	echo "-X $2/version.Version=$version"
+}
+
 # go_tools MODULE BIN FLAGS PROGRAM... : builds the tools of the Go module in directory MODULE into BIN,
 # with FLAGS for the linker, unless all programs are there.
 go_tools() {

@@ -1,0 +1,84 @@
+//! A fleet whose daemons have different versions, as in an upgrade, promises only what all of them can.
+
+mod support;
+
+use std::{sync::OnceLock, time::Duration};
+
+use support::{
+    buildkitd::Buildkitd,
+    client::{Buildx, Context, buildctl, run, succeed, text},
+    eventually,
+    proxy::Proxy,
+};
+
+/// A daemon of today, one of v0.16, and a proxy in front of both.
+#[derive(Debug)]
+struct Setup {
+    new: Buildkitd,
+    old: Buildkitd,
+    proxy: Proxy,
+}
+
+fn setup() -> &'static Setup {
+    static SETUP: OnceLock<Setup> = OnceLock::new();
+    SETUP.get_or_init(|| {
+        let (new, old) = (Buildkitd::start("new"), Buildkitd::start_old("old"));
+        let proxy = Proxy::in_front_of([&new, &old]).policy("random").start();
+        proxy.wait_ready(2, Duration::from_secs(10));
+        Setup { new, old, proxy }
+    })
+}
+
+#[test]
+fn versions_are_shown_and_a_difference_is_told_once() {
+    let setup = setup();
+    let status = setup.proxy.status();
+    for (name, version) in [("new", "v0.32"), ("old", "v0.16.0")] {
+        let backends = status["backends"].as_array().expect("a list");
+        let backend = backends.iter().find(|backend| backend["name"] == name).expect("there");
+        let told = backend["buildkit_version"].as_str().expect("a version");
+        assert!(told.starts_with(version), "{name}: {told}");
+        let labels = [format!("backend=\"{name}\""), format!("version=\"{told}\"")];
+        let labels: Vec<_> = labels.iter().map(String::as_str).collect();
+        assert_eq!(setup.proxy.metric("buildkit_lb_backend_info", &labels), 1.0);
+    }
+    let differ = || setup.proxy.records("versions of backends differ");
+    let told = eventually("the warning", Duration::from_secs(5), || differ().pop());
+    assert!(told["versions"].as_str().expect("text").starts_with("v0.16.0, v0.32"), "{told}");
+    assert_eq!(differ().len(), 1);
+}
+
+#[test]
+fn the_oldest_daemon_answers_what_a_client_asks_before_it_builds() {
+    let setup = setup();
+    for _ in 0..8 {
+        let info = succeed(buildctl(&setup.proxy.addr()).args(["debug", "info"]));
+        assert!(info.contains("v0.16.0"), "{info}");
+    }
+    let workers = |addr: &str| succeed(buildctl(addr).args(["debug", "workers"]));
+    let old = workers(&setup.old.addr());
+    assert_ne!(old, workers(&setup.new.addr()));
+    for _ in 0..8 {
+        assert_eq!(workers(&setup.proxy.addr()), old);
+    }
+}
+
+#[test]
+fn a_client_uses_nothing_that_only_some_daemons_can() {
+    let setup = setup();
+    let context = Context::busybox("RUN true");
+    let path = context.path().display().to_string();
+    // v0.16 knows several outputs, but no limit of the space that a prune leaves.
+    let limited = ["prune", "-f", "--max-used-space", "10gb"];
+    let direct = run(&mut Buildx::new(&setup.old.addr()).command(&limited));
+    assert!(!direct.status.success(), "the daemon has learnt it: {}", text(&direct));
+    let proxied = Buildx::new(&setup.proxy.addr());
+    for _ in 0..8 {
+        let refused = run(&mut proxied.command(&limited));
+        assert_eq!((refused.status.code(), text(&refused)), (direct.status.code(), text(&direct)));
+    }
+    // What all can works, wherever it runs.
+    for _ in 0..4 {
+        succeed(&mut proxied.command(&["build", "-o", "type=cacheonly", &path]));
+    }
+}
