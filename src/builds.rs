@@ -88,6 +88,9 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let deadline = Placement::deadline();
     // From here on its siblings wait for what becomes of it.
     let placing = proxy.directory.placing(solve.own());
+    // Before its siblings are served: they are to know their own build.
+    let enter = |build| proxy.carriers.enter(build, &client, trace);
+    let carried = solve.build.as_ref().map(enter);
     if let Some(facts) = facts {
         solve.affinity = affinity_key(proxy, &solve, facts, &parts.headers, &client).await;
     }
@@ -100,7 +103,7 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
         link: placed.binding.link.clone(),
         message: message.into_bytes(),
         request: Box::new(Request::from_parts(parts, rest)),
-        build: ActiveBuild::start(proxy, &solve, placed, &client, arrived),
+        build: ActiveBuild::start(proxy, &solve, placed, carried, &client, arrived),
     })
 }
 
@@ -138,9 +141,9 @@ pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let (message, rest) = proxy.read_message(body).await?;
     let Some(id) = message.first_id().await else {
-        return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
+        return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };
-    let (link, tally) = match status_link(proxy, &client, &id).await {
+    let (link, tally) = match status_link(proxy, &client, &parts.headers, &id).await {
         Ok(found) => found,
         Err(error) => return refuse::status(error),
     };
@@ -153,7 +156,8 @@ pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn bridge(proxy: &Proxy, call: Call, id: Id) -> CallResult {
-    let (link, tally) = park(proxy, &call.client, &Key::Build(id), BRIDGE_PARK).await?;
+    let (client, headers) = (&call.client, &call.parts.headers);
+    let (link, tally) = park(proxy, client, headers, &Key::Build(id), BRIDGE_PARK).await?;
     proxy.relay(&link, Bytes::new(), call.into_request(), tally, OnEnd::new(drop)).await
 }
 
@@ -162,7 +166,7 @@ pub async fn bridge(proxy: &Proxy, call: Call, id: Id) -> CallResult {
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn follow(proxy: &Proxy, call: Call, key: &Key) -> CallResult {
-    match proxy.known_link(key)? {
+    match proxy.known_link(key, &call.client, &call.parts.headers)? {
         Some((link, tally)) => {
             proxy.relay(&link, Bytes::new(), call.into_request(), tally, OnEnd::new(drop)).await
         }
@@ -175,7 +179,7 @@ pub async fn follow(proxy: &Proxy, call: Call, key: &Key) -> CallResult {
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn any(proxy: &Proxy, call: Call) -> CallResult {
-    proxy.relay_to_any(call.parts, Bytes::new(), call.body).await
+    proxy.relay_to_any(&call.client, call.parts, Bytes::new(), call.body).await
 }
 
 /// What the build's cache is known by.
@@ -257,32 +261,34 @@ fn is_scattered(proxy: &Proxy, trace: Option<TraceId>) -> bool {
 async fn status_link(
     proxy: &Proxy,
     client: &Client,
+    headers: &HeaderMap,
     id: &Id,
 ) -> Result<(Link, Arc<Tally>), ProxyError> {
     let key = Key::Build(id.clone());
-    match park(proxy, client, &key, STATUS_LOOKUP).await {
+    match park(proxy, client, headers, &key, STATUS_LOOKUP).await {
         Err(ProxyError::UnknownBuild(_)) => {}
         known => return known,
     }
     // Not a build of now: perhaps one that ran before this proxy started.
-    if let Some(link) = fanout::locate(proxy, id).await {
+    if let Some(link) = fanout::locate(proxy, client, id).await {
         return Ok((link, Arc::default()));
     }
-    park(proxy, client, &key, STATUS_PARK - STATUS_LOOKUP).await
+    park(proxy, client, headers, &key, STATUS_PARK - STATUS_LOOKUP).await
 }
 
 /// Waits until `key` is known; its Solve must come within `unseen`.
 async fn park(
     proxy: &Proxy,
     client: &Client,
+    headers: &HeaderMap,
     key: &Key,
     unseen: Duration,
 ) -> Result<(Link, Arc<Tally>), ProxyError> {
-    if let Some(found) = proxy.known_link(key)? {
+    if let Some(found) = proxy.known_link(key, client, headers)? {
         return Ok(found);
     }
     match proxy.parking.wait(client, key, unseen).await? {
-        Some(bound) => Ok((bound.binding.link.clone(), bound.tally)),
+        Some(bound) => Ok(proxy.live_link(key, bound, client, headers)),
         None => Err(ProxyError::UnknownBuild(key.to_string())),
     }
 }

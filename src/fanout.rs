@@ -29,6 +29,7 @@ pub use self::{
     usage::disk_usage,
 };
 use crate::{
+    client::Client,
     error::{ProxyError, chain, status_code},
     fleet::Backend,
     metrics::code_name,
@@ -104,12 +105,12 @@ async fn ask(link: Link, parts: &Parts, message: &Bytes) -> Result<Response<Rece
     })
 }
 
-/// Asks all reachable backends at once. Those that fail are logged and left out.
-async fn ask_all(proxy: &Proxy, parts: &Parts, message: &Bytes) -> Vec<Answer> {
+/// Asks all reachable backends at once, for `client`. Those that fail are logged and left out.
+async fn ask_all(proxy: &Proxy, client: &Client, parts: &Parts, message: &Bytes) -> Vec<Answer> {
     let asked: FuturesUnordered<_> = reachable(proxy)
         .into_iter()
         .map(|backend| async move {
-            let link = proxy.shared.link(&backend);
+            let link = proxy.shared.for_call(&backend, client);
             let answer = tokio::time::timeout(ANSWER_TIMEOUT, ask(link, parts, message)).await;
             match answer.unwrap_or(Err(PartError::Timeout)) {
                 Ok(response) => Some(Answer { backend, response }),

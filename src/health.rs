@@ -93,7 +93,7 @@ impl Versions {
 async fn probe(backend: Arc<Backend>, shared: Arc<SharedLinks>, tasks: TaskTracker) {
     // An ejected backend is asked over a new connection: the old one may be what is broken.
     let link = match backend.is_ejected() {
-        false => shared.link(&backend),
+        false => shared.for_question(&backend),
         true => Link::new(Arc::clone(&backend), tasks),
     };
     let cause = match tokio::time::timeout(TIMEOUT, ask(link)).await {

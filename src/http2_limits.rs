@@ -17,9 +17,9 @@ pub const CONNECTION_WINDOW: u32 = 16 << 20;
 /// of [`SHARED_CONNECTION_WINDOW`]. History and blobs still get 256 MB/s at 1 ms.
 pub const SHARED_STREAM_WINDOW: u32 = 256 << 10;
 
-/// Receive window of a connection that calls of many clients share: room for a thousand calls whose
-/// clients have stopped reading, before anybody else's `ListWorkers` waits behind them.
-pub const SHARED_CONNECTION_WINDOW: u32 = 256 << 20;
+/// Receive window of a connection that calls of many clients share: room for 256 calls whose clients
+/// have stopped reading. So many share it and no more, so that none waits behind them.
+pub const SHARED_CONNECTION_WINDOW: u32 = 64 << 20;
 
 /// What the library may queue for one stream before it stops pulling from the other side.
 pub const SEND_BUFFER_LEN: usize = 256 << 10;

@@ -9,8 +9,9 @@
 //! - [`call`] one call and what becomes of it
 //! - [`builds`] reads each Solve, binds its build, parks the siblings
 //! - [`fanout`] the fleet's RPCs: ask every daemon, merge
-//! - [`proxy`] what all streams share: the [`running`] builds and the [`refusals`]; [`parking`] where calls
-//!   wait for their build, [`placement`] where a build goes, [`directory`] session or build -> binding
+//! - [`proxy`] what all streams share: the [`running`] builds, which connections are their [`carriers`], the
+//!   [`refusals`]; [`parking`] where calls wait for their build, [`placement`] where a build goes,
+//!   [`directory`] session or build -> binding
 //! - [`affinity`] what a build's cache is known by
 //! - [`policy`] which backend takes a build
 //! - [`relay`] copies bodies unread; [`upstream`] one connection to a daemon
@@ -31,6 +32,7 @@ pub mod annotations;
 pub mod app;
 pub mod builds;
 pub mod call;
+pub mod carriers;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 pub use self::decision::Decision;
-use self::tries::{LinkKind, Opened, Tries};
+use self::tries::{Opened, Tries};
 use crate::{
     directory::{Binding, Claimed, Directory, Lease, Ties},
     error::ProxyError,
@@ -25,7 +25,7 @@ use crate::{
     ids::Id,
     metrics::Metrics,
     policy::{self, KeyHash, Outcome, Policy, warm::WarmMemory},
-    upstream::{Link, SharedLinks},
+    upstream::SharedLinks,
 };
 
 /// How long it may take to place a build or a call, over all backends that are tried.
@@ -137,21 +137,6 @@ impl Placement {
         }
     }
 
-    /// The shared link to a backend that accepts, for a call that belongs to no build.
-    ///
-    /// # Errors
-    /// No backend could be reached.
-    pub async fn any(&self) -> Result<Link, ProxyError> {
-        let tries = Tries {
-            preferred: None,
-            policy: self.policy.with(Policy::LeastSessions),
-            key: None,
-            kind: LinkKind::Shared,
-            deadline: Self::deadline(),
-        };
-        self.open(tries).await.map(|opened| opened.link)
-    }
-
     /// Notes that a build of `key` is on `backend`: it is warm for it from now on.
     pub fn note_warm(&self, key: KeyHash, backend: &Backend) {
         if self.policy.policy != Policy::ConsistentHash {
@@ -178,7 +163,6 @@ impl Placement {
             preferred: tied.or_else(|| wish.probe.then(oldest).flatten()),
             policy,
             key: wish.key,
-            kind: LinkKind::Own,
             deadline,
         }
     }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, request::Parts};
+use http::{HeaderMap, Request, request::Parts};
 use hyper::body::Incoming;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
@@ -14,11 +14,13 @@ use tokio_util::task::TaskTracker;
 use crate::{
     affinity::{Rules, shared_keys::SharedKeys},
     call::CallResult,
-    directory::{Directory, Lookup},
+    carriers::Carriers,
+    client::Client,
+    directory::{Bound, Directory, Lookup},
     error::ProxyError,
     first_message::{FirstMessage, Reader},
     fleet::Fleet,
-    ids::Key,
+    ids::{self, Key},
     metrics::Metrics,
     parking::Parking,
     placement::Placement,
@@ -46,6 +48,8 @@ pub struct Proxy {
     pub parking: Arc<Parking>,
     /// The builds that have been placed and not ended.
     pub running: Running,
+    /// Which connections carry their Solves.
+    pub carriers: Carriers,
     /// What makes a build's affinity key.
     pub rules: Arc<Rules>,
     /// What Session streams declare.
@@ -84,6 +88,7 @@ impl Proxy {
             metrics,
             placement,
             running: Running::default(),
+            carriers: Carriers::default(),
             rules,
             shared_keys: SharedKeys::default(),
             tasks,
@@ -110,15 +115,21 @@ impl Proxy {
         self.reader.first_message(body).await
     }
 
-    /// The link for a call that belongs to `key`, if that is live or has ended not long ago.
+    /// The link for a call of `client` that belongs to `key`, if that is live or has ended not long ago;
+    /// `headers` are the call's.
     ///
     /// # Errors
     /// The Solve was refused, or the backend has left.
-    pub fn known_link(&self, key: &Key) -> Result<Option<(Link, Arc<Tally>)>, ProxyError> {
+    pub fn known_link(
+        &self,
+        key: &Key,
+        client: &Client,
+        headers: &HeaderMap,
+    ) -> Result<Option<(Link, Arc<Tally>)>, ProxyError> {
         match self.directory.lookup(key) {
-            Lookup::Live(bound) => Ok(Some((bound.binding.link.clone(), bound.tally))),
+            Lookup::Live(bound) => Ok(Some(self.live_link(key, bound, client, headers))),
             Lookup::Ended(name) => match self.fleet.find(&name) {
-                Some(backend) => Ok(Some((self.shared.link(&backend), Arc::default()))),
+                Some(backend) => Ok(Some((self.shared.for_call(&backend, client), Arc::default()))),
                 None => Err(ProxyError::BackendDeparted {
                     backend: name.to_string(),
                     build: key.to_string(),
@@ -129,13 +140,37 @@ impl Proxy {
         }
     }
 
-    /// Relays a call that any daemon can answer, or that only a daemon can refuse; `prefix` has been
-    /// read from it.
+    /// The link for a call of `client` that belongs to `key`, which is `bound`: the build's own one for
+    /// the build's own calls, and for nobody else's.
+    pub fn live_link(
+        &self,
+        key: &Key,
+        bound: Bound,
+        client: &Client,
+        headers: &HeaderMap,
+    ) -> (Link, Arc<Tally>) {
+        let own = match key {
+            Key::Build(id) => self.carriers.carries(id, client, ids::trace(headers)),
+            _ => false,
+        };
+        let link = &bound.binding.link;
+        let link = if own { link.clone() } else { self.shared.for_call(link.backend(), client) };
+        (link, bound.tally)
+    }
+
+    /// Relays a call of `client` that any daemon can answer, or that only a daemon can refuse; `prefix`
+    /// has been read from it.
     ///
     /// # Errors
     /// The proxy's own error, or the daemon's reset.
-    pub async fn relay_to_any(&self, parts: Parts, prefix: Bytes, rest: Incoming) -> CallResult {
-        let link = self.placement.any().await?;
+    pub async fn relay_to_any(
+        &self,
+        client: &Client,
+        parts: Parts,
+        prefix: Bytes,
+        rest: Incoming,
+    ) -> CallResult {
+        let link = self.placement.any(client).await?;
         self.relay_call(&link, parts, prefix, rest).await
     }
 

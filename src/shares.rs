@@ -68,6 +68,21 @@ impl Shares {
         Ok(Share { shares: self.clone(), holder, id, evicted })
     }
 
+    /// Takes `amount` for `client` for as long as it likes, from nobody else.
+    ///
+    /// What cannot be taken back must not run out: one address gets no more than three times what it
+    /// leaves. So one may have three quarters, two have three sevenths each, and whoever comes next
+    /// always finds some.
+    ///
+    /// # Errors
+    /// The limit that is in the way.
+    pub fn take_spare(&self, client: &Client, amount: u64) -> Result<Share, Over> {
+        let holder = Holder { address: network(client.address), connection: client.connection };
+        let (kept, evicted) = oneshot::channel();
+        let id = self.0.ledger.lock().take_spare(holder, amount, kept)?;
+        Ok(Share { shares: self.clone(), holder, id, evicted })
+    }
+
     /// How much is taken.
     pub fn used(&self) -> u64 {
         self.0.ledger.lock().used()

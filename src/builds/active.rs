@@ -9,6 +9,7 @@ use tracing::info;
 
 use super::solve::Solve;
 use crate::{
+    carriers::Carried,
     client::{ActiveStream, Client},
     directory::{Binding, Lease, Lookup},
     fleet::BuildCount,
@@ -32,6 +33,7 @@ pub(super) struct ActiveBuild {
     _lease: Lease,
     _count: BuildCount,
     _active: ActiveStream,
+    _carried: Option<Carried>,
 }
 
 impl ActiveBuild {
@@ -40,6 +42,7 @@ impl ActiveBuild {
         proxy: &Proxy,
         solve: &Solve,
         placed: Placed,
+        carried: Option<Carried>,
         client: &Client,
         arrived: Instant,
     ) -> Self {
@@ -67,6 +70,7 @@ impl ActiveBuild {
             _binding: placed.binding,
             _lease: placed.lease,
             _active: client.active.enter(),
+            _carried: carried,
         };
         active.count_decision();
         // At once: more builds of a new project may come before this one ends, and share its steps. One

@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use http::Response;
+use http::{HeaderMap, Response};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{ANSWER_TIMEOUT, Answer, ask_all, history::forward, missing, nobody, reachable};
 use crate::{
     call::{Call, CallResult},
+    client::Client,
     error::ok_trailers,
     ids::{Id, Key},
     proxy::Proxy,
@@ -21,15 +22,15 @@ use crate::{
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn by_digest(proxy: &Proxy, call: Call) -> CallResult {
-    let Call { parts, body, .. } = call;
+    let Call { parts, body, client, .. } = call;
     let (message, rest) = proxy.read_message(body).await?;
     let link = match message.first_id().await {
-        Some(id) => holder(proxy, &id).await,
+        Some(id) => holder(proxy, &client, &parts.headers, &id).await,
         None => None,
     };
     match link {
         Some(link) => proxy.relay_call(&link, parts, message.into_bytes(), rest).await,
-        None => proxy.relay_to_any(parts, message.into_bytes(), rest).await,
+        None => proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await,
     }
 }
 
@@ -38,10 +39,10 @@ pub async fn by_digest(proxy: &Proxy, call: Call) -> CallResult {
 /// # Errors
 /// The proxy's own error; a daemon's reset is a missing part.
 pub async fn list(proxy: &Proxy, call: Call) -> CallResult {
-    let Call { parts, body, .. } = call;
+    let Call { parts, body, client, .. } = call;
     let (message, _rest) = proxy.read_message(body).await?;
     let message = message.into_bytes();
-    let answers = ask_all(proxy, &parts, &message).await;
+    let answers = ask_all(proxy, &client, &parts, &message).await;
     let Some(headers) = answers.first().map(|answer| answer.response.headers().clone()) else {
         return Err(nobody(proxy).into());
     };
@@ -68,23 +69,23 @@ pub async fn list(proxy: &Proxy, call: Call) -> CallResult {
 }
 
 /// A daemon that has the blob, found once and remembered: reads of one blob come in ranges.
-async fn holder(proxy: &Proxy, digest: &Id) -> Option<Link> {
+async fn holder(proxy: &Proxy, client: &Client, headers: &HeaderMap, digest: &Id) -> Option<Link> {
     let key = Key::Digest(digest.clone());
-    if let Ok(Some((link, _tally))) = proxy.known_link(&key) {
+    if let Ok(Some((link, _tally))) = proxy.known_link(&key, client, headers) {
         return Some(link);
     }
     let mut asked: FuturesUnordered<_> = reachable(proxy)
         .into_iter()
         .map(|backend| async move {
-            let link = proxy.shared.link(&backend);
-            let has = tokio::time::timeout(ANSWER_TIMEOUT, has_blob(link.clone(), digest)).await;
-            has.unwrap_or(false).then_some(link)
+            let link = proxy.shared.for_question(&backend);
+            let has = tokio::time::timeout(ANSWER_TIMEOUT, has_blob(link, digest)).await;
+            has.unwrap_or(false).then_some(backend)
         })
         .collect();
     while let Some(found) = asked.next().await {
-        if let Some(link) = found {
-            proxy.directory.remember(key, link.backend().shared_name());
-            return Some(link);
+        if let Some(backend) = found {
+            proxy.directory.remember(key, backend.shared_name());
+            return Some(proxy.shared.for_call(&backend, client));
         }
     }
     None

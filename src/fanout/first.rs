@@ -1,10 +1,14 @@
 //! Questions that every daemon answers alike, and the client's first: ListWorkers and Info. If the daemon
 //! that is asked is silent, as one whose node is lost, another one is asked.
+//!
+//! An answer is read to its end before it is passed on. A daemon that stops in the middle is seen, and what
+//! a client does not read takes nothing of the connection that all questions share.
 
 use std::{cmp::Reverse, collections::HashSet, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::Response;
+use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use rand::seq::SliceRandom as _;
 
@@ -16,6 +20,7 @@ use crate::{
     proxy::Proxy,
     relay::{self, Body, OnEnd, Received, ResetError},
     upstream::SendError,
+    wire::{MAX_MESSAGE_LEN, PREFIX_LEN},
 };
 
 /// The answer of the first daemon that gives one, be it a refusal or a reset.
@@ -25,20 +30,20 @@ use crate::{
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
-    let Call { parts, body, .. } = call;
+    let Call { parts, body, client, .. } = call;
     if body.is_end_stream() {
         // Without a message: a daemon says best what is missing.
-        return proxy.relay_to_any(parts, Bytes::new(), body).await;
+        return proxy.relay_to_any(&client, parts, Bytes::new(), body).await;
     }
     let (message, rest) = proxy.read_message(body).await?;
     if !rest.is_end_stream() {
-        return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
+        return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     }
     let message = message.into_bytes();
     let mut left = in_order(proxy);
     let mut failures = Vec::new();
     while let Some(backend) = left.pop() {
-        let link = proxy.shared.link(&backend);
+        let link = proxy.shared.for_question(&backend);
         let answer = link.send(copy(&parts, &message));
         let answer = match left.is_empty() {
             // Nobody is left to ask: this one has all the time it wants.
@@ -52,7 +57,16 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
             },
         };
         match answer {
-            Ok(response) => return Ok(passed_on(response, backend)),
+            Ok(response) => {
+                match tokio::time::timeout(ANSWER_TIMEOUT, whole(response, &backend)).await {
+                    Ok(result) => return result,
+                    Err(_elapsed) => {
+                        let error = PartError::Timeout;
+                        failures.push(format!("backend {}: {error}", backend.name()));
+                        missing(&backend, &parts, &error);
+                    }
+                }
+            }
             Err(SendError::Reset(error)) => return Err(ResetError::like(&error).into()),
             Err(SendError::Cancelled) => return Err(ResetError::cancel().into()),
             // No other daemon could be reached either.
@@ -71,8 +85,30 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
     Err(error.into())
 }
 
-fn passed_on(response: Response<Received>, backend: Arc<Backend>) -> Response<Body> {
-    relay::response(response, backend, Arc::default(), OnEnd::new(drop))
+/// The answer once all of it has come.
+async fn whole(response: Response<Received>, backend: &Arc<Backend>) -> CallResult {
+    let response = relay::response(response, Arc::clone(backend), Arc::default(), OnEnd::new(drop));
+    if response.body().is_end_stream() {
+        return Ok(response);
+    }
+    let (head, mut body) = response.into_parts();
+    let mut messages = BytesMut::new();
+    let mut trailers = None;
+    while let Some(frame) = body.frame().await {
+        match frame?.into_data() {
+            Ok(data) if messages.len() + data.remaining() > PREFIX_LEN + MAX_MESSAGE_LEN => {
+                return Err(ProxyError::Limit("the daemon's answer is larger than 16 MiB").into());
+            }
+            Ok(data) => messages.put(data),
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    let messages = messages.freeze();
+    let body = match trailers {
+        Some(trailers) => Body::whole_with_trailers(messages, trailers),
+        None => Body::whole(messages),
+    };
+    Ok(Response::from_parts(head, body))
 }
 
 /// The backends to ask, the best last: ready ones before others, the oldest version before others, those

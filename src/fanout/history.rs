@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     call::{Call, CallResult},
+    client::Client,
     error::{ok_trailers, status_code},
     fleet::Backend,
     ids::{Id, Key},
@@ -38,26 +39,26 @@ const JOIN_INTERVAL: Duration = Duration::from_secs(2);
 /// # Errors
 /// The proxy's own error, or the reset of the daemon that alone was asked.
 pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
-    let Call { parts, body, .. } = call;
+    let Call { parts, body, client, .. } = call;
     let (message, rest) = proxy.read_message(body).await?;
     let Ok(query) = message.read(Query::read).await else {
         // A daemon says best what is wrong with it.
-        return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
+        return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };
     let message = message.into_bytes();
     if let Some(id) = query.build
-        && let Ok(Some((link, _tally))) = proxy.known_link(&Key::Build(id))
+        && let Ok(Some((link, _tally))) = proxy.known_link(&Key::Build(id), &client, &parts.headers)
     {
         return proxy.relay_call(&link, parts, message, rest).await;
     }
-    let answers = ask_all(proxy, &parts, &message).await;
+    let answers = ask_all(proxy, &client, &parts, &message).await;
     let Some(headers) = answers.first().map(|answer| answer.response.headers().clone()) else {
         return Err(nobody(proxy).into());
     };
     let body = if query.early_exit && query.limit > 0 {
         newest(proxy, &parts, answers, query.limit).await
     } else {
-        follow(proxy, parts, message, answers, !query.early_exit)
+        follow(proxy, client, parts, message, answers, !query.early_exit)
     };
     let mut response = Response::new(body);
     *response.headers_mut() = headers;
@@ -99,36 +100,36 @@ impl Query {
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn update(proxy: &Proxy, call: Call) -> CallResult {
-    let Call { parts, body, .. } = call;
+    let Call { parts, body, client, .. } = call;
     let (message, rest) = proxy.read_message(body).await?;
     let Some(id) = message.first_id().await else {
-        return proxy.relay_to_any(parts, message.into_bytes(), rest).await;
+        return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };
-    let link = match proxy.known_link(&Key::Build(id.clone())) {
+    let link = match proxy.known_link(&Key::Build(id.clone()), &client, &parts.headers) {
         Ok(Some((link, _tally))) => Some(link),
-        Ok(None) => locate(proxy, &id).await,
+        Ok(None) => locate(proxy, &client, &id).await,
         Err(error) => return Err(error.into()),
     };
     match link {
         Some(link) => proxy.relay_call(&link, parts, message.into_bytes(), rest).await,
-        None => proxy.relay_to_any(parts, message.into_bytes(), rest).await,
+        None => proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await,
     }
 }
 
 /// Asks all daemons for the record of `id`; remembers who has it.
-pub async fn locate(proxy: &Proxy, id: &Id) -> Option<Link> {
+pub async fn locate(proxy: &Proxy, client: &Client, id: &Id) -> Option<Link> {
     let mut asked: FuturesUnordered<_> = reachable(proxy)
         .into_iter()
         .map(|backend| async move {
-            let link = proxy.shared.link(&backend);
-            let has = tokio::time::timeout(ANSWER_TIMEOUT, has_record(link.clone(), id)).await;
-            has.unwrap_or(false).then_some(link)
+            let link = proxy.shared.for_question(&backend);
+            let has = tokio::time::timeout(ANSWER_TIMEOUT, has_record(link, id)).await;
+            has.unwrap_or(false).then_some(backend)
         })
         .collect();
     while let Some(found) = asked.next().await {
-        if let Some(link) = found {
-            proxy.directory.remember(Key::Build(id.clone()), link.backend().shared_name());
-            return Some(link);
+        if let Some(backend) = found {
+            proxy.directory.remember(Key::Build(id.clone()), backend.shared_name());
+            return Some(proxy.shared.for_call(&backend, client));
         }
     }
     None
@@ -175,7 +176,14 @@ async fn newest(proxy: &Proxy, parts: &Parts, answers: Vec<Answer>, limit: usize
 }
 
 /// Events of all daemons as they come; of those that join later too, if `live`.
-fn follow(proxy: &Proxy, parts: Parts, message: Bytes, answers: Vec<Answer>, live: bool) -> Body {
+fn follow(
+    proxy: &Proxy,
+    client: Client,
+    parts: Parts,
+    message: Bytes,
+    answers: Vec<Answer>,
+    live: bool,
+) -> Body {
     let (sender, receiver) = mpsc::channel(8);
     let (end, ended) = oneshot::channel();
     let context = proxy.clone();
@@ -187,7 +195,7 @@ fn follow(proxy: &Proxy, parts: Parts, message: Bytes, answers: Vec<Answer>, liv
             streams.push(follow_one(&context, answer, &parts, &sender));
         }
         if live {
-            follow_joining(&context, &parts, &message, &sender, &mut followed).await;
+            follow_joining(&context, &client, &parts, &message, &sender, &mut followed).await;
         }
         futures_util::future::join_all(streams).await;
         drop(sender);
@@ -200,6 +208,7 @@ fn follow(proxy: &Proxy, parts: Parts, message: Bytes, answers: Vec<Answer>, liv
 /// Until the client goes: looks for new daemons and follows them too.
 async fn follow_joining(
     proxy: &Proxy,
+    client: &Client,
     parts: &Parts,
     message: &Bytes,
     sender: &mpsc::Sender<Bytes>,
@@ -210,7 +219,7 @@ async fn follow_joining(
         followed.retain(|name| backends.iter().any(|backend| backend.name() == &**name));
         for backend in backends {
             if !followed.contains(backend.name()) {
-                let link = proxy.shared.link(&backend);
+                let link = proxy.shared.for_call(&backend, client);
                 if let Ok(response) = ask(link, parts, message).await {
                     followed.insert(backend.shared_name());
                     follow_one(proxy, Answer { backend, response }, parts, sender);

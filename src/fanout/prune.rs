@@ -18,10 +18,10 @@ use crate::{
 /// # Errors
 /// The proxy's own error; a daemon's reset ends the merged stream with an error.
 pub async fn prune(proxy: &Proxy, call: Call) -> CallResult {
-    let Call { parts, body, .. } = call;
+    let Call { parts, body, client, .. } = call;
     let (message, _rest) = proxy.read_message(body).await?;
     let message = message.into_bytes();
-    let answers = ask_all(proxy, &parts, &message).await;
+    let answers = ask_all(proxy, &client, &parts, &message).await;
     let Some(headers) = answers.first().map(|answer| answer.response.headers().clone()) else {
         return Err(nobody(proxy).into());
     };

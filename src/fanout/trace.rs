@@ -18,10 +18,13 @@ pub async fn export(proxy: &Proxy, call: Call) -> CallResult {
     // One trace may be that of many builds; those on the caller's own connection come first.
     let keys =
         trace.map(|trace| [Key::TraceOnConnection(trace, client.connection), Key::Trace(trace)]);
-    let known = keys.iter().flatten().find_map(|key| proxy.known_link(key).ok().flatten());
+    let known = keys
+        .iter()
+        .flatten()
+        .find_map(|key| proxy.known_link(key, &client, &parts.headers).ok().flatten());
     match known {
         Some((link, _tally)) => proxy.relay_call(&link, parts, message.into_bytes(), rest).await,
-        None => proxy.relay_to_any(parts, message.into_bytes(), rest).await,
+        None => proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await,
     }
 }
 

@@ -19,10 +19,10 @@ use crate::{
 /// # Errors
 /// The proxy's own error; a daemon's reset is a missing part.
 pub async fn disk_usage(proxy: &Proxy, call: Call) -> CallResult {
-    let Call { parts, body, .. } = call;
+    let Call { parts, body, client, .. } = call;
     let (message, _rest) = proxy.read_message(body).await?;
     let message = message.into_bytes();
-    let answers = ask_all(proxy, &parts, &message).await;
+    let answers = ask_all(proxy, &client, &parts, &message).await;
     let read = join_all(answers.into_iter().map(|Answer { backend, response }| async {
         let headers = response.headers().clone();
         (backend, headers, messages(response).await)

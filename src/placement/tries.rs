@@ -11,9 +11,10 @@ use tokio::time::timeout;
 
 use super::{Decision, Placement};
 use crate::{
+    client::Client,
     error::{ProxyError, first_few},
     fleet::{Backend, BuildCount, Roster},
-    policy::{self, KeyHash, Outcome},
+    policy::{self, KeyHash, Outcome, Policy},
     upstream::Link,
 };
 
@@ -24,15 +25,6 @@ const FIRST_VERDICTS: Duration = Duration::from_secs(1);
 /// The least that one backend is given. A daemon that is there answers in milliseconds.
 const SHORTEST_TRY: Duration = Duration::from_secs(1);
 
-/// Which connection a call goes over.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum LinkKind {
-    /// One of its own: if it breaks, one build is lost.
-    Own,
-    /// The backend's long-lived one.
-    Shared,
-}
-
 /// Which backends are tried.
 #[derive(Debug)]
 pub(super) struct Tries {
@@ -41,7 +33,6 @@ pub(super) struct Tries {
     /// Chooses the others.
     pub(super) policy: policy::Config,
     pub(super) key: Option<KeyHash>,
-    pub(super) kind: LinkKind,
     /// When all of them have had their time.
     pub(super) deadline: Instant,
 }
@@ -55,58 +46,101 @@ pub(super) struct Opened {
     pub(super) decision: Decision,
 }
 
+/// What has been tried so far, and until when there is time for more.
+#[derive(Debug)]
+struct Progress {
+    roster: Arc<Roster>,
+    failures: Vec<String>,
+    tried: Vec<usize>,
+    deadline: Instant,
+}
+
+impl Progress {
+    /// Tries whether `link`'s backend accepts.
+    ///
+    /// # Errors
+    /// No other backend can be tried either.
+    async fn accepts(&mut self, link: &Link) -> Result<bool, ProxyError> {
+        let backend = link.backend();
+        // Half of what is left: each has its time, and several have a turn. The first has more than
+        // a connection is given anyway.
+        let limit = (left(self.deadline) / 2).max(SHORTEST_TRY);
+        match timeout(limit, link.open()).await {
+            Ok(Ok(())) => return Ok(true),
+            // No other backend could be reached either.
+            Ok(Err(error @ ProxyError::Shortage { .. })) => return Err(error),
+            Ok(Err(error)) => self.failures.push(error.to_string()),
+            Err(_elapsed) => {
+                self.failures
+                    .push(format!("backend {} was silent for {limit:.1?}", backend.name()));
+            }
+        }
+        if left(self.deadline).is_zero() {
+            return Err(self.nobody());
+        }
+        let same = |other: &Arc<Backend>| Arc::ptr_eq(other, backend);
+        self.tried.extend(self.roster.backends().iter().position(same));
+        Ok(false)
+    }
+
+    fn nobody(&self) -> ProxyError {
+        ProxyError::NoBackend(describe(self.roster.backends(), &self.failures))
+    }
+}
+
 impl Placement {
-    /// Tries one backend after the other.
+    /// Opens a link for a build.
     ///
     /// # Errors
     /// No backend could be reached in time.
     pub(super) async fn open(&self, mut tries: Tries) -> Result<Opened, ProxyError> {
-        if !self.fleet.is_ready() {
-            // At start the first probes are under way: their verdicts are milliseconds off.
-            let limit = FIRST_VERDICTS.min(left(tries.deadline));
-            let _ = timeout(limit, self.fleet.settled()).await;
-        }
-        let roster = self.fleet.roster();
-        let mut failures: Vec<String> = Vec::new();
-        let mut tried: Vec<usize> = Vec::new();
+        let mut progress = self.progress(tries.deadline).await;
         loop {
             let chosen = match tries.preferred.take() {
                 Some((backend, outcome)) => {
                     Some((backend.start_build(), Decision::preferred(outcome, &backend)))
                 }
-                None => self.choose(&roster, &tries, &tried),
+                None => self.choose(&progress.roster, &tries, &progress.tried),
             };
-            let Some((count, mut decision)) = chosen else {
-                return Err(ProxyError::NoBackend(describe(roster.backends(), &failures)));
-            };
-            let backend = count.backend();
-            let link = match tries.kind {
-                LinkKind::Own => Link::new(Arc::clone(backend), self.tasks.clone()),
-                LinkKind::Shared => self.shared.link(backend),
-            };
-            // Half of what is left: each has its time, and several have a turn. The first has more than
-            // a connection is given anyway.
-            let limit = (left(tries.deadline) / 2).max(SHORTEST_TRY);
-            match timeout(limit, link.open()).await {
-                Ok(Ok(())) => {
-                    if !failures.is_empty() {
-                        decision.outcome = Outcome::Failover;
-                    }
-                    return Ok(Opened { link, count, decision });
+            let (count, mut decision) = chosen.ok_or_else(|| progress.nobody())?;
+            let link = Link::new(Arc::clone(count.backend()), self.tasks.clone());
+            if progress.accepts(&link).await? {
+                if !progress.failures.is_empty() {
+                    decision.outcome = Outcome::Failover;
                 }
-                // No other backend could be reached either.
-                Ok(Err(error @ ProxyError::Shortage { .. })) => return Err(error),
-                Ok(Err(error)) => failures.push(error.to_string()),
-                Err(_elapsed) => {
-                    failures.push(format!("backend {} was silent for {limit:.1?}", backend.name()));
-                }
+                return Ok(Opened { link, count, decision });
             }
-            if left(tries.deadline).is_zero() {
-                return Err(ProxyError::NoBackend(describe(roster.backends(), &failures)));
-            }
-            let same = |other: &Arc<Backend>| Arc::ptr_eq(other, backend);
-            tried.extend(roster.backends().iter().position(same));
         }
+    }
+
+    /// The link to a backend that accepts, by load, for a call of `client` that belongs to no build and
+    /// counts as none.
+    ///
+    /// # Errors
+    /// No backend could be reached in time.
+    pub async fn any(&self, client: &Client) -> Result<Link, ProxyError> {
+        let policy = self.policy.with(Policy::LeastSessions);
+        let mut progress = self.progress(Self::deadline()).await;
+        loop {
+            let request = policy::Request { key: None, warm: None, tried: &progress.tried };
+            let candidates = progress.roster.candidates();
+            let choice = policy.choose(&request, candidates, Instant::now(), &mut rand::rng());
+            let choice = choice.ok_or_else(|| progress.nobody())?;
+            let link = self.shared.for_call(&progress.roster.backends()[choice.index], client);
+            if progress.accepts(&link).await? {
+                return Ok(link);
+            }
+        }
+    }
+
+    async fn progress(&self, deadline: Instant) -> Progress {
+        if !self.fleet.is_ready() {
+            // At start the first probes are under way: their verdicts are milliseconds off.
+            let limit = FIRST_VERDICTS.min(left(deadline));
+            let _ = timeout(limit, self.fleet.settled()).await;
+        }
+        let roster = self.fleet.roster();
+        Progress { roster, failures: Vec::new(), tried: Vec::new(), deadline }
     }
 
     fn choose(

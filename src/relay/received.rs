@@ -1,7 +1,9 @@
 //! The body of a daemon's response, as it comes.
 
 use std::{
+    any::Any,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -14,12 +16,14 @@ use http_body::Frame;
 pub struct Received {
     stream: RecvStream,
     data_ended: bool,
+    /// What the call holds until here.
+    _hold: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Received {
-    /// The body that comes in `stream`.
-    pub fn new(stream: RecvStream) -> Self {
-        Self { stream, data_ended: false }
+    /// The body that comes in `stream`; holds `hold` as long as it is there.
+    pub fn new(stream: RecvStream, hold: Option<Arc<dyn Any + Send + Sync>>) -> Self {
+        Self { stream, data_ended: false, _hold: hold }
     }
 }
 

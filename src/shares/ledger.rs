@@ -11,6 +11,9 @@ use super::{Limits, Over};
 
 type Address = Option<IpAddr>;
 
+/// How many times what is left one address may have of what nobody takes back.
+const SPARE: u64 = 3;
+
 /// Whose a share is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Holder {
@@ -67,13 +70,37 @@ impl Ledger {
         kept: oneshot::Sender<()>,
     ) -> Result<u64, Over> {
         self.make_room(holder, amount)?;
+        Ok(self.enter(holder, amount, kept))
+    }
+
+    /// The same if it is free, and leaves enough for others.
+    pub(super) fn take_spare(
+        &mut self,
+        holder: Holder,
+        amount: u64,
+        kept: oneshot::Sender<()>,
+    ) -> Result<u64, Over> {
+        let (address, connection) = self.weights(holder);
+        if connection.saturating_add(amount) > self.limits.connection {
+            return Err(Over::Connection);
+        }
+        let address = address.saturating_add(amount);
+        let left = self.limits.total.saturating_sub(self.used).checked_sub(amount);
+        let left = left.ok_or(Over::Total)?;
+        if address > self.limits.address.min(left.saturating_mul(SPARE)) {
+            return Err(Over::Address);
+        }
+        Ok(self.enter(holder, amount, kept))
+    }
+
+    fn enter(&mut self, holder: Holder, amount: u64, kept: oneshot::Sender<()>) -> u64 {
         let id = self.next;
         self.next += 1;
         self.change(holder, |connection| {
             connection.shares.insert(id, Entry { amount, _kept: kept });
             connection.used += amount;
         });
-        Ok(id)
+        id
     }
 
     pub(super) fn grow(&mut self, holder: Holder, id: u64, more: u64) -> Result<(), Over> {

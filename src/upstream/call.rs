@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Buf as _;
 use h2::{
-    Reason, SendStream,
+    Reason, RecvStream, SendStream,
     client::{ResponseFuture, SendRequest},
 };
 use http::{HeaderMap, Request, Response};
@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     io::Payload,
-    relay::{Body, Received, ResetError},
+    relay::{Body, ResetError},
 };
 
 /// Why a call has no response.
@@ -35,7 +35,7 @@ pub(super) async fn call(
     connection: SendRequest<Payload>,
     request: Box<Request<Body>>,
     tasks: &TaskTracker,
-) -> Result<Response<Received>, CallError> {
+) -> Result<Response<RecvStream>, CallError> {
     let (response, upload) = start(connection, request).await?;
     // Dropped with this future: whoever no longer waits for the response has cancelled the call.
     let (waiting, cancelled) = oneshot::channel();
@@ -45,7 +45,7 @@ pub(super) async fn call(
     let response = response.await.map_err(CallError::Failed)?;
     // Without an upload nobody listens.
     let _ = waiting.send(());
-    Ok(response.map(Received::new))
+    Ok(response)
 }
 
 type Started = (ResponseFuture, Option<Upload>);

@@ -32,7 +32,7 @@ fn builds(proxy: &Proxy) -> Vec<Value> {
     records.filter(|record| record["key_source"] != "none").collect()
 }
 
-fn backends<'a>(builds: &'a [Value]) -> BTreeSet<&'a str> {
+fn backends(builds: &[Value]) -> BTreeSet<&str> {
     builds.iter().filter_map(|build| build["backend"].as_str()).collect()
 }
 

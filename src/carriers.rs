@@ -1,0 +1,108 @@
+//! Which connections carry the Solves of builds, so that nobody else uses a build's own link.
+//!
+//! A link has one window for all its streams: whoever may open calls on it and does not read them can
+//! stop the build. A ref is no secret.
+
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
+
+use parking_lot::Mutex;
+
+use crate::{
+    client::Client,
+    ids::{Id, TraceId},
+};
+
+/// Where a Solve came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Carrier {
+    connection: u64,
+    address: Option<IpAddr>,
+    trace: Option<TraceId>,
+}
+
+impl Carrier {
+    fn new(client: &Client, trace: Option<TraceId>) -> Self {
+        Self { connection: client.connection, address: client.address, trace }
+    }
+
+    /// Whether a call from `other` is one of the same build: it is on the same connection, or has the
+    /// trace and the address, as after the client had to connect anew.
+    fn covers(&self, other: &Self) -> bool {
+        let same_trace = self.trace.is_some() && self.trace == other.trace;
+        self.connection == other.connection || (same_trace && self.address == other.address)
+    }
+}
+
+/// All of them. Clones share the list.
+#[derive(Debug, Clone, Default)]
+pub struct Carriers(Arc<Mutex<HashMap<Id, Vec<Carrier>>>>);
+
+impl Carriers {
+    /// Notes that the Solve of `build` is on `client`'s connection, for as long as the guard lives.
+    pub fn enter(&self, build: &Id, client: &Client, trace: Option<TraceId>) -> Carried {
+        let carrier = Carrier::new(client, trace);
+        self.0.lock().entry(build.clone()).or_default().push(carrier.clone());
+        Carried { carriers: self.clone(), build: build.clone(), carrier }
+    }
+
+    /// Whether a call of `build` from `client` comes from where the build's Solve does.
+    pub fn carries(&self, build: &Id, client: &Client, trace: Option<TraceId>) -> bool {
+        let caller = Carrier::new(client, trace);
+        let all = self.0.lock();
+        all.get(build).is_some_and(|carriers| carriers.iter().any(|one| one.covers(&caller)))
+    }
+}
+
+/// One Solve on its connection.
+#[derive(Debug)]
+pub struct Carried {
+    carriers: Carriers,
+    build: Id,
+    carrier: Carrier,
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        let mut all = self.carriers.0.lock();
+        let Some(carriers) = all.get_mut(&self.build) else { return };
+        if let Some(at) = carriers.iter().position(|carrier| *carrier == self.carrier) {
+            carriers.swap_remove(at);
+        }
+        if carriers.is_empty() {
+            all.remove(&self.build);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(connection: u64, address: u8) -> Client {
+        let address = Some(IpAddr::from([127, 0, 0, address]));
+        Client { connection, address, active: Arc::default() }
+    }
+
+    #[test]
+    fn a_build_is_its_connections_and_its_traces() {
+        let build = Id::new(b"r").expect("valid");
+        let trace = Some([1; 16]);
+        let carriers = Carriers::default();
+        let carried = carriers.enter(&build, &client(1, 1), trace);
+        assert!(carriers.carries(&build, &client(1, 1), None));
+        assert!(carriers.carries(&build, &client(2, 1), trace), "connected anew");
+        assert!(!carriers.carries(&build, &client(2, 2), trace), "another machine");
+        assert!(!carriers.carries(&build, &client(2, 1), None));
+        assert!(!carriers.carries(&Id::new(b"other").expect("valid"), &client(1, 1), trace));
+        drop(carried);
+        assert!(carriers.0.lock().is_empty());
+    }
+
+    #[test]
+    fn two_that_trace_nothing_are_not_alike() {
+        let build = Id::new(b"r").expect("valid");
+        let carriers = Carriers::default();
+        let _carried = carriers.enter(&build, &client(1, 1), None);
+        assert!(!carriers.carries(&build, &client(2, 1), None));
+    }
+}

@@ -1,0 +1,186 @@
+//! Opens a connection to a daemon, and knows whose fault it is if there is none.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
+use h2::client::SendRequest;
+use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use crate::{
+    address::Address,
+    descriptors::is_shortage,
+    error::{Chain, ProxyError, chain},
+    fleet::{Backend, Fault},
+    http2_limits::{DAEMON_HEADER_LIST_LEN, FRAME_LEN, SEND_BUFFER_LEN},
+    io::{Batched, Flushing, Payload, Socket},
+};
+
+/// A daemon that accepts takes milliseconds; a lost SYN is sent again after 1 s and 3 s.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An idle peer that is gone is found after this plus three probes ten seconds apart.
+///
+/// TCP's own keepalive, not HTTP/2's: a daemon closes a connection that is pinged more often than
+/// every five minutes (grpc-go `too_many_pings`). It also keeps a cloud load balancer's idle timer
+/// (4 minutes on Azure) from closing a silent build.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long sent data may stay unacknowledged: a node that vanished in the middle of a transfer.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// Sets what every TCP connection of the proxy has: no delay, and keepalive that finds dead peers.
+///
+/// # Errors
+/// The system refuses an option.
+pub fn configure_tcp(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(3);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone)]
+pub(super) enum DialError {
+    /// It is the backend's doing.
+    Fault(Fault, Arc<str>),
+    /// We lack what a connection takes.
+    Shortage(Arc<str>),
+}
+
+/// Receive windows of each stream and of the whole connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Windows {
+    pub(super) stream: u32,
+    pub(super) connection: u32,
+}
+
+pub(super) type Sender = SendRequest<Payload>;
+pub(super) type Dial = Shared<BoxFuture<'static, Result<Connection, DialError>>>;
+
+/// An open connection. It closes when all clones are gone and its last stream has ended.
+#[derive(Debug, Clone)]
+pub(super) struct Connection {
+    pub(super) sender: Sender,
+    ended: Arc<AtomicBool>,
+}
+
+impl Connection {
+    /// Whether it can be used no longer.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+}
+
+impl DialError {
+    /// The error for a call, and for `backend` the fault if it is its own.
+    pub(super) fn report(self, backend: &Backend) -> ProxyError {
+        match self {
+            Self::Fault(fault, cause) => {
+                backend.report_fault(fault, &cause, Instant::now());
+                let backend = backend.name().to_owned();
+                ProxyError::Connect { backend, cause: cause.to_string() }
+            }
+            Self::Shortage(cause) => ProxyError::Shortage { cause: cause.to_string() },
+        }
+    }
+}
+
+/// What it takes to connect to one backend.
+#[derive(Debug, Clone)]
+pub(super) struct Dialer {
+    pub(super) backend: Arc<Backend>,
+    pub(super) windows: Windows,
+    pub(super) tasks: TaskTracker,
+}
+
+impl Dialer {
+    /// A connection that is being opened, for all who wait for it.
+    pub(super) fn dial(&self) -> Dial {
+        dial(self.clone()).boxed().shared()
+    }
+}
+
+async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
+    let Dialer { backend, windows, tasks } = dialer;
+    let started = Instant::now();
+    let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
+    let timeout = |what| {
+        DialError::Fault(Fault::Timeout, format!("{what} within {CONNECT_TIMEOUT:?}").into())
+    };
+    let socket = match tokio::time::timeout_at(deadline, connect(backend.address())).await {
+        Ok(Ok(socket)) => socket,
+        Ok(Err(error)) => {
+            let cause = chain(&error).into();
+            return Err(match is_shortage(&error) {
+                true => DialError::Shortage(cause),
+                false => DialError::Fault(Fault::Refused, cause),
+            });
+        }
+        Err(_elapsed) => return Err(timeout("no connection")),
+    };
+    backend.metrics().connect.observe(started.elapsed().as_secs_f64());
+    let io = Batched::with_daemon(socket);
+    let handshake = h2::client::Builder::new()
+        .enable_push(false)
+        .max_frame_size(FRAME_LEN)
+        .initial_window_size(windows.stream)
+        .initial_connection_window_size(windows.connection)
+        .max_header_list_size(DAEMON_HEADER_LIST_LEN)
+        // A daemon sends a while to a stream that its client has cancelled, and the library takes each
+        // frame of it for an error that it allows a thousand of.
+        .max_local_error_reset_streams(None)
+        .max_send_buffer_size(SEND_BUFFER_LEN)
+        .initial_max_send_streams(usize::MAX >> 1)
+        .handshake(TokioIo::new(io.clone()))
+        .await;
+    let (sender, connection) =
+        handshake.map_err(|error| DialError::Fault(Fault::Lost, chain(&error).into()))?;
+    let connected = Connection { sender, ended: Arc::default() };
+    let ended = Arc::clone(&connected.ended);
+    let connection = Flushing::new(connection, io.clone());
+    // Not an async block: that would hold the connection twice.
+    tasks.spawn(connection.map(move |result| {
+        if let Err(error) = result {
+            debug!(backend = backend.name(), error = %Chain(&error), "upstream connection ended");
+        }
+        ended.store(true, Ordering::Relaxed);
+    }));
+    // The system accepts for a daemon that is stopped or stuck; its SETTINGS show that it is there.
+    // Once a Solve has been sent, it is too late to try another daemon.
+    match tokio::time::timeout_at(deadline, io.first_read()).await {
+        Ok(()) if io.received() > 0 => Ok(connected),
+        Ok(()) => Err(DialError::Fault(Fault::Lost, "it closed the connection unasked".into())),
+        Err(_elapsed) => Err(timeout("it accepted, but sent no SETTINGS")),
+    }
+}
+
+async fn connect(address: &Address) -> io::Result<Socket> {
+    match address {
+        Address::Tcp { host, port } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            configure_tcp(&stream)?;
+            Ok(Socket::Tcp(stream))
+        }
+        Address::Unix(path) => Ok(Socket::Unix(UnixStream::connect(path).await?)),
+    }
+}
