@@ -26,7 +26,7 @@ use crate::{
     error::ProxyError,
     fanout,
     fleet::Backend,
-    ids::{self, Id, Key, TraceId},
+    ids::{self, Id, Key, SessionId, TraceId},
     placement::{Placement, Wish},
     policy::Policy,
     proxy::Proxy,
@@ -111,7 +111,7 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
-pub async fn session(proxy: &Proxy, call: Call, id: Id) -> CallResult {
+pub async fn session(proxy: &Proxy, call: Call, id: SessionId) -> CallResult {
     let trace = ids::trace(&call.parts.headers);
     if proxy.rules.read_shared_key() {
         proxy.shared_keys.declare(&id, &call.parts.headers);

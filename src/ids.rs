@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use http::HeaderMap;
+use twox_hash::XxHash3_64;
 
 /// Longer ids are refused: BuildKit's have 25 characters.
 pub const MAX_ID_LEN: usize = 256;
@@ -13,7 +14,7 @@ const SESSION_HEADER: &str = "x-docker-expose-session-uuid";
 /// Metadata of every LLBBridge call that holds the build's ref (BuildKit client/buildid).
 const BUILD_HEADER: &str = "buildkit-controlapi-buildid";
 
-/// A session's uuid or a build's ref, as the client chose it.
+/// A build's ref or a blob's digest.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Id(Arc<[u8]>);
 
@@ -42,14 +43,40 @@ impl fmt::Debug for Id {
     }
 }
 
+/// A session's uuid, as the client chose it.
+///
+/// Whoever knows it can build from the client's directory and with its credentials. So it is shown as
+/// digits that tell one session from another and are too few to find the uuid by.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(Id);
+
+impl SessionId {
+    /// `bytes` as an id, or `None` if empty or longer than [`MAX_ID_LEN`].
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        Id::new(bytes).map(Self)
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:012x}", XxHash3_64::oneshot(self.0.as_bytes()) >> 16)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// W3C trace id: the same for all calls of one `buildctl build` or `buildx bake`.
 pub type TraceId = [u8; 16];
 
 /// What the directory knows a binding by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Key {
-    /// A session's uuid.
-    Session(Id),
+    /// A session.
+    Session(SessionId),
     /// A build's ref.
     Build(Id),
     /// The client's trace.
@@ -65,7 +92,8 @@ pub enum Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Session(id) | Self::Build(id) | Self::Digest(id) => id.fmt(f),
+            Self::Session(id) => id.fmt(f),
+            Self::Build(id) | Self::Digest(id) => id.fmt(f),
             Self::Trace(trace) | Self::TraceOnConnection(trace, _) => {
                 write!(f, "{:032x}", u128::from_be_bytes(*trace))
             }
@@ -75,8 +103,8 @@ impl fmt::Display for Key {
 }
 
 /// The session that a Session stream opens.
-pub fn session(headers: &HeaderMap) -> Option<Id> {
-    headers.get(SESSION_HEADER).and_then(|value| Id::new(value.as_bytes()))
+pub fn session(headers: &HeaderMap) -> Option<SessionId> {
+    headers.get(SESSION_HEADER).and_then(|value| SessionId::new(value.as_bytes()))
 }
 
 /// The build that an LLBBridge call belongs to.
@@ -113,6 +141,19 @@ mod tests {
             assert_eq!(trace(bad), None, "{bad}");
         }
         assert_eq!(trace("00-+0809fa7abad6f3c2d9a18a304e90d7f-1-01").map(|id| id[0]), Some(0x00));
+    }
+
+    #[test]
+    fn a_session_is_shown_as_digits_that_do_not_tell_its_id() {
+        let id = |text: &str| SessionId::new(text.as_bytes()).expect("valid");
+        let shown = [id("7zucm43h0qiq2vm5ixf3kkhl1").to_string(), id("other").to_string()];
+        assert!(shown.iter().all(|text| text.len() == 12 && !text.contains("7zu")), "{shown:?}");
+        assert_ne!(shown[0], shown[1]);
+        let key = Key::Session(id("other"));
+        assert_eq!(
+            (key.to_string(), format!("{key:?}")),
+            (shown[1].clone(), format!("Session({})", shown[1]))
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use http::HeaderMap;
 
-use crate::ids::{self, Id, Key};
+use crate::ids::{self, Id, Key, SessionId};
 
 /// What to do with a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub enum Route {
     /// Read it and bind its build.
     Solve,
     /// Park it until its session is bound.
-    Session(Id),
+    Session(SessionId),
     /// Read its ref, park it until that build is bound.
     Status,
     /// Park it until this build is bound.
@@ -158,6 +158,10 @@ mod tests {
         method(path).route(headers)
     }
 
+    fn session_id(text: &str) -> SessionId {
+        SessionId::new(text.as_bytes()).expect("valid")
+    }
+
     fn id(text: &str) -> Id {
         Id::new(text.as_bytes()).expect("valid")
     }
@@ -169,7 +173,7 @@ mod tests {
         let none = HeaderMap::new();
         assert_eq!(route("/moby.buildkit.v1.Control/Solve", &none), Route::Solve);
         let path = "/moby.buildkit.v1.Control/Session";
-        assert_eq!(route(path, &session), Route::Session(id("s1")));
+        assert_eq!(route(path, &session), Route::Session(session_id("s1")));
         assert_eq!(route(path, &none), Route::Any);
         let path = "/moby.buildkit.v1.frontend.LLBBridge/Ping";
         assert_eq!(route(path, &build), Route::Build(id("r1")));
@@ -182,7 +186,7 @@ mod tests {
         let build = headers(&[("buildkit-controlapi-buildid", "r1")]);
         assert_eq!(route(path, &build), Route::Build(id("r1")));
         let session = headers(&[("x-docker-expose-session-uuid", "s1")]);
-        assert_eq!(route(path, &session), Route::Follow(Key::Session(id("s1"))));
+        assert_eq!(route(path, &session), Route::Follow(Key::Session(session_id("s1"))));
         assert_eq!(route(path, &HeaderMap::new()), Route::Any);
     }
 

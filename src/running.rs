@@ -16,7 +16,7 @@ use crate::{affinity::AffinityKey, fleet::Backend, placement::Decision, policy::
 pub struct RunningBuild {
     /// Its ref.
     pub build: String,
-    /// Its session's uuid.
+    /// Its session, as it is shown.
     pub session: String,
     /// What its cache is known by.
     pub affinity: Option<AffinityKey>,

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use buildkit_lb::wire::{self, control::SolveRequest};
+use buildkit_lb::{
+    ids::SessionId,
+    wire::{self, control::SolveRequest},
+};
 use bytes::Bytes;
 use h2::Reason;
 use prost::Message as _;
@@ -305,7 +308,8 @@ async fn a_compressed_solve_is_read_and_passed_on_as_it_came() {
     let seen = victim.daemon.seen("Control/Solve").pop().expect("it arrived");
     assert_eq!(seen.message, message);
     assert_eq!(seen.headers["grpc-encoding"], "gzip");
-    assert_eq!(victim.proxy.build("zipped")["session"], "z");
+    let session = SessionId::new(b"z").expect("an id").to_string();
+    assert_eq!(victim.proxy.build("zipped")["session"], session.as_str());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::ids::Id;
+use crate::ids::SessionId;
 
 /// Metadata of Control/Session: buildx sets it to DIRECTORY:NODE (BuildKit session/session.go).
 const HEADER: &str = "x-docker-expose-session-sharedkey";
@@ -27,7 +27,7 @@ type Slot = watch::Sender<Option<Arc<str>>>;
 
 /// The shared keys of recent sessions. Clones share them.
 #[derive(Debug, Clone)]
-pub struct SharedKeys(Arc<Mutex<LruCache<Id, Slot>>>);
+pub struct SharedKeys(Arc<Mutex<LruCache<SessionId, Slot>>>);
 
 impl Default for SharedKeys {
     fn default() -> Self {
@@ -37,20 +37,20 @@ impl Default for SharedKeys {
 
 impl SharedKeys {
     /// Notes what a Session stream declares, be it nothing.
-    pub fn declare(&self, session: &Id, headers: &HeaderMap) {
+    pub fn declare(&self, session: &SessionId, headers: &HeaderMap) {
         let value = headers.get(HEADER).map_or(&[][..], |value| value.as_bytes());
         let key = String::from_utf8_lossy(&value[..value.len().min(MAX_LEN)]).into();
         self.with_slot(session, |slot| slot.send_replace(Some(key)));
     }
 
     /// What `session` declares; waits a moment for its stream to arrive.
-    pub async fn of(&self, session: &Id) -> Option<Arc<str>> {
+    pub async fn of(&self, session: &SessionId) -> Option<Arc<str>> {
         let mut declared = self.with_slot(session, watch::Sender::subscribe);
         let key = tokio::time::timeout(WAIT, declared.wait_for(Option::is_some)).await;
         key.ok()?.ok()?.clone()
     }
 
-    fn with_slot<T>(&self, session: &Id, then: impl FnOnce(&Slot) -> T) -> T {
+    fn with_slot<T>(&self, session: &SessionId, then: impl FnOnce(&Slot) -> T) -> T {
         then(self.0.lock().get_or_insert(session.clone(), Slot::default))
     }
 }
@@ -59,8 +59,8 @@ impl SharedKeys {
 mod tests {
     use super::*;
 
-    fn id(text: &str) -> Id {
-        Id::new(text.as_bytes()).expect("valid")
+    fn id(text: &str) -> SessionId {
+        SessionId::new(text.as_bytes()).expect("valid")
     }
 
     fn headers(key: &'static str) -> HeaderMap {

@@ -13,7 +13,7 @@ use crate::{
     client::{ActiveStream, Client},
     directory::{Binding, Lease, Lookup},
     fleet::BuildCount,
-    ids::{Id, Key},
+    ids::Key,
     metrics::{Metrics, code_name},
     placement::Placed,
     policy::KeyHash,
@@ -50,10 +50,9 @@ impl ActiveBuild {
             Some(Lookup::Live(bound)) => bound.tally,
             _ => Arc::default(),
         };
-        let text = |id: Option<&Id>| id.map(ToString::to_string).unwrap_or_default();
         let build = RunningBuild {
-            build: text(solve.build.as_ref()),
-            session: text(solve.session.as_ref()),
+            build: solve.build.as_ref().map(ToString::to_string).unwrap_or_default(),
+            session: solve.session.as_ref().map(ToString::to_string).unwrap_or_default(),
             affinity: solve.affinity.clone(),
             policy: proxy.placement.policy().policy,
             backend: Arc::clone(placed.binding.link.backend()),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::{
     affinity::AffinityKey,
     directory::Ties,
-    ids::{Id, Key, TraceId},
+    ids::{Id, Key, SessionId, TraceId},
     placement::Wish,
     policy::KeyHash,
     wire::{
@@ -24,9 +24,9 @@ pub struct Solve {
     /// Ref of the build.
     pub build: Option<Id>,
     /// The session it opens itself.
-    pub session: Option<Id>,
+    pub session: Option<SessionId>,
     /// Sessions of others that it uses: their daemon is the only one that can build it.
-    pub shared: Vec<Id>,
+    pub shared: Vec<SessionId>,
     /// A probe of the client's (`Internal`): it must not decide where the build goes.
     pub internal: bool,
     /// It uses another target's result (`context:NAME=input:…`), so belongs with its siblings.
@@ -47,8 +47,8 @@ impl Solve {
         let mut policy_session = None;
         parts(request, |part| match part {
             Part::Ref(id) => solve.build = Id::new(id),
-            Part::Session(id) => solve.session = Id::new(id),
-            Part::SourcePolicySession(id) => policy_session = Id::new(id),
+            Part::Session(id) => solve.session = SessionId::new(id),
+            Part::SourcePolicySession(id) => policy_session = SessionId::new(id),
             Part::Internal(internal) => solve.internal = internal,
             Part::Option { name, value } => solve.option(name, value),
             _ => {}
@@ -59,7 +59,8 @@ impl Solve {
 
     fn option(&mut self, name: &[u8], value: &[u8]) {
         if name.starts_with(b"local-sessionid:") {
-            self.shared.extend(Id::new(value).filter(|_| self.shared.len() < MAX_SHARED_SESSIONS));
+            self.shared
+                .extend(SessionId::new(value).filter(|_| self.shared.len() < MAX_SHARED_SESSIONS));
         }
         self.linked |= name.starts_with(b"context:") && value.starts_with(b"input:");
         self.groups |= self.linked || name == b"filename";
@@ -141,6 +142,10 @@ mod tests {
         Solve::read(&request.encode_to_vec()).expect("valid")
     }
 
+    fn session(text: &str) -> Key {
+        Key::Session(SessionId::new(text.as_bytes()).expect("valid"))
+    }
+
     fn id(text: &str) -> Id {
         Id::new(text.as_bytes()).expect("valid")
     }
@@ -157,7 +162,7 @@ mod tests {
             ..Default::default()
         };
         let solve = read(&request);
-        let keys = [Key::Session(id("shared")), Key::Session(id("own")), Key::Build(id("r"))];
+        let keys = [session("shared"), session("own"), Key::Build(id("r"))];
         assert_eq!(solve.keys(), keys);
         assert!(!solve.linked);
     }
@@ -225,11 +230,11 @@ mod tests {
             };
             let solve = read(&request);
             prop_assert_eq!(solve.build, Id::new(&request.r#ref));
-            prop_assert_eq!(solve.session, Id::new(&request.session));
+            prop_assert_eq!(solve.session, SessionId::new(&request.session));
             prop_assert_eq!(solve.internal, internal);
             let named = options.iter().filter(|(name, _)| name.starts_with("local-sessionid:"));
             let named = named.map(|(_, value)| value.as_bytes());
-            let shared = named.chain([&request.source_policy_session[..]]).filter_map(Id::new);
+            let shared = named.chain([&request.source_policy_session[..]]).filter_map(SessionId::new);
             prop_assert_eq!(solve.shared, Vec::from_iter(shared));
         }
 

@@ -3,14 +3,17 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::{fleet::tests::backends, ids::Id};
+use crate::{
+    fleet::tests::backends,
+    ids::{Id, SessionId},
+};
 
 fn key(text: &str) -> Key {
     Key::Build(Id::new(text.as_bytes()).expect("valid"))
 }
 
 fn session(text: &str) -> Key {
-    Key::Session(Id::new(text.as_bytes()).expect("valid"))
+    Key::Session(SessionId::new(text.as_bytes()).expect("valid"))
 }
 
 fn binding(index: usize) -> Arc<Binding> {

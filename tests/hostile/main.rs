@@ -8,6 +8,7 @@ mod cancels;
 mod grouping;
 mod logging;
 mod parking;
+mod secrets;
 mod stalled_readers;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,25 +1,37 @@
 //! An HTTP/2 hop that sends each call of a client over another connection to the proxy.
 
+use std::sync::{Arc, Mutex};
+
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, server::SendResponse};
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::fake_daemon::send;
 
+/// The metadata of all calls so far.
+pub(crate) type Noted = Arc<Mutex<Vec<HeaderMap>>>;
+
 /// Starts the hop in front of `proxy` (`HOST:PORT`) and returns its own address.
 pub(crate) async fn start(proxy: String) -> String {
+    start_noting(proxy).await.0
+}
+
+/// The same, and what passes is noted.
+pub(crate) async fn start_noting(proxy: String) -> (String, Noted) {
+    let noted = Noted::default();
+    let notes = Arc::clone(&noted);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = format!("tcp://{}", listener.local_addr().expect("bound"));
     tokio::spawn(async move {
         while let Ok((socket, _peer)) = listener.accept().await {
-            tokio::spawn(serve(socket, proxy.clone()));
+            tokio::spawn(serve(socket, proxy.clone(), Arc::clone(&notes)));
         }
     });
-    addr
+    (addr, noted)
 }
 
-async fn serve(socket: TcpStream, proxy: String) {
+async fn serve(socket: TcpStream, proxy: String, notes: Noted) {
     let handshake = h2::server::Builder::new()
         .initial_window_size(1 << 20)
         .initial_connection_window_size(16 << 20)
@@ -28,6 +40,7 @@ async fn serve(socket: TcpStream, proxy: String) {
         .await;
     let Ok(mut connection) = handshake else { return };
     while let Some(Ok((request, respond))) = connection.accept().await {
+        notes.lock().expect("no panic").push(request.headers().clone());
         tokio::spawn(relay(request, respond, proxy.clone()));
     }
 }
