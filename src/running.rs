@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,6 +19,8 @@ pub struct RunningBuild {
     pub build: String,
     /// Its session, as it is shown.
     pub session: String,
+    /// Address of its client, unless that came through a Unix socket.
+    pub client: Option<IpAddr>,
     /// What its cache is known by.
     pub affinity: Option<AffinityKey>,
     /// The policy in force.

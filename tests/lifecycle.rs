@@ -285,5 +285,23 @@ fn unix_sockets_work_on_both_sides() {
     for addr in [&socket, &outer.addr()] {
         succeed(&mut buildctl_build(addr, &context));
     }
-    assert_eq!(inner.records("build ended").len(), 2);
+    let told = inner.records("build ended");
+    assert_eq!(told.len(), 2);
+    assert!(told.iter().all(|record| record["client"].is_null()), "{told:?}");
+    let told = outer.records("build ended");
+    assert_eq!(told[0]["client"], "127.0.0.1", "{told:?}");
+}
+
+#[test]
+fn the_status_names_the_client_of_a_build() {
+    let fleet = Buildkitd::fleet(1);
+    let proxy = Proxy::in_front_of(&fleet).start();
+    let context = Context::busybox("RUN sleep 5003");
+    let mut build = buildctl_build(&proxy.addr(), &context);
+    let mut client = build.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("runs");
+    running_on(&proxy, &fleet);
+    let status = proxy.status();
+    client.kill().expect("it runs");
+    let _ = client.wait();
+    assert_eq!(status["builds"][0]["client"], "127.0.0.1", "{status}");
 }

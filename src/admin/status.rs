@@ -76,6 +76,7 @@ fn explained(pool: &str, build: &RunningBuild) -> Value {
         "pool": pool,
         "ref": build.build,
         "session": build.session,
+        "client": build.client,
         "key": build.key(),
         "key_source": build.key_source(),
         "policy": build.policy.to_string(),

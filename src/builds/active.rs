@@ -53,6 +53,7 @@ impl ActiveBuild {
         let build = RunningBuild {
             build: solve.build.as_ref().map(ToString::to_string).unwrap_or_default(),
             session: solve.session.as_ref().map(ToString::to_string).unwrap_or_default(),
+            client: client.address,
             affinity: solve.affinity.clone(),
             policy: proxy.placement.policy().policy,
             backend: Arc::clone(placed.binding.link.backend()),
@@ -111,6 +112,7 @@ impl ActiveBuild {
             pool = metrics.pool(),
             r#ref = build.build,
             session = build.session,
+            client = build.client.map(tracing::field::display),
             key = build.key(),
             key_source = build.key_source(),
             policy = %build.policy,
