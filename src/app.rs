@@ -11,11 +11,13 @@ use crate::{
     admin,
     config::Config,
     connection::Context,
+    descriptors::Budget,
     kubernetes::Access,
     listener::{ListenError, Listener},
     metrics::Families,
     pool::{self, DiscoverError, Pool},
     shutdown::Signals,
+    upstream::client_connections,
 };
 
 /// How often a drain says what it waits for.
@@ -98,6 +100,7 @@ impl App {
             dns_server,
             pods: config.pods,
             kubernetes: Access::default(),
+            connections: client_connections(Budget::of_process().upstream),
             families: &families,
             tasks: &background,
             stop: &stop,

@@ -97,7 +97,7 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let spread = proxy.placement.policy().spread_bake_targets;
     let scattered = is_scattered(proxy, trace);
     let wish = solve.wish(trace, client.connection, scattered, spread);
-    let placed = proxy.placement.place(wish, deadline).await?;
+    let placed = proxy.placement.place(wish, &client, deadline).await?;
     drop(placing);
     Ok(Ready {
         link: placed.binding.link.clone(),
@@ -221,7 +221,7 @@ async fn bind_session(
     }
     let scattered = is_scattered(proxy, trace);
     let wish = session_wish(key, ended, trace, client.connection, scattered);
-    let placed = proxy.placement.place(wish, Placement::deadline()).await?;
+    let placed = proxy.placement.place(wish, client, Placement::deadline()).await?;
     let bound = Bound { binding: placed.binding, tally: Arc::default() };
     Ok((bound, Some(placed.lease)))
 }

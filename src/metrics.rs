@@ -172,6 +172,7 @@ impl Metrics {
             builds_active: families.builds_active.get_or_create_owned(&labels),
             capacity: families.backend_capacity.get_or_create_owned(&labels),
             sessions_active: families.sessions_active.get_or_create_owned(&labels),
+            connections: families.upstream_connections.get_or_create_owned(&labels),
             connect: families.upstream_connect.get_or_create_owned(&labels),
             bytes_up: bytes("up"),
             bytes_down: bytes("down"),
@@ -193,6 +194,7 @@ impl Metrics {
         families.builds_active.remove(&labels);
         families.backend_capacity.remove(&labels);
         families.sessions_active.remove(&labels);
+        families.upstream_connections.remove(&labels);
         families.upstream_connect.remove(&labels);
         for direction in ["up", "down"] {
             families.bytes.remove(&DirectionLabels::new(pool, backend, direction));
@@ -293,6 +295,7 @@ pub struct BackendMetrics {
     pub builds_active: Gauge,
     pub capacity: Gauge,
     pub sessions_active: Gauge,
+    pub connections: Gauge,
     pub connect: Histogram,
     pub bytes_up: Counter<u64, AtomicU64>,
     pub bytes_down: Counter<u64, AtomicU64>,

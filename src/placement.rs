@@ -13,12 +13,12 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::time::timeout_at;
-use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 pub use self::decision::Decision;
 use self::tries::{Opened, Tries};
 use crate::{
+    client::Client,
     directory::{Binding, Claimed, Directory, Lease, Ties},
     error::ProxyError,
     fleet::{Backend, BuildCount, Fleet},
@@ -76,21 +76,19 @@ pub struct Placement {
     /// Where keys were built last.
     warm: Mutex<WarmMemory>,
     metrics: Arc<Metrics>,
-    tasks: TaskTracker,
 }
 
 impl Placement {
-    /// A placement that has placed nothing yet; its connections run on `tasks`.
+    /// A placement that has placed nothing yet.
     pub fn new(
         directory: Directory,
         fleet: Arc<Fleet>,
         shared: Arc<SharedLinks>,
         policy: policy::Config,
         metrics: Arc<Metrics>,
-        tasks: TaskTracker,
     ) -> Self {
         let warm = Mutex::new(WarmMemory::new(policy.warm, Instant::now()));
-        Self { directory, fleet, shared, policy, warm, metrics, tasks }
+        Self { directory, fleet, shared, policy, warm, metrics }
     }
 
     /// When what is to be placed now has been placed or refused.
@@ -103,11 +101,16 @@ impl Placement {
         &self.policy
     }
 
-    /// Joins the binding that the wish's ties have, or makes one.
+    /// Joins the binding that the wish's ties have, or makes one for `client`.
     ///
     /// # Errors
     /// No backend could be reached before the deadline. Who waits for the wish's own keys has been told.
-    pub async fn place(&self, wish: Wish, deadline: Instant) -> Result<Placed, ProxyError> {
+    pub async fn place(
+        &self,
+        wish: Wish,
+        client: &Client,
+        deadline: Instant,
+    ) -> Result<Placed, ProxyError> {
         let claimed = timeout_at(deadline.into(), self.directory.claim(&wish.ties)).await;
         let claim = match claimed {
             Ok(Claimed::Decide(claim)) => claim,
@@ -124,7 +127,7 @@ impl Placement {
                 return Err(error);
             }
         };
-        match self.open(self.tries(&wish, deadline)).await {
+        match self.open(self.tries(&wish, client, deadline)).await {
             Ok(Opened { link, count, decision }) => {
                 let binding = Arc::new(Binding::new(link));
                 let lease = claim.bind(&binding);
@@ -148,7 +151,7 @@ impl Placement {
         self.metrics.affinity_keys.set(keys);
     }
 
-    fn tries(&self, wish: &Wish, deadline: Instant) -> Tries {
+    fn tries(&self, wish: &Wish, client: &Client, deadline: Instant) -> Tries {
         let ties = &wish.ties;
         let input = || self.directory.recent_companion(&ties.follows, Instant::now());
         let input = wish.linked.then(input).flatten().and_then(|name| self.fleet.find(&name));
@@ -161,6 +164,7 @@ impl Placement {
         };
         Tries {
             preferred: tied.or_else(|| wish.probe.then(oldest).flatten()),
+            client: client.clone(),
             policy,
             key: wish.key,
             deadline,

@@ -16,6 +16,7 @@ use crate::{
     kubernetes::{Access, ClientError},
     metrics::Families,
     proxy::Proxy,
+    shares::Shares,
 };
 
 /// Why a pool's daemons cannot be found.
@@ -38,6 +39,8 @@ pub struct Shared<'a> {
     pub pods: config::Pods,
     /// The way to the Kubernetes API.
     pub kubernetes: Access,
+    /// Connections to daemons, for their clients to share.
+    pub connections: Shares,
     /// Every metric.
     pub families: &'a Arc<Families>,
     /// Where their tasks run.
@@ -63,7 +66,8 @@ impl Pool {
     /// # Errors
     /// A source of daemons cannot be asked.
     pub async fn start(config: config::Pool, shared: &Shared<'_>) -> Result<Self, DiscoverError> {
-        let &Shared { dns_server, pods, ref kubernetes, families, tasks, stop } = shared;
+        let &Shared { dns_server, pods, ref kubernetes, ref connections, families, tasks, stop } =
+            shared;
         let metrics = Arc::new(families.pool(&config.name));
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
         let register = Register::new(Arc::clone(&fleet), Arc::clone(&metrics));
@@ -97,7 +101,14 @@ impl Pool {
             closing.spawn(annotations::run(client, fleet, pods.annotations, metrics, stop));
         }
         let rules = Arc::new(config.affinity);
-        let proxy = Proxy::new(Arc::clone(&fleet), metrics, config.policy, rules, tasks.clone());
+        let proxy = Proxy::new(
+            Arc::clone(&fleet),
+            metrics,
+            config.policy,
+            rules,
+            connections.clone(),
+            tasks.clone(),
+        );
         let shared = Arc::clone(&proxy.shared);
         tasks.spawn(health::run(fleet, shared, tasks.clone(), stop.clone()));
         Ok(Self { proxy, register, closing })

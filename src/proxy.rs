@@ -28,6 +28,7 @@ use crate::{
     refusals::Refusals,
     relay::{self, Body, End, OnEnd, ResetError, Tally},
     running::Running,
+    shares::Shares,
     upstream::{Link, SendError, SharedLinks},
 };
 
@@ -61,23 +62,24 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy that has seen no stream yet; its tasks run on `tasks`.
+    /// A proxy that has seen no stream yet; its clients share `connections` to daemons, and its tasks run
+    /// on `tasks`.
     pub fn new(
         fleet: Arc<Fleet>,
         metrics: Arc<Metrics>,
         policy: policy::Config,
         rules: Arc<Rules>,
+        connections: Shares,
         tasks: TaskTracker,
     ) -> Self {
         let directory = Directory::default();
-        let shared = Arc::new(SharedLinks::new(tasks.clone()));
+        let shared = Arc::new(SharedLinks::new(connections, tasks.clone()));
         let placement = Arc::new(Placement::new(
             directory.clone(),
             Arc::clone(&fleet),
             Arc::clone(&shared),
             policy,
             Arc::clone(&metrics),
-            tasks.clone(),
         ));
         Self {
             parking: Arc::new(Parking::new(directory.clone(), Arc::clone(&metrics))),

@@ -174,6 +174,25 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_takes_back_never_runs_out() {
+        let shares = shares(100, 100, 100);
+        let mut held = Vec::new();
+        let mut counts = Vec::new();
+        for address in 1..=4 {
+            let mut take = || shares.take_spare(&client(address, address.into()), 1);
+            let before = held.len();
+            while let Ok(share) = take() {
+                held.push(share);
+            }
+            assert_eq!(take().err(), Some(Over::Address));
+            counts.push(held.len() - before);
+        }
+        assert_eq!(counts[0], 75, "one alone may have three quarters");
+        assert!(counts[1..].iter().all(|count| *count > 0), "{counts:?}");
+        assert!(held.iter_mut().all(|share| !gone(share)), "nobody gives way");
+    }
+
+    #[test]
     fn one_connection_and_one_address_have_their_limits() {
         let shares = shares(100, 5, 3);
         let _first = shares.take(&client(1, 1), 3).expect("free");

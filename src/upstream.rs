@@ -23,11 +23,11 @@ use tracing::debug;
 
 use self::{
     call::{CallError, call},
-    dial::{Dial, Dialer, Sender, Windows},
+    dial::{Dial, Dialer, Owner, Sender, Windows},
 };
 pub use self::{
     dial::{CONNECT_TIMEOUT, configure_tcp},
-    links::SharedLinks,
+    links::{SharedLinks, client_connections},
 };
 use crate::{
     error::{ProxyError, chain},
@@ -64,14 +64,19 @@ struct Inner {
 }
 
 impl Link {
-    /// A link for one build that is not yet open; its tasks run on `tasks`.
+    /// A link of the proxy's own that is not yet open; its tasks run on `tasks`.
     pub fn new(backend: Arc<Backend>, tasks: TaskTracker) -> Self {
         let windows = Windows { stream: STREAM_WINDOW, connection: CONNECTION_WINDOW };
-        Self::with_windows(backend, windows, tasks)
+        Self::with_windows(backend, windows, tasks, None)
     }
 
-    fn with_windows(backend: Arc<Backend>, windows: Windows, tasks: TaskTracker) -> Self {
-        let dialer = Dialer { backend, windows, tasks };
+    fn with_windows(
+        backend: Arc<Backend>,
+        windows: Windows,
+        tasks: TaskTracker,
+        owner: Option<Owner>,
+    ) -> Self {
+        let dialer = Dialer { backend, windows, tasks, owner };
         Self::of(Arc::new(Inner { dialer, dial: Mutex::default() }))
     }
 

@@ -107,6 +107,7 @@ pub struct Families {
     pub(super) binding_conflicts: Family<PoolLabels, Counter>,
     pub(super) backend_capacity: Family<BackendLabels, Gauge>,
     pub(super) backend_info: Family<VersionLabels, Gauge>,
+    pub(super) upstream_connections: Family<BackendLabels, Gauge>,
     pub(super) upstream_connect: Family<BackendLabels, Histogram, Buckets>,
     pub(super) upstream_errors: Family<BackendReasonLabels, Counter>,
     pub(super) connections_active: Family<PoolLabels, Gauge>,
@@ -144,6 +145,7 @@ impl Families {
             binding_conflicts: Family::default(),
             backend_capacity: Family::default(),
             backend_info: Family::default(),
+            upstream_connections: Family::default(),
             upstream_connect: Family::new_with_constructor(Buckets(&CONNECT_SECONDS)),
             upstream_errors: Family::default(),
             connections_active: Family::default(),
@@ -184,6 +186,7 @@ impl Families {
         r.register("binding_conflicts", "Builds that need sessions of two backends", self.binding_conflicts.clone());
         r.register("backend_info", "Version that a daemon says it has", self.backend_info.clone());
         r.register("backend_capacity", "Size of a backend against the others'", self.backend_capacity.clone());
+        r.register("upstream_connections_active", "Open connections to a backend", self.upstream_connections.clone());
         r.register("upstream_connect_seconds", "Time to open a connection to a backend", self.upstream_connect.clone());
         r.register("upstream_errors", "Failed or lost connections to a backend", self.upstream_errors.clone());
         r.register("connections_active", "Open client connections", self.connections_active.clone());

@@ -30,6 +30,8 @@ const SHORTEST_TRY: Duration = Duration::from_secs(1);
 pub(super) struct Tries {
     /// The first one, whatever the policy says, and how it was found.
     pub(super) preferred: Option<(Arc<Backend>, Outcome)>,
+    /// Whose connection it will be.
+    pub(super) client: Client,
     /// Chooses the others.
     pub(super) policy: policy::Config,
     pub(super) key: Option<KeyHash>,
@@ -68,7 +70,9 @@ impl Progress {
         match timeout(limit, link.open()).await {
             Ok(Ok(())) => return Ok(true),
             // No other backend could be reached either.
-            Ok(Err(error @ ProxyError::Shortage { .. })) => return Err(error),
+            Ok(Err(error @ (ProxyError::Shortage { .. } | ProxyError::Limit(_)))) => {
+                return Err(error);
+            }
             Ok(Err(error)) => self.failures.push(error.to_string()),
             Err(_elapsed) => {
                 self.failures
@@ -103,7 +107,7 @@ impl Placement {
                 None => self.choose(&progress.roster, &tries, &progress.tried),
             };
             let (count, mut decision) = chosen.ok_or_else(|| progress.nobody())?;
-            let link = Link::new(Arc::clone(count.backend()), self.tasks.clone());
+            let link = self.shared.for_build(count.backend(), &tries.client);
             if progress.accepts(&link).await? {
                 if !progress.failures.is_empty() {
                     decision.outcome = Outcome::Failover;

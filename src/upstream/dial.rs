@@ -22,11 +22,13 @@ use tracing::debug;
 
 use crate::{
     address::Address,
+    client::Client,
     descriptors::is_shortage,
     error::{Chain, ProxyError, chain},
     fleet::{Backend, Fault},
     http2_limits::{DAEMON_HEADER_LIST_LEN, FRAME_LEN, SEND_BUFFER_LEN},
     io::{Batched, Flushing, Payload, Socket},
+    shares::{Over, Share, Shares},
 };
 
 /// A daemon that accepts takes milliseconds; a lost SYN is sent again after 1 s and 3 s.
@@ -65,6 +67,8 @@ pub(super) enum DialError {
     Fault(Fault, Arc<str>),
     /// We lack what a connection takes.
     Shortage(Arc<str>),
+    /// Its client, or all clients together, have as many connections as they may.
+    Over(Over),
 }
 
 /// Receive windows of each stream and of the whole connection.
@@ -101,6 +105,12 @@ impl DialError {
                 ProxyError::Connect { backend, cause: cause.to_string() }
             }
             Self::Shortage(cause) => ProxyError::Shortage { cause: cause.to_string() },
+            Self::Over(Over::Total) => {
+                ProxyError::Limit("the proxy has as many connections to backends as it may")
+            }
+            Self::Over(Over::Connection | Over::Address) => {
+                ProxyError::Limit("this client has as many connections to backends as one may")
+            }
         }
     }
 }
@@ -111,6 +121,21 @@ pub(super) struct Dialer {
     pub(super) backend: Arc<Backend>,
     pub(super) windows: Windows,
     pub(super) tasks: TaskTracker,
+    /// Whose connection it will be; nobody's if it is the proxy's own.
+    pub(super) owner: Option<Owner>,
+}
+
+/// The client that a connection is for, and what it takes its share of.
+#[derive(Debug, Clone)]
+pub(super) struct Owner {
+    pub(super) client: Client,
+    pub(super) connections: Shares,
+}
+
+impl Owner {
+    fn share(&self) -> Result<Share, DialError> {
+        self.connections.take_spare(&self.client, 1).map_err(DialError::Over)
+    }
 }
 
 impl Dialer {
@@ -121,7 +146,8 @@ impl Dialer {
 }
 
 async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
-    let Dialer { backend, windows, tasks } = dialer;
+    let Dialer { backend, windows, tasks, owner } = dialer;
+    let share = owner.map(|owner| owner.share()).transpose()?;
     let started = Instant::now();
     let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
     let timeout = |what| {
@@ -158,8 +184,11 @@ async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
     let connected = Connection { sender, ended: Arc::default() };
     let ended = Arc::clone(&connected.ended);
     let connection = Flushing::new(connection, io.clone());
+    backend.metrics().connections.inc();
     // Not an async block: that would hold the connection twice.
     tasks.spawn(connection.map(move |result| {
+        drop(share);
+        backend.metrics().connections.dec();
         if let Err(error) = result {
             debug!(backend = backend.name(), error = %Chain(&error), "upstream connection ended");
         }

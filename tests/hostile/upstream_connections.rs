@@ -4,7 +4,16 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use crate::support::{eventually, fake_daemon::FakeDaemon, proxy::Builder, raw_client::RawClient};
+use crate::{
+    bystander,
+    support::{
+        buildkitd::Buildkitd,
+        eventually,
+        fake_daemon::FakeDaemon,
+        proxy::{Builder, Proxy},
+        raw_client::RawClient,
+    },
+};
 
 /// What a refused call is told: it is our limit, or our want.
 const OURS: [Option<&str>; 2] = [Some("limit"), Some("shortage")];
@@ -44,4 +53,44 @@ async fn a_proxy_out_of_descriptors_blames_no_daemon() {
     assert!(proxy.records("backend ejected").is_empty());
     let _solve = client.solve("again", "again").await;
     assert_eq!(client.bridge("Ping", "again").await.ended().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_cannot_have_all_connections_to_daemons() {
+    const SESSIONS: usize = 400;
+    let daemon = Buildkitd::start("only");
+    let proxy = Proxy::in_front_of([&daemon]).descriptors(512).start();
+    proxy.wait_ready(1, Duration::from_secs(10));
+    let client = RawClient::connect(&proxy.socket()).await;
+    let mut sessions = Vec::new();
+    for session in 0..SESSIONS {
+        let (id, trace) = (format!("s{session}"), format!("{:032x}", session + 1));
+        let trace = format!("00-{trace}-0000000000000001-01");
+        let headers = [("x-docker-expose-session-uuid", &*id), ("traceparent", &trace)];
+        sessions.push(client.call("/moby.buildkit.v1.Control/Session", &headers).await);
+    }
+    let answers = sessions.into_iter().map(|session| session.answered());
+    let answers: Vec<_> = futures_util::future::join_all(answers).await;
+    let mut open = Vec::new();
+    let mut refused = 0;
+    for answer in answers {
+        let answer = answer.expect("headers");
+        match answer.headers.get("buildkit-lb-error") {
+            None => open.push(answer),
+            Some(word) => {
+                assert_eq!(word, "limit");
+                refused += 1;
+            }
+        }
+    }
+    let connections = || proxy.metric("buildkit_lb_upstream_connections_active", &[]);
+    assert!(open.len() >= 42, "a bake of forty targets fits, not {}", open.len());
+    assert!(connections() < 120.0, "{} connections, {refused} refused", connections());
+    bystander::builds(&proxy).await;
+    assert_eq!(proxy.metric("buildkit_lb_upstream_errors_total", &[]), 0.0);
+    drop((open, client));
+    eventually("all is given back", Duration::from_secs(10), || {
+        // The proxy's own stay.
+        (connections() <= 2.0).then_some(())
+    });
 }
