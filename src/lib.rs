@@ -1,26 +1,28 @@
 //! buildkit-lb: a gRPC load balancer in front of a fleet of buildkitd daemons.
 //!
-//! The modules, in the order a byte travels; each may use only those below it:
+//! The modules, in the order a byte travels. A module may use only those that stand after it; a test,
+//! `tests/layout.rs`, holds the code to this list:
 //!
-//! - [`cli`] command line, [`explain`] what the proxy would decide, [`config`] settings, [`app`] the
-//!   composition root, [`pool`] that of one pool
+//! - [`cli`] command line, [`explain`] what the proxy would decide
+//! - [`app`] the composition root, [`admin`] metrics and status, [`pool`] the composition root of one
+//!   pool; [`config`] settings
 //! - [`listener`] accepts, [`connection`] serves one HTTP/2 client link
 //! - [`router`] path and metadata to a route
-//! - [`call`] one call and what becomes of it
 //! - [`builds`] reads each Solve, binds its build, parks the siblings
 //! - [`fanout`] the fleet's RPCs: ask every daemon, merge
 //! - [`proxy`] what all streams share: the [`running`] builds, which connections are their [`carriers`], the
 //!   [`refusals`]; [`parking`] where calls wait for their build, [`placement`] where a build goes,
 //!   [`directory`] session or build -> binding
+//! - [`call`] one call and what becomes of it
+//! - beside the path: [`health`] probes, [`annotations`] tells Kubernetes which pods build
+//! - [`upstream`] one connection to a daemon; [`relay`] copies bodies unread
+//! - [`discovery`] finds the backends, and writes the fleet alone; [`fleet`] the live ones
 //! - [`affinity`] what a build's cache is known by
 //! - [`policy`] which backend takes a build
-//! - [`relay`] copies bodies unread; [`upstream`] one connection to a daemon
-//! - [`fleet`] the live backends; [`discovery`] finds them, and writes the fleet alone
 //!
-//! Beside the path: [`health`] probes, [`annotations`] tells Kubernetes which pods build, [`admin`]
-//! metrics and status. Leaves that anyone may use:
-//! [`address`], [`client`], [`descriptors`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`],
-//! [`kubernetes`], [`metrics`], [`outage`], [`shares`], [`shutdown`], [`telemetry`], [`wire`].
+//! Leaves, which anyone may use and which use no one but each other: [`address`], [`client`],
+//! [`descriptors`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`], [`kubernetes`],
+//! [`metrics`], [`outage`], [`shares`], [`shutdown`], [`telemetry`], [`wire`].
 
 // Whoever reads our output may be gone, and to print would be to panic then.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
