@@ -22,7 +22,7 @@ use crate::{
     affinity::{AffinityKey, Facts, rules::HINT_HEADER},
     call::{Call, CallResult},
     client::Client,
-    directory::{Bound, Lease, Lookup, Ties},
+    directory::{Bound, Caller, Lease, Lookup, Ties},
     error::ProxyError,
     fanout,
     fleet::Backend,
@@ -86,24 +86,24 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
         .await
         .map_err(|error| ProxyError::from_solve(&error))?;
     let deadline = Placement::deadline();
+    let caller = Caller { connection: client.connection, trace };
     // From here on its siblings wait for what becomes of it.
-    let placing = proxy.directory.placing(solve.own());
+    let (session, build) = (solve.session.as_ref(), solve.build.as_ref());
+    let placing = proxy.directory.placing(session, build, caller)?;
     // Before its siblings are served: they are to know their own build.
-    let enter = |build| proxy.carriers.enter(build, &client, trace);
-    let carried = solve.build.as_ref().map(enter);
+    let carried = build.map(|build| proxy.carriers.enter(build, &client, trace));
     if let Some(facts) = facts {
         solve.affinity = affinity_key(proxy, &solve, facts, &parts.headers, &client).await;
     }
     let spread = proxy.placement.policy().spread_bake_targets;
     let scattered = is_scattered(proxy, trace);
-    let wish = solve.wish(trace, client.connection, scattered, spread);
+    let wish = solve.wish(&placing, caller, scattered, spread);
     let placed = proxy.placement.place(wish, &client, deadline).await?;
-    drop(placing);
     Ok(Ready {
         link: placed.binding.link.clone(),
         message: message.into_bytes(),
         request: Box::new(Request::from_parts(parts, rest)),
-        build: ActiveBuild::start(proxy, &solve, placed, carried, &client, arrived),
+        build: ActiveBuild::start(proxy, &solve, &placing, placed, carried, &client, arrived),
     })
 }
 
@@ -139,11 +139,12 @@ pub async fn session(proxy: &Proxy, call: Call, id: SessionId) -> CallResult {
 /// The proxy's own error, or the daemon's reset.
 pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
+    let trace = ids::trace(&parts.headers);
     let (message, rest) = proxy.read_message(body).await?;
     let Some(id) = message.first_id().await else {
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };
-    let (link, tally) = match status_link(proxy, &client, &parts.headers, &id).await {
+    let (link, tally) = match status_link(proxy, &client, trace, &id).await {
         Ok(found) => found,
         Err(error) => return refuse::status(error),
     };
@@ -156,8 +157,8 @@ pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn bridge(proxy: &Proxy, call: Call, id: Id) -> CallResult {
-    let (client, headers) = (&call.client, &call.parts.headers);
-    let (link, tally) = park(proxy, client, headers, &Key::Build(id), BRIDGE_PARK).await?;
+    let trace = ids::trace(&call.parts.headers);
+    let (link, tally) = park(proxy, &call.client, trace, &id, BRIDGE_PARK).await?;
     proxy.relay(&link, Bytes::new(), call.into_request(), tally, OnEnd::new(drop)).await
 }
 
@@ -214,11 +215,15 @@ async fn bind_session(
         Lookup::Ended(name) => proxy.fleet.find(&name),
         Lookup::Unknown => None,
     };
-    if ended.is_none()
-        && let Some(bound) = proxy.parking.wait(client, key, SESSION_PARK).await?
-    {
-        return Ok((bound, None));
-    }
+    let ended = match ended {
+        Some(ended) => Some(ended),
+        None => match proxy.parking.wait(client, trace, key, SESSION_PARK).await? {
+            Lookup::Live(bound) => return Ok((bound, None)),
+            Lookup::Refused(error) => return Err(error),
+            Lookup::Ended(name) => proxy.fleet.find(&name),
+            Lookup::Unknown => None,
+        },
+    };
     let scattered = is_scattered(proxy, trace);
     let wish = session_wish(key, ended, trace, client.connection, scattered);
     let placed = proxy.placement.place(wish, client, Placement::deadline()).await?;
@@ -241,7 +246,7 @@ fn session_wish(
     };
     let keys = vec![key.clone()];
     let (follows, attracts) = (beside(scattered), beside(true));
-    let ties = Ties { own: Vec::new(), keys, follows, attracts, connection };
+    let ties = Ties { keys, follows, attracts, connection, ..Ties::default() };
     Wish {
         ties: Arc::new(ties),
         build: None,
@@ -261,11 +266,10 @@ fn is_scattered(proxy: &Proxy, trace: Option<TraceId>) -> bool {
 async fn status_link(
     proxy: &Proxy,
     client: &Client,
-    headers: &HeaderMap,
+    trace: Option<TraceId>,
     id: &Id,
 ) -> Result<(Link, Arc<Tally>), ProxyError> {
-    let key = Key::Build(id.clone());
-    match park(proxy, client, headers, &key, STATUS_LOOKUP).await {
+    match park(proxy, client, trace, id, STATUS_LOOKUP).await {
         Err(ProxyError::UnknownBuild(_)) => {}
         known => return known,
     }
@@ -273,22 +277,22 @@ async fn status_link(
     if let Some(link) = fanout::locate(proxy, client, id).await {
         return Ok((link, Arc::default()));
     }
-    park(proxy, client, headers, &key, STATUS_PARK - STATUS_LOOKUP).await
+    park(proxy, client, trace, id, STATUS_PARK - STATUS_LOOKUP).await
 }
 
-/// Waits until `key` is known; its Solve must come within `unseen`.
+/// Waits until the build that a call with the ref `id` is of is known; its Solve must come within `unseen`.
 async fn park(
     proxy: &Proxy,
     client: &Client,
-    headers: &HeaderMap,
-    key: &Key,
+    trace: Option<TraceId>,
+    id: &Id,
     unseen: Duration,
 ) -> Result<(Link, Arc<Tally>), ProxyError> {
-    if let Some(found) = proxy.known_link(key, client, headers)? {
+    if let Some(found) = proxy.known_build(id, client, trace)? {
         return Ok(found);
     }
-    match proxy.parking.wait(client, key, unseen).await? {
-        Some(bound) => Ok(proxy.live_link(key, bound, client, headers)),
-        None => Err(ProxyError::UnknownBuild(key.to_string())),
-    }
+    let key = Key::Build(id.clone());
+    let known = proxy.parking.wait(client, trace, &key, unseen).await?;
+    let found = proxy.found(known, &key, client, trace)?;
+    found.ok_or_else(|| ProxyError::UnknownBuild(id.to_string()))
 }

@@ -8,6 +8,7 @@
 mod claim;
 mod live;
 mod memory;
+mod namesakes;
 
 use std::{
     sync::Arc,
@@ -20,18 +21,26 @@ use tokio::{
     time::timeout_at,
 };
 
-pub use self::claim::{Claim, Claimed, Lease, Placing, Ties};
+pub use self::{
+    claim::{Claim, Claimed, Lease, Placing, Ties},
+    namesakes::Caller,
+};
 use self::{
     live::{Live, Slot},
     memory::{Memory, Remembered},
+    namesakes::Which,
 };
 use crate::{
     error::ProxyError,
     fleet::{Backend, BindingCount},
-    ids::{Key, TraceId},
+    ids::{Id, Key, TraceId},
     relay::Tally,
     upstream::Link,
 };
+
+/// How long a call waits for a Solve of its own, although a build with its ref came on another
+/// connection. A client sends all of a build's calls within milliseconds, or some more on a busy machine.
+const OWN_SOLVE: Duration = Duration::from_secs(1);
 
 /// These sessions and builds belong to that backend, over this connection.
 #[derive(Debug)]
@@ -93,63 +102,87 @@ impl Default for Directory {
 impl Directory {
     /// What is known of `key`.
     pub fn lookup(&self, key: &Key) -> Lookup {
+        self.inner.lock().lookup(key)
+    }
+
+    /// What is known of the build that a call of `caller` with the ref `build` is of; nothing yet while
+    /// that may be another one than the one which runs.
+    pub fn lookup_build(&self, build: &Id, caller: Caller) -> Lookup {
         let mut inner = self.inner.lock();
-        if let Some(bound) = inner.live.bound(key) {
-            return Lookup::Live(bound);
-        }
-        match inner.memory.get(key) {
-            Some(Remembered::Ended { backend, .. }) => Lookup::Ended(Arc::clone(backend)),
-            Some(Remembered::Refused(error)) => Lookup::Refused(error.clone()),
-            None => Lookup::Unknown,
+        match inner.which(build, caller) {
+            Ok(Which::First) => inner.lookup(&Key::Build(build.clone())),
+            Ok(Which::Namesake(key)) => inner.lookup(&key),
+            Ok(Which::Early) => Lookup::Unknown,
+            Err(error) => Lookup::Refused(error),
         }
     }
 
-    /// Waits until `key` is bound or its Solve refused; `None` if its Solve has not come within
+    /// Waits until something is known of `key` for `caller`; nothing is if its Solve has not come within
     /// `unseen`. While the Solve is being placed, that takes as long as its own limit allows. Dropping
     /// the future stops waiting.
-    ///
-    /// # Errors
-    /// The refusal.
-    pub async fn bound(&self, key: &Key, unseen: Duration) -> Result<Option<Bound>, ProxyError> {
-        let deadline = tokio::time::Instant::now() + unseen;
-        let mut seen = false;
+    pub async fn bound(&self, key: &Key, caller: Caller, unseen: Duration) -> Lookup {
+        let now = tokio::time::Instant::now();
+        let (deadline, early) = (now + unseen, now + OWN_SOLVE);
+        // Its own Solve may yet come, although another with its ref has come.
+        let mut early_yet = true;
         loop {
-            let step = self.step(key, seen)?;
-            match step {
-                Step::Bound(bound) => return Ok(Some(bound)),
-                Step::Placing(mut placed) => {
-                    seen = true;
-                    // The channel closes when the Solve is placed, refused or gone.
-                    while placed.changed().await.is_ok() {}
+            match self.step(key, caller, early_yet) {
+                Step::Known(lookup) => return lookup,
+                // The channel closes when the Solve is placed, refused or gone.
+                Step::Placing(mut placed) => while placed.changed().await.is_ok() {},
+                Step::Early(parked) => {
+                    if parked.outcome(early).await.is_none() {
+                        early_yet = false;
+                        self.inner.lock().live.scatter(key);
+                    }
                 }
-                Step::Parked(mut parked) => match timeout_at(deadline, &mut parked.outcome).await {
-                    Ok(Ok(outcome)) => return outcome.map(Some),
-                    Ok(Err(_closed)) => {}
-                    Err(_elapsed) if self.is_placing(key) => {}
-                    Err(_elapsed) => return Ok(None),
+                Step::Parked(parked) => match parked.outcome(deadline).await {
+                    Some(Ok(Ok(bound))) => return Lookup::Live(bound),
+                    Some(Ok(Err(refusal))) => return Lookup::Refused(refusal),
+                    Some(Err(_closed)) => {}
+                    None if self.is_placing(key) => {}
+                    None => return Lookup::Unknown,
                 },
             }
         }
     }
 
-    fn step<'a>(&'a self, key: &'a Key, seen: bool) -> Result<Step<'a>, ProxyError> {
+    fn step(&self, key: &Key, caller: Caller, early_yet: bool) -> Step<'_> {
         let mut inner = self.inner.lock();
+        let which = match key {
+            Key::Build(build) => inner.which(build, caller),
+            _ => Ok(Which::First),
+        };
+        let key = match &which {
+            Ok(Which::Namesake(key)) => key,
+            Ok(Which::Early) if early_yet => {
+                return Step::Early(Parked::new(self, &mut inner, key, caller.connection));
+            }
+            Ok(Which::First | Which::Early) => key,
+            Err(error) => return Step::Known(Lookup::Refused(error.clone())),
+        };
         if let Some(bound) = inner.live.bound(key) {
-            return Ok(Step::Bound(bound));
+            return Step::Known(Lookup::Live(bound));
         }
-        if let Some(placed) = inner.live.placing.get(key) {
-            return Ok(Step::Placing(placed.clone()));
+        if let Some(arrived) = inner.live.placing.get(key) {
+            return Step::Placing(arrived.placed.clone());
         }
-        // Before its Solve was seen, a refusal may be that of an earlier Solve with this id.
-        if let Some(error) = inner.memory.refused(key).filter(|_| seen) {
-            return Err(error);
+        // A short build may have ended before this call looked again.
+        match inner.lookup(key) {
+            Lookup::Unknown => Step::Parked(Parked::new(self, &mut inner, key, caller.connection)),
+            known => Step::Known(known),
         }
-        let (number, outcome) = inner.live.park(key);
-        Ok(Step::Parked(Parked { directory: self, key, number, outcome }))
     }
 
     fn is_placing(&self, key: &Key) -> bool {
         self.inner.lock().live.placing.contains_key(key)
+    }
+
+    /// The backends of those of `keys` that are bound.
+    pub fn backends(&self, keys: &[Key]) -> Vec<Arc<Backend>> {
+        let inner = self.inner.lock();
+        let bound = keys.iter().filter_map(|key| inner.live.bound(key));
+        bound.map(|bound| Arc::clone(bound.binding.link.backend())).collect()
     }
 
     /// The first of `keys` that is bound.
@@ -225,7 +258,7 @@ impl Directory {
     pub fn builds(&self) -> Vec<(String, String)> {
         let inner = self.inner.lock();
         let builds = inner.live.keys.iter().filter_map(|(key, live)| match (key, &live.slot) {
-            (Key::Build(id), Slot::Bound(binding)) => {
+            (Key::Build(id) | Key::Namesake(id, _), Slot::Bound(binding)) => {
                 Some((id.to_string(), binding.link.backend().name().to_owned()))
             }
             _ => None,
@@ -234,25 +267,55 @@ impl Directory {
     }
 }
 
+impl Inner {
+    fn lookup(&mut self, key: &Key) -> Lookup {
+        if let Some(bound) = self.live.bound(key) {
+            return Lookup::Live(bound);
+        }
+        match self.memory.get(key) {
+            Some(Remembered::Ended { backend, .. }) => Lookup::Ended(Arc::clone(backend)),
+            Some(Remembered::Refused(error)) => Lookup::Refused(error.clone()),
+            None => Lookup::Unknown,
+        }
+    }
+}
+
 /// What a stream that waits for a key does next.
 enum Step<'a> {
-    Bound(Bound),
+    Known(Lookup),
     /// Its Solve is being placed: look again when that has ended.
     Placing(watch::Receiver<()>),
+    /// Its own Solve may come in a moment, although a build with its ref is known.
+    Early(Parked<'a>),
     Parked(Parked<'a>),
 }
 
 /// A place among those who wait for a key.
 struct Parked<'a> {
     directory: &'a Directory,
-    key: &'a Key,
+    key: Key,
     number: u64,
     outcome: oneshot::Receiver<Result<Bound, ProxyError>>,
 }
 
+impl<'a> Parked<'a> {
+    fn new(directory: &'a Directory, inner: &mut Inner, key: &Key, connection: u64) -> Self {
+        let (number, outcome) = inner.live.park(key, connection);
+        Self { directory, key: key.clone(), number, outcome }
+    }
+
+    /// What it waited for; an error if it is to look again, `None` if nothing came until `deadline`.
+    async fn outcome(
+        mut self,
+        deadline: tokio::time::Instant,
+    ) -> Option<Result<Result<Bound, ProxyError>, oneshot::error::RecvError>> {
+        timeout_at(deadline, &mut self.outcome).await.ok()
+    }
+}
+
 impl Drop for Parked<'_> {
     fn drop(&mut self) {
-        self.directory.inner.lock().live.unpark(self.key, self.number);
+        self.directory.inner.lock().live.unpark(&self.key, self.number);
     }
 }
 

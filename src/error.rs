@@ -90,6 +90,17 @@ pub enum ProxyError {
     /// A Session stream with this uuid is open; a second one would silently replace it in the daemon.
     #[error("session {0} is already open")]
     SessionOpen(String),
+    /// A build with the same ref runs: a client gave one ref to several of its nodes.
+    #[error(
+        "build {build} is running already, and {why}; where all nodes of a builder lead to one pool, \
+         it needs one node only"
+    )]
+    RefTaken {
+        /// The ref.
+        build: String,
+        /// What keeps the two from running side by side.
+        why: &'static str,
+    },
     /// Its client has more calls that wait for their build than the others have.
     #[error("too many calls wait for their build: {0}")]
     Parked(Over),
@@ -116,7 +127,7 @@ impl ProxyError {
             | Self::BackendDeparted { .. } => Code::Unavailable,
             Self::UnknownBuild(_) => Code::NotFound,
             Self::BadSolve(_) => Code::InvalidArgument,
-            Self::SessionOpen(_) => Code::AlreadyExists,
+            Self::SessionOpen(_) | Self::RefTaken { .. } => Code::AlreadyExists,
             Self::SolveTooLarge(_)
             | Self::AnswerTooLarge { .. }
             | Self::Shortage { .. }
@@ -142,6 +153,7 @@ impl ProxyError {
             Self::SolveTooLarge(_) => "solve_too_large",
             Self::SolveTimeout(_) => "solve_timeout",
             Self::SessionOpen(_) => "session_open",
+            Self::RefTaken { .. } => "ref_taken",
             Self::Parked(_) => "parked",
             Self::Limit(_) => "limit",
         }

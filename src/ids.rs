@@ -79,6 +79,8 @@ pub enum Key {
     Session(SessionId),
     /// A build's ref.
     Build(Id),
+    /// The ref of a build that came on this connection while another one had the same ref.
+    Namesake(Id, u64),
     /// The client's trace.
     Trace(TraceId),
     /// The client's trace, on one downstream connection.
@@ -93,7 +95,7 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Session(id) => id.fmt(f),
-            Self::Build(id) | Self::Digest(id) => id.fmt(f),
+            Self::Build(id) | Self::Namesake(id, _) | Self::Digest(id) => id.fmt(f),
             Self::Trace(trace) | Self::TraceOnConnection(trace, _) => {
                 write!(f, "{:032x}", u128::from_be_bytes(*trace))
             }

@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     client::Client,
-    directory::{Bound, Directory},
+    directory::{Caller, Directory, Lookup},
     error::ProxyError,
-    ids::Key,
+    ids::{Key, TraceId},
     metrics::Metrics,
     shares::{Limits, Over, Shares},
 };
@@ -36,23 +36,25 @@ impl Parking {
         Self { directory, places: Shares::new(limits), metrics }
     }
 
-    /// Waits until `key` is bound; `None` if its Solve has not come within `unseen`.
+    /// Waits until something is known of `key`; nothing is if its Solve has not come within `unseen`.
     ///
     /// # Errors
-    /// The Solve was refused, or `client` has more calls that wait than others.
+    /// `client` has more calls that wait than others.
     pub async fn wait(
         &self,
         client: &Client,
+        trace: Option<TraceId>,
         key: &Key,
         unseen: Duration,
-    ) -> Result<Option<Bound>, ProxyError> {
+    ) -> Result<Lookup, ProxyError> {
+        let caller = Caller { connection: client.connection, trace };
         let mut place = self.places.take(client, 1).map_err(ProxyError::Parked)?;
         self.metrics.parked_streams.inc();
         let _counted = Counted(&self.metrics);
         tokio::select! {
             // Whoever is bound at the moment of its eviction goes on.
             biased;
-            outcome = self.directory.bound(key, unseen) => outcome,
+            outcome = self.directory.bound(key, caller, unseen) => Ok(outcome),
             () = place.evicted() => Err(ProxyError::Parked(Over::Total)),
         }
     }
@@ -95,7 +97,9 @@ mod tests {
         let parking = Arc::new(Parking::with(limits, Directory::default(), Arc::clone(&metrics)));
         let park = |client: Client, key: Key| {
             let parking = Arc::clone(&parking);
-            tokio::spawn(async move { parking.wait(&client, &key, Duration::from_secs(14)).await })
+            tokio::spawn(
+                async move { parking.wait(&client, None, &key, Duration::from_secs(14)).await },
+            )
         };
         // Two connections of the attacker's, and more than there is.
         let attack: Vec<_> =

@@ -52,6 +52,19 @@ pub struct Wish {
     pub probe: bool,
 }
 
+impl Wish {
+    /// What its client is told of `error`.
+    fn refusal(&self, error: ProxyError) -> ProxyError {
+        if self.ties.apart.is_empty() { error } else { self.taken() }
+    }
+
+    /// It cannot run where a build with the same ref runs, and nowhere else.
+    fn taken(&self) -> ProxyError {
+        let build = self.build.as_ref().map(ToString::to_string).unwrap_or_default();
+        ProxyError::RefTaken { build, why: "no other backend can take a second one" }
+    }
+}
+
 /// A build's place, and how it was found.
 #[derive(Debug)]
 pub struct Placed {
@@ -112,32 +125,49 @@ impl Placement {
         deadline: Instant,
     ) -> Result<Placed, ProxyError> {
         let claimed = timeout_at(deadline.into(), self.directory.claim(&wish.ties)).await;
-        let claim = match claimed {
-            Ok(Claimed::Decide(claim)) => claim,
-            Ok(Claimed::Join(binding, lease)) => {
-                self.warn_of_conflict(&wish, &binding);
-                let decision = Decision::preferred(Outcome::Pinned, binding.link.backend());
-                let count = binding.link.backend().start_build();
-                return Ok(Placed { binding, lease, count, decision });
+        let avoid = self.directory.backends(&wish.ties.apart);
+        let placed = match claimed {
+            Ok(Claimed::Decide(claim)) => {
+                return match self.open(self.tries(&wish, avoid, client, deadline)).await {
+                    Ok(Opened { link, count, decision }) => {
+                        let binding = Arc::new(Binding::new(link));
+                        let lease = claim.bind(&binding);
+                        Ok(Placed { binding, lease, count, decision })
+                    }
+                    Err(error) => {
+                        let error = wish.refusal(error);
+                        claim.refuse(&error);
+                        Err(error)
+                    }
+                };
             }
+            Ok(Claimed::Join(binding, lease)) => self.join(&wish, binding, lease, &avoid),
             Err(_elapsed) => {
                 let what = "what it belongs with has found no backend either".to_owned();
-                let error = ProxyError::NoBackend(what);
-                self.directory.refuse(wish.ties.own.clone(), &error);
-                return Err(error);
+                Err(ProxyError::NoBackend(what))
             }
         };
-        match self.open(self.tries(&wish, client, deadline)).await {
-            Ok(Opened { link, count, decision }) => {
-                let binding = Arc::new(Binding::new(link));
-                let lease = claim.bind(&binding);
-                Ok(Placed { binding, lease, count, decision })
-            }
-            Err(error) => {
-                claim.refuse(&error);
-                Err(error)
-            }
+        if let Err(error) = &placed {
+            self.directory.refuse(wish.ties.own.clone(), error);
         }
+        placed
+    }
+
+    fn join(
+        &self,
+        wish: &Wish,
+        binding: Arc<Binding>,
+        lease: Lease,
+        avoid: &[Arc<Backend>],
+    ) -> Result<Placed, ProxyError> {
+        let backend = binding.link.backend();
+        if has(avoid, backend) {
+            return Err(wish.taken());
+        }
+        self.warn_of_conflict(wish, &binding);
+        let (count, decision) =
+            (backend.start_build(), Decision::preferred(Outcome::Pinned, backend));
+        Ok(Placed { binding, lease, count, decision })
     }
 
     /// Notes that a build of `key` is on `backend`: it is warm for it from now on.
@@ -151,7 +181,13 @@ impl Placement {
         self.metrics.affinity_keys.set(keys);
     }
 
-    fn tries(&self, wish: &Wish, client: &Client, deadline: Instant) -> Tries {
+    fn tries(
+        &self,
+        wish: &Wish,
+        avoid: Vec<Arc<Backend>>,
+        client: &Client,
+        deadline: Instant,
+    ) -> Tries {
         let ties = &wish.ties;
         let input = || self.directory.recent_companion(&ties.follows, Instant::now());
         let input = wish.linked.then(input).flatten().and_then(|name| self.fleet.find(&name));
@@ -162,8 +198,11 @@ impl Placement {
             let oldest = self.fleet.oldest().into_iter().min_by_key(|backend| backend.builds());
             oldest.map(|backend| (backend, Outcome::Balanced))
         };
+        let preferred = tied.or_else(|| wish.probe.then(oldest).flatten());
+        let elsewhere = |(backend, _): &(Arc<Backend>, Outcome)| !has(&avoid, backend);
         Tries {
-            preferred: tied.or_else(|| wish.probe.then(oldest).flatten()),
+            preferred: preferred.filter(elsewhere),
+            avoid,
             client: client.clone(),
             policy,
             key: wish.key,
@@ -189,4 +228,9 @@ impl Placement {
             );
         }
     }
+}
+
+/// Whether `backend` is one of `backends`.
+fn has(backends: &[Arc<Backend>], backend: &Arc<Backend>) -> bool {
+    backends.iter().any(|other| Arc::ptr_eq(other, backend))
 }

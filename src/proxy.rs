@@ -16,11 +16,11 @@ use crate::{
     call::CallResult,
     carriers::Carriers,
     client::Client,
-    directory::{Bound, Directory, Lookup},
+    directory::{Bound, Caller, Directory, Lookup},
     error::ProxyError,
     first_message::{FirstMessage, Reader},
     fleet::Fleet,
-    ids::{self, Key},
+    ids::{self, Id, Key, TraceId},
     metrics::Metrics,
     parking::Parking,
     placement::Placement,
@@ -128,8 +128,57 @@ impl Proxy {
         client: &Client,
         headers: &HeaderMap,
     ) -> Result<Option<(Link, Arc<Tally>)>, ProxyError> {
-        match self.directory.lookup(key) {
-            Lookup::Live(bound) => Ok(Some(self.live_link(key, bound, client, headers))),
+        self.found(self.directory.lookup(key), key, client, ids::trace(headers))
+    }
+
+    /// The link for a call of `client` and `trace` with the ref `build`, if that build is live or has
+    /// ended not long ago.
+    ///
+    /// # Errors
+    /// The Solve was refused, the backend has left, or several builds have this ref.
+    pub fn known_build(
+        &self,
+        build: &Id,
+        client: &Client,
+        trace: Option<TraceId>,
+    ) -> Result<Option<(Link, Arc<Tally>)>, ProxyError> {
+        let caller = Caller { connection: client.connection, trace };
+        let lookup = self.directory.lookup_build(build, caller);
+        self.found(lookup, &Key::Build(build.clone()), client, trace)
+    }
+
+    /// The same for what is asked of a build's record, which may be of any client's.
+    ///
+    /// # Errors
+    /// The Solve was refused, or the backend has left.
+    pub fn known_record(
+        &self,
+        build: &Id,
+        client: &Client,
+        headers: &HeaderMap,
+    ) -> Result<Option<Link>, ProxyError> {
+        let keys = [Key::Namesake(build.clone(), client.connection), Key::Build(build.clone())];
+        for key in &keys {
+            if let Some((link, _tally)) = self.known_link(key, client, headers)? {
+                return Ok(Some(link));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The link for a call of `client` and `trace` that belongs to `key`, if the `lookup` of that knows.
+    ///
+    /// # Errors
+    /// The Solve was refused, or the backend has left.
+    pub fn found(
+        &self,
+        lookup: Lookup,
+        key: &Key,
+        client: &Client,
+        trace: Option<TraceId>,
+    ) -> Result<Option<(Link, Arc<Tally>)>, ProxyError> {
+        match lookup {
+            Lookup::Live(bound) => Ok(Some(self.live_link(key, bound, client, trace))),
             Lookup::Ended(name) => match self.fleet.find(&name) {
                 Some(backend) => Ok(Some((self.shared.for_call(&backend, client), Arc::default()))),
                 None => Err(ProxyError::BackendDeparted {
@@ -144,15 +193,15 @@ impl Proxy {
 
     /// The link for a call of `client` that belongs to `key`, which is `bound`: the build's own one for
     /// the build's own calls, and for nobody else's.
-    pub fn live_link(
+    fn live_link(
         &self,
         key: &Key,
         bound: Bound,
         client: &Client,
-        headers: &HeaderMap,
+        trace: Option<TraceId>,
     ) -> (Link, Arc<Tally>) {
         let own = match key {
-            Key::Build(id) => self.carriers.carries(id, client, ids::trace(headers)),
+            Key::Build(id) | Key::Namesake(id, _) => self.carriers.carries(id, client, trace),
             _ => false,
         };
         let link = &bound.binding.link;

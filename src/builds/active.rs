@@ -11,7 +11,7 @@ use super::solve::Solve;
 use crate::{
     carriers::Carried,
     client::{ActiveStream, Client},
-    directory::{Binding, Lease, Lookup},
+    directory::{Binding, Lease, Lookup, Placing},
     fleet::BuildCount,
     ids::Key,
     metrics::{Metrics, code_name},
@@ -41,14 +41,18 @@ impl ActiveBuild {
     pub(super) fn start(
         proxy: &Proxy,
         solve: &Solve,
+        placing: &Placing,
         placed: Placed,
         carried: Option<Carried>,
         client: &Client,
         arrived: Instant,
     ) -> Self {
-        let tally = |key: Option<Key>| match key.map(|key| proxy.directory.lookup(&key)) {
-            Some(Lookup::Live(bound)) => bound.tally,
-            _ => Arc::default(),
+        let tally = |of: fn(&Key) -> bool| {
+            let key = placing.own().iter().find(|key| of(key));
+            match key.map(|key| proxy.directory.lookup(key)) {
+                Some(Lookup::Live(bound)) => bound.tally,
+                _ => Arc::default(),
+            }
         };
         let build = RunningBuild {
             build: solve.build.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -64,8 +68,8 @@ impl ActiveBuild {
         let active = Self {
             metrics: Arc::clone(&proxy.metrics),
             build: proxy.running.enter(build),
-            tally: tally(solve.build.clone().map(Key::Build)),
-            session_tally: tally(solve.session.clone().map(Key::Session)),
+            tally: tally(|key| !matches!(key, Key::Session(_))),
+            session_tally: tally(|key| matches!(key, Key::Session(_))),
             _count: placed.count,
             _binding: placed.binding,
             _lease: placed.lease,

@@ -13,7 +13,7 @@ use crate::{
 
 /// Reads a Session until the client half-closes it, then ends it with OK.
 pub(super) async fn session(mut body: Incoming, error: ProxyError) -> CallResult {
-    if !matches!(error, ProxyError::NoBackend(_)) {
+    if !is_solves(&error) {
         return Err(error.into());
     }
     while let Some(Ok(_frame)) = body.frame().await {}
@@ -22,8 +22,10 @@ pub(super) async fn session(mut body: Incoming, error: ProxyError) -> CallResult
 
 /// Ends a Status with OK if its Solve has told the error.
 pub(super) fn status(error: ProxyError) -> CallResult {
-    match error {
-        ProxyError::NoBackend(_) => Ok(ok_response()),
-        error => Err(error.into()),
-    }
+    if is_solves(&error) { Ok(ok_response()) } else { Err(error.into()) }
+}
+
+/// Whether the Solve has told it.
+fn is_solves(error: &ProxyError) -> bool {
+    matches!(error, ProxyError::NoBackend(_) | ProxyError::RefTaken { .. })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::{
     affinity::AffinityKey,
-    directory::Ties,
+    directory::{Caller, Placing, Ties},
     ids::{Id, Key, SessionId, TraceId},
     placement::Wish,
     policy::KeyHash,
@@ -66,27 +66,16 @@ impl Solve {
         self.groups |= self.linked || name == b"filename";
     }
 
-    /// Its own ids.
-    pub fn own(&self) -> Vec<Key> {
-        let session = self.session.iter().cloned().map(Key::Session);
-        session.chain(self.build.iter().cloned().map(Key::Build)).collect()
-    }
-
     /// The ids it is bound by, the strongest first: a session that already serves files decides.
-    fn keys(&self) -> Vec<Key> {
+    fn keys(&self, own: &[Key]) -> Vec<Key> {
         let shared = self.shared.iter().cloned().map(Key::Session);
-        shared.chain(self.own()).collect()
+        shared.chain(own.iter().cloned()).collect()
     }
 
     /// Where it belongs, as far as it says; `scattered` if a connection says nothing of that. With
     /// `spread`, a target that is not linked goes its own way.
-    pub fn wish(
-        &self,
-        trace: Option<TraceId>,
-        connection: u64,
-        scattered: bool,
-        spread: bool,
-    ) -> Wish {
+    pub fn wish(&self, placing: &Placing, caller: Caller, scattered: bool, spread: bool) -> Wish {
+        let Caller { connection, trace } = caller;
         let alone = spread && !self.linked;
         let follows = if alone { Vec::new() } else { self.follows(trace, connection, scattered) };
         // A probe must not decide where the builds after it go.
@@ -95,7 +84,8 @@ impl Solve {
         } else {
             invocation(trace, connection, self.groups)
         };
-        let ties = Ties { keys: self.keys(), own: self.own(), follows, attracts, connection };
+        let (own, apart) = (placing.own().to_vec(), placing.apart().to_vec());
+        let ties = Ties { keys: self.keys(&own), own, follows, attracts, apart, connection };
         Wish {
             ties: Arc::new(ties),
             build: self.build.clone(),
@@ -132,6 +122,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
+    use crate::directory::Directory;
     use crate::wire::control::{Attr, SolveRequest};
 
     fn attr(key: &str, value: &str) -> Attr {
@@ -144,6 +135,13 @@ mod tests {
 
     fn session(text: &str) -> Key {
         Key::Session(SessionId::new(text.as_bytes()).expect("valid"))
+    }
+
+    /// What it wishes as a call of a trace on connection 7.
+    fn wish(solve: &Solve, spread: bool) -> Wish {
+        let caller = Caller { connection: 7, trace: Some([1; 16]) };
+        let placing = Directory::default().placing(None, None, caller).expect("no other");
+        solve.wish(&placing, caller, false, spread)
     }
 
     fn id(text: &str) -> Id {
@@ -163,7 +161,7 @@ mod tests {
         };
         let solve = read(&request);
         let keys = [session("shared"), session("own"), Key::Build(id("r"))];
-        assert_eq!(solve.keys(), keys);
+        assert_eq!(solve.keys(&keys[1..]), keys);
         assert!(!solve.linked);
     }
 
@@ -197,14 +195,12 @@ mod tests {
         }
         assert_eq!(buildx.follows(None, 7, true), [Key::Connection(7)]);
         // A later target that is linked finds it by trace, wherever it comes from.
-        assert_eq!(buildx.wish(Some(trace), 7, false, false).ties.attracts, [here, anywhere]);
+        assert_eq!(wish(&buildx, false).ties.attracts, [here, anywhere]);
     }
 
     #[test]
     fn a_probe_draws_nobody_and_spread_targets_go_their_own_way() {
-        let ties = |request: SolveRequest, spread| {
-            read(&request).wish(Some([1; 16]), 7, false, spread).ties
-        };
+        let ties = |request: SolveRequest, spread| wish(&read(&request), spread).ties;
         let probe = ties(SolveRequest { internal: true, ..Default::default() }, false);
         assert_eq!((probe.follows.len(), probe.attracts.len()), (1, 0));
         let target = ties(SolveRequest::default(), true);

@@ -19,6 +19,8 @@ pub struct Ties {
     pub follows: Vec<Key>,
     /// Where later builds find it.
     pub attracts: Vec<Key>,
+    /// Builds with the same ref: it waits until they are placed, and must not go where they are.
+    pub apart: Vec<Key>,
     /// The connection that it came on.
     pub connection: u64,
 }
@@ -54,6 +56,9 @@ impl Directory {
 
     fn try_claim(&self, ties: &Arc<Ties>) -> Attempt {
         let mut inner = self.inner.lock();
+        if let Some(other) = ties.apart.iter().find_map(|key| inner.live.placing.get(key)) {
+            return Attempt::Wait(other.placed.clone());
+        }
         let known = ties.keys.iter().chain(&ties.follows);
         let known = known.filter_map(|key| inner.live.keys.get(key)).next();
         match known.map(|live| &live.slot) {
@@ -76,17 +81,6 @@ impl Directory {
             }
         }
     }
-
-    /// Tells those who wait for `keys` that their Solve has come and is being placed, for as long as the
-    /// guard lives.
-    pub fn placing(&self, keys: Vec<Key>) -> Placing {
-        let (done, placed) = watch::channel(());
-        let mut inner = self.inner.lock();
-        for key in &keys {
-            inner.live.placing.insert(key.clone(), placed.clone());
-        }
-        Placing { directory: self.clone(), keys, placed, _done: done }
-    }
 }
 
 impl Inner {
@@ -99,9 +93,10 @@ impl Inner {
     ) -> Lease {
         let keys: Vec<Key> = ties.keys.iter().chain(&ties.attracts).cloned().collect();
         for key in &keys {
-            let live = self.live.hold(key, binding);
-            if ties.own.contains(key) {
-                live.solved_on.get_or_insert(ties.connection);
+            let solved_on = ties.own.contains(key).then_some(ties.connection);
+            let live = self.live.hold(key, binding, solved_on);
+            if solved_on.is_some() && matches!(key, Key::Session(_)) {
+                live.build = ties.own.last().cloned();
             }
             // A live key has no past: an old refusal of it must not answer again.
             self.memory.forget(key);
@@ -118,9 +113,12 @@ impl Inner {
         binding: &Arc<Binding>,
         connection: u64,
     ) -> (Lease, bool) {
-        let live = self.live.hold(key, binding);
+        let live = self.live.hold(key, binding, None);
         live.session_open = true;
         let scattered = live.solved_on.is_some_and(|solved_on| solved_on != connection);
+        if let Some(build) = live.build.clone().filter(|_| scattered) {
+            self.live.scatter(&build);
+        }
         self.memory.forget(key);
         let directory = Arc::downgrade(&directory.inner);
         (Lease { directory, keys: vec![key.clone()], session: true }, scattered)
@@ -130,7 +128,7 @@ impl Inner {
     pub(super) fn refuse(&mut self, keys: Vec<Key>, error: &ProxyError) {
         for key in keys {
             self.live.refuse(&key, error);
-            if matches!(key, Key::Session(_) | Key::Build(_)) {
+            if matches!(key, Key::Session(_) | Key::Build(_) | Key::Namesake(..)) {
                 self.memory.refuse(key, error.clone());
             }
         }
@@ -196,20 +194,38 @@ impl Drop for Lease {
 #[derive(Debug)]
 pub struct Placing {
     directory: Directory,
-    keys: Vec<Key>,
+    own: Vec<Key>,
+    apart: Vec<Key>,
     placed: watch::Receiver<()>,
     /// Closes on drop: who waits looks again.
     _done: watch::Sender<()>,
 }
 
+impl Placing {
+    pub(super) fn new(
+        directory: &Directory,
+        own: Vec<Key>,
+        apart: Vec<Key>,
+        placed: watch::Receiver<()>,
+        done: watch::Sender<()>,
+    ) -> Self {
+        Self { directory: directory.clone(), own, apart, placed, _done: done }
+    }
+
+    /// The Solve's own keys: its session's, then its build's.
+    pub fn own(&self) -> &[Key] {
+        &self.own
+    }
+
+    /// The keys of other builds that have the same ref.
+    pub fn apart(&self) -> &[Key] {
+        &self.apart
+    }
+}
+
 impl Drop for Placing {
     fn drop(&mut self) {
         let mut inner = self.directory.inner.lock();
-        for key in &self.keys {
-            // A second Solve with the same id may have taken the place.
-            if inner.live.placing.get(key).is_some_and(|other| other.same_channel(&self.placed)) {
-                inner.live.placing.remove(key);
-            }
-        }
+        self.own.iter().for_each(|key| inner.live.arrived(key, &self.placed));
     }
 }

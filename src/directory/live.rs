@@ -8,9 +8,28 @@ use std::{
 use tokio::sync::{oneshot, watch};
 
 use super::{Binding, Bound, memory::Memory};
-use crate::{error::ProxyError, ids::Key, relay::Tally};
+use crate::{
+    error::ProxyError,
+    ids::{Id, Key},
+    relay::Tally,
+};
 
-type Waiter = oneshot::Sender<Result<Bound, ProxyError>>;
+/// A stream that waits for a key.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    /// The connection it came on.
+    connection: u64,
+    /// Closes without an outcome if it is to look again.
+    outcome: oneshot::Sender<Result<Bound, ProxyError>>,
+}
+
+/// A Solve that has been read and not yet placed.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    connection: u64,
+    /// Closes when it is placed, refused or gone.
+    pub(super) placed: watch::Receiver<()>,
+}
 
 /// One key.
 #[derive(Debug)]
@@ -22,6 +41,19 @@ pub(super) struct LiveKey {
     pub(super) session_open: bool,
     /// The connection of the Solve whose own key this is.
     pub(super) solved_on: Option<u64>,
+    /// Of a Solve's own session: the key of its build.
+    pub(super) build: Option<Key>,
+    /// Of a build: its calls come on several connections.
+    pub(super) scattered: bool,
+}
+
+/// The builds with one ref, beside the first one that has it.
+#[derive(Debug, Default)]
+pub(super) struct Namesakes {
+    /// The connections of their Solves.
+    pub(super) on: Vec<u64>,
+    /// Calls of different builds came on the same connections, as long as the first one lives.
+    pub(super) mixed: bool,
 }
 
 /// Whether it is known where a key belongs.
@@ -39,14 +71,16 @@ pub(super) struct Live {
     pub(super) keys: HashMap<Key, LiveKey>,
     pub(super) waiters: HashMap<Key, HashMap<u64, Waiter>>,
     next_waiter: u64,
-    /// Own keys of Solves that have been read and not yet placed; each receiver closes when its Solve is
-    /// placed, refused or gone.
-    pub(super) placing: HashMap<Key, watch::Receiver<()>>,
+    /// Own keys of Solves that have been read and not yet placed.
+    pub(super) placing: HashMap<Key, Arrived>,
+    /// Refs that several builds have.
+    pub(super) namesakes: HashMap<Id, Namesakes>,
 }
 
 impl LiveKey {
     fn new(slot: Slot, holders: usize) -> Self {
-        Self { slot, holders, tally: Arc::default(), session_open: false, solved_on: None }
+        let (tally, session_open, solved_on) = (Arc::default(), false, None);
+        Self { slot, holders, tally, session_open, solved_on, build: None, scattered: false }
     }
 }
 
@@ -76,21 +110,32 @@ impl Live {
     }
 
     /// Counts one more holder of `key`, binds it to `binding` unless it is bound, and serves who waits.
-    pub(super) fn hold(&mut self, key: &Key, binding: &Arc<Binding>) -> &mut LiveKey {
+    ///
+    /// `solved_on` is the connection of the Solve whose own key it is.
+    pub(super) fn hold(
+        &mut self,
+        key: &Key,
+        binding: &Arc<Binding>,
+        solved_on: Option<u64>,
+    ) -> &mut LiveKey {
         let slot = || Slot::Bound(Arc::clone(binding));
         let live = match self.keys.entry(key.clone()) {
             hash_map::Entry::Occupied(entry) => entry.into_mut(),
             hash_map::Entry::Vacant(entry) => entry.insert(LiveKey::new(slot(), 0)),
         };
         live.holders += 1;
+        live.solved_on = live.solved_on.or(solved_on);
         if matches!(live.slot, Slot::Deciding(_)) {
             live.slot = slot();
         }
         if let Slot::Bound(binding) = &live.slot {
             let bound = Bound { binding: Arc::clone(binding), tally: Arc::clone(&live.tally) };
             for (_, waiter) in self.waiters.remove(key).into_iter().flatten() {
-                // A waiter that went away needs no answer.
-                let _ = waiter.send(Ok(bound.clone()));
+                // On another connection it may be a call of a build that has the same ref: it looks again.
+                if !matches!(key, Key::Build(_)) || live.solved_on == Some(waiter.connection) {
+                    // A waiter that went away needs no answer.
+                    let _ = waiter.outcome.send(Ok(bound.clone()));
+                }
             }
         }
         live
@@ -109,6 +154,7 @@ impl Live {
             return;
         }
         let (key, live) = entry.remove_entry();
+        self.prune_namesakes(&key);
         if let Slot::Bound(binding) = live.slot
             && !matches!(key, Key::Connection(_))
         {
@@ -116,15 +162,17 @@ impl Live {
         }
     }
 
-    /// Adds a waiter for `key`; its number takes it out again.
+    /// Adds a waiter for `key` that came on `connection`; its number takes it out again.
     pub(super) fn park(
         &mut self,
         key: &Key,
+        connection: u64,
     ) -> (u64, oneshot::Receiver<Result<Bound, ProxyError>>) {
         let number = self.next_waiter;
         self.next_waiter += 1;
-        let (sender, receiver) = oneshot::channel();
-        self.waiters.entry(key.clone()).or_default().insert(number, sender);
+        let (outcome, receiver) = oneshot::channel();
+        let waiter = Waiter { connection, outcome };
+        self.waiters.entry(key.clone()).or_default().insert(number, waiter);
         (number, receiver)
     }
 
@@ -141,7 +189,71 @@ impl Live {
     /// Tells who waits for `key` that its Solve was refused.
     pub(super) fn refuse(&mut self, key: &Key, error: &ProxyError) {
         for (_, waiter) in self.waiters.remove(key).into_iter().flatten() {
-            let _ = waiter.send(Err(error.clone()));
+            let _ = waiter.outcome.send(Err(error.clone()));
+        }
+    }
+
+    /// Lets the waiters for `key` look again, of `connection` or all.
+    pub(super) fn wake(&mut self, key: &Key, connection: Option<u64>) {
+        if let Some(waiters) = self.waiters.get_mut(key) {
+            waiters.retain(|_, waiter| connection.is_some_and(|on| on != waiter.connection));
+        }
+    }
+
+    /// Notes that the Solve of `key` has come on `connection` and is being placed.
+    pub(super) fn arrive(&mut self, key: &Key, connection: u64, placed: &watch::Receiver<()>) {
+        self.placing.insert(key.clone(), Arrived { connection, placed: placed.clone() });
+    }
+
+    /// Notes that the Solve of `key` is no longer being placed.
+    pub(super) fn arrived(&mut self, key: &Key, placed: &watch::Receiver<()>) {
+        // A second Solve with the same id may have taken the place.
+        if self.placing.get(key).is_some_and(|other| other.placed.same_channel(placed)) {
+            self.placing.remove(key);
+            self.prune_namesakes(key);
+        }
+    }
+
+    /// Notes that the calls of `build` come on several connections.
+    pub(super) fn scatter(&mut self, build: &Key) {
+        if let Some(live) = self.keys.get_mut(build) {
+            live.scattered = true;
+        }
+        self.wake(build, None);
+    }
+
+    /// The connection of the Solve whose own `key` is, if that is placed or being placed.
+    pub(super) fn came_on(&self, key: &Key) -> Option<u64> {
+        let live = self.keys.get(key).and_then(|live| live.solved_on);
+        live.or_else(|| self.placing.get(key).map(|arrived| arrived.connection))
+    }
+
+    /// Notes that another build with the ref `build` came on `connection`, and returns its key.
+    pub(super) fn add_namesake(&mut self, build: &Id, connection: u64) -> Key {
+        let namesakes = self.namesakes.entry(build.clone()).or_default();
+        if !namesakes.on.contains(&connection) {
+            namesakes.on.push(connection);
+        }
+        // Calls of this build may have come before it.
+        self.wake(&Key::Build(build.clone()), Some(connection));
+        Key::Namesake(build.clone(), connection)
+    }
+
+    /// Notes that nobody can tell whose the calls with the ref `build` are.
+    pub(super) fn mix(&mut self, build: &Id) {
+        self.namesakes.entry(build.clone()).or_default().mixed = true;
+        self.wake(&Key::Build(build.clone()), None);
+    }
+
+    /// Forgets the builds with the ref of `gone` that are neither placed nor being placed any more.
+    fn prune_namesakes(&mut self, gone: &Key) {
+        let (Key::Namesake(build, _) | Key::Build(build)) = gone else { return };
+        let Some(mut namesakes) = self.namesakes.remove(build) else { return };
+        let here = |key: &Key| self.keys.contains_key(key) || self.placing.contains_key(key);
+        namesakes.on.retain(|on| here(&Key::Namesake(build.clone(), *on)));
+        namesakes.mixed &= here(&Key::Build(build.clone()));
+        if namesakes.mixed || !namesakes.on.is_empty() {
+            self.namesakes.insert(build.clone(), namesakes);
         }
     }
 }

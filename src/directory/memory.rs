@@ -56,13 +56,6 @@ impl Memory {
         self.keys.get(key)
     }
 
-    pub(super) fn refused(&mut self, key: &Key) -> Option<ProxyError> {
-        match self.keys.get(key) {
-            Some(Remembered::Refused(error)) => Some(error.clone()),
-            _ => None,
-        }
-    }
-
     /// Notes that `key` ended on `backend`.
     pub(super) fn end(&mut self, key: Key, backend: Arc<str>) {
         self.keys.put(key, Remembered::Ended { backend, at: Instant::now() });

@@ -12,6 +12,15 @@ fn key(text: &str) -> Key {
     Key::Build(Id::new(text.as_bytes()).expect("valid"))
 }
 
+/// A call of connection `connection`, without a trace.
+fn on(connection: u64) -> Caller {
+    Caller { connection, trace: None }
+}
+
+fn id(text: &str) -> Id {
+    Id::new(text.as_bytes()).expect("valid")
+}
+
 fn session(text: &str) -> Key {
     Key::Session(SessionId::new(text.as_bytes()).expect("valid"))
 }
@@ -24,7 +33,14 @@ fn binding(index: usize) -> Arc<Binding> {
 /// A ties for `keys` beside builds under `companions`.
 fn ties(keys: &[Key], companions: &[Key]) -> Arc<Ties> {
     let (follows, attracts) = (companions.to_vec(), companions.to_vec());
-    Arc::new(Ties { keys: keys.to_vec(), own: keys.to_vec(), follows, attracts, connection: 1 })
+    Arc::new(Ties {
+        keys: keys.to_vec(),
+        own: keys.to_vec(),
+        follows,
+        attracts,
+        connection: 1,
+        apart: Vec::new(),
+    })
 }
 
 /// The answer to a ties, unless it has to wait.
@@ -40,9 +56,9 @@ fn decide(directory: &Directory, keys: &[Key], companions: &[Key]) -> Claim {
 }
 
 /// Waits for `key` as a stream whose Solve is to come within a second.
-fn parked(directory: &Directory, key: Key) -> JoinHandle<Result<Option<Bound>, ProxyError>> {
+fn parked(directory: &Directory, key: Key) -> JoinHandle<Lookup> {
     let directory = directory.clone();
-    tokio::spawn(async move { directory.bound(&key, Duration::from_secs(1)).await })
+    tokio::spawn(async move { directory.bound(&key, on(1), Duration::from_secs(1)).await })
 }
 
 fn name(binding: &Binding) -> &str {
@@ -56,8 +72,7 @@ async fn who_parked_first_is_served_when_the_solve_binds() {
     tokio::task::yield_now().await;
     let decision = decide(&directory, &[session("s"), key("r")], &[]);
     let lease = decision.bind(&binding(1));
-    let bound = waiting.await.expect("no panic").expect("no refusal").expect("bound");
-    assert_eq!(name(&bound.binding), "buildkitd-1");
+    assert_eq!(backend(&waiting.await.expect("no panic")), Some("buildkitd-1"));
     assert!(directory.inner.lock().live.waiters.is_empty());
     drop(lease);
     assert!(matches!(directory.lookup(&key("r")), Lookup::Ended(name) if &*name == "buildkitd-1"));
@@ -88,7 +103,7 @@ async fn a_refusal_reaches_those_who_wait_and_those_who_come_later() {
     tokio::task::yield_now().await;
     let decision = decide(&directory, &[key("r")], &[]);
     decision.refuse(&ProxyError::NoBackend("none".into()));
-    assert!(waiting.await.expect("no panic").is_err());
+    assert!(matches!(waiting.await.expect("no panic"), Lookup::Refused(_)));
     assert!(matches!(directory.lookup(&key("r")), Lookup::Refused(_)));
     decide(&directory, &[key("r")], &[]);
 }
@@ -98,16 +113,16 @@ async fn a_limit_counts_until_the_solve_is_seen() {
     let directory = Directory::default();
     let [before, after] = [key("never"), key("r")].map(|key| parked(&directory, key));
     tokio::time::sleep(Duration::from_millis(900)).await;
-    let placing = directory.placing(vec![key("r")]);
+    let placing = directory.placing(None, Some(&id("r")), on(1)).expect("no other");
     let late = parked(&directory, key("r"));
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(before.is_finished() && !after.is_finished() && !late.is_finished());
-    assert!(before.await.expect("no panic").expect("no refusal").is_none());
+    assert!(matches!(before.await.expect("no panic"), Lookup::Unknown));
     let claim = decide(&directory, &[key("r")], &[]);
     claim.refuse(&ProxyError::NoBackend("none".into()));
     drop(placing);
     for waiting in [after, late] {
-        assert!(waiting.await.expect("no panic").is_err());
+        assert!(matches!(waiting.await.expect("no panic"), Lookup::Refused(_)));
     }
     assert!(directory.inner.lock().live.placing.is_empty());
 }
@@ -115,12 +130,12 @@ async fn a_limit_counts_until_the_solve_is_seen() {
 #[tokio::test(start_paused = true)]
 async fn a_solve_whose_client_goes_is_waited_for_no_longer() {
     let directory = Directory::default();
-    let placing = directory.placing(vec![key("r")]);
+    let placing = directory.placing(None, Some(&id("r")), on(1)).expect("no other");
     let waiting = parked(&directory, key("r"));
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(!waiting.is_finished());
     drop(placing);
-    assert!(waiting.await.expect("no panic").expect("no refusal").is_none());
+    assert!(matches!(waiting.await.expect("no panic"), Lookup::Unknown));
 }
 
 #[test]
@@ -204,4 +219,104 @@ fn a_build_with_calls_on_two_connections_tells_of_a_hop() {
         drop(lease);
     }
     assert!(!directory.is_scattered(&direct) && directory.is_scattered(&hop));
+}
+
+/// A Solve with the ref `r` and a session of its own, which has come on `connection`.
+fn arrive(directory: &Directory, own: &str, connection: u64) -> Result<Placing, ProxyError> {
+    let own = SessionId::new(own.as_bytes()).expect("valid");
+    directory.placing(Some(&own), Some(&id("r")), on(connection))
+}
+
+/// Decides for a Solve that has arrived.
+fn place(directory: &Directory, placing: &Placing, connection: u64, backend: usize) -> Lease {
+    let (own, apart) = (placing.own().to_vec(), placing.apart().to_vec());
+    let ties = Arc::new(Ties { keys: own.clone(), own, apart, connection, ..Ties::default() });
+    match claim(directory, &ties) {
+        Some(Claimed::Decide(claim)) => claim.bind(&binding(backend)),
+        other => panic!("expected a decision, found {other:?}"),
+    }
+}
+
+fn backend(lookup: &Lookup) -> Option<&str> {
+    match lookup {
+        Lookup::Live(bound) => Some(name(&bound.binding)),
+        Lookup::Ended(name) => Some(name),
+        Lookup::Refused(_) | Lookup::Unknown => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn builds_with_one_ref_are_told_apart_by_their_connections() {
+    let directory = Directory::default();
+    let wait = |connection| {
+        let directory = directory.clone();
+        let limit = Duration::from_secs(14);
+        tokio::spawn(async move { directory.bound(&key("r"), on(connection), limit).await })
+    };
+    // A call of each comes before both Solves.
+    let early = [wait(1), wait(2)];
+    tokio::task::yield_now().await;
+    let first = arrive(&directory, "s1", 1).expect("the first");
+    let second = arrive(&directory, "s2", 2).expect("told apart");
+    assert_eq!((first.apart(), second.apart()), (&[][..], &[key("r")][..]));
+    let waits = Ties { apart: second.apart().to_vec(), ..Ties::default() };
+    assert!(claim(&directory, &Arc::new(waits)).is_none(), "the first is not placed yet");
+    let leases = (place(&directory, &first, 1, 0), drop(first));
+    let more = (place(&directory, &second, 2, 1), drop(second));
+    for (call, expected) in early.into_iter().zip(["buildkitd-0", "buildkitd-1"]) {
+        assert_eq!(backend(&call.await.expect("no panic")), Some(expected));
+    }
+    let at = |connection| directory.lookup_build(&id("r"), on(connection));
+    assert_eq!(backend(&at(1)), Some("buildkitd-0"));
+    assert_eq!(backend(&at(2)), Some("buildkitd-1"));
+    assert!(matches!(at(3), Lookup::Refused(ProxyError::RefTaken { .. })));
+    drop((leases, more));
+    // What ended is found where it ran, by anybody who was no part of it too.
+    assert_eq!(backend(&at(2)), Some("buildkitd-1"));
+    assert_eq!(backend(&at(3)), Some("buildkitd-0"));
+    let inner = directory.inner.lock();
+    assert!(inner.live.namesakes.is_empty() && inner.live.placing.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_on_another_connection_waits_a_moment_for_a_solve_of_its_own() {
+    let directory = Directory::default();
+    let first = arrive(&directory, "s1", 1).expect("the first");
+    let _lease = (place(&directory, &first, 1, 0), drop(first));
+    assert!(matches!(directory.lookup_build(&id("r"), on(9)), Lookup::Unknown));
+    let limit = Duration::from_secs(14);
+    assert_eq!(backend(&directory.bound(&key("r"), on(9), limit).await), Some("buildkitd-0"));
+    // Its calls are known to come on several connections now.
+    assert_eq!(backend(&directory.lookup_build(&id("r"), on(9))), Some("buildkitd-0"));
+}
+
+#[test]
+fn builds_with_one_ref_behind_a_hop_are_refused() {
+    let directory = Directory::default();
+    let first = arrive(&directory, "s1", 1).expect("the first");
+    let lease = (place(&directory, &first, 1, 0), drop(first));
+    // Its Session comes on another connection than its Solve.
+    let session = directory.open_session(&session("s1"), &binding(0), 5, None);
+    assert_eq!(backend(&directory.lookup_build(&id("r"), on(7))), Some("buildkitd-0"));
+    assert!(matches!(arrive(&directory, "s2", 2), Err(ProxyError::RefTaken { .. })));
+    for connection in [1, 2, 7] {
+        let lookup = directory.lookup_build(&id("r"), on(connection));
+        assert!(matches!(lookup, Lookup::Refused(ProxyError::RefTaken { .. })), "{connection}");
+    }
+    drop((lease, session));
+    assert!(directory.inner.lock().live.namesakes.is_empty());
+    assert!(arrive(&directory, "s3", 3).is_ok());
+}
+
+#[tokio::test]
+async fn a_call_that_looks_again_after_its_build_has_ended_finds_where_that_ran() {
+    let directory = Directory::default();
+    let waiting = tokio::spawn({
+        let directory = directory.clone();
+        async move { directory.bound(&key("r"), on(9), Duration::from_secs(14)).await }
+    });
+    tokio::task::yield_now().await;
+    let first = arrive(&directory, "s1", 1).expect("the first");
+    drop((place(&directory, &first, 1, 0), first));
+    assert_eq!(backend(&waiting.await.expect("no panic")), Some("buildkitd-0"));
 }

@@ -47,7 +47,7 @@ pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
     };
     let message = message.into_bytes();
     if let Some(id) = query.build
-        && let Ok(Some((link, _tally))) = proxy.known_link(&Key::Build(id), &client, &parts.headers)
+        && let Ok(Some(link)) = proxy.known_record(&id, &client, &parts.headers)
     {
         return proxy.relay_call(&link, parts, message, rest).await;
     }
@@ -105,8 +105,8 @@ pub async fn update(proxy: &Proxy, call: Call) -> CallResult {
     let Some(id) = message.first_id().await else {
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };
-    let link = match proxy.known_link(&Key::Build(id.clone()), &client, &parts.headers) {
-        Ok(Some((link, _tally))) => Some(link),
+    let link = match proxy.known_record(&id, &client, &parts.headers) {
+        Ok(Some(link)) => Some(link),
         Ok(None) => locate(proxy, &client, &id).await,
         Err(error) => return Err(error.into()),
     };

@@ -30,6 +30,8 @@ const SHORTEST_TRY: Duration = Duration::from_secs(1);
 pub(super) struct Tries {
     /// The first one, whatever the policy says, and how it was found.
     pub(super) preferred: Option<(Arc<Backend>, Outcome)>,
+    /// Not these.
+    pub(super) avoid: Vec<Arc<Backend>>,
     /// Whose connection it will be.
     pub(super) client: Client,
     /// Chooses the others.
@@ -82,9 +84,13 @@ impl Progress {
         if left(self.deadline).is_zero() {
             return Err(self.nobody());
         }
+        self.pass_over(backend);
+        Ok(false)
+    }
+
+    fn pass_over(&mut self, backend: &Arc<Backend>) {
         let same = |other: &Arc<Backend>| Arc::ptr_eq(other, backend);
         self.tried.extend(self.roster.backends().iter().position(same));
-        Ok(false)
     }
 
     fn nobody(&self) -> ProxyError {
@@ -99,6 +105,7 @@ impl Placement {
     /// No backend could be reached in time.
     pub(super) async fn open(&self, mut tries: Tries) -> Result<Opened, ProxyError> {
         let mut progress = self.progress(tries.deadline).await;
+        tries.avoid.iter().for_each(|backend| progress.pass_over(backend));
         loop {
             let chosen = match tries.preferred.take() {
                 Some((backend, outcome)) => {

@@ -76,6 +76,18 @@ impl Buildx {
         buildx
     }
 
+    /// Creates the builder with nodes for these platforms, at these addresses.
+    pub(crate) fn with_nodes(nodes: &[(&str, &str)]) -> Self {
+        let buildx = Self(tempfile::tempdir().expect("a directory"));
+        for (number, (platform, addr)) in nodes.iter().enumerate() {
+            let mut create = buildx.raw();
+            create.args(["create", "--name", "b", "--driver", "remote", "--platform", platform]);
+            create.arg(if number == 0 { "--use" } else { "--append" }).arg(addr);
+            succeed(&mut create);
+        }
+        buildx
+    }
+
     fn raw(&self) -> Command {
         let mut command = Command::new(tool("buildx"));
         command.env("BUILDX_CONFIG", self.0.path()).env("DOCKER_CONFIG", self.0.path());

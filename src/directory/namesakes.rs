@@ -1,0 +1,135 @@
+//! Builds with the same ref, and which of them a call is of.
+//!
+//! A builder of buildx with several nodes gives the Solves of all of them one ref. Where these lead to one
+//! pool, each build has a session and a connection of its own: the Solve names its session, so the two
+//! are known for two; Session streams are found by their own id; Status and LLBBridge calls, which know
+//! the ref alone, by their connection. The first build is known by its ref, as any; the others by ref and
+//! connection, and each goes to a backend of its own, for a daemon takes a ref once. Behind an HTTP/2 hop
+//! that mixes connections nothing tells the two apart, and both are refused.
+
+use tokio::sync::watch;
+
+use super::{Directory, Inner, claim::Placing};
+use crate::{
+    error::ProxyError,
+    ids::{Id, Key, SessionId, TraceId},
+};
+
+/// Where a call came from.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller {
+    /// Number of its connection.
+    pub connection: u64,
+    /// Its trace.
+    pub trace: Option<TraceId>,
+}
+
+/// Which build a call with a ref is of.
+#[derive(Debug)]
+pub(super) enum Which {
+    /// The one that is known by its ref.
+    First,
+    /// A later one.
+    Namesake(Key),
+    /// The first one, unless a Solve with the same ref comes on the call's own connection in a moment:
+    /// the calls of one build come in any order.
+    Early,
+}
+
+/// Calls of builds with the same ref come on connections that say nothing of whose they are.
+fn mixed(build: &Id) -> ProxyError {
+    let why = "calls on this connection cannot be told from those of the other build";
+    ProxyError::RefTaken { build: build.to_string(), why }
+}
+
+impl Directory {
+    /// Tells those who wait for a Solve with these ids that it has come and is being placed, for as long
+    /// as the guard lives.
+    ///
+    /// # Errors
+    /// A build with the same ref runs, and the calls of the two could not be told apart.
+    pub fn placing(
+        &self,
+        session: Option<&SessionId>,
+        build: Option<&Id>,
+        caller: Caller,
+    ) -> Result<Placing, ProxyError> {
+        let mut inner = self.inner.lock();
+        let mut apart = Vec::new();
+        let mut keys: Vec<Key> = session.cloned().map(Key::Session).into_iter().collect();
+        if let Some(build) = build {
+            apart = inner.others(build, keys.first(), caller)?;
+            keys.push(if apart.is_empty() {
+                Key::Build(build.clone())
+            } else {
+                inner.live.add_namesake(build, caller.connection)
+            });
+        }
+        let (done, placed) = watch::channel(());
+        for key in &keys {
+            inner.live.arrive(key, caller.connection, &placed);
+        }
+        Ok(Placing::new(self, keys, apart, placed, done))
+    }
+}
+
+impl Inner {
+    /// The keys of the builds with this ref that a Solve of `session` is not one of.
+    fn others(
+        &mut self,
+        build: &Id,
+        session: Option<&Key>,
+        caller: Caller,
+    ) -> Result<Vec<Key>, ProxyError> {
+        let key = Key::Build(build.clone());
+        let first = self.live.came_on(&key);
+        let again = session.is_some_and(|session| self.live.came_on(session).is_some());
+        if again || first.is_none_or(|first| first == caller.connection) {
+            // A Solve that is sent twice: a daemon says best what is wrong with it.
+            return Ok(Vec::new());
+        }
+        if self.scattered(&key, caller) {
+            // Its other calls would be taken for the first build's: that one ends too.
+            self.live.mix(build);
+            return Err(mixed(build));
+        }
+        let namesakes = self.live.namesakes.get(build).into_iter().flat_map(|all| &all.on);
+        let namesakes = namesakes.filter(|on| **on != caller.connection);
+        let namesakes = namesakes.map(|on| Key::Namesake(build.clone(), *on));
+        Ok(std::iter::once(key).chain(namesakes).collect())
+    }
+
+    /// Which build with the ref `build` a call of `caller` is of.
+    ///
+    /// # Errors
+    /// Several have it, and none came on the caller's connection.
+    pub(super) fn which(&mut self, build: &Id, caller: Caller) -> Result<Which, ProxyError> {
+        let key = Key::Build(build.clone());
+        let first = self.live.came_on(&key);
+        if let Some(namesakes) = self.live.namesakes.get(build) {
+            return match first {
+                _ if namesakes.mixed => Err(mixed(build)),
+                _ if namesakes.on.contains(&caller.connection) => {
+                    Ok(Which::Namesake(Key::Namesake(build.clone(), caller.connection)))
+                }
+                Some(first) if first != caller.connection => Err(mixed(build)),
+                _ => Ok(Which::First),
+            };
+        }
+        if first == Some(caller.connection) {
+            return Ok(Which::First);
+        }
+        let namesake = Key::Namesake(build.clone(), caller.connection);
+        if self.memory.get(&namesake).is_some() {
+            return Ok(Which::Namesake(namesake));
+        }
+        let early = first.is_some() && !self.scattered(&key, caller);
+        Ok(if early { Which::Early } else { Which::First })
+    }
+
+    /// Whether calls of this build, or of its client, come on several connections.
+    fn scattered(&mut self, build: &Key, caller: Caller) -> bool {
+        self.live.keys.get(build).is_some_and(|live| live.scattered)
+            || caller.trace.is_some_and(|trace| self.memory.is_scattered(&trace))
+    }
+}
