@@ -4,7 +4,10 @@
 
 mod support;
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use buildkit_lb::wire::{self, control::BuildHistoryRequest};
 use bytes::Bytes;
@@ -391,13 +394,16 @@ async fn one_build_has_one_upstream_connection_of_its_own() {
         open.push(client.by_ref("Status", build).await);
         assert_eq!(client.bridge("Ping", build).await.ended().await.code(), Some(0));
     }
-    until("all arrive", || daemon.seen("Control/Session").len() == 2).await;
-    let connections = |method: &str| -> Vec<_> {
-        daemon.seen(method).iter().map(|seen| seen.connection).collect()
+    let all = |method: &&str| {
+        daemon.seen(method).iter().filter(|seen| !seen.id().is_empty()).count() == 2
+    };
+    until("all arrive", || CALLS.iter().all(|method| all(&method))).await;
+    let connections = |method: &str| -> HashMap<_, _> {
+        daemon.seen(method).iter().map(|seen| (seen.id(), seen.connection)).collect()
     };
     let solves = connections("Control/Solve");
-    assert_ne!(solves[0], solves[1]);
-    for method in ["Control/Session", "Control/Status", "LLBBridge/Ping"] {
+    assert_ne!(solves["a"], solves["b"]);
+    for method in CALLS {
         assert_eq!(connections(method), solves, "{method}");
     }
 }
