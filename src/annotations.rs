@@ -29,7 +29,7 @@ use tracing::{info, warn};
 use crate::{
     fleet::{Fleet, Pod},
     kubernetes::failure::Question,
-    metrics::Metrics,
+    metrics::{Metrics, PodVerb},
     outage::Outage,
 };
 
@@ -278,7 +278,7 @@ impl Default for Refusals {
 
 impl Refusals {
     fn tell(&mut self, error: &Option<kube::Error>, pod: &Pod, metrics: &Metrics) {
-        let (verb, resource, namespace) = ("patch", "pods", &*pod.namespace);
+        let (verb, resource, namespace) = (PodVerb::Patch, "pods", &*pod.namespace);
         let question = Question { verb, resource, namespace, verbs: "verb patch" };
         let status = match error {
             Some(kube::Error::Api(status)) => Some(&**status),
@@ -288,7 +288,7 @@ impl Refusals {
             Some(error) => question.describe(error, status),
             None => question.describe(&std::io::Error::from(std::io::ErrorKind::TimedOut), None),
         };
-        metrics.pod_error(verb, reason.label());
+        metrics.pod_error(verb, reason);
         if self.outage.failed(&text) {
             warn!(error = text, "pods are not told of their builds");
         }

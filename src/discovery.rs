@@ -176,7 +176,7 @@ impl Feed {
 
     /// Counts a failure that the source itself mends.
     pub fn count_error(&self, reason: Reason) {
-        self.register.metrics.discovery_error(&self.source, reason.label());
+        self.register.metrics.discovery_error(&self.source, reason);
     }
 
     /// Sets the trouble and logs it, once for each change.

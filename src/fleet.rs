@@ -24,9 +24,9 @@ use tracing::info;
 pub use self::{
     backend::{Backend, BindingCount, BuildCount, Drain},
     endpoint::{Condition, Endpoint, Labels, Place, Pod},
-    state::Fault,
     version::Version,
 };
+pub use crate::metrics::Fault;
 use crate::{
     metrics::Metrics,
     policy::{Candidates, Choice, Totals},

@@ -6,6 +6,7 @@
 //! the fleet.
 
 mod families;
+mod labels;
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
@@ -15,12 +16,16 @@ use std::{
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use tonic::Code;
 
-pub use self::families::Families;
-use self::families::{
-    BackendLabels, BackendReasonLabels, CodeLabels, DecisionLabels, DirectionLabels, DrainLabels,
+use self::labels::{
+    BackendLabels, CodeLabels, DecisionLabels, DirectionLabels, DrainLabels, FaultLabels,
     GrpcCodeLabels, MethodLabels, PodErrorLabels, PoolLabels, ReasonLabels, ResultLabels,
     SourceLabels, SourceReasonLabels, StateLabels, VersionLabels,
 };
+pub use self::{
+    families::{Description, Families},
+    labels::{BackendState, Described, Direction, DrainResult, Fault, PodVerb, SessionResult},
+};
+use crate::outage::Reason;
 
 /// The name of the pool where the configuration has only one and does not name it.
 pub const DEFAULT_POOL: &str = "default";
@@ -55,8 +60,8 @@ impl Metrics {
     fn new(families: Arc<Families>, pool: &str) -> Self {
         let labels = PoolLabels::new(pool);
         // An alert on an increase needs a series that was there before.
-        for result in DRAIN_RESULTS {
-            families.backend_drains.get_or_create_owned(&DrainLabels::new(pool, result));
+        for result in DrainResult::ALL {
+            families.backend_drains.get_or_create_owned(&DrainLabels::new(pool, *result));
         }
         Self {
             pool: pool.to_owned(),
@@ -99,7 +104,7 @@ impl Metrics {
     }
 
     /// Counts one build that has found its backend.
-    pub fn decision(&self, policy: &str, outcome: &str, key_source: &str) {
+    pub fn decision(&self, RouteDecision { policy, outcome, key_source }: &RouteDecision<'_>) {
         let labels = DecisionLabels::new(&self.pool, policy, outcome, key_source);
         self.families.route_decisions.get_or_create(&labels).inc();
     }
@@ -109,37 +114,37 @@ impl Metrics {
         let grpc_code = code_name(code);
         let labels = GrpcCodeLabels::new(&self.pool, grpc_code);
         let seconds = duration.as_secs_f64();
-        self.families.build_duration.get_or_create(&labels).observe(seconds);
+        self.families.build_duration_seconds.get_or_create(&labels).observe(seconds);
         let labels = CodeLabels::new(&self.pool, backend, grpc_code);
         self.families.builds.get_or_create(&labels).inc();
     }
 
-    /// Counts one Session stream that has ended, with one of [`SESSION_RESULTS`].
-    pub fn session_ended(&self, backend: &str, result: &str) {
+    /// Counts one Session stream that has ended.
+    pub fn session_ended(&self, backend: &str, result: SessionResult) {
         let labels = ResultLabels::new(&self.pool, backend, result);
         self.families.sessions.get_or_create(&labels).inc();
     }
 
-    /// Counts one connection to a backend that failed or broke, for one of [`UPSTREAM_REASONS`].
-    pub fn upstream_error(&self, backend: &str, reason: &str) {
-        let labels = BackendReasonLabels::new(&self.pool, backend, reason);
+    /// Counts one connection to a backend that failed or broke.
+    pub fn upstream_error(&self, backend: &str, reason: Fault) {
+        let labels = FaultLabels::new(&self.pool, backend, reason);
         self.families.upstream_errors.get_or_create(&labels).inc();
     }
 
     /// Counts one request to drain a backend that has ended.
-    pub fn backend_drained(&self, result: &str) {
+    pub fn backend_drained(&self, result: DrainResult) {
         let labels = DrainLabels::new(&self.pool, result);
         self.families.backend_drains.get_or_create(&labels).inc();
     }
 
     /// Counts one failure of a source of backends.
-    pub fn discovery_error(&self, source: &str, reason: &str) {
+    pub fn discovery_error(&self, source: &str, reason: Reason) {
         let labels = SourceReasonLabels::new(&self.pool, source, reason);
         self.families.discovery_errors.get_or_create(&labels).inc();
     }
 
-    /// Counts one request about pods that failed: what was asked, as RBAC writes it, and why in vain.
-    pub fn pod_error(&self, verb: &str, reason: &str) {
+    /// Counts one request about pods that failed: what was asked, and why in vain.
+    pub fn pod_error(&self, verb: PodVerb, reason: Reason) {
         let labels = PodErrorLabels::new(&self.pool, verb, reason);
         self.families.pod_errors.get_or_create(&labels).inc();
     }
@@ -150,7 +155,10 @@ impl Metrics {
         let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let count = i64::try_from(endpoints).unwrap_or(i64::MAX);
         self.families.discovery_endpoints.get_or_create(&labels).set(count);
-        self.families.discovery_last_sync.get_or_create(&labels).set(seconds.cast_signed());
+        self.families
+            .discovery_last_sync_timestamp_seconds
+            .get_or_create(&labels)
+            .set(seconds.cast_signed());
     }
 
     /// Handles for one backend, resolved once.
@@ -161,21 +169,21 @@ impl Metrics {
             families.bytes.get_or_create_owned(&DirectionLabels::new(pool, backend, direction))
         };
         // An alert on an increase needs a series that was there before.
-        for result in SESSION_RESULTS {
+        for &result in SessionResult::ALL {
             families.sessions.get_or_create_owned(&ResultLabels::new(pool, backend, result));
         }
-        for reason in UPSTREAM_REASONS {
-            let labels = BackendReasonLabels::new(pool, backend, reason);
+        for &reason in Fault::ALL {
+            let labels = FaultLabels::new(pool, backend, reason);
             families.upstream_errors.get_or_create_owned(&labels);
         }
         BackendMetrics {
             builds_active: families.builds_active.get_or_create_owned(&labels),
             capacity: families.backend_capacity.get_or_create_owned(&labels),
             sessions_active: families.sessions_active.get_or_create_owned(&labels),
-            connections: families.upstream_connections.get_or_create_owned(&labels),
-            connect: families.upstream_connect.get_or_create_owned(&labels),
-            bytes_up: bytes("up"),
-            bytes_down: bytes("down"),
+            connections: families.upstream_connections_active.get_or_create_owned(&labels),
+            connect: families.upstream_connect_seconds.get_or_create_owned(&labels),
+            bytes_up: bytes(Direction::Up),
+            bytes_down: bytes(Direction::Down),
         }
     }
 
@@ -194,78 +202,45 @@ impl Metrics {
         families.builds_active.remove(&labels);
         families.backend_capacity.remove(&labels);
         families.sessions_active.remove(&labels);
-        families.upstream_connections.remove(&labels);
-        families.upstream_connect.remove(&labels);
-        for direction in ["up", "down"] {
+        families.upstream_connections_active.remove(&labels);
+        families.upstream_connect_seconds.remove(&labels);
+        for &direction in Direction::ALL {
             families.bytes.remove(&DirectionLabels::new(pool, backend, direction));
         }
-        for result in SESSION_RESULTS {
+        for &result in SessionResult::ALL {
             families.sessions.remove(&ResultLabels::new(pool, backend, result));
         }
-        for state in BackendState::ALL {
-            families.backend_state.remove(&StateLabels::new(pool, backend, state.label()));
+        for &state in BackendState::ALL {
+            families.backend_state.remove(&StateLabels::new(pool, backend, state));
         }
         for code in CODES {
             families.builds.remove(&CodeLabels::new(pool, backend, code_name(code)));
         }
-        for reason in UPSTREAM_REASONS {
-            families.upstream_errors.remove(&BackendReasonLabels::new(pool, backend, reason));
+        for &reason in Fault::ALL {
+            families.upstream_errors.remove(&FaultLabels::new(pool, backend, reason));
         }
     }
 
     /// Sets which state `backend` is in.
     pub fn set_backend_state(&self, backend: &str, current: BackendState) {
-        for state in BackendState::ALL {
-            let labels = StateLabels::new(&self.pool, backend, state.label());
+        for &state in BackendState::ALL {
+            let labels = StateLabels::new(&self.pool, backend, state);
             let gauge = self.families.backend_state.get_or_create_owned(&labels);
             gauge.set(i64::from(state == current));
         }
     }
 }
 
-/// What a backend is doing, in one word; a value of the metric's `state` label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BackendState {
-    /// No probe has passed yet.
-    Starting,
-    /// It takes builds.
-    Ready,
-    /// It is ejected, or discovery says that it is not ready.
-    Unhealthy,
-    /// An operator or its own daemon asked for no new builds.
-    Cordoned,
-    /// It is on its way out and finishes what it has.
-    Draining,
-    /// It is on its way out and cannot be reached.
-    Lost,
+/// How a build found its backend, in the words of its log record.
+#[derive(Debug)]
+pub struct RouteDecision<'a> {
+    /// The pool's policy.
+    pub policy: &'a str,
+    /// What decided.
+    pub outcome: &'static str,
+    /// Where the build's affinity key came from.
+    pub key_source: &'static str,
 }
-
-impl BackendState {
-    /// Every state.
-    pub const ALL: [Self; 6] =
-        [Self::Starting, Self::Ready, Self::Unhealthy, Self::Cordoned, Self::Draining, Self::Lost];
-
-    /// Its word in metrics, logs and the status page.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Ready => "ready",
-            Self::Unhealthy => "unhealthy",
-            Self::Cordoned => "cordoned",
-            Self::Draining => "draining",
-            Self::Lost => "lost",
-        }
-    }
-}
-
-/// Values of the `result` label of sessions.
-pub const SESSION_RESULTS: [&str; 3] = ["ok", "client_gone", "backend_lost"];
-
-/// Values of the `result` label of a backend's drains.
-pub const DRAIN_RESULTS: [&str; 3] = ["drained", "timeout", "aborted"];
-
-/// Values of the `reason` label of upstream errors.
-pub const UPSTREAM_REASONS: [&str; 4] = ["refused", "timeout", "lost", "probe"];
 
 /// Every gRPC code.
 pub const CODES: [Code; 17] = [

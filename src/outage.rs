@@ -4,33 +4,24 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 
+use crate::label::label_set;
+
 /// The first wait between attempts.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Long enough not to burden who is in trouble, short enough that nobody notices its return late.
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
-/// Why an answer does not come; a value of the metrics' `reason` labels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    /// It cannot be reached, or fails.
-    Unreachable,
-    /// It does not know who asks.
-    Unauthorized,
-    /// It does not permit the question.
-    Forbidden,
-    /// What changed since the last answer is no longer known there: everything is read anew.
-    Expired,
-}
-
-impl Reason {
-    /// The label's value.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Unreachable => "unreachable",
-            Self::Unauthorized => "unauthorized",
-            Self::Forbidden => "forbidden",
-            Self::Expired => "expired",
-        }
+label_set! {
+    /// Why an answer does not come.
+    pub enum Reason {
+        /// It cannot be reached, or fails.
+        Unreachable = "unreachable",
+        /// It does not know who asks.
+        Unauthorized = "unauthorized",
+        /// It does not permit the question.
+        Forbidden = "forbidden",
+        /// What changed since the last answer is no longer known there: everything is read anew.
+        Expired = "expired",
     }
 }
 

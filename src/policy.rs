@@ -21,6 +21,7 @@ use twox_hash::XxHash3_64;
 
 use self::candidates::Round;
 pub use self::candidates::{Candidate, Candidates, Status, Totals};
+use crate::label::label_set;
 
 /// A new backend gets its full share after this long: enough to pull its first base images.
 const DEFAULT_SLOW_START: Duration = Duration::from_secs(30);
@@ -49,34 +50,21 @@ impl fmt::Display for Policy {
     }
 }
 
-/// How a backend was found; a value of the `outcome` label and the `reason` field of a build's log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The policy's first choice for the key.
-    Home,
-    /// The key's home had no room for it: the next in its ranking.
-    Spill,
-    /// The key's home is new to it: where it was built last.
-    Warm,
-    /// Chosen by chance or load: the policy knows no key, or the build has none.
-    Balanced,
-    /// The first choice takes no builds or did not accept a connection: another one.
-    Failover,
-    /// A session or build that it belongs with is bound there.
-    Pinned,
-}
-
-impl Outcome {
-    /// Its word in logs and metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Home => "home",
-            Self::Spill => "spill",
-            Self::Warm => "warm",
-            Self::Balanced => "balanced",
-            Self::Failover => "failover",
-            Self::Pinned => "pinned",
-        }
+label_set! {
+    /// How a backend was found; a value of the `outcome` label and the `reason` field of a build's log.
+    pub enum Outcome {
+        /// The policy's first choice for the key.
+        Home = "home",
+        /// The key's home had no room for it: the next in its ranking.
+        Spill = "spill",
+        /// The key's home is new to it: where it was built last.
+        Warm = "warm",
+        /// Chosen by chance or load: the policy knows no key, or the build has none.
+        Balanced = "balanced",
+        /// The first choice takes no builds or did not accept a connection: another one.
+        Failover = "failover",
+        /// A session or build that it belongs with is bound there.
+        Pinned = "pinned",
     }
 }
 
@@ -199,31 +187,19 @@ impl Warm {
     }
 }
 
-/// Why a key's first choice was passed over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Obstacle {
-    /// It runs as many builds as its bound allows.
-    Full,
-    /// What it may run beyond its share is kept for builds that find their cache there.
-    Busy,
-    /// It takes no new builds until a probe succeeds.
-    Unhealthy,
-    /// It takes no new builds on request.
-    Cordoned,
-    /// It did not accept a connection for this build.
-    Unreachable,
-}
-
-impl Obstacle {
-    /// Its word in logs.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Busy => "busy",
-            Self::Unhealthy => "unhealthy",
-            Self::Cordoned => "cordoned",
-            Self::Unreachable => "unreachable",
-        }
+label_set! {
+    /// Why a key's first choice was passed over.
+    pub enum Obstacle {
+        /// It runs as many builds as its bound allows.
+        Full = "full",
+        /// What it may run beyond its share is kept for builds that find their cache there.
+        Busy = "busy",
+        /// It takes no new builds until a probe succeeds.
+        Unhealthy = "unhealthy",
+        /// It takes no new builds on request.
+        Cordoned = "cordoned",
+        /// It did not accept a connection for this build.
+        Unreachable = "unreachable",
     }
 }
 

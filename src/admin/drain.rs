@@ -14,7 +14,7 @@ use tracing::info;
 use crate::{
     address::Address,
     fleet::{Backend, Fleet},
-    metrics::Metrics,
+    metrics::{DrainResult, Metrics},
 };
 
 /// As long as a long build; whoever asks has a bound of its own, a pod's grace period.
@@ -80,14 +80,14 @@ pub(super) async fn drain(
     fleet: &Fleet,
     metrics: &Arc<Metrics>,
 ) -> (StatusCode, String) {
-    let mut count = Count { metrics, result: "aborted" };
+    let mut count = Count { metrics, result: DrainResult::Aborted };
     let _drain = backend.start_drain(lease);
     let name = backend.name();
     info!(backend = name, ?timeout, ?lease, builds = backend.builds(), "backend drain began");
     let left = tokio::time::timeout(timeout, quiet(backend)).await.is_err();
     let builds = backend.builds();
-    count.result = if left { "timeout" } else { "drained" };
-    info!(backend = name, result = count.result, builds, "backend drain ended");
+    count.result = if left { DrainResult::Timeout } else { DrainResult::Drained };
+    info!(backend = name, result = count.result.label(), builds, "backend drain ended");
     fleet.sweep();
     match left {
         false => (StatusCode::OK, format!("{name} is drained\n")),
@@ -112,7 +112,7 @@ async fn quiet(backend: &Backend) {
 /// Counts a drain when it ends, however that is.
 struct Count<'a> {
     metrics: &'a Metrics,
-    result: &'static str,
+    result: DrainResult,
 }
 
 impl Drop for Count<'_> {

@@ -14,7 +14,7 @@ use crate::{
     directory::{Binding, Lease, Lookup, Placing},
     fleet::BuildCount,
     ids::Key,
-    metrics::{Metrics, code_name},
+    metrics::{Metrics, RouteDecision, SessionResult, code_name},
     placement::Placed,
     policy::KeyHash,
     proxy::Proxy,
@@ -97,9 +97,11 @@ impl ActiveBuild {
     }
 
     fn count_decision(&self) {
-        let (policy, outcome) =
-            (self.build.policy.to_string(), self.build.decision.outcome.label());
-        self.metrics.decision(&policy, outcome, self.build.key_source());
+        self.metrics.decision(&RouteDecision {
+            policy: &self.build.policy.to_string(),
+            outcome: self.build.decision.outcome.label(),
+            key_source: self.build.key_source(),
+        });
     }
 
     fn ended(self, end: End) {
@@ -172,9 +174,9 @@ impl ActiveSession {
         let backend = self.binding.link.backend();
         backend.metrics().sessions_active.dec();
         let result = match end {
-            End::Finished(_) => "ok",
-            End::ClientGone => "client_gone",
-            End::DaemonReset | End::BackendLost | End::Refused(_) => "backend_lost",
+            End::Finished(_) => SessionResult::Ok,
+            End::ClientGone => SessionResult::ClientGone,
+            End::DaemonReset | End::BackendLost | End::Refused(_) => SessionResult::BackendLost,
         };
         self.metrics.session_ended(backend.name(), result);
     }

@@ -20,11 +20,11 @@ use tracing::{info, warn};
 
 use super::{
     Endpoint, Place, Version,
-    state::{Event, Fault, Published, State, Transition},
+    state::{Event, Published, State, Transition},
 };
 use crate::{
     address::Address,
-    metrics::{BackendMetrics, BackendState, Metrics},
+    metrics::{BackendMetrics, BackendState, Fault, Metrics},
     policy::{Candidate, Totals},
 };
 
@@ -266,7 +266,7 @@ impl Backend {
         let mut state = self.state.lock();
         let Transition { before, after } = state.apply(event, now);
         if let (Event::Fault(fault, _), false) = (event, after.status.departed) {
-            self.all_metrics.upstream_error(&self.name, fault.label());
+            self.all_metrics.upstream_error(&self.name, fault);
         }
         if before == after {
             return;

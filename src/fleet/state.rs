@@ -6,7 +6,10 @@
 use std::time::{Duration, Instant};
 
 use super::Condition;
-use crate::{metrics::BackendState, policy::Status};
+use crate::{
+    metrics::{BackendState, Fault},
+    policy::Status,
+};
 
 /// Wait before the first probe of an ejected backend: a daemon that restarts is back in a second.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -18,30 +21,6 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 ///
 /// One is not enough: a daemon under full load can miss a deadline.
 const PROBES_TO_EJECT: u32 = 3;
-
-/// Why a backend is under suspicion; a value of the metric's `reason` label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// It did not accept a connection.
-    Refused,
-    /// It did not accept a connection in time.
-    Timeout,
-    /// A connection broke while streams were open on it.
-    Lost,
-    /// It did not answer a probe.
-    Probe,
-}
-
-impl Fault {
-    pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::Refused => "refused",
-            Self::Timeout => "timeout",
-            Self::Lost => "lost",
-            Self::Probe => "probe",
-        }
-    }
-}
 
 /// Something that happened to a backend, or that somebody wants of it.
 #[derive(Debug, Clone, Copy)]

@@ -2,14 +2,14 @@
 
 use kube::{core::Status, runtime::watcher};
 
-use crate::outage::Reason;
+use crate::{metrics::PodVerb, outage::Reason};
 
 /// What is asked of the API server.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Question<'a> {
+    /// What it does.
+    pub verb: PodVerb,
     /// As RBAC writes it.
-    pub verb: &'static str,
-    /// The same.
     pub resource: &'static str,
     /// Where.
     pub namespace: &'a str,
@@ -44,10 +44,10 @@ pub(crate) fn describe(
     error: &watcher::Error,
     resource: &'static str,
     namespace: &str,
-) -> (&'static str, Reason, String) {
+) -> (PodVerb, Reason, String) {
     let verb = match error {
-        watcher::Error::InitialListFailed(_) => "list",
-        _ => "watch",
+        watcher::Error::InitialListFailed(_) => PodVerb::List,
+        _ => PodVerb::Watch,
     };
     let question = Question { verb, resource, namespace, verbs: "verbs get, list, watch" };
     let (reason, text) = question.describe(error, status(error));

@@ -48,7 +48,7 @@ pub(super) async fn follow(
         let failed = follow_once(client, namespace, told, &mut outage).await;
         if let Some(error) = failed.filter(|error| !failure::is_expired(error)) {
             let (verb, reason, text) = failure::describe(&error, "pods", namespace);
-            metrics.pod_error(verb, reason.label());
+            metrics.pod_error(verb, reason);
             if outage.failed(&text) {
                 warn!(error = text, "labels of pods are not known");
             }

@@ -1,0 +1,159 @@
+//! Which labels the metrics have, and the closed sets of their values.
+
+use prometheus_client::encoding::EncodeLabelSet;
+
+use crate::{label::label_set, outage::Reason};
+
+label_set! {
+    /// What a backend is doing, in one word.
+    pub enum BackendState {
+        /// No probe has passed yet.
+        Starting = "starting",
+        /// It takes builds.
+        Ready = "ready",
+        /// It is ejected, or discovery says that it is not ready.
+        Unhealthy = "unhealthy",
+        /// An operator or its own daemon asked for no new builds.
+        Cordoned = "cordoned",
+        /// It is on its way out and finishes what it has.
+        Draining = "draining",
+        /// It is on its way out and cannot be reached.
+        Lost = "lost",
+    }
+}
+
+label_set! {
+    /// Why a backend is under suspicion.
+    pub enum Fault {
+        /// It did not accept a connection.
+        Refused = "refused",
+        /// It did not accept a connection in time.
+        Timeout = "timeout",
+        /// A connection broke while streams were open on it.
+        Lost = "lost",
+        /// It did not answer a probe.
+        Probe = "probe",
+    }
+}
+
+label_set! {
+    /// How a Session stream ended.
+    pub enum SessionResult {
+        /// The daemon ended it.
+        Ok = "ok",
+        /// The client went away.
+        ClientGone = "client_gone",
+        /// The daemon reset it, or its connection broke.
+        BackendLost = "backend_lost",
+    }
+}
+
+label_set! {
+    /// How a request to drain a backend ended.
+    pub enum DrainResult {
+        /// Nothing is bound to the backend any more.
+        Drained = "drained",
+        /// Builds were left at its timeout.
+        Timeout = "timeout",
+        /// Whoever asked went away.
+        Aborted = "aborted",
+    }
+}
+
+label_set! {
+    /// Which way bytes go.
+    pub enum Direction {
+        /// From client to daemon.
+        Up = "up",
+        /// From daemon to client.
+        Down = "down",
+    }
+}
+
+label_set! {
+    /// What was asked about pods, as RBAC writes it.
+    pub enum PodVerb {
+        /// All of them.
+        List = "list",
+        /// Their changes.
+        Watch = "watch",
+        /// To change one.
+        Patch = "patch",
+    }
+}
+
+/// A label and, where they are a closed set, its values.
+pub type Described = (&'static str, Vec<&'static str>);
+
+/// The labels of one family: texts from the configuration or the fleet, then values of closed sets.
+pub(super) trait LabelNames {
+    fn described() -> Vec<Described>;
+}
+
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident { $($text:ident),* $(; $($set:ident: $type:ty),+)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+        pub(super) struct $name { $($text: String,)* $($($set: $type),+)? }
+
+        impl $name {
+            /// The labels in the order of the exposition.
+            pub(super) fn new($($text: &str,)* $($($set: $type),+)?) -> Self {
+                Self { $($text: $text.to_owned(),)* $($($set),+)? }
+            }
+        }
+
+        impl LabelNames for $name {
+            fn described() -> Vec<Described> {
+                vec![
+                    $((stringify!($text), Vec::new()),)*
+                    $($((stringify!($set), <$type>::ALL.iter().map(|value| value.label()).collect())),+)?
+                ]
+            }
+        }
+    };
+}
+
+labels!(/// One pool.
+    PoolLabels { pool });
+labels!(/// One backend.
+    BackendLabels { pool, backend });
+labels!(/// One backend and its state.
+    StateLabels { pool, backend; state: BackendState });
+labels!(/// One backend and the version of its daemon.
+    VersionLabels { pool, backend, version });
+labels!(/// One backend and a gRPC code name.
+    CodeLabels { pool, backend, grpc_code });
+labels!(/// One backend and how a session ended.
+    ResultLabels { pool, backend; result: SessionResult });
+labels!(/// One backend and the direction of bytes.
+    DirectionLabels { pool, backend; direction: Direction });
+labels!(/// One backend and why its connection failed.
+    FaultLabels { pool, backend; reason: Fault });
+labels!(/// Where backends are found, as the configuration writes it.
+    SourceLabels { pool, source });
+labels!(/// The same, and why it failed.
+    SourceReasonLabels { pool, source; reason: Reason });
+labels!(/// What was asked about pods, and why in vain.
+    PodErrorLabels { pool; verb: PodVerb, reason: Reason });
+labels!(/// How the drain of a backend ended.
+    DrainLabels { pool; result: DrainResult });
+labels!(/// A word of the proxy's own errors.
+    ReasonLabels { pool, reason });
+labels!(/// A gRPC code name.
+    GrpcCodeLabels { pool, grpc_code });
+labels!(/// How a build found its backend.
+    DecisionLabels { pool, policy, outcome, key_source });
+
+/// A known gRPC method; anything else is `other`. Counted for every call, so nothing is allocated.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct MethodLabels {
+    pub(super) grpc_service: &'static str,
+    pub(super) grpc_method: &'static str,
+}
+
+impl LabelNames for MethodLabels {
+    fn described() -> Vec<Described> {
+        vec![("grpc_service", Vec::new()), ("grpc_method", Vec::new())]
+    }
+}
