@@ -89,7 +89,10 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let caller = Caller { connection: client.connection, trace };
     // From here on its siblings wait for what becomes of it.
     let (session, build) = (solve.session.as_ref(), solve.build.as_ref());
-    let placing = proxy.directory.placing(session, build, caller)?;
+    // What one's own trace says of connections is not said of somebody else's build with the same ref.
+    let carries = |trace| build.is_some_and(|id| proxy.carriers.carries(id, &client, Some(trace)));
+    let known = Caller { trace: trace.filter(|trace| carries(*trace)), ..caller };
+    let placing = proxy.directory.placing(session, build, known)?;
     // Before its siblings are served: they are to know their own build.
     let carried = build.map(|build| proxy.carriers.enter(build, &client, trace));
     if let Some(facts) = facts {

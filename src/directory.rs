@@ -133,7 +133,7 @@ impl Directory {
                 Step::Early(parked) => {
                     if parked.outcome(early).await.is_none() {
                         early_yet = false;
-                        self.inner.lock().live.scatter(key);
+                        self.inner.lock().live.ask_elsewhere(key);
                     }
                 }
                 Step::Parked(parked) => match parked.outcome(deadline).await {

@@ -43,8 +43,10 @@ pub(super) struct LiveKey {
     pub(super) solved_on: Option<u64>,
     /// Of a Solve's own session: the key of its build.
     pub(super) build: Option<Key>,
-    /// Of a build: its calls come on several connections.
+    /// Of a build: its session, whose id only its client knows, came on another connection than its Solve.
     pub(super) scattered: bool,
+    /// Of a build: whoever asks for it on other connections has waited in vain for a Solve there.
+    pub(super) asked_elsewhere: bool,
 }
 
 /// The builds with one ref, beside the first one that has it.
@@ -80,7 +82,9 @@ pub(super) struct Live {
 impl LiveKey {
     fn new(slot: Slot, holders: usize) -> Self {
         let (tally, session_open, solved_on) = (Arc::default(), false, None);
-        Self { slot, holders, tally, session_open, solved_on, build: None, scattered: false }
+        let (scattered, asked_elsewhere) = (false, false);
+        let build = None;
+        Self { slot, holders, tally, session_open, solved_on, build, scattered, asked_elsewhere }
     }
 }
 
@@ -218,6 +222,15 @@ impl Live {
     pub(super) fn scatter(&mut self, build: &Key) {
         if let Some(live) = self.keys.get_mut(build) {
             live.scattered = true;
+        }
+        self.wake(build, None);
+    }
+
+    /// Notes that calls of `build` come on other connections, whoever's they are: the next ones need not
+    /// wait for a Solve of their own.
+    pub(super) fn ask_elsewhere(&mut self, build: &Key) {
+        if let Some(live) = self.keys.get_mut(build) {
+            live.asked_elsewhere = true;
         }
         self.wake(build, None);
     }

@@ -123,7 +123,8 @@ impl Inner {
         if self.memory.get(&namesake).is_some() {
             return Ok(Which::Namesake(namesake));
         }
-        let early = first.is_some() && !self.scattered(&key, caller);
+        let asked = self.live.keys.get(&key).is_some_and(|live| live.asked_elsewhere);
+        let early = first.is_some() && !asked && !self.scattered(&key, caller);
         Ok(if early { Which::Early } else { Which::First })
     }
 

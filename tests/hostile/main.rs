@@ -6,6 +6,7 @@
 mod bystander;
 mod cancels;
 mod grouping;
+mod impostors;
 mod logging;
 mod parking;
 mod secrets;
