@@ -94,7 +94,7 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let known = Caller { trace: trace.filter(|trace| carries(*trace)), ..caller };
     let placing = proxy.directory.placing(session, build, known)?;
     // Before its siblings are served: they are to know their own build.
-    let carried = build.map(|build| proxy.carriers.enter(build, &client, trace));
+    let carried = build.and_then(|build| proxy.carriers.enter(build, &client, trace));
     if let Some(facts) = facts {
         solve.affinity = affinity_key(proxy, &solve, facts, &parts.headers, &client).await;
     }

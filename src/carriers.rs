@@ -39,10 +39,17 @@ pub struct Carriers(Arc<Mutex<HashMap<Id, Vec<Carrier>>>>);
 
 impl Carriers {
     /// Notes that the Solve of `build` is on `client`'s connection, for as long as the guard lives.
-    pub fn enter(&self, build: &Id, client: &Client, trace: Option<TraceId>) -> Carried {
+    ///
+    /// Not if it runs from elsewhere already: to send another Solve with its ref is no way to its link.
+    pub fn enter(&self, build: &Id, client: &Client, trace: Option<TraceId>) -> Option<Carried> {
         let carrier = Carrier::new(client, trace);
-        self.0.lock().entry(build.clone()).or_default().push(carrier.clone());
-        Carried { carriers: self.clone(), build: build.clone(), carrier }
+        let mut all = self.0.lock();
+        let carriers = all.entry(build.clone()).or_default();
+        if !carriers.is_empty() && !carriers.iter().any(|one| one.covers(&carrier)) {
+            return None;
+        }
+        carriers.push(carrier.clone());
+        Some(Carried { carriers: self.clone(), build: build.clone(), carrier })
     }
 
     /// Whether a call of `build` from `client` comes from where the build's Solve does.
@@ -93,6 +100,8 @@ mod tests {
         assert!(carriers.carries(&build, &client(2, 1), trace), "connected anew");
         assert!(!carriers.carries(&build, &client(2, 2), trace), "another machine");
         assert!(!carriers.carries(&build, &client(2, 1), None));
+        assert!(carriers.enter(&build, &client(3, 3), trace).is_none(), "it has the ref alone");
+        assert!(!carriers.carries(&build, &client(3, 3), trace));
         assert!(!carriers.carries(&Id::new(b"other").expect("valid"), &client(1, 1), trace));
         drop(carried);
         assert!(carriers.0.lock().is_empty());

@@ -201,7 +201,8 @@ impl Proxy {
         trace: Option<TraceId>,
     ) -> (Link, Arc<Tally>) {
         let own = match key {
-            Key::Build(id) | Key::Namesake(id, _) => self.carriers.carries(id, client, trace),
+            Key::Build(id) => self.carriers.carries(id, client, trace),
+            Key::Namesake(_, connection) => *connection == client.connection,
             _ => false,
         };
         let link = &bound.binding.link;

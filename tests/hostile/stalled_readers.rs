@@ -100,6 +100,10 @@ async fn whoever_watches_a_build_and_reads_nothing_does_not_stop_it() {
     let mut attacker = client_without_window(&proxy).await;
     stall(&mut attacker, STATUS, &with_first("r"), 100).await;
     let own = daemon.seen("Control/Solve")[0].connection;
+    // Not even with a Solve of the same ref.
+    let impostor = RawClient::connect(&proxy.socket()).await;
+    let _solve = impostor.solve("r", "other").await;
+    let _status = impostor.by_ref("Status", "r").await.answered().await;
     assert!(daemon.seen("Control/Status").iter().all(|status| status.connection != own));
     let sent = Bytes::from(vec![1; 4 << 20]);
     let echoed = async {
