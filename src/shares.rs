@@ -179,7 +179,7 @@ mod tests {
         let mut held = Vec::new();
         let mut counts = Vec::new();
         for address in 1..=4 {
-            let mut take = || shares.take_spare(&client(address, address.into()), 1);
+            let take = || shares.take_spare(&client(address, address.into()), 1);
             let before = held.len();
             while let Ok(share) = take() {
                 held.push(share);

@@ -398,7 +398,7 @@ async fn one_build_has_one_upstream_connection_of_its_own() {
     let all = |method: &&str| {
         daemon.seen(method).iter().filter(|seen| !seen.id().is_empty()).count() == 2
     };
-    until("all arrive", || CALLS.iter().all(|method| all(&method))).await;
+    until("all arrive", || CALLS.iter().all(all)).await;
     let connections = |method: &str| -> HashMap<_, _> {
         daemon.seen(method).iter().map(|seen| (seen.id(), seen.connection)).collect()
     };

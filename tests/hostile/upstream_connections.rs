@@ -11,7 +11,7 @@ use crate::{
         eventually,
         fake_daemon::FakeDaemon,
         proxy::{Builder, Proxy},
-        raw_client::RawClient,
+        raw_client::{Call, RawClient},
     },
 };
 
@@ -69,7 +69,7 @@ async fn one_client_cannot_have_all_connections_to_daemons() {
         let headers = [("x-docker-expose-session-uuid", &*id), ("traceparent", &trace)];
         sessions.push(client.call("/moby.buildkit.v1.Control/Session", &headers).await);
     }
-    let answers = sessions.into_iter().map(|session| session.answered());
+    let answers = sessions.into_iter().map(Call::answered);
     let answers: Vec<_> = futures_util::future::join_all(answers).await;
     let mut open = Vec::new();
     let mut refused = 0;
