@@ -5,6 +5,7 @@
 
 mod decision;
 mod tries;
+pub mod warm;
 
 use std::{
     sync::Arc,
@@ -16,7 +17,10 @@ use tokio::time::timeout_at;
 use tracing::warn;
 
 pub use self::decision::Decision;
-use self::tries::{Opened, Tries};
+use self::{
+    tries::{Opened, Tries},
+    warm::WarmMemory,
+};
 use crate::{
     client::Client,
     directory::{Binding, Claimed, Directory, Lease, Ties},
@@ -24,7 +28,7 @@ use crate::{
     fleet::{Backend, BuildCount, Fleet},
     ids::Id,
     metrics::Metrics,
-    policy::{self, KeyHash, Outcome, Policy, warm::WarmMemory},
+    policy::{self, KeyHash, Outcome, Policy},
     upstream::SharedLinks,
 };
 
@@ -98,9 +102,10 @@ impl Placement {
         fleet: Arc<Fleet>,
         shared: Arc<SharedLinks>,
         policy: policy::Config,
+        warm: warm::Config,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let warm = Mutex::new(WarmMemory::new(policy.warm, Instant::now()));
+        let warm = Mutex::new(WarmMemory::new(warm, Instant::now()));
         Self { directory, fleet, shared, policy, warm, metrics }
     }
 

@@ -7,7 +7,6 @@ mod consistent_hash;
 mod least_sessions;
 mod random;
 mod rank;
-pub mod warm;
 
 use std::{
     fmt,
@@ -125,8 +124,8 @@ pub struct Config {
     pub slow_start: Duration,
     /// Whether targets of one bake may go to different backends.
     pub spread_bake_targets: bool,
-    /// How long the consistent hash remembers where a key was built.
-    pub warm: warm::Config,
+    /// Whether it is remembered where a key was built; without that no build counts as cold.
+    pub remembers: bool,
 }
 
 impl Default for Config {
@@ -136,7 +135,7 @@ impl Default for Config {
             load_factor: LoadFactor::default(),
             slow_start: DEFAULT_SLOW_START,
             spread_bake_targets: false,
-            warm: warm::Config::default(),
+            remembers: true,
         }
     }
 }
@@ -276,7 +275,7 @@ impl Config {
             (Policy::ConsistentHash, Some(KeyHash(key))) => {
                 let settings = consistent_hash::Settings {
                     factor: self.load_factor,
-                    remembers: self.warm.enabled,
+                    remembers: self.remembers,
                 };
                 return consistent_hash::choose(key, request.warm, settings, round);
             }

@@ -105,6 +105,7 @@ impl Pool {
             Arc::clone(&fleet),
             metrics,
             config.policy,
+            config.warm,
             rules,
             connections.clone(),
             tasks.clone(),

@@ -23,7 +23,7 @@ use crate::{
     ids::{self, Id, Key, TraceId},
     metrics::Metrics,
     parking::Parking,
-    placement::Placement,
+    placement::{Placement, warm},
     policy,
     refusals::Refusals,
     relay::{self, Body, End, OnEnd, ResetError, Tally},
@@ -68,6 +68,7 @@ impl Proxy {
         fleet: Arc<Fleet>,
         metrics: Arc<Metrics>,
         policy: policy::Config,
+        warm: warm::Config,
         rules: Arc<Rules>,
         connections: Shares,
         tasks: TaskTracker,
@@ -79,6 +80,7 @@ impl Proxy {
             Arc::clone(&fleet),
             Arc::clone(&shared),
             policy,
+            warm,
             Arc::clone(&metrics),
         ));
         Self {

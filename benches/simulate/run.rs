@@ -5,7 +5,10 @@ use std::{
     collections::BinaryHeap,
 };
 
-use buildkit_lb::policy::{Config, KeyHash, Request, warm::WarmMemory};
+use buildkit_lb::{
+    placement::warm::{self, WarmMemory},
+    policy::{Config, KeyHash, Request},
+};
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use crate::{
@@ -136,7 +139,7 @@ pub(crate) fn run(
     let cluster = Cluster::new(daemons);
     let mut run = Run {
         config,
-        memory: WarmMemory::new(config.warm, cluster.instant(0.0)),
+        memory: WarmMemory::new(warm::Config::default(), cluster.instant(0.0)),
         cluster,
         keys,
         ends: BinaryHeap::new(),

@@ -11,7 +11,8 @@ use crate::{
     discovery::{Target, static_list},
     fleet::Endpoint,
     metrics::DEFAULT_POOL,
-    policy::{self, LoadFactor, warm},
+    placement::warm,
+    policy::{self, LoadFactor},
 };
 
 /// BuildKit's usual port.
@@ -33,6 +34,8 @@ pub struct Pool {
     pub discover: Vec<Target>,
     /// How builds are spread.
     pub policy: policy::Config,
+    /// What is remembered of where keys were built.
+    pub warm: warm::Config,
     /// What makes a build's affinity key.
     pub affinity: Rules,
 }
@@ -170,9 +173,9 @@ impl Pool {
             problems.push(format!("{path}.listen: {text}"));
         }
         let own = Self::check(&format!("{path}."), name, settings, problems);
-        let (policy, affinity) =
+        let (policy, warm, affinity) =
             check_spread("", &common.clone().under(settings.clone()), &mut Vec::new());
-        Self { policy, affinity, ..own }
+        Self { policy, warm, affinity, ..own }
     }
 
     /// Checks what stands outside of `[[pool]]` where there is any: how builds are spread if a pool
@@ -203,8 +206,8 @@ impl Pool {
         let listen = check_listen(path, &settings.listen, problems);
         let backends = check_backends(path, &settings.backend, problems);
         let discover = check_discover(path, &settings.discover, problems);
-        let (policy, affinity) = check_spread(path, settings, problems);
-        Self { name, listen, backends, discover, policy, affinity }
+        let (policy, warm, affinity) = check_spread(path, settings, problems);
+        Self { name, listen, backends, discover, policy, warm, affinity }
     }
 
     /// The settings that give this pool; `name` if it stands in a `[[pool]]`.
@@ -223,7 +226,7 @@ impl Pool {
                 "load-factor".to_owned(),
                 factor.into(),
             )])),
-            warm_memory: Some(warm_table(&self.policy.warm)),
+            warm_memory: Some(warm_table(&self.warm)),
         }
     }
 }
@@ -238,13 +241,14 @@ fn check_spread(
     path: &str,
     settings: &PoolSettings,
     problems: &mut Vec<String>,
-) -> (policy::Config, Rules) {
+) -> (policy::Config, warm::Config, Rules) {
     let policy = check_policy(path, settings, problems);
+    let warm = check_warm(path, settings.warm_memory.clone().unwrap_or_default(), problems);
     let affinity = match &settings.affinity {
         Some(table) => Rules::from_table(table.clone(), &format!("{path}affinity"), problems),
         None => Rules::default(),
     };
-    (policy, affinity)
+    (policy::Config { remembers: warm.enabled, ..policy }, warm, affinity)
 }
 
 fn check_policy(path: &str, settings: &PoolSettings, problems: &mut Vec<String>) -> policy::Config {
@@ -274,7 +278,7 @@ fn check_policy(path: &str, settings: &PoolSettings, problems: &mut Vec<String>)
         load_factor: load_factor.unwrap_or(default.load_factor),
         slow_start: slow_start.unwrap_or(default.slow_start),
         spread_bake_targets: settings.spread_bake_targets.unwrap_or_default(),
-        warm: check_warm(path, settings.warm_memory.clone().unwrap_or_default(), problems),
+        remembers: default.remembers,
     }
 }
 

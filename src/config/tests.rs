@@ -118,7 +118,7 @@ fn what_is_printed_reads_back() {
                 warm-memory = { enabled = false, max-keys = 5, ttl = '1h' }";
     let config = load(file, flags).expect("valid");
     assert_eq!(config.pools[0].policy.load_factor, LoadFactor::OFF);
-    assert!(!config.pools[0].policy.warm.enabled);
+    assert!(!config.pools[0].warm.enabled);
     assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
 }
 

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Candidate, KeyHash, Warm};
+use crate::policy::{Candidate, KeyHash, Warm};
 
 /// Keys remembered: more projects than most fleets build in a day, in at most 10 MB.
 const DEFAULT_MAX_KEYS: NonZeroU32 = NonZeroU32::new(100_000).expect("not zero");
@@ -238,13 +238,14 @@ mod tests {
         let (mut memory, now) = memory(1_000_000, 60);
         let candidate = candidate(1);
         // Twice as many, so that the oldest half is forgotten on the way.
-        (0..2_000_000).for_each(|id| memory.note(KeyHash(id), &candidate, now));
+        let key = |id: u32| KeyHash::new(&id.to_string());
+        (0..2_000_000).for_each(|id| memory.note(key(id), &candidate, now));
         let (keys, bytes) = (memory.len(), memory.bytes());
         println!("{keys} keys in {bytes} bytes, {} for each", bytes / keys);
         assert_eq!(keys, 1_000_000);
         assert!(bytes <= 100_000_000, "{bytes}");
-        assert!(memory.get(KeyHash(999_999), now).is_none());
-        assert!(memory.get(KeyHash(1_000_000), now).is_some());
+        assert!(memory.get(key(999_999), now).is_none());
+        assert!(memory.get(key(1_000_000), now).is_some());
     }
 
     proptest! {

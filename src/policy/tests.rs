@@ -178,8 +178,7 @@ fn a_cold_build_leaves_the_last_room_of_its_home_to_those_that_find_their_cache(
     assert_eq!((cold.index, cold.outcome), (ranking[1], Outcome::Spill));
     assert_eq!(cold.passed_over, Some((ranking[0], Obstacle::Busy)));
     assert_eq!(choose(Config::default(), Some(Warm::new(home))).outcome, Outcome::Home);
-    let mut forgetful = Config::default();
-    forgetful.warm.enabled = false;
+    let forgetful = Config { remembers: false, ..Config::default() };
     assert_eq!(choose(forgetful, None).outcome, Outcome::Home, "any key may be warm there");
 }
 
