@@ -5,12 +5,39 @@
 //! call when its turn is over ([`Flushing`]). It reads in large pieces too, and lets each be sent on
 //! before it reads the next. Buffers are borrowed from a small pool per thread, so an idle connection
 //! holds none.
+//!
+//! The HTTP/2 library stands between these parts and passes on only what its traits have words for. The
+//! rest goes past it in thread-locals. That is sound because one poll of a connection is one turn of it, and
+//! a poll never changes its thread:
+//!
+//! ```text
+//!  one poll of Flushing
+//!  +------------------------------------------------------------------+
+//!  |  body --> Payload --slices--> library --slices--> Outbox         |
+//!  |              |                                     ^  |          |
+//!  |              +------- SHOWN: whose memory it is ---+  |          |
+//!  |                                                       |          |
+//!  |  Flushing <---------- WROTE: something is to be sent -+          |
+//!  |     +-- when the connection's turn is over, sends --> socket     |
+//!  |                                                                  |
+//!  |  body <------------------- library <--frames-- Inbox <-- socket  |
+//!  |                                                  |               |
+//!  |  the same poll's next read <-- RECEIVED: bytes --+               |
+//!  |  (none above TURN_LEN)                           |               |
+//!  +--------------------------------------------------|---------------+
+//!  the thread, before it waits <-- TRAFFIC: bytes ----+
+//!  (moderation: may let bulk data gather)
+//!
+//!  the next connection of the thread <-- POOL of Outbox, POOL of Inbox: buffers that are empty
+//! ```
 
 mod flushing;
 mod inbox;
 pub mod moderation;
 mod outbox;
 mod payload;
+#[cfg(test)]
+mod tests;
 
 use std::{
     cell::Cell,
@@ -79,10 +106,15 @@ impl Socket {
         cx: &mut Context<'_>,
         from: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self {
+        let result = match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, from),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, from),
+        };
+        #[cfg(test)]
+        if result.is_ready() {
+            tests::count_write();
         }
+        result
     }
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

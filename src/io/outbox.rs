@@ -106,6 +106,8 @@ impl Batch {
             self.pieces.push(Piece::Shared(bytes));
             return;
         }
+        #[cfg(test)]
+        super::tests::count_copied(slice.len());
         let start = self.copied.len();
         self.copied.extend_from_slice(slice);
         let end = self.copied.len();
