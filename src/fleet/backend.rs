@@ -264,7 +264,11 @@ impl Backend {
     /// told last.
     fn apply(&self, event: Event<'_>, now: Instant) {
         let mut state = self.state.lock();
-        let Transition { before, after } = state.apply(event, now);
+        let Transition { before, after, lease_ended } = state.apply(event, now);
+        if lease_ended && !after.status.departed {
+            let (pool, backend) = (self.all_metrics.pool(), self.name());
+            info!(pool, backend, "drain was not renewed, its cordon ends");
+        }
         if let (Event::Fault(fault, _), false) = (event, after.status.departed) {
             self.all_metrics.upstream_error(&self.name, fault);
         }
@@ -293,7 +297,6 @@ impl Backend {
                 warn!(pool, backend, fault = fault.label(), error, "backend ejected");
             }
             Event::ProbePassed if before.status.ejected => info!(pool, backend, "backend is back"),
-            Event::LeaseChecked => info!(pool, backend, "drain was not renewed, its cordon ends"),
             _ => {}
         }
         let (before, state) = (before.name.label(), after.name.label());

@@ -62,6 +62,8 @@ pub(super) struct Published {
 pub(super) struct Transition {
     pub(super) before: Published,
     pub(super) after: Published,
+    /// The cordon of a drain has ended by itself, which another cordon may hide.
+    pub(super) lease_ended: bool,
 }
 
 /// What is known of one backend.
@@ -109,6 +111,7 @@ impl State {
 
     /// Takes an event over and tells what follows from it.
     pub(super) fn apply(&mut self, event: Event<'_>, now: Instant) -> Transition {
+        let mut lease_ended = false;
         let before = self.published();
         match event {
             Event::Listed(condition) => (self.condition, self.unlisted) = (condition, false),
@@ -130,6 +133,7 @@ impl State {
             Event::LeaseChecked => {
                 if self.drains == 0 && self.lease_end.is_some_and(|end| end <= now) {
                     self.end_lease();
+                    lease_ended = true;
                 }
             }
             Event::Fault(fault, cause) => self.health.fail(fault, cause, now),
@@ -144,7 +148,7 @@ impl State {
                 self.health = Health { next_probe: self.health.next_probe, ..Health::default() };
             }
         }
-        Transition { before, after: self.published() }
+        Transition { before, after: self.published(), lease_ended }
     }
 
     /// What others are to be told of it now.
@@ -413,7 +417,7 @@ mod tests {
                 now += Duration::from_millis(100);
                 probed |= matches!(event, Event::ProbePassed);
                 departed |= matches!(event, Event::Departed);
-                let Transition { before, after } = state.apply(event, now);
+                let Transition { before, after, .. } = state.apply(event, now);
                 prop_assert_eq!(before, told);
                 prop_assert_eq!(after, state.published());
                 told = after;
