@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use support::{
     client::{run, text},
-    tools::shell,
+    tools::{shell, tool},
 };
 
 fn lb(args: &[&str]) -> Output {
@@ -91,7 +91,7 @@ fn a_configuration_that_does_not_end_is_not_read_for_ever() {
     let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
     let (huge, fifo) = (path("huge"), path("fifo"));
     std::fs::write(&huge, "#".repeat((1 << 20) + 1)).expect("written");
-    assert!(run(Command::new("mkfifo").arg(&fifo)).status.success());
+    assert!(run(Command::new(tool("mkfifo")).arg(&fifo)).status.success());
     for (file, why) in [
         ("/dev/zero", "not a regular file"),
         (fifo.as_str(), "not a regular file"),

@@ -146,8 +146,13 @@ fn what_the_chart_installs_builds_through_a_roll_out() {
     assert!(builds > 2);
     let drained = proxy.metric("buildkit_lb_backend_drains_total", &["result=\"drained\""]);
     assert_eq!(drained, 3.0, "each daemon has asked before it ended");
-    let versions = proxy.admin("GET", "/status.json").1.matches("v0.32.2").count();
-    assert_eq!(versions, 3);
+    let status = proxy.status();
+    let backends = status["backends"].as_array().expect("a list");
+    assert_eq!(backends.len(), 3);
+    // What the pod is labelled with, and what the daemon in it says.
+    for version in ["version", "buildkit_version"] {
+        assert!(backends.iter().all(|backend| backend[version] == "v0.32.2"), "{status}");
+    }
 }
 
 #[test]

@@ -105,8 +105,10 @@ fn a_drain_waits_for_the_build_and_serves_its_later_calls() {
         (proxy.admin("GET", "/readyz").0 == 503).then_some(())
     });
     assert_eq!(proxy.metric("buildkit_lb_drain_in_progress", &[]), 1.0);
-    let refused = std::net::TcpStream::connect(proxy.socket());
-    assert!(refused.is_err(), "a draining proxy accepts nobody");
+    // It says so before it stops, so that load balancers are told no later than clients.
+    eventually("a draining proxy accepts nobody", Duration::from_secs(5), || {
+        std::net::TcpStream::connect(proxy.socket()).err()
+    });
     let output = client.wait_with_output().expect("ends");
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("after-the-signal"));
