@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Instant};
 use buildkit_lb::{
     affinity::{Facts, Rules},
     builds::solve::Solve,
-    policy::{Candidate, Candidates, Config, KeyHash, Policy, Request, Totals, warm::WarmMemory},
+    placement::warm::{self, WarmMemory},
+    policy::{Candidate, Candidates, Config, KeyHash, Policy, Request, Totals},
 };
 use rand::{SeedableRng as _, rngs::StdRng};
 
@@ -23,7 +24,7 @@ fn no_policy_allocates_memory_to_choose_among_a_thousand_backends() {
     let mut rng = StdRng::seed_from_u64(1);
     for policy in [Policy::Random, Policy::LeastSessions, Policy::ConsistentHash] {
         let config = Config::default().with(policy);
-        let mut memory = WarmMemory::new(config.warm, now);
+        let mut memory = WarmMemory::new(warm::Config::default(), now);
         // A few keys only, so that they are hot: homes are full and most builds spill.
         let allocations = |memory: &WarmMemory, rng: &mut StdRng| {
             allocation_counter::measure(|| {
