@@ -104,6 +104,22 @@ pub enum ProxyError {
     /// Its client has more calls that wait for their build than the others have.
     #[error("too many calls wait for their build: {0}")]
     Parked(Over),
+    /// A question to the whole fleet was not answered by one daemon, which could not be left out.
+    #[error("the answer is without backend {backend}: {cause}")]
+    Incomplete {
+        /// Name of the backend.
+        backend: String,
+        /// The chain of causes.
+        cause: String,
+    },
+    /// Daemons would misunderstand the call, because they are too old to know a part of it.
+    #[error("not asked of {backends}: {cause}")]
+    TooOld {
+        /// Their names and versions.
+        backends: String,
+        /// What they do not know, and what they would do.
+        cause: &'static str,
+    },
     /// A limit that protects the proxy is reached.
     #[error("{0}")]
     Limit(&'static str),
@@ -124,7 +140,9 @@ impl ProxyError {
             Self::NoBackend(_)
             | Self::Connect { .. }
             | Self::BackendLost { .. }
+            | Self::Incomplete { .. }
             | Self::BackendDeparted { .. } => Code::Unavailable,
+            Self::TooOld { .. } => Code::FailedPrecondition,
             Self::UnknownBuild(_) => Code::NotFound,
             Self::BadSolve(_) => Code::InvalidArgument,
             Self::SessionOpen(_) | Self::RefTaken { .. } => Code::AlreadyExists,
@@ -148,6 +166,8 @@ impl ProxyError {
             Self::BadAnswer { .. } => "bad_answer",
             Self::AnswerTooLarge { .. } => "answer_too_large",
             Self::BackendDeparted { .. } => "backend_departed",
+            Self::Incomplete { .. } => "incomplete",
+            Self::TooOld { .. } => "too_old",
             Self::UnknownBuild(_) => "unknown_build",
             Self::BadSolve(_) => "bad_solve",
             Self::SolveTooLarge(_) => "solve_too_large",

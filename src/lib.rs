@@ -21,8 +21,8 @@
 //! - [`policy`] which backend takes a build
 //!
 //! Leaves, which anyone may use and which use no one but each other: [`address`], [`client`],
-//! [`descriptors`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`], [`kubernetes`],
-//! `label`, [`metrics`], [`outage`], [`shares`], [`shutdown`], [`telemetry`], [`wire`].
+//! [`descriptors`], [`error`], [`first_message`], [`held`], [`http2_limits`], [`ids`], [`io`],
+//! [`kubernetes`], `label`, [`metrics`], [`outage`], [`shares`], [`shutdown`], [`telemetry`], [`wire`].
 
 // Whoever reads our output may be gone, and to print would be to panic then.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -48,6 +48,7 @@ pub mod fanout;
 pub mod first_message;
 pub mod fleet;
 pub mod health;
+pub mod held;
 pub mod http2_limits;
 pub mod ids;
 pub mod io;

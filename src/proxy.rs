@@ -20,6 +20,7 @@ use crate::{
     error::ProxyError,
     first_message::{FirstMessage, Reader},
     fleet::Fleet,
+    held::Account,
     ids::{self, Id, Key, TraceId},
     metrics::Metrics,
     parking::Parking,
@@ -55,6 +56,8 @@ pub struct Proxy {
     pub rules: Arc<Rules>,
     /// What Session streams declare.
     pub shared_keys: SharedKeys,
+    /// What merged answers hold until their clients read them.
+    pub held: Account,
     tasks: TaskTracker,
     reader: Reader,
     /// What becomes of calls that the proxy refuses.
@@ -95,6 +98,7 @@ impl Proxy {
             carriers: Carriers::default(),
             rules,
             shared_keys: SharedKeys::default(),
+            held: Account::default(),
             tasks,
             reader: Reader::default(),
         }

@@ -161,6 +161,14 @@ impl Messages {
         self.pending.extend_from_slice(data);
     }
 
+    /// The length of the next message, prefix included, once its prefix has come.
+    ///
+    /// # Errors
+    /// As for [`Self::cut`].
+    pub fn announced(&self) -> Result<Option<usize>, WireError> {
+        first_message_len(&self.pending, self.limit)
+    }
+
     /// The next whole message, prefix included, or `None` until more has come.
     ///
     /// # Errors

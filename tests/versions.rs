@@ -6,7 +6,7 @@ use std::{sync::OnceLock, time::Duration};
 
 use support::{
     buildkitd::Buildkitd,
-    client::{Buildx, Context, buildctl, run, succeed, text},
+    client::{Buildx, Context, buildctl, buildctl_build, run, succeed, text},
     eventually,
     proxy::Proxy,
 };
@@ -81,4 +81,33 @@ fn a_client_uses_nothing_that_only_some_daemons_can() {
     for _ in 0..4 {
         succeed(&mut proxied.command(&["build", "-o", "type=cacheonly", &path]));
     }
+}
+
+#[test]
+fn a_limit_that_a_daemon_does_not_know_costs_it_no_cache() {
+    let (new, old) = (Buildkitd::start("new"), Buildkitd::start_old("old"));
+    let proxy = Proxy::in_front_of([&new, &old]).start();
+    proxy.wait_ready(2, Duration::from_secs(10));
+    let context = Context::busybox("RUN echo kept > /kept");
+    for daemon in [&new, &old] {
+        succeed(&mut buildctl_build(&daemon.addr(), &context));
+    }
+    let usage = |daemon: &Buildkitd| succeed(buildctl(&daemon.addr()).arg("du"));
+    let before = usage(&old);
+    // MB: less than anything takes, so that a daemon that does as it is told keeps nothing either.
+    let limit = ["prune", "--keep-storage", "0.000001"];
+    let pruned = run(buildctl(&proxy.addr()).args(limit));
+    assert_eq!(usage(&old), before);
+    assert_ne!(usage(&new), before);
+    assert!(!usage(&new).contains("kept"), "{}", usage(&new));
+    assert_eq!(pruned.status.code(), Some(1));
+    assert!(text(&pruned).contains("not asked of old (v0.16.0)"), "{}", text(&pruned));
+    let alone = Proxy::in_front_of([&old]).start();
+    alone.wait_ready(1, Duration::from_secs(10));
+    let refused = run(buildctl(&alone.addr()).args(limit));
+    assert_eq!((refused.status.code(), usage(&old)), (Some(1), before));
+    assert!(text(&refused).contains("not asked of old (v0.16.0)"), "{}", text(&refused));
+    // What it does know, it does.
+    succeed(buildctl(&alone.addr()).args(["prune", "--all"]));
+    assert!(!usage(&old).contains("kept"));
 }

@@ -12,10 +12,14 @@ use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use rand::seq::SliceRandom as _;
 
-use super::{ANSWER_TIMEOUT, PartError, copy, missing, nobody, reachable};
+use super::{
+    ANSWER_TIMEOUT,
+    ask::{copy, left_out, nobody, reachable},
+    reply::ReplyError,
+};
 use crate::{
     call::{Call, CallResult},
-    error::ProxyError,
+    error::{ProxyError, first_few},
     fleet::Backend,
     proxy::Proxy,
     relay::{self, Body, OnEnd, Received, ResetError},
@@ -51,7 +55,8 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
             false => match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
                 Ok(answer) => answer,
                 Err(_elapsed) => {
-                    missing(&backend, &parts, &PartError::Timeout);
+                    backend.report_silence();
+                    left_out(&backend, &parts, &ReplyError::Timeout);
                     continue;
                 }
             },
@@ -61,9 +66,10 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
                 match tokio::time::timeout(ANSWER_TIMEOUT, whole(response, &backend)).await {
                     Ok(result) => return result,
                     Err(_elapsed) => {
-                        let error = PartError::Timeout;
+                        backend.report_silence();
+                        let error = ReplyError::Timeout;
                         failures.push(format!("backend {}: {error}", backend.name()));
-                        missing(&backend, &parts, &error);
+                        left_out(&backend, &parts, &error);
                     }
                 }
             }
@@ -73,14 +79,14 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
             Err(SendError::Proxy(error @ ProxyError::Shortage { .. })) => return Err(error.into()),
             Err(SendError::Proxy(error)) => {
                 failures.push(error.to_string());
-                missing(&backend, &parts, &PartError::Unreachable(error.to_string()));
+                left_out(&backend, &parts, &ReplyError::Unreachable(error.to_string()));
             }
         }
     }
     let error = match failures.is_empty() {
         true => nobody(proxy),
         // What each of them is down with, as a build is told.
-        false => ProxyError::NoBackend(failures.join("; ")),
+        false => ProxyError::NoBackend(first_few(&failures)),
     };
     Err(error.into())
 }

@@ -1,28 +1,25 @@
 //! Build history: one list over all daemons, and each record's calls to the daemon that has it.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+mod follow;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use http::{HeaderMap, Response, request::Parts};
-use http_body_util::BodyExt as _;
-use tokio::sync::{mpsc, oneshot};
-use tonic::Code;
 
 use super::{
-    ANSWER_TIMEOUT, Answer, PartError, ask, ask_all, messages, missing, nobody, reachable,
+    ask::{Question, nobody, search},
+    merge::{self, Gone},
+    reply::Reply,
 };
 use crate::{
     call::{Call, CallResult},
     client::Client,
-    error::{ok_trailers, status_code},
-    fleet::Backend,
+    fleet::{Backend, Version},
     ids::{Id, Key},
     proxy::Proxy,
-    relay::{Body, Received},
     upstream::Link,
     wire::{
-        self, MAX_MESSAGE_LEN, Messages,
+        self, MAX_MESSAGE_LEN,
         control::{
             BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRequest,
             control_client::ControlClient,
@@ -30,9 +27,6 @@ use crate::{
         fields::{Fields, Malformed, Value},
     },
 };
-
-/// How often a live listener looks for daemons that have joined.
-const JOIN_INTERVAL: Duration = Duration::from_secs(2);
 
 /// ListenBuildHistory.
 ///
@@ -46,30 +40,30 @@ pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };
     let message = message.into_bytes();
-    if let Some(id) = query.build
-        && let Ok(Some(link)) = proxy.known_record(&id, &client, &parts.headers)
+    if let Some(id) = &query.build
+        && let Ok(Some(link)) = proxy.known_record(id, &client, &parts.headers)
     {
         return proxy.relay_call(&link, parts, message, rest).await;
     }
-    let answers = ask_all(proxy, &client, &parts, &message).await;
-    let Some(headers) = answers.first().map(|answer| answer.response.headers().clone()) else {
+    let mut question = Question::new(proxy, client, parts, message);
+    if !query.early_exit {
+        question = question.patient();
+    }
+    let replies = question.ask_all().await;
+    let Some(headers) = replies.first().map(|reply| reply.headers.clone()) else {
         return Err(nobody(proxy).into());
     };
-    let body = if query.early_exit && query.limit > 0 {
-        newest(proxy, &parts, answers, query.limit).await
-    } else {
-        follow(proxy, client, parts, message, answers, !query.early_exit)
-    };
-    let mut response = Response::new(body);
-    *response.headers_mut() = headers;
-    // A daemon with nothing to tell answers with headers that are trailers.
-    response.headers_mut().remove("grpc-status");
-    response.headers_mut().remove("grpc-message");
-    Ok(response)
+    Ok(merge::respond(proxy, headers, |sender| async move {
+        if query.early_exit && query.limit > 0 && know_limits(&replies) {
+            newest(&question, replies, &sender, query.limit).await
+        } else {
+            follow::follow(&question, &query, replies, &sender).await
+        }
+    }))
 }
 
 /// What a BuildHistoryRequest says of how its answers are merged.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Query {
     build: Option<Id>,
     early_exit: bool,
@@ -118,165 +112,74 @@ pub async fn update(proxy: &Proxy, call: Call) -> CallResult {
 
 /// Asks all daemons for the record of `id`; remembers who has it.
 pub async fn locate(proxy: &Proxy, client: &Client, id: &Id) -> Option<Link> {
-    let mut asked: FuturesUnordered<_> = reachable(proxy)
-        .into_iter()
-        .map(|backend| async move {
-            let link = proxy.shared.for_question(&backend);
-            let has = tokio::time::timeout(ANSWER_TIMEOUT, has_record(link, id)).await;
-            has.unwrap_or(false).then_some(backend)
-        })
-        .collect();
-    while let Some(found) = asked.next().await {
-        if let Some(backend) = found {
-            proxy.directory.remember(Key::Build(id.clone()), backend.shared_name());
-            return Some(proxy.shared.for_call(&backend, client));
-        }
-    }
-    None
+    let key = Key::Build(id.clone());
+    search(proxy, client, key, |backend, link| has_record(backend, link, id)).await
 }
 
-async fn has_record(link: Link, id: &Id) -> bool {
+/// Whether `backend` has the record of `id`.
+///
+/// It is looked for with a filter: a daemon takes whoever asks for one ref for a reader of that record, and
+/// from then on hides it until the daemon's next start when it should delete it (BuildKit
+/// solver/llbsolver/history).
+async fn has_record(backend: Arc<Backend>, link: Link, id: &Id) -> bool {
     let request = BuildHistoryRequest {
-        r#ref: Bytes::copy_from_slice(id.as_bytes()),
+        filter: filter(&backend, id).into_iter().collect(),
         early_exit: true,
         ..Default::default()
     };
-    let Ok(response) = ControlClient::new(link).listen_build_history(request).await else {
+    let mut client = ControlClient::new(link).max_decoding_message_size(MAX_MESSAGE_LEN);
+    let Ok(response) = client.listen_build_history(request).await else {
         return false;
     };
-    matches!(response.into_inner().message().await, Ok(Some(_)))
-}
-
-/// The newest `limit` ended proxy of all daemons, after all that run (BuildKit history/filter.go).
-async fn newest(proxy: &Proxy, parts: &Parts, answers: Vec<Answer>, limit: usize) -> Body {
-    let mut running = Vec::new();
-    let mut ended = Vec::new();
-    let parts_read = answers.into_iter().map(|Answer { backend, response }| async move {
-        let result = messages(response).await;
-        (backend, result)
-    });
-    for (backend, result) in futures_util::future::join_all(parts_read).await {
-        match result {
-            Ok(messages) => {
-                for message in messages {
-                    let event = learn(proxy, &backend, &message);
-                    let started = event.r#type() == BuildHistoryEventType::Started;
-                    let created = event.record.and_then(|record| record.created_at);
-                    let created = created.map(|at| (at.seconds, at.nanos)).unwrap_or_default();
-                    if started { &mut running } else { &mut ended }.push((created, message));
-                }
-            }
-            Err(error) => missing(&backend, parts, &error),
+    let mut events = response.into_inner();
+    // What runs is told whatever the filter, and so is all by a daemon that knows none.
+    while let Ok(Some(event)) = events.message().await {
+        if event.record.is_some_and(|record| record.r#ref[..] == *id.as_bytes()) {
+            return true;
         }
     }
-    ended.sort_by_key(|(created, _)| std::cmp::Reverse(*created));
-    ended.truncate(limit);
-    let messages = running.into_iter().chain(ended).map(|(_, message)| message);
-    Body::whole_with_trailers(messages.collect::<Vec<_>>().concat().into(), ok_trailers())
+    false
 }
 
-/// Events of all daemons as they come; of those that join later too, if `live`.
-fn follow(
-    proxy: &Proxy,
-    client: Client,
-    parts: Parts,
-    message: Bytes,
-    answers: Vec<Answer>,
-    live: bool,
-) -> Body {
-    let (sender, receiver) = mpsc::channel(8);
-    let (end, ended) = oneshot::channel();
-    let context = proxy.clone();
-    proxy.spawn(async move {
-        let mut followed: HashSet<Arc<str>> = HashSet::new();
-        let mut streams = Vec::new();
-        for answer in answers {
-            followed.insert(answer.backend.shared_name());
-            streams.push(follow_one(&context, answer, &parts, &sender));
-        }
-        if live {
-            follow_joining(&context, &client, &parts, &message, &sender, &mut followed).await;
-        }
-        futures_util::future::join_all(streams).await;
-        drop(sender);
-        // The client may have gone.
-        let _ = end.send(ok_trailers());
-    });
-    Body::merged(receiver, ended)
+/// A filter for the record of `id`, if its daemon knows filters and the id needs no quoting.
+fn filter(backend: &Backend, id: &Id) -> Option<Bytes> {
+    let known = !backend.version()?.is_before(Version::HISTORY_LIMITS);
+    let plain = id.as_bytes().iter().all(u8::is_ascii_alphanumeric);
+    (known && plain).then(|| [b"ref==", id.as_bytes()].concat().into())
 }
 
-/// Until the client goes: looks for new daemons and follows them too.
-async fn follow_joining(
-    proxy: &Proxy,
-    client: &Client,
-    parts: &Parts,
-    message: &Bytes,
-    sender: &mpsc::Sender<Bytes>,
-    followed: &mut HashSet<Arc<str>>,
-) {
-    while tokio::time::timeout(JOIN_INTERVAL, sender.closed()).await.is_err() {
-        let backends = reachable(proxy);
-        followed.retain(|name| backends.iter().any(|backend| backend.name() == &**name));
-        for backend in backends {
-            if !followed.contains(backend.name()) {
-                let link = proxy.shared.for_call(&backend, client);
-                if let Ok(response) = ask(link, parts, message).await {
-                    followed.insert(backend.shared_name());
-                    follow_one(proxy, Answer { backend, response }, parts, sender);
-                }
-            }
-        }
-    }
-}
-
-fn follow_one(
-    proxy: &Proxy,
-    Answer { backend, response }: Answer,
-    parts: &Parts,
-    sender: &mpsc::Sender<Bytes>,
-) -> tokio::task::JoinHandle<()> {
-    let (context, parts, sender) = (proxy.clone(), parts.clone(), sender.clone());
-    proxy.spawn(async move {
-        let learn = |message: &Bytes| drop(learn(&context, &backend, message));
-        if let Err(error) = forward(response, &sender, learn).await {
-            missing(&backend, &parts, &error);
-        }
+/// Whether all that reply know a limit; who does not sends everything in an order of its own.
+fn know_limits(replies: &[Reply]) -> bool {
+    replies.iter().all(|reply| {
+        let version = reply.backend.version();
+        version.is_none_or(|version| !version.is_before(Version::HISTORY_LIMITS))
     })
 }
 
-/// Sends each message of `response` on, whole, until its end or until the client goes.
-pub(super) async fn forward(
-    response: Response<Received>,
-    sender: &mpsc::Sender<Bytes>,
-    seen: impl Fn(&Bytes),
-) -> Result<(), PartError> {
-    let (parts, mut body) = response.into_parts();
-    let mut status: HeaderMap = parts.headers;
-    let mut cutter = Messages::new(MAX_MESSAGE_LEN);
-    loop {
-        let frame = tokio::select! {
-            frame = body.frame() => frame,
-            () = sender.closed() => return Ok(()),
-        };
-        let Some(frame) = frame else { break };
-        let frame = frame.map_err(|error| PartError::Unreachable(crate::error::chain(&error)))?;
-        match frame.into_data() {
-            Ok(data) => {
-                cutter.push(&data);
-                while let Some(message) = cutter.cut()? {
-                    seen(&message);
-                    if sender.send(message).await.is_err() {
-                        return Ok(());
-                    }
-                }
-            }
-            Err(frame) => status = frame.into_trailers().unwrap_or_default(),
+/// The newest `limit` ended builds of all daemons, after all that run: the order of each daemon's reply
+/// (BuildKit history/filter.go).
+async fn newest(
+    question: &Question,
+    replies: Vec<Reply>,
+    sender: &merge::Sender,
+    mut limit: usize,
+) -> Result<http::HeaderMap, Gone> {
+    let rank = |backend: &Backend, message: &Bytes| {
+        let event = learn(&question.proxy, backend, message);
+        let runs = event.r#type() == BuildHistoryEventType::Started;
+        let created = event.record.and_then(|record| record.created_at);
+        (runs, created.map(|at| (at.seconds, at.nanos)).unwrap_or_default())
+    };
+    let wanted = |(runs, _created): &(bool, (i64, i32))| {
+        if !runs {
+            limit = match limit {
+                0 => return false,
+                left => left - 1,
+            };
         }
-    }
-    match status_code(&status) {
-        Some(Code::Ok) => Ok(()),
-        code => Err(PartError::Status { code: code.unwrap_or(Code::Unknown), trailers: status }),
-    }
+        true
+    };
+    Ok(merge::in_order(question, replies, sender, rank, wanted).await?.any())
 }
 
 /// Remembers which backend an event's build belongs to.

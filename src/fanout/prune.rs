@@ -1,57 +1,90 @@
 //! Prune: every daemon prunes, the records come as they are freed.
 
-use http::{HeaderMap, Response};
-use tokio::sync::{mpsc, oneshot};
+use std::sync::Arc;
 
-use super::{Answer, ask_all, history::forward, missing, nobody};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
+
+use super::{
+    ask::{Question, nobody, reachable},
+    merge::{self, Endings, forward},
+    reply::ReplyError,
+};
 use crate::{
     call::{Call, CallResult},
-    error::ok_trailers,
+    error::{ProxyError, first_few, ok_trailers},
+    fleet::{Backend, Version},
     proxy::Proxy,
-    relay::Body,
+    wire::fields::{Fields, Malformed, Value},
 };
 
 /// Asks every backend to prune; ends when all have ended, with the first failure if there was one.
 ///
-/// Space limits of the request apply to each daemon, as each has its own disk.
+/// Space limits of the request apply to each daemon, as each has its own disk. A daemon that would take a
+/// limit for none is not asked, and the client is told.
 ///
 /// # Errors
-/// The proxy's own error; a daemon's reset ends the merged stream with an error.
+/// The proxy's own error; a daemon that fails ends the merged answer with an error.
 pub async fn prune(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let (message, _rest) = proxy.read_message(body).await?;
-    let message = message.into_bytes();
-    let answers = ask_all(proxy, &client, &parts, &message).await;
-    let Some(headers) = answers.first().map(|answer| answer.response.headers().clone()) else {
-        return Err(nobody(proxy).into());
-    };
-    let (sender, receiver) = mpsc::channel(8);
-    let (end, ended) = oneshot::channel();
-    let tasks: Vec<_> = answers
-        .into_iter()
-        .map(|Answer { backend, response }| {
-            let (sender, parts) = (sender.clone(), parts.clone());
-            proxy.spawn(async move {
-                forward(response, &sender, |_message| {}).await.map_err(|error| {
-                    missing(&backend, &parts, &error);
-                    error.trailers(&backend)
-                })
+    let limited = message.read(limits_space).await.unwrap_or(false);
+    let question = Question::new(proxy, client, parts, message.into_bytes()).patient();
+    let (old, asked): (Vec<_>, Vec<_>) =
+        reachable(proxy).into_iter().partition(|backend| limited && !knows_limits(backend));
+    for backend in &old {
+        question.left_out(backend, &ReplyError::TooOld);
+    }
+    let too_old = (!old.is_empty()).then(|| refusal(&old));
+    if asked.is_empty() {
+        return Err(too_old.unwrap_or_else(|| nobody(proxy)).into());
+    }
+    let otherwise = too_old.map_or_else(ok_trailers, |error| error.trailers());
+    let headers =
+        HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/grpc"))]);
+    Ok(merge::respond(proxy, headers, |sender| async move {
+        let (question, sender) = (&question, &sender);
+        let mut streams: FuturesUnordered<_> = asked
+            .into_iter()
+            .map(|backend| async move {
+                let end = match question.ask_for_work(Arc::clone(&backend)).await {
+                    Ok(reply) => forward(reply, sender, |_, _| {}).await,
+                    Err(error) => Ok(Err(error)),
+                };
+                (backend, end)
             })
-        })
-        .collect();
-    proxy.spawn(async move {
-        let mut trailers: HeaderMap = ok_trailers();
-        for task in tasks {
-            if let Ok(Err(failure)) = task.await {
-                trailers = failure;
-            }
+            .collect();
+        let mut endings = Endings::default();
+        while let Some((backend, end)) = streams.next().await {
+            endings.note(question, &backend, end?);
         }
-        drop(sender);
-        // The client may have gone.
-        let _ = end.send(trailers);
-    });
-    let mut response = Response::new(Body::merged(receiver, ended));
-    *response.headers_mut() = headers;
-    response.headers_mut().remove("grpc-status");
-    Ok(response)
+        Ok(endings.all(otherwise))
+    }))
+}
+
+/// Whether a PruneRequest limits the space in a way that not all daemons know: maxUsedSpace, minFreeSpace.
+fn limits_space(request: &[u8]) -> Result<bool, Malformed> {
+    let mut limits = false;
+    for field in Fields::new(request) {
+        limits |= matches!(field?, (5 | 6, Value::Number(1..)));
+    }
+    Ok(limits)
+}
+
+/// Whether `backend` does what such a limit says. One that ignores it deletes all it has; one whose version
+/// nobody knows yet might.
+fn knows_limits(backend: &Backend) -> bool {
+    backend.version().is_some_and(|version| !version.is_before(Version::SPACE_LIMITS))
+}
+
+fn refusal(old: &[Arc<Backend>]) -> ProxyError {
+    let told = |backend: &Arc<Backend>| match backend.version() {
+        Some(version) => format!("{} ({version})", backend.name()),
+        None => format!("{} (version not known yet)", backend.name()),
+    };
+    ProxyError::TooOld {
+        backends: first_few(old.iter().map(told)),
+        cause: "daemons below v0.17 ignore maxUsedSpace and minFreeSpace and would delete all they have; \
+                all others have pruned",
+    }
 }

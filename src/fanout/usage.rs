@@ -1,59 +1,90 @@
 //! DiskUsage: the records of all daemons in one response.
 
+mod clip;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::future::join_all;
-use http::Response;
 
-use super::{Answer, PartError, ask_all, messages, missing, nobody};
+use self::clip::fitting;
+use super::{
+    ask::{Question, nobody},
+    merge::{self, Endings, send},
+    reply::{Reply, ReplyError},
+};
 use crate::{
     call::{Call, CallResult},
     error::{ProxyError, ok_trailers, trailers_only},
     proxy::Proxy,
-    relay::Body,
-    wire::{MAX_MESSAGE_LEN, PREFIX_LEN},
+    wire::{self, MAX_MESSAGE_LEN, PREFIX_LEN, Payload},
 };
 
+/// What is handed to the client at a time, so that the rest stays where it is counted.
+const PIECE_LEN: usize = 256 << 10;
+
 /// Asks every backend and concatenates: a message of repeated fields alone is the concatenation of
-/// its parts (protobuf encoding, "Merge").
+/// its parts (protobuf encoding, "Merge"). What is longer than one message may be has its longest
+/// descriptions cut.
 ///
 /// # Errors
-/// The proxy's own error; a daemon's reset is a missing part.
+/// The proxy's own error; a daemon that fails is left out.
 pub async fn disk_usage(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let (message, _rest) = proxy.read_message(body).await?;
-    let message = message.into_bytes();
-    let answers = ask_all(proxy, &client, &parts, &message).await;
-    let read = join_all(answers.into_iter().map(|Answer { backend, response }| async {
-        let headers = response.headers().clone();
-        (backend, headers, messages(response).await)
-    }));
-    let mut merged = BytesMut::new();
-    let mut headers = None;
-    let mut refusal = None;
-    for (backend, head, result) in read.await {
-        match result {
-            Ok(messages) => {
-                headers.get_or_insert(head);
-                messages.iter().for_each(|message| merged.put_slice(&message[PREFIX_LEN..]));
+    let question = Question::new(proxy, client, parts, message.into_bytes());
+    let read = question.ask_all().await.into_iter().map(|mut reply| async {
+        let usage = read(&mut reply).await;
+        (reply, usage)
+    });
+    let mut endings = Endings::default();
+    // They stand for the memory of what they sent, and so stay until the client has it.
+    let mut replies = Vec::new();
+    let mut usages = Vec::new();
+    for (reply, usage) in join_all(read).await {
+        match usage {
+            Ok(usage) => {
+                endings.answered = true;
+                usages.extend(usage);
+                replies.push(reply);
             }
-            Err(error) => {
-                missing(&backend, &parts, &error);
-                if let PartError::Status { trailers, .. } = error {
-                    refusal.get_or_insert((head, trailers));
-                }
-            }
+            Err(error) => endings.note(&question, &reply.backend, Err(error)),
         }
     }
-    match (headers, refusal) {
-        (Some(_), _) if merged.len() > MAX_MESSAGE_LEN => Err(ProxyError::Limit(
-            "the fleet's disk usage is larger than one gRPC message may be; use a filter",
-        )
-        .into()),
-        (Some(headers), _) => Ok(respond(headers, framed(&merged))),
+    let Some(headers) = replies.first().map(|reply| reply.headers.clone()) else {
         // All refused, as a filter that none understands: the client gets a daemon's own words.
-        (None, Some((_headers, trailers))) => Ok(trailers_only(trailers)),
-        (None, None) => Err(nobody(proxy).into()),
+        return match endings.refusal.is_some() || endings.no_room.is_some() {
+            true => Ok(trailers_only(endings.any())),
+            false => Err(nobody(proxy).into()),
+        };
+    };
+    if endings.no_room.is_some() {
+        return Ok(trailers_only(endings.any()));
     }
+    let usage = fitting(&usages, MAX_MESSAGE_LEN).ok_or(ProxyError::Limit(
+        "the fleet's disk usage is larger than one gRPC message may be; use a filter",
+    ))?;
+    drop(usages);
+    let mut left = framed(&usage);
+    Ok(merge::respond(proxy, headers, |sender| async move {
+        while !left.is_empty() {
+            let piece = left.split_to(left.len().min(PIECE_LEN));
+            if let Err(error) = send(&sender, piece, replies.iter_mut()).await? {
+                return Ok(error.trailers(&replies[0].backend));
+            }
+        }
+        Ok(ok_trailers())
+    }))
+}
+
+/// The payloads that a daemon sends: one, unless it is odd.
+async fn read(reply: &mut Reply) -> Result<Vec<Bytes>, ReplyError> {
+    let mut payloads = Vec::new();
+    while let Some(message) = reply.next().await? {
+        payloads.push(match wire::payload(&message)? {
+            Payload::Plain(plain) => plain,
+            Payload::Gzip(packed) => wire::unpack(&packed)?.into(),
+        });
+    }
+    Ok(payloads)
 }
 
 fn framed(payload: &[u8]) -> Bytes {
@@ -62,10 +93,4 @@ fn framed(payload: &[u8]) -> Bytes {
     framed.put_u32(u32::try_from(payload.len()).unwrap_or(u32::MAX));
     framed.put_slice(payload);
     framed.freeze()
-}
-
-fn respond(headers: http::HeaderMap, message: Bytes) -> Response<Body> {
-    let mut response = Response::new(Body::whole_with_trailers(message, ok_trailers()));
-    *response.headers_mut() = headers;
-    response
 }

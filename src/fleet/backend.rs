@@ -227,6 +227,18 @@ impl Backend {
         }
     }
 
+    /// Reports that it left a question without an answer that it should have at once: a probe is to tell
+    /// whether it is away.
+    pub fn report_silence(&self) {
+        self.apply(Event::Silent, Instant::now());
+        self.suspected.notify_one();
+    }
+
+    /// Whether it did not answer when it was asked last.
+    pub fn is_silent(&self) -> bool {
+        self.state.lock().is_silent()
+    }
+
     /// Reports that it answered a probe.
     pub fn report_healthy(&self) {
         self.apply(Event::ProbePassed, Instant::now());

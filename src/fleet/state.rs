@@ -44,6 +44,8 @@ pub(super) enum Event<'a> {
     LeaseChecked,
     /// A connection or a probe failed, and why.
     Fault(Fault, &'a str),
+    /// It left a question without an answer that it should have at once.
+    Silent,
     /// It answered a probe.
     ProbePassed,
     /// A probe could not be made, for want of something of ours.
@@ -92,6 +94,8 @@ struct Health {
     /// A probe is under way.
     probing: bool,
     failed_probes: u32,
+    /// It left a question or a probe without an answer, and has not answered a probe since.
+    silent: bool,
     /// Set while it is ejected.
     retry: Option<Retry>,
 }
@@ -137,6 +141,10 @@ impl State {
                 }
             }
             Event::Fault(fault, cause) => self.health.fail(fault, cause, now),
+            Event::Silent => {
+                self.health.silent = true;
+                self.health.next_probe = Some(now);
+            }
             Event::ProbeNotMade => self.health.skip_probe(now),
             Event::ProbePassed => {
                 self.probed = true;
@@ -180,6 +188,11 @@ impl State {
         let not_ready = self.condition == Condition::NotReady;
         let said = not_ready.then(|| "discovery says that it is not ready".to_owned());
         self.health.retry.as_ref().map(|retry| retry.cause.clone()).or(said)
+    }
+
+    /// Whether it did not answer when it was asked last.
+    pub(super) fn is_silent(&self) -> bool {
+        self.health.silent
     }
 
     /// Whether discovery no longer names it.
@@ -242,6 +255,7 @@ impl Health {
         let by_probe = fault == Fault::Probe;
         self.failed_probes = self.failed_probes.saturating_add(by_probe.into());
         self.probing &= !by_probe;
+        self.silent |= by_probe;
         if by_probe && self.retry.is_none() && self.failed_probes < PROBES_TO_EJECT {
             // The next two follow soon, so that a daemon that is away is known to be.
             self.next_probe = Some(now + FIRST_RETRY);
@@ -368,6 +382,22 @@ mod tests {
     }
 
     #[test]
+    fn who_is_silent_is_probed_at_once_and_known_to_be_until_a_probe_passes() {
+        let (mut state, now) = (ready(), Instant::now());
+        let interval = Duration::from_secs(10);
+        assert!(state.take_probe(now, interval, 0.5));
+        after(&mut state, Event::ProbePassed);
+        assert!(!state.take_probe(now, interval, 0.5) && !state.is_silent());
+        let told = state.apply(Event::Silent, now);
+        assert_eq!(told.before, told.after, "it may only be busy");
+        assert!(state.is_silent() && state.take_probe(now, interval, 0.5));
+        after(&mut state, Event::Fault(Fault::Probe, "deadline"));
+        assert!(state.is_silent());
+        after(&mut state, Event::ProbePassed);
+        assert!(!state.is_silent());
+    }
+
+    #[test]
     fn a_probe_is_due_once() {
         let (mut state, now) = (State::new(Condition::Ready), Instant::now());
         let interval = Duration::from_secs(10);
@@ -400,6 +430,7 @@ mod tests {
             fault(Fault::Timeout),
             fault(Fault::Lost),
             fault(Fault::Probe),
+            Event::Silent,
             Event::ProbePassed,
             Event::ProbePassed,
             Event::ProbeNotMade,

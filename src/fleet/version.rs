@@ -19,6 +19,9 @@ impl Version {
     /// The first release whose daemons know `maxUsedSpace` and `minFreeSpace` of a prune.
     pub const SPACE_LIMITS: [u32; 3] = [0, 17, 0];
 
+    /// The first release whose daemons know limits and filters of the build history.
+    pub const HISTORY_LIMITS: [u32; 3] = [0, 20, 0];
+
     /// The version that a daemon calls `text`, as `v0.32.2`, `v0.17.0-rc1` or `0.0.0+unknown`.
     pub fn new(text: &str) -> Self {
         let text: String = text.chars().filter(|char| !char.is_control()).take(MAX_LEN).collect();

@@ -38,6 +38,14 @@ impl<'a> Fields<'a> {
         Self { rest: message }
     }
 
+    /// The next field, and the bytes that it takes in the message.
+    #[expect(clippy::type_complexity, reason = "an item of the iterator and its bytes")]
+    pub fn next_with_bytes(&mut self) -> Option<(Result<(u32, Value<'a>), Malformed>, &'a [u8])> {
+        let before = self.rest;
+        let field = self.next()?;
+        Some((field, &before[..before.len() - self.rest.len()]))
+    }
+
     fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
         let (taken, rest) = self.rest.split_at_checked(len).ok_or(Malformed)?;
         self.rest = rest;

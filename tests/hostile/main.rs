@@ -13,4 +13,5 @@ mod secrets;
 mod stalled_readers;
 #[path = "../support/mod.rs"]
 mod support;
+mod unread_answers;
 mod upstream_connections;

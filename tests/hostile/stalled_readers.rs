@@ -24,7 +24,7 @@ const READ: &str = "/containerd.services.content.v1.Content/Read";
 const STATUS: &str = "/moby.buildkit.v1.Control/Status";
 
 /// A client that never takes a byte of any answer.
-async fn client_without_window(proxy: &Proxy) -> RawFrames {
+pub(crate) async fn client_without_window(proxy: &Proxy) -> RawFrames {
     let mut client = RawFrames::connect(&proxy.socket()).await;
     client.write(PREFACE).await;
     // SETTINGS_INITIAL_WINDOW_SIZE is 0.
@@ -33,7 +33,7 @@ async fn client_without_window(proxy: &Proxy) -> RawFrames {
 }
 
 /// Makes `count` calls with one `message` each, and waits for all answers to begin.
-async fn stall(client: &mut RawFrames, path: &str, message: &Bytes, count: u32) {
+pub(crate) async fn stall(client: &mut RawFrames, path: &str, message: &Bytes, count: u32) {
     let block = call_block(path, &[]);
     for call in 0..count {
         let stream = call * 2 + 1;

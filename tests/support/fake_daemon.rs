@@ -82,7 +82,12 @@ pub(crate) struct FakeDaemon {
 impl FakeDaemon {
     /// Starts one.
     pub(crate) async fn start(name: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Self::start_at(name, 0).await
+    }
+
+    /// Starts one on a port of its own choice.
+    pub(crate) async fn start_at(name: &str, port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a port");
         let port = listener.local_addr().expect("bound").port();
         let state = Arc::new(State::default());
         let accepting = Arc::clone(&state);

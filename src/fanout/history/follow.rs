@@ -1,0 +1,109 @@
+//! The events of all daemons as they come; for a live listener also of those that join.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use http::HeaderMap;
+use tokio::time::{MissedTickBehavior, interval};
+use tonic::Code;
+
+use super::{Query, learn};
+use crate::{
+    error::status_code,
+    fanout::{
+        ask::{Question, reachable},
+        merge::{Endings, Gone, Sender, forward},
+        reply::{Reply, ReplyError},
+    },
+    fleet::Backend,
+};
+
+/// How often a live listener looks for daemons that have joined.
+const JOIN_INTERVAL: Duration = Duration::from_secs(2);
+
+/// One daemon whose events are passed on until its reply ends.
+type Stream<'a> = BoxFuture<'a, (Arc<Backend>, Result<Result<(), ReplyError>, Gone>)>;
+
+/// Passes on the events of `replies`, and of daemons that join if the query asks for events to come.
+pub(super) async fn follow(
+    question: &Question,
+    query: &Query,
+    replies: Vec<Reply>,
+    sender: &Sender,
+) -> Result<HeaderMap, Gone> {
+    let live = !query.early_exit;
+    let any_event = AtomicBool::new(false);
+    let seen = |backend: &Backend, message: &Bytes| {
+        any_event.store(true, Ordering::Relaxed);
+        learn(&question.proxy, backend, message);
+    };
+    let mut followed: HashSet<Arc<str>> = HashSet::new();
+    let mut streams: FuturesUnordered<Stream<'_>> = FuturesUnordered::new();
+    for reply in replies {
+        let backend = Arc::clone(&reply.backend);
+        followed.insert(backend.shared_name());
+        streams.push(async move { (backend, forward(reply, sender, seen).await) }.boxed());
+    }
+    let mut endings = Endings::default();
+    let mut joining = interval(JOIN_INTERVAL);
+    joining.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    joining.reset();
+    loop {
+        tokio::select! {
+            Some((backend, end)) = streams.next() => {
+                let end = end?;
+                // Whoever refused would do so again.
+                if !matches!(end, Ok(()) | Err(ReplyError::Refused { .. })) {
+                    followed.remove(backend.name());
+                }
+                endings.note(question, &backend, end);
+            }
+            _ = joining.tick(), if live => {
+                let there = reachable(&question.proxy);
+                followed.retain(|name| there.iter().any(|backend| backend.name() == &**name));
+                for backend in there {
+                    if followed.insert(backend.shared_name()) {
+                        let joined = join(question, Arc::clone(&backend), sender, seen);
+                        streams.push(joined.map(|end| (backend, end)).boxed());
+                    }
+                }
+            }
+            () = sender.closed() => return Err(Gone),
+            else => {}
+        }
+        endings.answered |= any_event.load(Ordering::Relaxed);
+        let refused = !endings.answered && endings.refusal.is_some();
+        let over = streams.is_empty() && (!live || refused);
+        let final_word =
+            refused && query.build.is_some() && endings.refusal.as_ref().is_some_and(is_known);
+        if over || final_word || endings.no_room.is_some() {
+            return Ok(endings.any());
+        }
+    }
+}
+
+/// Asks a daemon that was not there at first. Others are followed meanwhile.
+async fn join(
+    question: &Question,
+    backend: Arc<Backend>,
+    sender: &Sender,
+    seen: impl FnMut(&Backend, &Bytes),
+) -> Result<Result<(), ReplyError>, Gone> {
+    match question.ask(backend).await {
+        Ok(reply) => forward(reply, sender, seen).await,
+        Err(error) => Ok(Err(error)),
+    }
+}
+
+/// Whether a daemon that refuses so knows the build that it was asked for, and so is the one to be asked.
+fn is_known(refusal: &HeaderMap) -> bool {
+    status_code(refusal) != Some(Code::Unimplemented)
+}

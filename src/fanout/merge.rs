@@ -1,0 +1,245 @@
+//! Merges the replies of several daemons into one answer, no faster than the client reads it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{
+    StreamExt as _,
+    future::{join_all, select_all},
+    stream::FuturesUnordered,
+};
+use http::{HeaderMap, Response};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    ask::Question,
+    reply::{Reply, ReplyError},
+};
+use crate::{
+    error::{MARKER, ok_trailers},
+    fleet::Backend,
+    held::NoRoom,
+    proxy::Proxy,
+    relay::Body,
+};
+
+/// What says how a call ended, and has no place in the headers of an answer that goes on.
+const ENDINGS: [&str; 3] = ["grpc-status", "grpc-message", "grpc-status-details-bin"];
+
+/// Where the messages of an answer go: one waits there until the client reads it.
+pub(super) type Sender = mpsc::Sender<Bytes>;
+
+/// The client has gone.
+#[derive(Debug)]
+pub(super) struct Gone;
+
+/// A message, or how the reply ended.
+type Next = Result<Option<Bytes>, ReplyError>;
+
+/// An answer with `headers`, whose messages and trailers come from what `merge` makes.
+pub(super) fn respond<F>(
+    proxy: &Proxy,
+    mut headers: HeaderMap,
+    merge: impl FnOnce(Sender) -> F,
+) -> Response<Body>
+where
+    F: Future<Output = Result<HeaderMap, Gone>> + Send + 'static,
+{
+    // A daemon with nothing to tell replies with headers that are trailers.
+    for name in ENDINGS {
+        headers.remove(name);
+    }
+    headers.remove(MARKER);
+    let (sender, receiver) = mpsc::channel(1);
+    let (end, ended) = oneshot::channel();
+    let merging = merge(sender);
+    proxy.spawn(async move {
+        if let Ok(trailers) = merging.await {
+            // The client may have gone.
+            let _ = end.send(trailers);
+        }
+    });
+    let mut response = Response::new(Body::merged(receiver, ended));
+    *response.headers_mut() = headers;
+    response
+}
+
+/// How the replies that have ended did so.
+#[derive(Debug, Default)]
+pub(super) struct Endings {
+    /// One ended well, or said something.
+    pub(super) answered: bool,
+    /// The first refusal of a daemon.
+    pub(super) refusal: Option<HeaderMap>,
+    /// The first failure, be it a refusal or not.
+    failure: Option<HeaderMap>,
+    /// The first failure that is none of a daemon: the answer cannot go on.
+    pub(super) no_room: Option<HeaderMap>,
+}
+
+impl Endings {
+    /// Notes how the reply of `backend` ended.
+    pub(super) fn note(
+        &mut self,
+        question: &Question,
+        backend: &Backend,
+        end: Result<(), ReplyError>,
+    ) {
+        let Err(error) = end else {
+            self.answered = true;
+            return;
+        };
+        question.left_out(backend, &error);
+        let (refused, no_room) =
+            (matches!(error, ReplyError::Refused { .. }), matches!(error, ReplyError::NoRoom(_)));
+        let trailers = error.trailers(backend);
+        if no_room {
+            self.no_room.get_or_insert(trailers);
+        } else if refused {
+            self.refusal.get_or_insert_with(|| trailers.clone());
+            self.failure.get_or_insert(trailers);
+        } else {
+            self.failure.get_or_insert(trailers);
+        }
+    }
+
+    /// The trailers of an answer that is good if any daemon answered: else a daemon's own words if
+    /// there are any.
+    pub(super) fn any(self) -> HeaderMap {
+        let failure = if self.answered { None } else { self.refusal.or(self.failure) };
+        self.no_room.or(failure).unwrap_or_else(ok_trailers)
+    }
+
+    /// The trailers of an answer that is good only if all daemons answered: `good` then.
+    pub(super) fn all(self, good: HeaderMap) -> HeaderMap {
+        self.no_room.or(self.failure).unwrap_or(good)
+    }
+}
+
+/// Sends the messages of `reply` on until its end.
+pub(super) async fn forward(
+    mut reply: Reply,
+    sender: &Sender,
+    mut seen: impl FnMut(&Backend, &Bytes),
+) -> Result<Result<(), ReplyError>, Gone> {
+    loop {
+        let next = tokio::select! {
+            next = reply.next() => next,
+            () = sender.closed() => return Err(Gone),
+        };
+        match next {
+            Ok(Some(message)) => {
+                seen(&reply.backend, &message);
+                if let Err(error) = send(sender, message, std::iter::once(&mut reply)).await? {
+                    return Ok(Err(error));
+                }
+            }
+            Ok(None) => return Ok(Ok(())),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+}
+
+/// The messages of all replies as they come; one of no daemon waits for one of another.
+pub(super) async fn as_they_come(
+    question: &Question,
+    replies: Vec<Reply>,
+    sender: &Sender,
+    seen: impl Fn(&Backend, &Bytes),
+) -> Result<Endings, Gone> {
+    let seen = &seen;
+    let mut streams: FuturesUnordered<_> = replies
+        .into_iter()
+        .map(|reply| async move {
+            let backend = Arc::clone(&reply.backend);
+            (backend, forward(reply, sender, seen).await)
+        })
+        .collect();
+    let mut endings = Endings::default();
+    while let Some((backend, end)) = streams.next().await {
+        endings.note(question, &backend, end?);
+        if endings.no_room.is_some() {
+            break;
+        }
+    }
+    Ok(endings)
+}
+
+/// The next message of a reply, among those of the others.
+#[derive(Debug)]
+struct Head<R> {
+    rank: R,
+    message: Bytes,
+    reply: Reply,
+}
+
+/// The messages of all replies, the highest rank first, until one is not `wanted`. Each reply is in this
+/// order by itself, so that one message of each in memory is enough.
+pub(super) async fn in_order<R: Ord>(
+    question: &Question,
+    replies: Vec<Reply>,
+    sender: &Sender,
+    rank: impl Fn(&Backend, &Bytes) -> R,
+    mut wanted: impl FnMut(&R) -> bool,
+) -> Result<Endings, Gone> {
+    let mut endings = Endings::default();
+    let mut heads: Vec<Head<R>> = Vec::new();
+    let mut waited_for = replies;
+    loop {
+        for (reply, next) in next_of(waited_for, sender).await? {
+            match next {
+                Ok(Some(message)) => {
+                    endings.answered = true;
+                    heads.push(Head { rank: rank(&reply.backend, &message), message, reply });
+                }
+                Ok(None) => endings.answered = true,
+                Err(error) => endings.note(question, &reply.backend, Err(error)),
+            }
+        }
+        let ranks = heads.iter().enumerate();
+        let Some((highest, _)) = ranks.max_by(|(_, a), (_, b)| a.rank.cmp(&b.rank)) else {
+            return Ok(endings);
+        };
+        let Head { rank, message, mut reply } = heads.swap_remove(highest);
+        if !wanted(&rank) || endings.no_room.is_some() {
+            return Ok(endings);
+        }
+        let holders = heads.iter_mut().map(|head| &mut head.reply);
+        let sent = send(sender, message, holders.chain(std::iter::once(&mut reply))).await?;
+        if let Err(error) = sent {
+            endings.note(question, &reply.backend, Err(error));
+            return Ok(endings);
+        }
+        waited_for = vec![reply];
+    }
+}
+
+/// The next message of each of `replies`, once all have come.
+async fn next_of(replies: Vec<Reply>, sender: &Sender) -> Result<Vec<(Reply, Next)>, Gone> {
+    let next = join_all(replies.into_iter().map(|mut reply| async move {
+        let next = reply.next().await;
+        (reply, next)
+    }));
+    tokio::select! {
+        next = next => Ok(next),
+        () = sender.closed() => Err(Gone),
+    }
+}
+
+/// Hands a message on as soon as the client has read the one before, unless a client that holds less
+/// gets the memory of one of `holders` meanwhile.
+pub(super) async fn send(
+    sender: &Sender,
+    message: Bytes,
+    holders: impl Iterator<Item = &mut Reply>,
+) -> Result<Result<(), ReplyError>, Gone> {
+    if let Ok(permit) = sender.try_reserve() {
+        permit.send(message);
+        return Ok(Ok(()));
+    }
+    let evicted = select_all(holders.map(|reply| Box::pin(reply.evicted())));
+    tokio::select! {
+        sent = sender.send(message) => sent.map(Ok).map_err(|_closed| Gone),
+        _ = evicted => Ok(Err(NoRoom.into())),
+    }
+}
