@@ -84,7 +84,6 @@ fn refusal(old: &[Arc<Backend>]) -> ProxyError {
     };
     ProxyError::TooOld {
         backends: first_few(old.iter().map(told)),
-        cause: "daemons below v0.17 ignore maxUsedSpace and minFreeSpace and would delete all they have; \
-                all others have pruned",
+        cause: "daemons below v0.17 ignore maxUsedSpace and minFreeSpace and would delete all they have",
     }
 }
