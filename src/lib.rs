@@ -22,7 +22,7 @@
 //!
 //! Leaves, which anyone may use and which use no one but each other: [`address`], [`client`],
 //! [`descriptors`], [`error`], [`first_message`], [`held`], [`http2_limits`], [`ids`], [`io`],
-//! [`kubernetes`], `label`, [`metrics`], [`outage`], [`shares`], [`shutdown`], [`telemetry`], [`wire`].
+//! [`kubernetes`], [`label`], [`metrics`], [`outage`], [`shares`], [`shutdown`], [`telemetry`], [`wire`].
 
 // Whoever reads our output may be gone, and to print would be to panic then.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -53,7 +53,7 @@ pub mod http2_limits;
 pub mod ids;
 pub mod io;
 pub mod kubernetes;
-mod label;
+pub mod label;
 pub mod listener;
 pub mod metrics;
 pub mod outage;
