@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
@@ -15,6 +15,7 @@ use crate::{
     kubernetes::Access,
     listener::{ListenError, Listener},
     metrics::Families,
+    places::Places,
     pool::{self, DiscoverError, Pool},
     shutdown::Signals,
     upstream::client_connections,
@@ -113,7 +114,7 @@ impl App {
 
         let state = admin::Admin::new(&pools, &families, &leaving);
         background.spawn(admin::serve(admin, state, stop.clone()));
-        let limit = Arc::new(Semaphore::new(config.max_connections));
+        let places = Places::new(max_connections(config.max_connections));
         let listen = listeners.iter().map(|(_pool, listener)| listener.address().clone()).collect();
         for (pool, listener) in listeners {
             let context = Context {
@@ -121,7 +122,7 @@ impl App {
                 tasks: downstream.clone(),
                 drain: drain.clone(),
             };
-            background.spawn(listener.run(context, Arc::clone(&limit)));
+            background.spawn(listener.run(context, places.clone()));
         }
         Ok(Self {
             pools,
@@ -199,4 +200,15 @@ impl App {
 
 async fn resolve(server: HostPort) -> Result<SocketAddr, StartError> {
     server.resolve().await.map_err(|source| StartError::DnsServer { server, source })
+}
+
+/// How many clients may be connected: as many as there are descriptors for, or fewer if `asked`.
+fn max_connections(asked: Option<usize>) -> usize {
+    let possible = usize::try_from(Budget::of_process().clients).unwrap_or(usize::MAX);
+    let connections = asked.unwrap_or(possible).min(possible);
+    if asked.is_some_and(|asked| asked > possible) {
+        warn!(asked, connections, "there are too few descriptors for max-connections");
+    }
+    info!(connections, "client connections are limited");
+    connections
 }

@@ -21,31 +21,64 @@ pub struct Client {
     pub active: Arc<ActiveStreams>,
 }
 
-/// The Solve and Session streams of one downstream connection: while there are any, a drain must
-/// leave it open for the later calls of their builds.
+/// The streams of one downstream connection. While there are Solves and Sessions, a drain must leave it
+/// open for the later calls of their builds; while there is any, it makes no place for others.
 #[derive(Debug, Default)]
 pub struct ActiveStreams {
-    open: AtomicUsize,
-    idle: Notify,
+    /// Solves and Sessions.
+    builds: AtomicUsize,
+    /// Calls of any kind.
+    calls: AtomicUsize,
+    /// Told when there are no more of either.
+    ended: Notify,
+    dismissed: Notify,
 }
 
 impl ActiveStreams {
-    /// Counts one stream while the guard lives.
+    /// Counts one Solve or Session while the guard lives.
     pub fn enter(self: &Arc<Self>) -> ActiveStream {
-        self.open.fetch_add(1, Ordering::Relaxed);
+        self.builds.fetch_add(1, Ordering::Relaxed);
         ActiveStream(Arc::clone(self))
+    }
+
+    /// Counts one call of any kind while the guard lives.
+    pub fn enter_call(self: &Arc<Self>) -> ActiveCall {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        ActiveCall(Arc::clone(self))
     }
 
     /// Whether no Solve and no Session is open.
     pub fn is_idle(&self) -> bool {
-        self.open.load(Ordering::Relaxed) == 0
+        self.builds.load(Ordering::Relaxed) == 0
     }
 
-    /// Waits until the last one ends.
+    /// Waits until the last Solve or Session ends.
     pub async fn idle(&self) {
         while !self.is_idle() {
-            self.idle.notified().await;
+            self.ended.notified().await;
         }
+    }
+
+    /// Whether no call at all is open.
+    pub fn is_silent(&self) -> bool {
+        self.calls.load(Ordering::Relaxed) == 0
+    }
+
+    /// Waits until the last call ends.
+    pub async fn silent(&self) {
+        while !self.is_silent() {
+            self.ended.notified().await;
+        }
+    }
+
+    /// Asks the connection to close.
+    pub fn dismiss(&self) {
+        self.dismissed.notify_one();
+    }
+
+    /// Waits until the connection is asked to close.
+    pub async fn dismissed(&self) {
+        self.dismissed.notified().await;
     }
 }
 
@@ -55,8 +88,20 @@ pub struct ActiveStream(Arc<ActiveStreams>);
 
 impl Drop for ActiveStream {
     fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.idle.notify_one();
+        if self.0.builds.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.ended.notify_one();
+        }
+    }
+}
+
+/// One open call.
+#[derive(Debug)]
+pub struct ActiveCall(Arc<ActiveStreams>);
+
+impl Drop for ActiveCall {
+    fn drop(&mut self) {
+        if self.0.calls.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.ended.notify_one();
         }
     }
 }

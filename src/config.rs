@@ -38,9 +38,6 @@ const DEFAULT_ADMIN_LISTEN: &str = "0.0.0.0:9090";
 /// As long as a long build; Kubernetes' terminationGracePeriodSeconds must be above it.
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Client connections at once: each build holds two descriptors.
-const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
-
 /// The checked configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -56,8 +53,8 @@ pub struct Config {
     pub drain_delay: Duration,
     /// How long a drain waits for builds before it cuts them.
     pub drain_timeout: Duration,
-    /// Client connections at once, over all listeners.
-    pub max_connections: usize,
+    /// Client connections at once, over all listeners; else as many as there are descriptors for.
+    pub max_connections: Option<usize>,
     /// Threads that relay.
     pub worker_threads: usize,
     /// Shape of a log line.
@@ -157,7 +154,7 @@ impl Config {
             admin_listen,
             drain_delay: drain_delay.unwrap_or_default(),
             drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
-            max_connections: max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS),
+            max_connections,
             worker_threads: worker_threads.unwrap_or_else(default_worker_threads),
             log_format: log_format.unwrap_or_default(),
             log_level: log_level.unwrap_or_default(),
@@ -182,7 +179,7 @@ impl Config {
             admin_listen: Some(self.admin_listen.to_string()),
             drain_delay: Some(humantime::format_duration(self.drain_delay).to_string()),
             drain_timeout: Some(humantime::format_duration(self.drain_timeout).to_string()),
-            max_connections: Some(self.max_connections.to_string()),
+            max_connections: self.max_connections.map(|count| count.to_string()),
             worker_threads: Some(self.worker_threads.to_string()),
             log_format: Some(self.log_format.to_string()),
             log_level: Some(self.log_level.to_string()),

@@ -1,4 +1,8 @@
-//! One downstream HTTP/2 connection: serve its streams, and let it go when a drain allows.
+//! One downstream HTTP/2 connection: serve its streams, and let it go when a drain allows or somebody
+//! else needs its place.
+
+mod calls;
+mod opening;
 
 use std::{
     pin::Pin,
@@ -6,35 +10,29 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{self, Poll},
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt as _,
-    future::{BoxFuture, ready},
-};
-use http::Response;
-use hyper::{rt::Executor, server::conn::http2, service::service_fn};
-use tokio::sync::OwnedSemaphorePermit;
+use futures_util::FutureExt as _;
+use hyper::server::conn::http2;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
+use self::{
+    calls::{Calls, Streams},
+    opening::{HTTP1_ANSWER, Opening},
+};
 use crate::{
-    builds,
-    call::{Call, CallError, CallResult},
     client::{ActiveStreams, Client},
     error::{Chain, ProxyError},
-    fanout,
     http2_limits::{
-        CONNECTION_WINDOW, FRAME_LEN, HARD_HEADER_LIST_LEN, HEADER_LIST_LEN, MAX_STREAMS,
-        PENDING_RESETS, SEND_BUFFER_LEN, STREAM_WINDOW, header_list_len,
+        CONNECTION_WINDOW, FRAME_LEN, HARD_HEADER_LIST_LEN, MAX_STREAMS, PENDING_RESETS,
+        SEND_BUFFER_LEN, STREAM_WINDOW,
     },
     io::{Batched, Flushing, PREFACE_LEN, Socket},
+    places::{NoPlace, Place},
     proxy::Proxy,
-    refusals::Refusals,
-    relay::{Body, ResetError},
-    router::{self, Route},
 };
 
 /// How long a client may take for its HTTP/2 preface and SETTINGS (grpc-go's own limit is 120 s).
@@ -47,6 +45,13 @@ const GREETING_LEN: usize = PREFACE_LEN + 9;
 /// its ListWorkers and its Solve, milliseconds apart, must not be cut.
 const QUIET: Duration = Duration::from_millis(500);
 
+/// A connection that was asked to close and has no stream is cut after this: a client confirms a GOAWAY
+/// at once, if it is there.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A client without a place has this long to ask something and be told.
+const TELLING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What every connection needs.
 #[derive(Debug, Clone)]
 pub struct Context {
@@ -58,47 +63,110 @@ pub struct Context {
     pub drain: CancellationToken,
 }
 
-/// Serves one connection until it ends, within the limit that `permit` is of.
+/// Why a connection has ended in an error: a word for the metric, and a text.
+type Ended = Result<(), (&'static str, String)>;
+
+/// A connection that speaks HTTP/2.
+type Connection = Pin<Box<Flushing<http2::Connection<Batched, Calls, Streams>>>>;
+
+/// Who is on the other side of `socket`.
+pub fn client(socket: &Socket) -> Client {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let connection = NEXT.fetch_add(1, Ordering::Relaxed);
+    Client { connection, address: socket.peer(), active: Arc::default() }
+}
+
+/// Serves one connection until it ends, or until somebody else gets its place.
 ///
 /// Not an async function, which would keep what it is given a second time while the connection lives.
 pub fn serve(
     socket: Socket,
-    permit: OwnedSemaphorePermit,
+    client: Client,
+    place: Place,
     context: Context,
 ) -> impl Future<Output = ()> + Send {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let number = client.connection;
     let metrics = Arc::clone(&context.proxy.metrics);
     metrics.connections.inc();
     metrics.connections_active.inc();
-    drive(socket, number, context).map(move |result| {
+    drive(socket, client, context, None).map(move |ended| {
         metrics.connections_active.dec();
-        if let Err((reason, error)) = result {
+        if let Err((reason, error)) = ended {
             debug!(connection = number, reason, error, "connection ended");
             metrics.connection_error(reason);
         }
-        drop(permit);
+        drop(place);
     })
+}
+
+/// Tells a client that there is no place for its connection, and closes that.
+pub async fn refuse(socket: Socket, client: Client, why: NoPlace, context: Context) {
+    context.proxy.metrics.connection_error("no_place");
+    let refused = ProxyError::NoPlace(why);
+    let _ = timeout(TELLING_TIMEOUT, Box::pin(drive(socket, client, context, Some(refused)))).await;
 }
 
 fn drive(
     socket: Socket,
-    number: u64,
+    client: Client,
     context: Context,
-) -> impl Future<Output = Result<(), (&'static str, String)>> + Send {
-    let address = socket.peer();
+    refused: Option<ProxyError>,
+) -> impl Future<Output = Ended> + Send {
     let io = Batched::with_client(socket);
-    let active = Arc::new(ActiveStreams::default());
-    let Context { proxy, tasks, drain } = context;
-    let service = service_fn({
-        let client = Client { connection: number, address, active: Arc::clone(&active) };
-        move |request| {
-            let refusals = Arc::clone(&proxy.refusals);
-            let handling = handle(proxy.clone(), Call::new(request, client.clone()));
-            Answering { handling, refusals }
+    let (active, drain) = (Arc::clone(&client.active), context.drain.clone());
+    let deadline = Instant::now() + GREETING_TIMEOUT;
+    let opening = Box::pin(open(io.clone(), client, context, refused, deadline));
+    async move {
+        let Some(mut connection) = opening.await? else { return Ok(()) };
+        let mut ended = Ok(());
+        tokio::select! {
+            result = &mut connection => return outcome(result, &io),
+            () = ungreeted(&io, deadline) => return Err(no_greeting()),
+            () = may_close(&drain, &active) => {}
+            () = active.dismissed() => ended = Err(evicted()),
         }
-    });
-    let connection = http2::Builder::new(TrackedExecutor(tasks))
+        connection.as_mut().inner_mut().graceful_shutdown();
+        tokio::select! {
+            result = connection => ended.and(outcome(result, &io)),
+            () = unused(&active) => ended,
+        }
+    }
+}
+
+/// Waits for what the client begins with. `None` if there is nothing to serve.
+async fn open(
+    io: Batched,
+    client: Client,
+    context: Context,
+    refused: Option<ProxyError>,
+    deadline: Instant,
+) -> Result<Option<Connection>, (&'static str, String)> {
+    let look = |bytes: &[u8]| (Opening::of(bytes), opening::shown(bytes));
+    let (opening, shown) = tokio::select! {
+        opened = io.first_bytes(look) => opened.map_err(|error| ("io", error.to_string()))?,
+        () = sleep_until(deadline) => return Err(no_greeting()),
+        () = quiet(&context.drain) => return Ok(None),
+        () = client.active.dismissed() => return Err(evicted()),
+    };
+    match opening {
+        Opening::Http2 => Ok(Some(greet(io, client, context, refused))),
+        Opening::Nothing => Ok(None),
+        stranger => {
+            let reason = stranger.reason();
+            context.proxy.refusals.stranger(reason, client.address, &shown);
+            if stranger == Opening::Http1 {
+                // Whoever does not read it has what it wants.
+                let _ = timeout(CLOSING_TIMEOUT, io.finish_with(HTTP1_ANSWER)).await;
+            }
+            Err((reason, format!("the client began with {shown}")))
+        }
+    }
+}
+
+fn greet(io: Batched, client: Client, context: Context, refused: Option<ProxyError>) -> Connection {
+    let Context { proxy, tasks, drain: _ } = context;
+    let streams = Streams { tasks, active: Arc::clone(&client.active) };
+    let connection = http2::Builder::new(streams)
         .auto_date_header(false)
         .max_frame_size(FRAME_LEN)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -107,24 +175,30 @@ fn drive(
         .max_header_list_size(HARD_HEADER_LIST_LEN)
         .max_send_buf_size(SEND_BUFFER_LEN)
         .max_pending_accept_reset_streams(PENDING_RESETS)
-        .serve_connection(io.clone(), service);
-    let mut connection = Box::pin(Flushing::new(connection, io.clone()));
-    async move {
-        tokio::select! {
-            result = &mut connection => return outcome(result, &io),
-            () = ungreeted(&io) => return Err(("greeting_timeout", "no HTTP/2 preface".to_owned())),
-            () = may_close(&drain, &active) => connection.as_mut().inner_mut().graceful_shutdown(),
-        }
-        outcome(connection.await, &io)
-    }
+        .serve_connection(io.clone(), Calls { proxy, client, refused });
+    Box::pin(Flushing::new(connection, io))
 }
 
-/// Completes if the client does not greet in time.
-async fn ungreeted(io: &Batched) {
-    tokio::time::sleep(GREETING_TIMEOUT).await;
+fn no_greeting() -> (&'static str, String) {
+    ("greeting_timeout", "no HTTP/2 preface".to_owned())
+}
+
+fn evicted() -> (&'static str, String) {
+    ("evicted", "it had no stream, and another client needed its place".to_owned())
+}
+
+/// Completes if the client has not greeted in time.
+async fn ungreeted(io: &Batched, deadline: Instant) {
+    sleep_until(deadline).await;
     if io.received() >= GREETING_LEN {
         std::future::pending::<()>().await;
     }
+}
+
+/// Completes when a drain has gone on for a moment.
+async fn quiet(drain: &CancellationToken) {
+    drain.cancelled().await;
+    sleep(QUIET).await;
 }
 
 /// Completes when a drain may close the connection: no build is left on it.
@@ -132,14 +206,26 @@ async fn may_close(drain: &CancellationToken, active: &ActiveStreams) {
     drain.cancelled().await;
     loop {
         active.idle().await;
-        tokio::time::sleep(QUIET).await;
+        sleep(QUIET).await;
         if active.is_idle() {
             return;
         }
     }
 }
 
-fn outcome(result: hyper::Result<()>, io: &Batched) -> Result<(), (&'static str, String)> {
+/// Completes when there has been no stream for a while, on a connection that was asked to close: whoever
+/// is on the other side does not answer.
+async fn unused(active: &ActiveStreams) {
+    loop {
+        active.silent().await;
+        sleep(CLOSING_TIMEOUT).await;
+        if active.is_silent() {
+            return;
+        }
+    }
+}
+
+fn outcome(result: hyper::Result<()>, io: &Batched) -> Ended {
     match result {
         // A TCP health check: connects and closes.
         Err(_) if io.received() == 0 => Ok(()),
@@ -155,67 +241,5 @@ fn outcome(result: hyper::Result<()>, io: &Batched) -> Result<(), (&'static str,
             }
         }
         Ok(()) => Ok(()),
-    }
-}
-
-/// Boxed, so that an open stream keeps no more than its own way to an answer, and that only until the
-/// answer begins.
-fn handle(proxy: Proxy, call: Call) -> BoxFuture<'static, CallResult> {
-    if header_list_len(&call.parts.headers) > HEADER_LIST_LEN {
-        let error = ProxyError::Limit("the request's metadata is larger than 2 MiB");
-        return ready(Err(error.into())).boxed();
-    }
-    let method = router::method(call.parts.uri.path());
-    proxy.metrics.count_started(method.labels());
-    match method.route(&call.parts.headers) {
-        Route::Solve => async move { builds::solve(&proxy, call).await }.boxed(),
-        Route::Session(id) => async move { builds::session(&proxy, call, id).await }.boxed(),
-        Route::Status => async move { builds::status(&proxy, call).await }.boxed(),
-        Route::Build(id) => async move { builds::bridge(&proxy, call, id).await }.boxed(),
-        Route::Follow(key) => async move { builds::follow(&proxy, call, &key).await }.boxed(),
-        Route::DiskUsage => async move { fanout::disk_usage(&proxy, call).await }.boxed(),
-        Route::Prune => async move { fanout::prune(&proxy, call).await }.boxed(),
-        Route::ListenHistory => async move { fanout::listen_history(&proxy, call).await }.boxed(),
-        Route::UpdateHistory => async move { fanout::update_history(&proxy, call).await }.boxed(),
-        Route::ContentByDigest => {
-            async move { fanout::content_by_digest(&proxy, call).await }.boxed()
-        }
-        Route::ContentList => async move { fanout::content_list(&proxy, call).await }.boxed(),
-        Route::ExportTrace => async move { fanout::export_trace(&proxy, call).await }.boxed(),
-        Route::FirstAnswer => async move { fanout::first_answer(&proxy, call).await }.boxed(),
-        Route::Any => async move { builds::any(&proxy, call).await }.boxed(),
-    }
-}
-
-/// An answer that is being found. Its type names no lifetime, which the compiler needs to see that
-/// [`drive`] may run on any thread.
-struct Answering {
-    handling: BoxFuture<'static, CallResult>,
-    refusals: Arc<Refusals>,
-}
-
-impl Future for Answering {
-    type Output = Result<Response<Body>, ResetError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
-        self.handling.as_mut().poll(cx).map(|result| match result {
-            Ok(response) => Ok(response),
-            Err(CallError::Own(error)) => Ok(self.refusals.answer(&error)),
-            Err(CallError::Reset(reset)) => Err(reset),
-        })
-    }
-}
-
-/// Spawns the streams of a connection where a drain can wait for them.
-#[derive(Debug, Clone)]
-struct TrackedExecutor(TaskTracker);
-
-impl<F> Executor<F> for TrackedExecutor
-where
-    F: Future + Send + 'static,
-    F::Output: Send,
-{
-    fn execute(&self, future: F) {
-        self.0.spawn(future);
     }
 }

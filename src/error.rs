@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tonic::Code;
 
-use crate::{http2_limits::TRAILER_LIST_LEN, shares::Over, wire::WireError};
+use crate::{http2_limits::TRAILER_LIST_LEN, places::NoPlace, shares::Over, wire::WireError};
 
 /// Header (or trailer) on every error that the proxy made itself; its value is [`ProxyError::reason`].
 pub const MARKER: HeaderName = HeaderName::from_static("buildkit-lb-error");
@@ -123,6 +123,9 @@ pub enum ProxyError {
     /// A limit that protects the proxy is reached.
     #[error("{0}")]
     Limit(&'static str),
+    /// There is no place for the client's connection.
+    #[error("{0}")]
+    NoPlace(NoPlace),
 }
 
 impl ProxyError {
@@ -150,6 +153,7 @@ impl ProxyError {
             | Self::AnswerTooLarge { .. }
             | Self::Shortage { .. }
             | Self::Parked(_)
+            | Self::NoPlace(_)
             | Self::Limit(_) => Code::ResourceExhausted,
             Self::BadAnswer { .. } => Code::Internal,
             Self::SolveTimeout(_) => Code::DeadlineExceeded,
@@ -175,6 +179,7 @@ impl ProxyError {
             Self::SessionOpen(_) => "session_open",
             Self::RefTaken { .. } => "ref_taken",
             Self::Parked(_) => "parked",
+            Self::NoPlace(_) => "no_place",
             Self::Limit(_) => "limit",
         }
     }

@@ -41,6 +41,7 @@ mod tests;
 
 use std::{
     cell::Cell,
+    future::poll_fn,
     io,
     net::IpAddr,
     pin::Pin,
@@ -61,8 +62,11 @@ use tokio::{
 pub use self::{flushing::Flushing, payload::Payload};
 use self::{inbox::Inbox, outbox::Outbox};
 
-/// Length of what a client sends before its first frame (RFC 9113 section 3.4).
-pub const PREFACE_LEN: usize = 24;
+/// What a client sends before its first frame (RFC 9113 section 3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Its length.
+pub const PREFACE_LEN: usize = PREFACE.len();
 
 /// What one poll of a connection receives at most, but for the last read. More would have left the
 /// CPU's cache before it is sent on.
@@ -173,6 +177,41 @@ impl Batched {
         if self.received() == 0 {
             self.shared.first_read.notified().await;
         }
+    }
+
+    /// What `look` makes of the first bytes that the other side sends; of none, if it has closed. They are
+    /// read once more by whoever reads.
+    ///
+    /// # Errors
+    /// The socket has failed.
+    pub async fn first_bytes<T>(&self, look: impl Fn(&[u8]) -> T) -> io::Result<T> {
+        poll_fn(|cx| {
+            let State { socket, inbox, .. } = &mut *self.shared.state.lock();
+            if inbox.unread().is_empty() {
+                let len = ready!(inbox.poll_fill(socket, cx))?;
+                self.note_received(len);
+            }
+            Poll::Ready(Ok(look(inbox.unread())))
+        })
+        .await
+    }
+
+    /// Sends `bytes` and says that nothing follows.
+    ///
+    /// # Errors
+    /// The socket has failed.
+    pub async fn finish_with(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut written = 0;
+        poll_fn(|cx| {
+            let State { socket, outbox, .. } = &mut *self.shared.state.lock();
+            while written < bytes.len() {
+                let rest = io::IoSlice::new(&bytes[written..]);
+                written += ready!(outbox.poll_write(socket, cx, &[rest]))?;
+            }
+            ready!(outbox.poll_drain(socket, cx))?;
+            socket.poll_shutdown(cx)
+        })
+        .await
     }
 
     /// Sends what has been written, as far as the socket takes it.

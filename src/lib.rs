@@ -22,7 +22,8 @@
 //!
 //! Leaves, which anyone may use and which use no one but each other: [`address`], [`client`],
 //! [`descriptors`], [`error`], [`first_message`], [`held`], [`http2_limits`], [`ids`], [`io`],
-//! [`kubernetes`], [`label`], [`metrics`], [`outage`], [`shares`], [`shutdown`], [`telemetry`], [`wire`].
+//! [`kubernetes`], [`label`], [`metrics`], [`outage`], [`places`], [`shares`], [`shutdown`], [`telemetry`],
+//! [`wire`].
 
 // Whoever reads our output may be gone, and to print would be to panic then.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -59,6 +60,7 @@ pub mod metrics;
 pub mod outage;
 pub mod parking;
 pub mod placement;
+pub mod places;
 pub mod policy;
 pub mod pool;
 pub mod proxy;

@@ -5,20 +5,19 @@ use std::{
     net::SocketAddr,
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
-use tokio::{
-    net::{TcpListener, TcpSocket, UnixListener, UnixSocket},
-    sync::Semaphore,
-};
-use tracing::{info, warn};
+use futures_util::FutureExt as _;
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
+use tracing::{debug, info, warn};
 
 use crate::{
     address::Address,
     connection::{self, Context},
+    descriptors::is_shortage,
     io::Socket,
+    places::Places,
     upstream::configure_tcp,
 };
 
@@ -87,33 +86,43 @@ impl Listener {
         &self.address
     }
 
-    /// Accepts until the drain begins. Above the limit clients wait in the kernel's queue.
-    pub async fn run(self, context: Context, limit: Arc<Semaphore>) {
+    /// Accepts until the drain begins. A client that finds no place waits a little, with all behind it,
+    /// and is told then.
+    pub async fn run(self, context: Context, places: Places) {
         let pool = context.proxy.metrics.pool();
         info!(address = %self.address, port_name = "grpc", pool, "listening");
+        tokio::select! {
+            () = context.drain.cancelled() => {}
+            () = self.accept_all(&context, &places) => {}
+        }
+    }
+
+    async fn accept_all(&self, context: &Context, places: &Places) {
+        let mut failing = false;
         loop {
-            let accepted = tokio::select! {
-                () = context.drain.cancelled() => return,
-                accepted = self.accept(&limit) => accepted,
-            };
-            match accepted {
-                Ok((socket, permit)) => {
-                    context.tasks.spawn(connection::serve(socket, permit, context.clone()));
+            match self.accept().await {
+                Ok(socket) => {
+                    if failing {
+                        info!(address = %self.address, "accepts again");
+                        failing = false;
+                    }
+                    serve(socket, context, places).await;
                 }
+                // The client's own doing: it has gone already.
+                Err(error) if !is_shortage(&error) => debug!(%error, "accept failed"),
                 Err(error) => {
-                    warn!(address = %self.address, %error, "accept failed");
+                    if !failing {
+                        warn!(address = %self.address, %error, "accept failed");
+                        failing = true;
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    async fn accept(
-        &self,
-        limit: &Arc<Semaphore>,
-    ) -> io::Result<(Socket, tokio::sync::OwnedSemaphorePermit)> {
-        let permit = Arc::clone(limit).acquire_owned().await.map_err(io::Error::other)?;
-        let socket = match &self.socket {
+    async fn accept(&self) -> io::Result<Socket> {
+        Ok(match &self.socket {
             Bound::Tcp(listener) => {
                 let (stream, _peer) = listener.accept().await?;
                 // A client that is gone already; its connection fails at once.
@@ -121,8 +130,27 @@ impl Listener {
                 Socket::Tcp(stream)
             }
             Bound::Unix(listener, _file) => Socket::Unix(listener.accept().await?.0),
-        };
-        Ok((socket, permit))
+        })
+    }
+}
+
+/// Gives the client a place, or tells it that there is none.
+async fn serve(socket: Socket, context: &Context, places: &Places) {
+    let client = connection::client(&socket);
+    match places.wait(&client).await {
+        Ok(place) => {
+            if place.was_made() {
+                context.proxy.refusals.full(places.limit(), client.address, None);
+            }
+            context.tasks.spawn(connection::serve(socket, client, place, context.clone()));
+        }
+        Err(why) => {
+            context.proxy.refusals.full(places.limit(), client.address, Some(why));
+            if let Some(teller) = places.teller() {
+                let refusing = connection::refuse(socket, client, why, context.clone());
+                context.tasks.spawn(refusing.map(move |()| drop(teller)));
+            }
+        }
     }
 }
 

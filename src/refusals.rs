@@ -1,29 +1,47 @@
-//! The proxy's own answers to calls: counted each, and logged now and then.
+//! What the proxy turns away, calls with an answer of its own and clients that speak something else:
+//! counted each, and logged now and then.
 
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use http::Response;
-use tracing::info;
+use tracing::{field, info, warn};
 
-use crate::{error::ProxyError, metrics::Metrics, relay::Body, telemetry::Throttle};
+use crate::{
+    error::ProxyError, metrics::Metrics, places::NoPlace, relay::Body, telemetry::Throttle,
+};
 
 /// How often a reason is logged: one client may cause thousands of refusals a second.
 const LOGGED_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a kind of client that speaks something else is logged: one that is set up wrongly tries again
+/// and again.
+const STRANGERS_LOGGED_EVERY: Duration = Duration::from_secs(60);
+
+/// How often it is logged that all connections are taken.
+const FULL_LOGGED_EVERY: Duration = Duration::from_secs(10);
 
 /// What is refused in one pool.
 #[derive(Debug)]
 pub struct Refusals {
     metrics: Arc<Metrics>,
     logged: Throttle,
+    strangers: Throttle,
+    full: Throttle,
 }
 
 impl Refusals {
     /// Counts with `metrics`.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, logged: Throttle::new(LOGGED_EVERY) }
+        Self {
+            metrics,
+            logged: Throttle::new(LOGGED_EVERY),
+            strangers: Throttle::new(STRANGERS_LOGGED_EVERY),
+            full: Throttle::new(FULL_LOGGED_EVERY),
+        }
     }
 
     /// The answer that tells a client of `error`.
@@ -34,5 +52,26 @@ impl Refusals {
             info!(pool = self.metrics.pool(), reason, %error, held_back, "stream rejected");
         }
         error.response()
+    }
+
+    /// Logs that a client does not speak HTTP/2: the kind of what it speaks, and how that begins.
+    pub fn stranger(&self, kind: &'static str, client: Option<IpAddr>, seen: &str) {
+        if let Some(held_back) = self.strangers.admit(kind, Instant::now()) {
+            let (pool, client) = (self.metrics.pool(), client.map(field::display));
+            warn!(pool, kind, client, seen, held_back, "client does not speak gRPC without TLS");
+        }
+    }
+
+    /// Logs that all `limit` connections are taken: a client gets none because of `why`, or gets that of
+    /// another one.
+    pub fn full(&self, limit: usize, client: Option<IpAddr>, why: Option<NoPlace>) {
+        let kind = why.map_or("evicted", |_| "no_place");
+        if let Some(held_back) = self.full.admit(kind, Instant::now()) {
+            let (client, why) = (client.map(field::display), why.map(field::display));
+            match why {
+                Some(why) => warn!(limit, client, error = why, held_back, "connection refused"),
+                None => warn!(limit, client, held_back, "idle connection made place for another"),
+            }
+        }
     }
 }

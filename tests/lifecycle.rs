@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    io::Write as _,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -10,7 +11,9 @@ use std::{
 use support::{
     buildkitd::Buildkitd,
     client::{Context, buildctl_build, run, succeed, text},
-    eventually, free_port,
+    eventually,
+    frames::{PREFACE, SETTINGS},
+    free_port,
     proxy::{Builder, Proxy},
     tools::tool,
 };
@@ -174,6 +177,32 @@ fn a_drain_without_builds_ends_at_once_and_a_second_signal_cuts() {
     assert_eq!(busy.process.wait(Duration::from_secs(5)).code(), Some(0));
     let output = client.wait_with_output().expect("ends");
     assert!(!output.status.success());
+}
+
+#[test]
+fn a_drain_waits_for_nobody_who_can_have_no_build() {
+    let fleet = Buildkitd::fleet(1);
+    let mut proxy = Proxy::in_front_of(&fleet).start();
+    let silent = std::net::TcpStream::connect(proxy.socket()).expect("accepted");
+    // Greets, and answers nothing: neither a GOAWAY nor the PING behind it.
+    let mut deaf = std::net::TcpStream::connect(proxy.socket()).expect("accepted");
+    let greeting = [PREFACE, &[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]].concat();
+    deaf.write_all(&greeting).expect("sent");
+    let context = Context::busybox("RUN sleep 4; echo not-cut");
+    let mut build = buildctl_build(&proxy.addr(), &context);
+    let client = build.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");
+    running_on(&proxy, &fleet);
+    eventually("all are served", Duration::from_secs(5), || {
+        (proxy.metric("buildkit_lb_connections_active", &[]) == 3.0).then_some(())
+    });
+    proxy.process.signal("TERM");
+    eventually("the two are cut beside the build", Duration::from_secs(20), || {
+        (proxy.metric("buildkit_lb_connections_active", &[]) == 1.0).then_some(())
+    });
+    let output = client.wait_with_output().expect("ends");
+    assert!(output.status.success() && text(&output).contains("not-cut"), "{}", text(&output));
+    assert_eq!(proxy.process.wait(Duration::from_secs(20)).code(), Some(0));
+    drop((silent, deaf));
 }
 
 #[test]

@@ -57,7 +57,7 @@ pub struct Settings {
     #[arg(long, env = "BUILDKIT_LB_DRAIN_TIMEOUT", value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_timeout: Option<String>,
-    /// Client connections at once [default: 10000].
+    /// Client connections at once [default: as many as there are descriptors for].
     #[arg(long, env = "BUILDKIT_LB_MAX_CONNECTIONS", value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<String>,

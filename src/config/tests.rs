@@ -37,7 +37,7 @@ fn a_flag_wins_over_the_file() {
         pool(PoolSettings { policy: Some("least-sessions".into()), ..PoolSettings::default() });
     let config = load(file, flags).expect("valid");
     assert_eq!(config.pools[0].policy.policy, Policy::LeastSessions);
-    assert_eq!((config.pools[0].backends.len(), config.max_connections), (2, 7));
+    assert_eq!((config.pools[0].backends.len(), config.max_connections), (2, Some(7)));
 }
 
 #[test]

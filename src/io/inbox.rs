@@ -110,6 +110,11 @@ impl Inbox {
         Poll::Ready(Ok(len))
     }
 
+    /// What has come and not been handed on.
+    pub(super) fn unread(&self) -> &[u8] {
+        &self.buffer[self.taken..self.filled]
+    }
+
     /// Hands on as much as fits and as helps.
     pub(super) fn take(&mut self, into: &mut hyper::rt::ReadBufCursor<'_>) {
         while self.give_some(into) {}

@@ -5,12 +5,14 @@
 
 mod bystander;
 mod cancels;
+mod connections;
 mod grouping;
 mod impostors;
 mod logging;
 mod parking;
 mod secrets;
 mod stalled_readers;
+mod strangers;
 #[path = "../support/mod.rs"]
 mod support;
 mod unread_answers;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use rlimit::Resource;
 
 use crate::{
     bystander,
@@ -21,17 +21,18 @@ const OURS: [Option<&str>; 2] = [Some("limit"), Some("shortage")];
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_out_of_descriptors_blames_no_daemon() {
     let daemon = FakeDaemon::start("only").await;
-    let builder = Builder::default().backend(&daemon.backend()).policy("random").descriptors(128);
-    let proxy = builder.args(&["--max-connections", "1000"]).start();
+    let proxy = Builder::default().backend(&daemon.backend()).policy("random").start();
     proxy.wait_ready(1, Duration::from_secs(10));
     let client = RawClient::connect(&proxy.socket()).await;
-    let mut idle = Vec::new();
-    for _ in 0..200 {
-        idle.push(TcpStream::connect(proxy.socket()).await.expect("the system accepts"));
-    }
+    assert_eq!(client.control("Info").await.ended().await.code(), Some(0), "it is accepted");
+    let pid = proxy.process.pid().cast_signed();
+    let (mut soft, mut hard) = (0, 0);
+    let granted = Some((&mut soft, &mut hard));
+    rlimit::prlimit(pid, Resource::NOFILE, None, granted).expect("the process runs");
+    rlimit::prlimit(pid, Resource::NOFILE, Some((5, hard)), None).expect("lowered");
     let mut open = Vec::new();
     let mut refused = 0;
-    for build in 0..200 {
+    for build in 0..20 {
         let build = build.to_string();
         let solve = client.solve(&build, &build).await;
         // The answer of a build that found its place does not come before its end.
@@ -45,7 +46,8 @@ async fn a_proxy_out_of_descriptors_blames_no_daemon() {
         }
     }
     assert!(refused > 0, "{} builds found their place", open.len());
-    drop((idle, open));
+    drop(open);
+    rlimit::prlimit(pid, Resource::NOFILE, Some((soft, hard)), None).expect("raised");
     eventually("there is room again", Duration::from_secs(10), || {
         (proxy.metric("buildkit_lb_connections_active", &[]) == 1.0).then_some(())
     });

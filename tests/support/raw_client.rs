@@ -74,7 +74,11 @@ impl Ended {
 impl RawClient {
     /// Connects to `socket`, `HOST:PORT`.
     pub(crate) async fn connect(socket: &str) -> Self {
-        let stream = TcpStream::connect(socket).await.expect("the proxy accepts");
+        Self::over(TcpStream::connect(socket).await.expect("the proxy accepts")).await
+    }
+
+    /// Speaks on `stream`.
+    pub(crate) async fn over(stream: TcpStream) -> Self {
         let _ = stream.set_nodelay(true);
         let (sender, connection) = h2::client::Builder::new()
             .max_header_list_size(16 << 20)
