@@ -3,12 +3,13 @@
 mod support;
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{Read as _, Write as _},
     path::Path,
     process::{Command, Stdio},
     sync::{Mutex, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use support::{
@@ -306,22 +307,18 @@ fn a_cache_is_exported_and_imported() {
 #[test]
 fn subrequests_are_answered() {
     let setup = setup();
-    let context = Context::busybox("ARG VERSION=1\nFROM scratch AS other");
-    for request in ["frontend.outline", "frontend.targets", "frontend.lint"] {
-        let (direct, proxied) = same_success(&setup.direct.addr(), &setup.proxy.addr(), |addr| {
-            let mut build = buildctl_build(addr, &context);
-            let id = format!("requestid={request}");
-            build.args(["--opt", &id, "--metadata-file", "/dev/stdout"]);
-            build
+    let context = Context::busybox("FROM scratch AS Other\nARG FLAVOUR=plain");
+    for (request, told) in [
+        ("frontend.outline", "FLAVOUR"),
+        ("frontend.targets", "other"),
+        ("frontend.lint", "StageNameCasing"),
+    ] {
+        let answers = [setup.direct.addr(), setup.proxy.addr()].map(|addr| {
+            let mut build = buildctl_build(&addr, &context);
+            succeed(build.args(["--opt", &format!("requestid={request}")]))
         });
-        let names = |output: &std::process::Output| {
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            text.lines()
-                .filter(|line| line.contains("result.json"))
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(names(&direct), names(&proxied), "{request}");
+        assert!(answers[0].contains(told), "{request}: {}", answers[0]);
+        assert_eq!(answers[0], answers[1], "{request}");
     }
 }
 
@@ -398,12 +395,10 @@ fn a_client_that_goes_away_cancels_its_build() {
         let step = format!("sleep {seconds}");
         eventually("the step runs", Duration::from_secs(30), || is_running(&step).then_some(()));
         succeed(Command::new(tool("kill")).args(["-s", signal, &client.id().to_string()]));
-        let cancelled = Instant::now();
-        eventually("the step is gone", Duration::from_secs(5), || {
+        // The step itself would run for more than an hour.
+        eventually("the step is gone", Duration::from_secs(30), || {
             (!is_running(&step)).then_some(())
         });
-        let took = cancelled.elapsed();
-        assert!(took < Duration::from_secs(2), "SIG{signal}: {took:?}");
         client.wait().expect("ended");
     }
     let codes = || setup.proxy.metric("buildkit_lb_builds_total", &["Cancelled"]);
@@ -419,6 +414,22 @@ fn is_running(words: &str) -> bool {
     })
 }
 
+/// The refs in a list of builds: the second word of each line after the first.
+fn refs(histories: &str) -> BTreeSet<&str> {
+    let lines = histories.lines().skip(1);
+    lines.map(|line| line.split_whitespace().nth(1).expect("a ref")).collect()
+}
+
+/// The cache records in a list of disk usage: the first words up to the sums.
+fn cache_ids(usage: &str) -> BTreeSet<&str> {
+    usage
+        .lines()
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .collect()
+}
+
 #[test]
 fn fleet_commands_see_every_daemon() {
     let setup = setup();
@@ -427,20 +438,21 @@ fn fleet_commands_see_every_daemon() {
         succeed(&mut buildctl_build(&daemon.addr(), &context));
     }
     let through = |args: &[&str]| succeed(buildctl(&setup.proxy.addr()).args(args));
-    let lines = |text: &str| text.lines().count();
-    let single: Vec<_> = setup
-        .fleet
-        .iter()
-        .map(|daemon| succeed(buildctl(&daemon.addr()).args(["debug", "histories"])))
-        .collect();
-    let all = through(&["debug", "histories"]);
-    for record in single.iter().flat_map(|text| text.lines().skip(1)) {
-        let build = record.split_whitespace().nth(1).expect("a ref");
-        assert!(all.contains(build), "{build} is missing in:\n{all}");
+    let from = |daemon: &Buildkitd, args: &[&str]| succeed(buildctl(&daemon.addr()).args(args));
+    // Other tests build at the same time: what was there before must be there after.
+    for (args, ids) in
+        [(&["debug", "histories"][..], refs as fn(&str) -> BTreeSet<&str>), (&["du"], cache_ids)]
+    {
+        let single: Vec<_> = setup.fleet.iter().map(|daemon| from(daemon, args)).collect();
+        let all = through(args);
+        let all = ids(&all);
+        for (daemon, own) in setup.fleet.iter().zip(&single) {
+            let own = ids(own);
+            assert!(!own.is_empty(), "{args:?} of {} is empty", daemon.name);
+            let missing: Vec<_> = own.difference(&all).collect();
+            assert!(missing.is_empty(), "{args:?} leaves out {missing:?} of {}", daemon.name);
+        }
     }
-    assert!(
-        lines(&through(&["du"])) > lines(&succeed(buildctl(&setup.fleet[0].addr()).args(["du"])))
-    );
     let unknown = run(buildctl(&setup.proxy.addr()).args(["debug", "logs", "nosuchbuild"]));
     assert!(text(&unknown).contains("no such job nosuchbuild"), "{}", text(&unknown));
     assert!(through(&["debug", "workers"]).contains("linux/"));
@@ -450,21 +462,31 @@ fn fleet_commands_see_every_daemon() {
 #[test]
 fn logs_of_an_ended_build_come_from_its_daemon_even_after_a_restart_of_the_proxy() {
     let setup = setup();
-    let context = Context::busybox("RUN echo remember-me");
-    let mut build = buildctl_build(&setup.proxy.addr(), &context);
-    succeed(build.args(["--no-cache", "--opt", "label:a=b"]));
-    let record = setup.proxy.records("build ended");
-    let build = |daemon: &Buildkitd| {
-        let histories = daemon.histories();
-        let newest = histories.lines().nth(1)?.split_whitespace().nth(1)?;
-        Some(newest.to_owned())
-    };
-    assert!(!record.is_empty());
+    // Every daemon has one build to tell of, with words of its own.
+    let builds: Vec<_> = setup
+        .fleet
+        .iter()
+        .map(|daemon| {
+            let alone = Proxy::in_front_of([daemon]).start();
+            let words = format!("remember-{}", daemon.name);
+            let context = Context::busybox(&format!("RUN echo $(echo {words} | tr a-z A-Z)"));
+            let mut build = buildctl_build(&alone.addr(), &context);
+            succeed(build.arg("--no-cache"));
+            let records = alone.records("build ended");
+            // buildx and buildctl ask with Solves of their own, which have no history.
+            let build = records
+                .iter()
+                .filter_map(|record| record["ref"].as_str())
+                .find(|build| refs(&daemon.histories()).contains(build));
+            (build.expect("its history has it").to_owned(), words.to_uppercase())
+        })
+        .collect();
     let fresh = Proxy::in_front_of(&setup.fleet).start();
-    for build in setup.fleet.iter().filter_map(build) {
+    for (build, words) in &builds {
         for proxy in [&setup.proxy, &fresh] {
-            let output = run(buildctl(&proxy.addr()).args(["debug", "logs", &build]));
+            let output = run(buildctl(&proxy.addr()).args(["debug", "logs", build]));
             assert!(output.status.success(), "{}", text(&output));
+            assert!(text(&output).contains(words.as_str()), "no {words} in: {}", text(&output));
         }
     }
 }
