@@ -233,6 +233,8 @@ pub(crate) enum Cut {
 #[derive(Default)]
 struct Shared {
     passed: Mutex<Vec<Passed>>,
+    /// Calls that are kept on each connection.
+    kept: Mutex<HashMap<usize, usize>>,
     orders: Mutex<HashMap<usize, watch::Sender<Orders>>>,
 }
 
@@ -273,6 +275,11 @@ impl Tap {
     /// Keeps what the side that dialled sends from now on, or lets it go.
     pub(crate) fn hold(&self, connection: usize, held: bool) {
         self.order(connection, |orders| orders.held = held);
+    }
+
+    /// How many calls of a connection are kept.
+    pub(crate) fn kept(&self, connection: usize) -> usize {
+        self.shared.kept.lock().expect("unpoisoned").get(&connection).copied().unwrap_or(0)
     }
 
     /// Sends bytes to the side that dialled, between two frames.
@@ -340,6 +347,9 @@ impl Hop {
                 let _ = self.to.write_all(&orders.inject.1).await;
             }
             let held = self.way == Way::Up && orders.held;
+            if held {
+                self.count_kept();
+            }
             if !held && self.pass(&mut preface).await.is_err() {
                 return;
             }
@@ -354,6 +364,13 @@ impl Hop {
                 },
             }
         }
+    }
+
+    fn count_kept(&self) {
+        let mut pending = self.pending.clone();
+        let frames = std::iter::from_fn(|| Frame::cut(&mut pending));
+        let calls = frames.filter(|frame| frame.kind == HEADERS).count();
+        self.shared.kept.lock().expect("unpoisoned").insert(self.connection, calls);
     }
 
     /// Lets go what has arrived in whole frames.
