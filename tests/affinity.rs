@@ -285,7 +285,7 @@ fn solve(build: String, value: &[u8]) -> SolveRequest {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn hostile_attributes_get_the_daemons_answer_and_no_other() {
     let fleet = Buildkitd::fleet(1);
     let proxy = hashed(&fleet).start();

@@ -28,6 +28,9 @@ use tokio::{
 
 const EMPTY: Bytes = Bytes::from_static(&[0, 0, 0, 0, 0]);
 
+/// How long whatever must come may take.
+const WAIT: Duration = Duration::from_secs(5);
+
 /// What every build calls.
 const CALLS: [&str; 4] = ["Control/Session", "Control/Solve", "Control/Status", "LLBBridge/Ping"];
 
@@ -42,17 +45,6 @@ async fn one() -> (FakeDaemon, Proxy, RawClient) {
     let proxy = proxy(std::slice::from_ref(&daemon));
     let client = RawClient::connect(&proxy.socket()).await;
     (daemon, proxy, client)
-}
-
-/// Waits until `condition` holds.
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let wait = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let in_time = tokio::time::timeout(Duration::from_secs(5), wait).await;
-    assert!(in_time.is_ok(), "not in time: {what}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -293,16 +285,17 @@ async fn a_connection_that_breaks_is_unavailable_and_names_the_daemon() {
     let (daemon, proxy, client) = one().await;
     let solve = client.solve("r", "s").await;
     let status = client.by_ref("Status", "r").await.answered().await.expect("headers");
-    until("the Solve arrives", || daemon.seen("Control/Solve").len() == 1).await;
+    eventually("the Solve arrives", WAIT, || {
+        (daemon.seen("Control/Solve").len() == 1).then_some(())
+    });
     daemon.cut(daemon.seen("Control/Solve")[0].connection);
     for ended in [solve.ended().await, status.ended().await] {
         assert_eq!((ended.code(), ended.marker()), (Some(14), Some("backend_lost")), "{ended:?}");
         assert!(ended.message().contains("backend only was lost"), "{ended:?}");
     }
-    until("it is counted", || {
-        proxy.metric("buildkit_lb_builds_total", &["only", "Unavailable"]) == 1.0
-    })
-    .await;
+    eventually("it is counted", WAIT, || {
+        (proxy.metric("buildkit_lb_builds_total", &["only", "Unavailable"]) == 1.0).then_some(())
+    });
     // Nothing was sent a second time.
     assert_eq!(daemon.seen("Control/Solve").len(), 1);
 }
@@ -362,7 +355,9 @@ async fn the_calls_of_a_build_meet_in_any_order_and_over_any_connection() {
                 daemon.seen(call).iter().any(|seen| seen.id() == *id)
             })
         };
-        until("all its calls are at one daemon", || fleet.iter().any(all_at)).await;
+        eventually("all its calls are at one daemon", WAIT, || {
+            (fleet.iter().any(all_at)).then_some(())
+        });
         drop(calls);
     }
     for call in CALLS {
@@ -398,7 +393,7 @@ async fn one_build_has_one_upstream_connection_of_its_own() {
     let all = |method: &&str| {
         daemon.seen(method).iter().filter(|seen| !seen.id().is_empty()).count() == 2
     };
-    until("all arrive", || CALLS.iter().all(all)).await;
+    eventually("all arrive", WAIT, || (CALLS.iter().all(all)).then_some(()));
     let connections = |method: &str| -> HashMap<_, _> {
         daemon.seen(method).iter().map(|seen| (seen.id(), seen.connection)).collect()
     };
@@ -426,7 +421,9 @@ async fn a_shared_session_brings_its_targets_together() {
             calls.push(client.solve_with(&id, &id, &attrs, &[]).await);
         }
         let daemons = || fleet.iter().map(|daemon| daemon.seen("Control/Solve").len());
-        until("the Solves arrive", || daemons().sum::<usize>() == 4 * (round + 1)).await;
+        eventually("the Solves arrive", WAIT, || {
+            (daemons().sum::<usize>() == 4 * (round + 1)).then_some(())
+        });
         assert!(
             daemons().all(|solves| solves % 4 == 0),
             "split: {:?}",
@@ -469,7 +466,7 @@ async fn builds_that_only_share_a_pipelines_trace_are_spread() {
         open.push(client.solve_with(&id, &id, &[], &headers).await);
     }
     let solves = || fleet.iter().map(|daemon| daemon.seen("Control/Solve").len());
-    until("the Solves arrive", || solves().sum::<usize>() == 30).await;
+    eventually("the Solves arrive", WAIT, || (solves().sum::<usize>() == 30).then_some(()));
     assert!(solves().all(|solves| solves > 0), "{:?}", solves().collect::<Vec<_>>());
 }
 
@@ -508,7 +505,7 @@ async fn a_session_whose_solve_is_late_is_served_and_the_solve_follows() {
     let both = |daemon: &FakeDaemon| {
         daemon.seen("Control/Session").len() == 1 && daemon.seen("Control/Solve").len() == 1
     };
-    until("both are on one daemon", || fleet.iter().any(both)).await;
+    eventually("both are on one daemon", WAIT, || (fleet.iter().any(both)).then_some(()));
     drop((session, solve));
 }
 
@@ -541,7 +538,7 @@ async fn a_thousand_streams_share_a_connection() {
         let id = build.to_string();
         open.push(client.solve(&id, &id).await);
     }
-    until("all arrive", || daemon.seen("Control/Solve").len() == 1000).await;
+    eventually("all arrive", WAIT, || (daemon.seen("Control/Solve").len() == 1000).then_some(()));
     daemon.finish();
     for call in open {
         let ended = call.ended().await;
@@ -556,7 +553,7 @@ async fn an_unknown_method_of_a_known_service_follows_its_ids() {
     let client = RawClient::connect(&proxy.socket()).await;
     let solve = client.solve("r", "s").await;
     let solved = || fleet.iter().position(|daemon| !daemon.seen("Control/Solve").is_empty());
-    until("the Solve arrives", || solved().is_some()).await;
+    eventually("the Solve arrives", WAIT, || (solved().is_some()).then_some(()));
     let home = &fleet[solved().expect("bound")];
     for _ in 0..5 {
         let other = RawClient::connect(&proxy.socket()).await;
@@ -684,7 +681,9 @@ async fn a_cancel_is_passed_on_before_any_answer_too() {
         client.by_ref("Status", "r").await,
         client.bridge("Evaluate", "r").await,
     ];
-    until("all arrive", || methods.iter().all(|method| daemon.seen(method).len() == 1)).await;
+    eventually("all arrive", WAIT, || {
+        (methods.iter().all(|method| daemon.seen(method).len() == 1)).then_some(())
+    });
     for call in &mut calls {
         call.upload.send_reset(Reason::CANCEL);
     }
@@ -704,13 +703,12 @@ async fn a_parked_call_whose_client_goes_reaches_no_daemon() {
         client.by_ref("Status", "r").await,
         client.bridge("Ping", "r").await,
     ];
-    until("all are parked", || parked() == 3.0).await;
+    eventually("all are parked", WAIT, || (parked() == 3.0).then_some(()));
     for call in &mut calls {
         call.upload.send_reset(Reason::CANCEL);
     }
-    until("none is", || parked() == 0.0).await;
+    eventually("none is", WAIT, || (parked() == 0.0).then_some(()));
     let solve = client.solve("r", "s").await;
-    until("the Solve arrives", || daemon.seen("Control/Solve").len() == 1).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     for method in ["Control/Session", "Control/Status", "LLBBridge/Ping"] {
         assert!(daemon.seen(method).is_empty(), "{method}");
@@ -730,10 +728,9 @@ async fn a_daemon_may_end_a_session_first() {
     let session = client.session("s").await.ended();
     let ended = tokio::time::timeout(Duration::from_secs(2), session).await.expect("promptly");
     assert_eq!((ended.code(), ended.body.len(), ended.reset), (Some(0), 5, None));
-    until("it is counted as well ended", || {
-        proxy.metric("buildkit_lb_sessions_total", &["result=\"ok\""]) == 1.0
-    })
-    .await;
+    eventually("it is counted as well ended", WAIT, || {
+        (proxy.metric("buildkit_lb_sessions_total", &["result=\"ok\""]) == 1.0).then_some(())
+    });
     assert_eq!(client.bridge("Ping", "r").await.ended().await.code(), Some(0));
     drop(solve);
 }
@@ -808,14 +805,18 @@ async fn a_build_that_needs_sessions_of_two_daemons_is_told_of() {
         let client = RawClient::connect(&proxy.socket()).await;
         let id = format!("on-{own}");
         open.push((client.solve(&id, &id).await, client.session(&id).await, client));
-        until("both arrive", || fleet[own].seen("Control/Session").len() == 1).await;
+        eventually("both arrive", WAIT, || {
+            (fleet[own].seen("Control/Session").len() == 1).then_some(())
+        });
         assert_eq!(proxy.admin("DELETE", &cordon).0, 200);
     }
     let client = RawClient::connect(&proxy.socket()).await;
     let attrs = [("local-sessionid:a", "on-0"), ("local-sessionid:b", "on-1")];
     let alone = client.solve_with("alone", "own", &attrs[..1], &[]).await;
     let both = client.solve_with("both", "other", &attrs, &[]).await;
-    until("both builds arrive", || fleet[0].seen("Control/Solve").len() == 3).await;
+    eventually("both builds arrive", WAIT, || {
+        (fleet[0].seen("Control/Solve").len() == 3).then_some(())
+    });
     let warnings = proxy.records("build needs a session of another daemon");
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     let told = ["ref", "backend", "key", "elsewhere"].map(|field| &warnings[0][field]);
@@ -935,10 +936,9 @@ async fn a_session_is_served_though_its_solve_comes_twelve_seconds_late() {
             daemon.seen(method).iter().any(|seen| seen.id() == id)
         };
         // A Session that has ended by then would draw no Solve.
-        until("both are on one daemon", || {
-            fleet.iter().any(|d| at(d, "Control/Session") && at(d, "Control/Solve"))
-        })
-        .await;
+        eventually("both are on one daemon", WAIT, || {
+            (fleet.iter().any(|d| at(d, "Control/Session") && at(d, "Control/Solve"))).then_some(())
+        });
         let mut session = session.answered().await.expect("headers");
         send(&mut session.upload, EMPTY).await.expect("sent");
         session.upload.send_data(Bytes::new(), true).expect("half-closed");

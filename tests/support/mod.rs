@@ -22,6 +22,8 @@ use std::{
 };
 
 /// Waits until `condition` gives a value, and fails the test after `limit`.
+///
+/// For any test: inside a runtime of several threads, another one takes over its tasks meanwhile.
 pub(crate) fn eventually<T>(
     what: &str,
     limit: Duration,
@@ -33,7 +35,7 @@ pub(crate) fn eventually<T>(
             return value;
         }
         assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(20)));
     }
 }
 
