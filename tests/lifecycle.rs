@@ -43,7 +43,8 @@ fn a_daemon_that_dies_is_named_and_the_next_build_goes_elsewhere() {
     let killed = Instant::now();
     let output = client.wait_with_output().expect("ends");
     let (took, told) = (killed.elapsed(), text(&output));
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    // A lost node would be noticed after a minute, this at once.
+    assert!(took < Duration::from_secs(20), "{took:?}");
     assert_eq!(output.status.code(), Some(1));
     let name = fleet[victim].name.clone();
     assert!(told.contains("Unavailable") && told.contains(&format!("backend {name} ")), "{told}");
@@ -171,7 +172,9 @@ fn a_drain_without_builds_ends_at_once_and_a_second_signal_cuts() {
     let client = build.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("runs");
     running_on(&busy, &fleet);
     busy.process.signal("TERM");
-    std::thread::sleep(Duration::from_millis(300));
+    eventually("it drains", Duration::from_secs(10), || {
+        (!busy.records("draining").is_empty()).then_some(())
+    });
     assert!(busy.process.is_running());
     busy.process.signal("TERM");
     assert_eq!(busy.process.wait(Duration::from_secs(5)).code(), Some(0));
