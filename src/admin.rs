@@ -1,11 +1,18 @@
 //! The admin port: probes, metrics, status. Reads snapshots; the one thing it changes is a cordon: an
 //! operator's, or that of a daemon about to stop.
+//!
+//! Everybody who reaches the port may read. Whatever changes something is a POST or a DELETE, and is for whoever
+//! has a token or reaches the control listener: see `access`.
 
+mod access;
 mod backends;
+mod control;
 mod drain;
+mod seats;
+mod server;
 mod status;
 
-use std::{fmt::Write as _, io, net::SocketAddr, sync::Arc};
+use std::{fmt::Write as _, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -16,13 +23,19 @@ use axum::{
 };
 use humantime::format_rfc3339_seconds;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
+pub use self::control::Control;
+use self::{
+    access::Access,
+    server::{Port, Server},
+};
 use crate::{
     discovery::{Standing, Trouble},
     metrics::Families,
     pool::Pool,
+    token::TokenFile,
 };
 
 /// OpenMetrics 1.0, which Prometheus asks for first.
@@ -34,22 +47,48 @@ pub struct Admin {
     pools: Arc<[Pool]>,
     families: Arc<Families>,
     leaving: CancellationToken,
+    access: Arc<Access>,
 }
 
 impl Admin {
-    /// Tells of `pools`, `families` and whether the proxy was told to end.
-    pub fn new(pools: &Arc<[Pool]>, families: &Arc<Families>, leaving: &CancellationToken) -> Self {
-        Self { pools: Arc::clone(pools), families: Arc::clone(families), leaving: leaving.clone() }
+    /// Tells of `pools`, `families` and whether the proxy was told to end. Who has one of `tokens` may change
+    /// things.
+    pub fn new(
+        pools: &Arc<[Pool]>,
+        families: &Arc<Families>,
+        leaving: &CancellationToken,
+        tokens: Option<TokenFile>,
+    ) -> Self {
+        Self {
+            pools: Arc::clone(pools),
+            families: Arc::clone(families),
+            leaving: leaving.clone(),
+            access: Arc::new(Access::new(tokens, families)),
+        }
     }
 }
 
-/// Serves the admin port until `stop`.
-///
-/// # Errors
-/// The socket fails.
-pub async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken) -> io::Result<()> {
-    info!(address = %listener.local_addr()?, port_name = "admin", "listening");
-    let app = Router::new()
+/// Serves the admin port, and the control listener if there is one, on `tasks` until `stop`.
+pub fn serve(
+    (listener, address): (TcpListener, SocketAddr),
+    control: Option<Control>,
+    admin: Admin,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) {
+    let families = Arc::clone(&admin.families);
+    let router = router(admin);
+    let server = || Server::new(router.clone(), &families, tasks, stop);
+    info!(%address, port_name = "admin", "listening");
+    tasks.spawn(server().run(Port::Admin(listener)));
+    if let Some(control) = control {
+        info!(address = %control.address(), port_name = "control", "listening");
+        tasks.spawn(control.run(server()));
+    }
+}
+
+fn router(admin: Admin) -> Router {
+    Router::new()
         .route("/livez", get(alive))
         .route("/healthz", get(alive))
         .route("/startupz", get(alive))
@@ -57,11 +96,9 @@ pub async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken)
         .route("/metrics", get(metrics))
         .route("/status.json", get(status::status))
         .route("/backends/{name}/builds", get(backends::builds))
-        .route("/backends/{name}/drain", get(backends::drain).post(backends::drain))
+        .route("/backends/{name}/drain", post(backends::drain))
         .route("/backends/{name}/cordon", post(backends::cordon).delete(backends::uncordon))
         .with_state(admin)
-        .into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 /// Alive does not depend on any backend: restarting the proxy would not bring one back.

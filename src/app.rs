@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use crate::{
     address::{Address, HostPort},
-    admin,
+    admin::{self, Admin, Control},
     config::Config,
     connection::Context,
     descriptors::Budget,
@@ -18,6 +18,7 @@ use crate::{
     places::Places,
     pool::{self, DiscoverError, Pool},
     shutdown::Signals,
+    token::{TokenError, TokenFile},
     upstream::client_connections,
 };
 
@@ -49,6 +50,17 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The control address cannot be listened on.
+    #[error("listen on control address {address}")]
+    Control {
+        /// The address.
+        address: Address,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file of tokens has broken since the configuration was read.
+    #[error("read the admin tokens")]
+    Tokens(#[from] TokenError),
 }
 
 /// A proxy that listens.
@@ -87,6 +99,8 @@ impl App {
         let HostPort { host, port } = &config.admin_listen;
         let admin = TcpListener::bind((host.as_str(), *port)).await.map_err(in_use)?;
         let admin_listen = admin.local_addr().map_err(in_use)?;
+        let control = bind_control(config.control_listen.as_ref()).await?;
+        let tokens = config.admin_token_file.as_deref().map(TokenFile::open).transpose()?;
 
         let dns_server = match config.dns_server {
             Some(server) => Some(resolve(server).await?),
@@ -112,8 +126,8 @@ impl App {
         }
         let pools: Arc<[Pool]> = pools.into();
 
-        let state = admin::Admin::new(&pools, &families, &leaving);
-        background.spawn(admin::serve(admin, state, stop.clone()));
+        let state = Admin::new(&pools, &families, &leaving, tokens);
+        admin::serve((admin, admin_listen), control, state, &background, &stop);
         let places = Places::new(max_connections(config.max_connections));
         let listen = listeners.iter().map(|(_pool, listener)| listener.address().clone()).collect();
         for (pool, listener) in listeners {
@@ -211,4 +225,11 @@ fn max_connections(asked: Option<usize>) -> usize {
     }
     info!(connections, "client connections are limited");
     connections
+}
+
+/// Binds the control listener, if there is to be one.
+async fn bind_control(address: Option<&Address>) -> Result<Option<Control>, StartError> {
+    let Some(address) = address else { return Ok(None) };
+    let failed = |source| StartError::Control { address: address.clone(), source };
+    Control::bind(address).await.map(Some).map_err(failed)
 }

@@ -13,11 +13,12 @@ use tokio::runtime::Runtime;
 use crate::{
     app::App,
     config::{Config, Settings},
+    drain_client,
     error::Chain,
     explain::{Parameters, explain},
     io::moderation,
     shutdown::Signals,
-    telemetry::Log,
+    telemetry::{Log, LogFormat, LogLevel},
 };
 
 /// The configuration or the command line is wrong (sysexits.h, EX_USAGE).
@@ -41,6 +42,8 @@ enum Command {
     PrintConfig(Options),
     /// Tell the affinity key of a build, where it comes from, and how the backends rank for it.
     ExplainKey(ExplainOptions),
+    /// Ask the proxies to send a daemon no more builds, and wait until those that are there have ended.
+    DrainBackend(drain_client::Options),
 }
 
 #[derive(Debug, Args)]
@@ -82,6 +85,19 @@ pub fn run() -> ExitCode {
                 Err(error) => failed(&error),
             })
         }
+        Command::DrainBackend(options) => drain_backend(options),
+    }
+}
+
+fn drain_backend(options: drain_client::Options) -> ExitCode {
+    let _log = match Log::start(LogFormat::Text, LogLevel::Info) {
+        Ok(log) => log,
+        Err(error) => return failed(&error),
+    };
+    // It waits nearly all of its time.
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(drain_client::run(options)),
+        Err(error) => failed(&error),
     }
 }
 

@@ -17,7 +17,9 @@ use std::{
     time::Duration,
 };
 
-use self::value::{check, one_line, parse_count, parse_duration, parse_host_port, parse_word};
+use self::value::{
+    check, one_line, parse_control, parse_count, parse_duration, parse_host_port, parse_word,
+};
 pub use self::{
     pool::{Pool, PoolSettings},
     settings::Settings,
@@ -27,6 +29,7 @@ use crate::{
     annotations,
     metrics::DEFAULT_POOL,
     telemetry::{LogFormat, LogLevel},
+    token::Tokens,
 };
 
 /// Read if it exists and no other file is named.
@@ -49,6 +52,10 @@ pub struct Config {
     pub pods: Pods,
     /// Where probes and Prometheus connect.
     pub admin_listen: HostPort,
+    /// Where things may be changed without a token, if anywhere.
+    pub control_listen: Option<Address>,
+    /// The tokens with which things may be changed on the admin port, if any.
+    pub admin_token_file: Option<PathBuf>,
     /// How long a proxy that was told to end goes on accepting.
     pub drain_delay: Duration,
     /// How long a drain waits for builds before it cuts them.
@@ -111,6 +118,13 @@ impl Config {
             check(settings.dns_server.as_deref(), "dns-server", problems, parse_host_port);
         let admin = settings.admin_listen.as_deref().or(Some(DEFAULT_ADMIN_LISTEN));
         let admin_listen = check(admin, "admin-listen", problems, parse_host_port);
+        let control_listen =
+            check(settings.control_listen.as_deref(), "control-listen", problems, parse_control);
+        let admin_token_file =
+            check(settings.admin_token_file.as_deref(), "admin-token-file", problems, |path| {
+                let path = PathBuf::from(path);
+                Tokens::read(&path).map(|_tokens| path).map_err(|error| error.to_string())
+            });
         let drain_delay =
             check(settings.drain_delay.as_deref(), "drain-delay", problems, parse_duration);
         let drain_timeout =
@@ -152,6 +166,8 @@ impl Config {
                 },
             },
             admin_listen,
+            control_listen,
+            admin_token_file,
             drain_delay: drain_delay.unwrap_or_default(),
             drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
             max_connections,
@@ -177,6 +193,8 @@ impl Config {
             pod_deletion_cost: Some(self.pods.annotations.deletion_cost),
             safe_to_evict: Some(self.pods.annotations.safe_to_evict),
             admin_listen: Some(self.admin_listen.to_string()),
+            control_listen: self.control_listen.as_ref().map(ToString::to_string),
+            admin_token_file: self.admin_token_file.as_ref().map(|file| file.display().to_string()),
             drain_delay: Some(humantime::format_duration(self.drain_delay).to_string()),
             drain_timeout: Some(humantime::format_duration(self.drain_timeout).to_string()),
             max_connections: self.max_connections.map(|count| count.to_string()),

@@ -3,7 +3,8 @@
 //! The modules, in the order a byte travels. A module may use only those that stand after it; a test,
 //! `tests/layout.rs`, holds the code to this list:
 //!
-//! - [`cli`] command line, [`explain`] what the proxy would decide
+//! - [`cli`] command line, [`explain`] what the proxy would decide, [`drain_client`] drains a daemon at
+//!   all proxies
 //! - [`app`] the composition root, [`admin`] metrics and status, [`pool`] the composition root of one
 //!   pool; [`config`] settings
 //! - [`listener`] accepts, [`connection`] serves one HTTP/2 client link
@@ -23,7 +24,7 @@
 //! Leaves, which anyone may use and which use no one but each other: [`address`], [`client`],
 //! [`descriptors`], [`error`], [`first_message`], [`held`], [`http2_limits`], [`ids`], [`io`],
 //! [`kubernetes`], [`label`], [`metrics`], [`outage`], [`places`], [`shares`], [`shutdown`], [`telemetry`],
-//! [`wire`].
+//! [`token`], [`wire`].
 
 // Whoever reads our output may be gone, and to print would be to panic then.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -43,6 +44,7 @@ pub mod connection;
 pub mod descriptors;
 pub mod directory;
 pub mod discovery;
+pub mod drain_client;
 pub mod error;
 pub mod explain;
 pub mod fanout;
@@ -71,5 +73,6 @@ pub mod running;
 pub mod shares;
 pub mod shutdown;
 pub mod telemetry;
+pub mod token;
 pub mod upstream;
 pub mod wire;

@@ -75,7 +75,7 @@ impl Listener {
                 let socket = UnixSocket::new_stream()?;
                 socket.bind(path)?;
                 let listener = socket.listen(BACKLOG)?;
-                let file = SocketFile(path.clone());
+                let file = SocketFile::new(path);
                 Ok(Self { socket: Bound::Unix(listener, file), address: address.clone() })
             }
         }
@@ -175,7 +175,14 @@ fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Removes the file of a Unix socket when its listener goes.
 #[derive(Debug)]
-struct SocketFile(PathBuf);
+pub(crate) struct SocketFile(PathBuf);
+
+impl SocketFile {
+    /// That of a socket which is bound to `path`.
+    pub(crate) fn new(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
@@ -185,7 +192,7 @@ impl Drop for SocketFile {
 }
 
 /// Removes a socket file that nobody listens on any more.
-async fn remove_stale(path: &Path) -> io::Result<()> {
+pub(crate) async fn remove_stale(path: &Path) -> io::Result<()> {
     match tokio::fs::symlink_metadata(path).await {
         Ok(metadata) if metadata.file_type().is_socket() => {
             if tokio::net::UnixStream::connect(path).await.is_ok() {

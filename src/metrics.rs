@@ -23,7 +23,10 @@ use self::labels::{
 };
 pub use self::{
     families::{Description, Families},
-    labels::{BackendState, Described, Direction, DrainResult, Fault, PodVerb, SessionResult},
+    labels::{
+        AdminClosure, BackendState, ChangeRefusal, Described, Direction, DrainResult, Fault,
+        PodVerb, SessionResult,
+    },
 };
 use crate::outage::Reason;
 

@@ -173,11 +173,11 @@ fn a_key_stays_where_it_is_warm_unless_that_is_turned_off() {
         // Its home does not take builds, as if it were not yet there.
         let probe = hashed(&fleet).start();
         let home = build(&probe, 1)["backend"].as_str().expect("a name").to_owned();
-        assert_eq!(proxy.admin("POST", &format!("/backends/{home}/cordon")).0, 200);
+        assert_eq!(proxy.control("POST", &format!("/backends/{home}/cordon")).0, 200);
         let first = build(&proxy, 1);
         let told = (&first["reason"], &first["home"], &first["home_is"]);
         assert_eq!(told, (&json!("failover"), &json!(home), &json!("cordoned")));
-        assert_eq!(proxy.admin("DELETE", &format!("/backends/{home}/cordon")).0, 200);
+        assert_eq!(proxy.control("DELETE", &format!("/backends/{home}/cordon")).0, 200);
         let second = build(&proxy, 2);
         assert_eq!(second["reason"], expected, "{second}");
         assert_eq!(second["backend"] == first["backend"], expected == "warm");

@@ -206,7 +206,7 @@ fn build_push_and_cache(client: &str) {
     let record = keyed(&proxy, 1).remove(0);
     assert_eq!(record["key"], format!("dev.azure.com/contoso/shop/_git/{project}"));
     let home = record["backend"].as_str().expect("a name").to_owned();
-    assert_eq!(proxy.admin("POST", &format!("/backends/{home}/cordon")).0, 200);
+    assert_eq!(proxy.control("POST", &format!("/backends/{home}/cordon")).0, 200);
 
     let branch = "feature/#12 gr\u{fc}n & more";
     let mut second = Agent::new(&project, branch).set("BUILDKIT_ADDR", &proxy.addr());

@@ -814,14 +814,14 @@ async fn a_build_that_needs_sessions_of_two_daemons_is_told_of() {
     let mut open = Vec::new();
     for (own, other) in [(0, 1), (1, 0)] {
         let cordon = format!("/backends/{}/cordon", fleet[other].name);
-        assert_eq!(proxy.admin("POST", &cordon).0, 200);
+        assert_eq!(proxy.control("POST", &cordon).0, 200);
         let client = RawClient::connect(&proxy.socket()).await;
         let id = format!("on-{own}");
         open.push((client.solve(&id, &id).await, client.session(&id).await, client));
         eventually("both arrive", WAIT, || {
             (fleet[own].seen("Control/Session").len() == 1).then_some(())
         });
-        assert_eq!(proxy.admin("DELETE", &cordon).0, 200);
+        assert_eq!(proxy.control("DELETE", &cordon).0, 200);
     }
     let client = RawClient::connect(&proxy.socket()).await;
     let attrs = [("local-sessionid:a", "on-0"), ("local-sessionid:b", "on-1")];

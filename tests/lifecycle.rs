@@ -230,9 +230,9 @@ fn a_cordoned_daemon_finishes_its_builds_and_takes_no_new_one() {
     let client = build.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");
     let busy = running_on(&proxy, &fleet);
     let path = format!("/backends/{}/cordon", fleet[busy].name);
-    let (code, told) = proxy.admin("POST", &path);
+    let (code, told) = proxy.control("POST", &path);
     assert!(code == 200 && told.contains("cordoned"), "{told}");
-    assert_eq!(proxy.admin("POST", "/backends/nobody/cordon").0, 404);
+    assert_eq!(proxy.control("POST", "/backends/nobody/cordon").0, 404);
     let quick = Context::busybox("RUN echo quick");
     for _ in 0..3 {
         succeed(&mut buildctl_build(&proxy.addr(), &quick));
@@ -241,12 +241,12 @@ fn a_cordoned_daemon_finishes_its_builds_and_takes_no_new_one() {
     }
     let output = client.wait_with_output().expect("ends");
     assert!(output.status.success() && text(&output).contains("finished-anyway"));
-    assert_eq!(proxy.admin("DELETE", &path).0, 200);
+    assert_eq!(proxy.control("DELETE", &path).0, 200);
     assert!(proxy.admin("GET", "/status.json").1.contains("\"state\":\"ready\""));
 }
 
 #[test]
-fn a_daemon_about_to_stop_waits_for_its_builds_with_busybox() {
+fn a_daemon_about_to_stop_waits_for_its_builds_with_curl() {
     let fleet = Buildkitd::fleet(2);
     let proxy = Proxy::in_front_of(&fleet).start();
     let context = Context::busybox("RUN sleep 4; echo finished-anyway");
@@ -258,13 +258,14 @@ fn a_daemon_about_to_stop_waits_for_its_builds_with_busybox() {
     let builds: serde_json::Value = serde_json::from_str(&builds).expect("JSON");
     assert_eq!(builds, serde_json::json!({"backend": name, "builds": 1}));
     let drain = |query: &str| {
-        let url = format!("http://{}/backends/{name}/drain{query}", proxy.admin_socket());
-        let mut wget = Command::new(tool("busybox"));
-        run(wget.args(["wget", "-q", "-O", "-", &url]))
+        let mut curl = Command::new(tool("curl"));
+        curl.args(["--silent", "--fail-with-body", "--request", "POST", "--unix-socket"]);
+        curl.arg(proxy.control_socket());
+        run(curl.arg(format!("http://proxy/backends/{name}/drain{query}")))
     };
     assert!(!drain("?timeout=100ms").status.success(), "a build runs");
-    assert_eq!(proxy.admin("GET", &format!("/backends/{name}/drain?timeout=x")).0, 400);
-    assert_eq!(proxy.admin("GET", "/backends/nobody/drain").0, 404);
+    assert_eq!(proxy.control("POST", &format!("/backends/{name}/drain?timeout=x")).0, 400);
+    assert_eq!(proxy.control("POST", "/backends/nobody/drain").0, 404);
     let hook = drain("?timeout=2m");
     assert!(hook.status.success() && text(&hook).contains("is drained"), "{}", text(&hook));
     let ended = proxy.records("build ended");
@@ -278,7 +279,7 @@ fn a_daemon_about_to_stop_waits_for_its_builds_with_busybox() {
         assert_ne!(record["backend"], name.as_str(), "it stays cordoned");
     }
     assert_eq!(proxy.metric("buildkit_lb_backend_drains_total", &["drained"]), 1.0);
-    assert_eq!(proxy.admin("DELETE", &format!("/backends/{name}/cordon")).0, 200);
+    assert_eq!(proxy.control("DELETE", &format!("/backends/{name}/cordon")).0, 200);
 }
 
 #[test]
@@ -293,18 +294,18 @@ fn a_drain_that_nobody_renews_ends_and_an_operators_cordon_stays() {
     becomes("ready");
     let name = &fleet[0].name;
     let drain = format!("/backends/{name}/drain?timeout=10s&lease=200ms");
-    assert_eq!(proxy.admin("POST", &drain).0, 200);
+    assert_eq!(proxy.control("POST", &drain).0, 200);
     becomes("ready");
     assert_eq!(proxy.records("drain was not renewed, its cordon ends").len(), 1);
     // The same beside a cordon: the drain's part of it ends, the operator's does not.
-    assert_eq!(proxy.admin("POST", &format!("/backends/{name}/cordon")).0, 200);
-    assert_eq!(proxy.admin("POST", &drain).0, 200);
+    assert_eq!(proxy.control("POST", &format!("/backends/{name}/cordon")).0, 200);
+    assert_eq!(proxy.control("POST", &drain).0, 200);
     eventually("the second lease is over", Duration::from_secs(20), || {
         (proxy.records("drain was not renewed, its cordon ends").len() == 2).then_some(())
     });
     assert!(state("\"cordoned\""));
     for odd in ["lease=soon", "lease=2h"] {
-        assert_eq!(proxy.admin("POST", &format!("/backends/{name}/drain?{odd}")).0, 400, "{odd}");
+        assert_eq!(proxy.control("POST", &format!("/backends/{name}/drain?{odd}")).0, 400, "{odd}");
     }
 }
 

@@ -77,7 +77,7 @@ fn a_deployment_that_shrinks_ends_the_idle_pod_and_keeps_the_one_that_builds() {
     told(&fleet, &[(old, None, "true"), (young, None, "true")]);
 
     // By itself Kubernetes ends the youngest.
-    assert_eq!(proxy.admin("POST", &format!("/backends/{old}/cordon")).0, 200);
+    assert_eq!(proxy.control("POST", &format!("/backends/{old}/cordon")).0, 200);
     let (mut first, _context) = build(&proxy, "RUN sleep 25");
     told(&fleet, &[(old, None, "true"), (young, Some("1"), "false")]);
     let (mut second, _context_too) = build(&proxy, "RUN sleep 15");

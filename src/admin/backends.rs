@@ -3,18 +3,18 @@
 //! A daemon that is in several pools is meant in all of them, unless the query names one:
 //! `?pool=NAME`.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{ConnectInfo, Path, Query, State},
+    extract::{Path, Query, State},
     http::StatusCode,
 };
 use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, drain};
+use super::{Admin, access::Allowed, drain};
 use crate::{fleet::Backend, pool::Pool};
 
 /// An answer that is not the asked one.
@@ -37,6 +37,8 @@ pub(super) struct Drain {
     pool: Option<String>,
     timeout: Option<String>,
     lease: Option<String>,
+    /// Addresses of the daemon, separated by commas.
+    address: Option<String>,
 }
 
 /// How many builds are bound to a backend.
@@ -52,17 +54,20 @@ pub(super) async fn builds(
 
 /// Answers when no build is left on the backend, or too late for whoever asked.
 pub(super) async fn drain(
+    Allowed(caller): Allowed,
     State(admin): State<Admin>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
     Query(query): Query<Drain>,
 ) -> Result<(StatusCode, String), Refusal> {
+    let _waits = caller.seat.wait();
     let mut members = find(&admin, &name, query.pool.as_deref())?;
-    // Pods of two namespaces may have one name: each drains its own.
-    members.retain(|(_pool, backend)| drain::may_drain(peer, backend));
-    if members.is_empty() {
-        let text = "only from loopback or from the backend's own address\n".to_owned();
-        return Err((StatusCode::FORBIDDEN, text));
+    if let Some(addresses) = &query.address {
+        // Pods of two namespaces may have one name.
+        members.retain(|(_pool, backend)| drain::is_at(backend, addresses));
+        if members.is_empty() {
+            let text = format!("no backend called {name} has one of the addresses {addresses}\n");
+            return Err((StatusCode::NOT_FOUND, text));
+        }
     }
     let terms = drain::Terms::read(query.timeout.as_deref(), query.lease.as_deref())
         .map_err(|text| (StatusCode::BAD_REQUEST, text))?;
@@ -76,35 +81,30 @@ pub(super) async fn drain(
 
 /// Cordons a backend.
 pub(super) async fn cordon(
-    admin: State<Admin>,
-    peer: ConnectInfo<SocketAddr>,
-    name: Path<String>,
-    which: Query<Which>,
+    _allowed: Allowed,
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    Query(which): Query<Which>,
 ) -> Result<String, Refusal> {
-    set_cordoned(&admin, peer.0, &name, &which.0, true)
+    set_cordoned(&admin, &name, &which, true)
 }
 
 /// Takes a cordon or a drain back.
 pub(super) async fn uncordon(
-    admin: State<Admin>,
-    peer: ConnectInfo<SocketAddr>,
-    name: Path<String>,
-    which: Query<Which>,
+    _allowed: Allowed,
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    Query(which): Query<Which>,
 ) -> Result<String, Refusal> {
-    set_cordoned(&admin, peer.0, &name, &which.0, false)
+    set_cordoned(&admin, &name, &which, false)
 }
 
-/// Only from the machine itself: the admin port is open to whoever scrapes it.
 fn set_cordoned(
     admin: &Admin,
-    peer: SocketAddr,
     name: &str,
     which: &Which,
     cordoned: bool,
 ) -> Result<String, Refusal> {
-    if !peer.ip().to_canonical().is_loopback() {
-        return Err((StatusCode::FORBIDDEN, "only from loopback\n".to_owned()));
-    }
     let mut text = String::new();
     for (_pool, backend) in find(admin, name, which.pool.as_deref())? {
         backend.set_cordoned(cordoned);

@@ -1,11 +1,7 @@
 //! Drains one backend for whoever is about to stop its daemon: a pod's preStop hook asks, and is
 //! answered when no build is left.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::http::StatusCode;
 use tokio::time::Instant;
@@ -34,14 +30,15 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long nothing must have been bound: a client reads its build's record right after the build.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Whether `peer` may drain `backend`: this machine, and the daemon itself.
-pub(super) fn may_drain(peer: SocketAddr, backend: &Backend) -> bool {
-    let peer = peer.ip().to_canonical();
-    let own = match backend.address() {
-        Address::Tcp { host, .. } => host.parse::<IpAddr>().ok(),
-        Address::Unix(_) => None,
-    };
-    peer.is_loopback() || own.is_some_and(|own| own.to_canonical() == peer)
+/// Whether `backend` has one of `addresses`, separated by commas. One that is known by a host name may have any.
+pub(super) fn is_at(backend: &Backend, addresses: &str) -> bool {
+    let ip = |text: &str| text.trim().parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
+    match backend.address() {
+        Address::Tcp { host, .. } => {
+            ip(host).is_none_or(|own| addresses.split(',').any(|address| ip(address) == Some(own)))
+        }
+        Address::Unix(_) => true,
+    }
 }
 
 /// How long a drain lasts.
@@ -137,16 +134,15 @@ mod tests {
     }
 
     #[test]
-    fn the_daemon_itself_and_this_machine_may_drain_it() {
+    fn a_daemon_is_told_from_another_of_its_name_by_its_address() {
         let (_metrics, _fleet, backend) = fleet();
-        for (peer, may) in [
-            ("127.0.0.1:5", true),
-            ("[::1]:5", true),
-            ("10.1.2.3:5", true),
-            ("[::ffff:10.1.2.3]:5", true),
-            ("10.1.2.4:5", false),
+        for (addresses, expected) in [
+            ("10.1.2.3", true),
+            ("fd00::1, ::ffff:10.1.2.3", true),
+            ("10.1.2.4,fd00::1", false),
+            ("", false),
         ] {
-            assert_eq!(may_drain(peer.parse().expect("valid"), &backend), may, "{peer}");
+            assert_eq!(is_at(&backend, addresses), expected, "{addresses}");
         }
     }
 

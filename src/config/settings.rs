@@ -48,6 +48,17 @@ pub struct Settings {
     #[arg(long, env = "BUILDKIT_LB_ADMIN_LISTEN", value_name = "HOST:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_listen: Option<String>,
+    /// Address of a listener on which things may be changed without a token, for drain and cordon:
+    /// unix:///PATH, which only the proxy's own user can open, or tcp://127.0.0.1:PORT, which everybody on
+    /// the machine can [default: none].
+    #[arg(long, env = "BUILDKIT_LB_CONTROL_LISTEN", value_name = "ADDR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_listen: Option<String>,
+    /// File of tokens, one a line, with which things may be changed on the admin port; read again when it
+    /// changes [default: none].
+    #[arg(long, env = "BUILDKIT_LB_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_token_file: Option<String>,
     /// How long to go on accepting after SIGTERM, while /readyz says 503 already, so that load balancers
     /// notice before a connection is refused [default: 0s].
     #[arg(long, env = "BUILDKIT_LB_DRAIN_DELAY", value_name = "DURATION")]
@@ -89,6 +100,8 @@ impl Settings {
             pod_deletion_cost: over.pod_deletion_cost.or(self.pod_deletion_cost),
             safe_to_evict: over.safe_to_evict.or(self.safe_to_evict),
             admin_listen: over.admin_listen.or(self.admin_listen),
+            control_listen: over.control_listen.or(self.control_listen),
+            admin_token_file: over.admin_token_file.or(self.admin_token_file),
             drain_delay: over.drain_delay.or(self.drain_delay),
             drain_timeout: over.drain_timeout.or(self.drain_timeout),
             max_connections: over.max_connections.or(self.max_connections),
@@ -129,6 +142,8 @@ impl Settings {
                 "pod-deletion-cost" => settings.pod_deletion_cost = truth(&key, &value, problems),
                 "safe-to-evict" => settings.safe_to_evict = truth(&key, &value, problems),
                 "admin-listen" => settings.admin_listen = text(&key, value, problems),
+                "control-listen" => settings.control_listen = text(&key, value, problems),
+                "admin-token-file" => settings.admin_token_file = text(&key, value, problems),
                 "drain-delay" => settings.drain_delay = text(&key, value, problems),
                 "drain-timeout" => settings.drain_timeout = text(&key, value, problems),
                 "max-connections" => settings.max_connections = text(&key, value, problems),

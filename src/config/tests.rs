@@ -56,7 +56,7 @@ fn daemons_are_named_or_found() {
 fn every_problem_is_told_in_one_run() {
     let file = "polcy = 'x'\npolicy = 'best'\nlisten = 3\ndrain-timeout = 'soon'\ndrain-delay = '-1s'\n\
                 backend = ['tcp://a', 'a=tcp://x:1', 'a=tcp://x:1', 'c=tcp://x:2?capacity=0']\nmax-connections = 0\n\
-                admin-listen = 'nowhere'\nlog-level = true\nspread-bake-targets = 1\nslow-start = 'fast'\npod-details = 'all'\n\
+                admin-listen = 'nowhere'\ncontrol-listen = 'tcp://0.0.0.0:9091'\nadmin-token-file = '/no/such'\nlog-level = true\nspread-bake-targets = 1\nslow-start = 'fast'\npod-details = 'all'\n\
                 consistent-hash = { load-factor = 0.8, bound = 2 }\n\
                 warm-memory = { enabled = 'yes', max-keys = 0, ttl = 'ever' }\n\
                 affinity = { sources = ['path'] }";
@@ -72,6 +72,8 @@ fn every_problem_is_told_in_one_run() {
         "backend: the address",
         "max-connections: `0`",
         "admin-listen: port is missing or not a number from 0 to 65535 in `nowhere`",
+        "control-listen: `tcp://0.0.0.0:9091` is neither",
+        "admin-token-file: cannot read `/no/such`",
         "log-level: must",
         "backend: `0` is not a number from 1 to 10000",
         "spread-bake-targets: must",
@@ -109,6 +111,10 @@ fn a_capacity_stands_behind_the_address() {
 fn what_is_printed_reads_back() {
     let mut flags = backend("b=tcp://[::1]:1?capacity=3");
     flags.drain_timeout = Some("90s".into());
+    let tokens = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(tokens.path(), "0123456789abcdef0123456789abcdef").expect("written");
+    flags.admin_token_file = Some(tokens.path().display().to_string());
+    flags.control_listen = Some("tcp://[::1]:9091".into());
     flags.drain_delay = Some("15s".into());
     flags.pod_details = Some(true);
     flags.safe_to_evict = Some(true);

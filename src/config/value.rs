@@ -1,10 +1,10 @@
 //! Single values of the file and the flags, each with the key it stands under in its problem.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::address::{AddressError, HostPort};
+use crate::address::{Address, AddressError, HostPort};
 
 /// As much of a problem as somebody reads.
 const MAX_PROBLEM_LEN: usize = 1000;
@@ -83,6 +83,20 @@ pub(super) fn check<T>(
 /// `HOST:PORT`, with or without `tcp://`. The host is looked up where it is used.
 pub(super) fn parse_host_port(text: &str) -> Result<HostPort, String> {
     text.parse().map_err(|error: AddressError| error.to_string())
+}
+
+/// `unix:///PATH`, or `tcp://HOST:PORT` where the host is a literal loopback address.
+pub(super) fn parse_control(text: &str) -> Result<Address, String> {
+    let address: Address = text.parse().map_err(|error: AddressError| error.to_string())?;
+    if let Address::Tcp { host, .. } = &address
+        && !host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+    {
+        return Err(format!(
+            "`{text}` is neither unix:///PATH nor a loopback address such as tcp://127.0.0.1:9091: whoever \
+             reaches it may change things"
+        ));
+    }
+    Ok(address)
 }
 
 /// As in 30s, 10m or 1h.

@@ -21,9 +21,10 @@ use prometheus_client::{
 use super::{
     Metrics,
     labels::{
-        BackendLabels, CodeLabels, DecisionLabels, Described, DirectionLabels, DrainLabels,
-        FaultLabels, GrpcCodeLabels, LabelNames, MethodLabels, PodErrorLabels, PoolLabels,
-        ReasonLabels, ResultLabels, SourceLabels, SourceReasonLabels, StateLabels, VersionLabels,
+        AdminClosure, AdminClosureLabels, BackendLabels, ChangeRefusal, ChangeRefusalLabels,
+        CodeLabels, DecisionLabels, Described, DirectionLabels, DrainLabels, FaultLabels,
+        GrpcCodeLabels, LabelNames, MethodLabels, PodErrorLabels, PoolLabels, ReasonLabels,
+        ResultLabels, SourceLabels, SourceReasonLabels, StateLabels, VersionLabels,
     },
 };
 use crate::telemetry;
@@ -148,6 +149,8 @@ families! {
         pod_errors: Counters<PodErrorLabels>, "Requests about pods that failed";
         pod_patches: Counters<PoolLabels>, "Annotations of pods written";
         backend_drains: Counters<DrainLabels>, "Requests to drain a backend, by how they ended";
+        admin_changes_refused: Counters<ChangeRefusalLabels>, "Requests to change something that were refused";
+        admin_connections_closed: Counters<AdminClosureLabels>, "Connections of the admin port closed to bound their number";
     }
     gauges {
         drain_in_progress, "1 while the proxy drains";
@@ -175,7 +178,22 @@ impl Families {
             prefixed.register(DROPPED.0, DROPPED.1, telemetry::dropped_records());
             registry.register(STARTED.0, STARTED.1, families.rpcs_started.clone());
         }
+        // An alert on an increase needs a series that was there before.
+        for reason in ChangeRefusal::ALL {
+            let labels = ChangeRefusalLabels::new(*reason);
+            families.admin_changes_refused.get_or_create_owned(&labels);
+        }
         Arc::new(families)
+    }
+
+    /// Counts one request to change something that was refused.
+    pub fn admin_change_refused(&self, reason: ChangeRefusal) {
+        self.admin_changes_refused.get_or_create(&ChangeRefusalLabels::new(reason)).inc();
+    }
+
+    /// Counts one connection of the admin port that was closed to bound their number.
+    pub fn admin_connection_closed(&self, reason: AdminClosure) {
+        self.admin_connections_closed.get_or_create(&AdminClosureLabels::new(reason)).inc();
     }
 
     /// What there is, for the documentation.

@@ -82,6 +82,30 @@ label_set! {
     }
 }
 
+label_set! {
+    /// Why a change is refused on the admin port.
+    pub enum ChangeRefusal {
+        /// The port takes no changes from anybody.
+        Disabled = "disabled",
+        /// The request shows no token.
+        NoToken = "no_token",
+        /// The request shows a wrong one.
+        WrongToken = "wrong_token",
+    }
+}
+
+label_set! {
+    /// Why a connection of the admin port was closed.
+    pub enum AdminClosure {
+        /// Its address had its share.
+        Share = "share",
+        /// The port was full.
+        Full = "full",
+        /// It did not read its answer.
+        Slow = "slow",
+    }
+}
+
 /// A label and, where they are a closed set, its values.
 pub type Described = (&'static str, Vec<&'static str>);
 
@@ -138,6 +162,10 @@ labels!(/// What was asked about pods, and why in vain.
     PodErrorLabels { pool; verb: PodVerb, reason: Reason });
 labels!(/// How the drain of a backend ended.
     DrainLabels { pool; result: DrainResult });
+labels!(/// Why a change was refused.
+    ChangeRefusalLabels { ; reason: ChangeRefusal });
+labels!(/// Why a connection of the admin port was closed.
+    AdminClosureLabels { ; reason: AdminClosure });
 labels!(/// A word of the proxy's own errors.
     ReasonLabels { pool, reason });
 labels!(/// A gRPC code name.

@@ -204,7 +204,7 @@ async fn calls_that_are_no_builds_count_as_none_and_hold_up_no_drain() {
     }
     assert_eq!(proxy.metric("buildkit_lb_builds_active", &[]), 0.0);
     let drain = "/backends/only/drain?timeout=20s";
-    let (code, text) = tokio::task::block_in_place(|| proxy.admin("POST", drain));
+    let (code, text) = tokio::task::block_in_place(|| proxy.control("POST", drain));
     assert_eq!(code, 200, "{text}");
 }
 

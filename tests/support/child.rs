@@ -108,6 +108,12 @@ impl Guarded {
         Duration::from_millis(ticks * 10)
     }
 
+    /// The files and sockets that it has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid));
+        open.expect("the process runs").count()
+    }
+
     /// A figure of `/proc/PID/status` in KiB, as `VmRSS` or `VmHWM`.
     pub(crate) fn memory_kib(&self, figure: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid))

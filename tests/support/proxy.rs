@@ -1,14 +1,15 @@
 //! The real proxy binary.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{Read, Write},
     net::TcpStream,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use serde_json::Value;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 use super::{buildkitd::Buildkitd, child::Guarded, eventually, free_port, tools::tool};
 
@@ -17,6 +18,7 @@ use super::{buildkitd::Buildkitd, child::Guarded, eventually, free_port, tools::
 pub(crate) struct Builder {
     args: Vec<String>,
     admin: Option<String>,
+    control: Option<String>,
     kubeconfig: Option<PathBuf>,
     file: Option<NamedTempFile>,
     stderr: Option<String>,
@@ -49,6 +51,11 @@ impl Builder {
     /// Lets the admin port listen there.
     pub(crate) fn admin(self, address: &str) -> Self {
         Self { admin: Some(address.to_owned()), ..self }
+    }
+
+    /// Lets the control listener listen there instead of at a socket of its own.
+    pub(crate) fn control(self, address: &str) -> Self {
+        Self { control: Some(address.to_owned()), ..self }
     }
 
     /// Reads this configuration, which says where to listen.
@@ -102,10 +109,15 @@ impl Builder {
             None => args.extend(["--listen", &listen]),
         }
         args.extend(["--admin-listen", admin, "--log-format", "json"]);
+        let directory = tempfile::tempdir().expect("a directory");
+        let control = directory.path().join("control.sock");
+        let own = format!("unix://{}", control.display());
+        args.extend(["--control-listen", self.control.as_deref().unwrap_or(&own)]);
         args.extend(self.args.iter().map(String::as_str));
         let process = Guarded::start(&tool("env"), &args);
         if redirected.is_some() {
-            let proxy = Proxy { addr: listen, admin: own_admin, process, _file: self.file };
+            let (addr, admin, file) = (listen, own_admin, self.file);
+            let proxy = Proxy { addr, admin, control, process, _directory: directory, _file: file };
             eventually("the proxy listens", Duration::from_secs(10), || {
                 let sockets = [proxy.socket(), proxy.admin.clone()];
                 sockets.iter().all(|socket| TcpStream::connect(socket).is_ok()).then_some(())
@@ -120,7 +132,7 @@ impl Builder {
             })
         };
         let (addr, admin) = (bound("grpc"), bound("admin"));
-        Proxy { addr, admin, process, _file: self.file }
+        Proxy { addr, admin, control, process, _directory: directory, _file: self.file }
     }
 }
 
@@ -129,8 +141,10 @@ impl Builder {
 pub(crate) struct Proxy {
     addr: String,
     admin: String,
+    control: PathBuf,
     /// Its process.
     pub(crate) process: Guarded,
+    _directory: TempDir,
     _file: Option<NamedTempFile>,
 }
 
@@ -180,14 +194,26 @@ impl Proxy {
 
     /// Asks the admin port: status code and body.
     pub(crate) fn admin(&self, method: &str, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(&self.admin).expect("the admin port");
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).expect("written");
-        let mut response = String::new();
-        stream.read_to_string(&mut response).expect("read");
-        let (head, body) = response.split_once("\r\n\r\n").expect("an HTTP response");
-        let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
-        (code, body.to_owned())
+        self.admin_with(method, path, "")
+    }
+
+    /// The same with further header lines, each with its CRLF.
+    pub(crate) fn admin_with(&self, method: &str, path: &str, headers: &str) -> (u16, String) {
+        let stream = TcpStream::connect(&self.admin).expect("the admin port");
+        // An answer that does not come is a failure, not a test that hangs.
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
+        ask(stream, method, path, headers)
+    }
+
+    /// Asks the control listener, where things may be changed.
+    pub(crate) fn control(&self, method: &str, path: &str) -> (u16, String) {
+        let stream = UnixStream::connect(&self.control).expect("the control listener");
+        ask(stream, method, path, "")
+    }
+
+    /// The file that the control listener is.
+    pub(crate) fn control_socket(&self) -> &Path {
+        &self.control
     }
 
     /// `/status.json`.
@@ -213,6 +239,18 @@ impl Proxy {
         });
         series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
+}
+
+/// One HTTP/1.1 request: status code and body of the answer.
+fn ask(mut stream: impl Read + Write, method: &str, path: &str, headers: &str) -> (u16, String) {
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).expect("written");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).expect("read");
+    let (head, body) = response.split_once("\r\n\r\n").expect("an HTTP response");
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+    (code, body.to_owned())
 }
 
 fn records(log: &str, message: &str) -> Vec<Value> {

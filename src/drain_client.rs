@@ -1,0 +1,296 @@
+//! `buildkit-lb drain-backend`: asks every proxy to send a daemon no more builds and to say when those that are
+//! there have ended, for whoever is about to stop that daemon.
+//!
+//! What a proxy was asked ends by itself, so one that has nothing left is asked again and again until all have nothing
+//! left at the same time: who was drained first sends no builds while another is waited for.
+
+mod request;
+
+use std::{
+    cell::RefCell,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use http::StatusCode;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::sync::Notify;
+use tracing::{debug, info, warn};
+
+use self::request::{Place, RequestError};
+use crate::{address::Address, error::chain, shutdown::Signals, token::Tokens};
+
+/// How soon a proxy that has nothing left is asked again: well within the lease that it gives.
+const RENEW: Duration = Duration::from_secs(20);
+
+/// How soon a proxy is asked again that did not do as it was asked.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What an answer may take on top of the time that is left: the way there and back.
+const SLACK: Duration = Duration::from_secs(10);
+
+/// How long a proxy that does not answer is tried: a name may be behind for a moment, a proxy just starting. Who is
+/// away for longer sends no builds either.
+const ABSENT: Duration = Duration::from_secs(10);
+
+/// How long a proxy that refuses is tried: a Secret that was changed reaches all pods within two minutes.
+const REFUSING: Duration = Duration::from_secs(120);
+
+/// What to drain, and whom to ask.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The backend's name, as the proxies know it.
+    name: String,
+    /// Admin port of the proxies, HOST:PORT: all addresses of the host are asked. Or a control listener,
+    /// unix:///PATH. Repeatable.
+    #[arg(long, value_name = "ADDR", value_delimiter = ',', required = true)]
+    proxy: Vec<Address>,
+    /// File with the proxies' admin token.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Addresses of the daemon, where proxies know several daemons by one name.
+    #[arg(long, value_name = "IP,…")]
+    address: Option<String>,
+    /// How long to wait for builds, as in 30s, 10m or 1h.
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// Begin at SIGTERM or SIGINT rather than at once: a container beside the daemon's gets it when the daemon
+    /// has to end.
+    #[arg(long)]
+    at_signal: bool,
+    /// File to create at the end, for whoever waits to stop the daemon.
+    #[arg(long, value_name = "FILE")]
+    done_file: Option<PathBuf>,
+}
+
+/// Why a drain ends before all builds have.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("some proxies have builds left or did not say")]
+    Left,
+    #[error("a second signal came")]
+    Signal,
+}
+
+/// Drains one backend and says how it went.
+pub async fn run(options: Options) -> ExitCode {
+    if let Some(file) = &options.done_file {
+        // It is another daemon's, from before a restart.
+        let _ = std::fs::remove_file(file);
+    }
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            warn!(%error, "signals cannot be handled");
+            return ExitCode::FAILURE;
+        }
+    };
+    if options.at_signal {
+        info!(backend = options.name, "waiting for the signal to drain");
+        signals.next().await;
+    }
+    let result = tokio::select! {
+        result = drain(&options) => result,
+        _signal = signals.next() => Err(Failure::Signal),
+    };
+    let mut code = ExitCode::SUCCESS;
+    match result {
+        Ok(()) => info!(backend = options.name, "drained"),
+        Err(error) => {
+            warn!(backend = options.name, %error, "not drained");
+            code = ExitCode::FAILURE;
+        }
+    }
+    if let Some(file) = &options.done_file
+        && let Err(error) = std::fs::write(file, "")
+    {
+        warn!(file = %file.display(), %error, "the file that says so cannot be written");
+        code = ExitCode::FAILURE;
+    }
+    code
+}
+
+async fn drain(options: &Options) -> Result<(), Failure> {
+    info!(backend = options.name, timeout = ?options.timeout, "draining");
+    let deadline = Instant::now() + options.timeout;
+    let places = places(&options.proxy).await;
+    let board = Board::new(places.len());
+    let all = places.iter().enumerate();
+    let all = join_all(all.map(|(at, place)| follow(place, options, deadline, &board, at)));
+    tokio::select! {
+        _ended = all => {}
+        () = board.all_settled() => {}
+        () = tokio::time::sleep(options.timeout + SLACK) => {}
+    }
+    if places.is_empty() || board.0.borrow().iter().any(|verdict| *verdict != Verdict::Done) {
+        return Err(Failure::Left);
+    }
+    Ok(())
+}
+
+/// All addresses of the proxies; none if no name is known after a while.
+async fn places(proxies: &[Address]) -> Vec<Place> {
+    let began = Instant::now();
+    loop {
+        let mut places = Vec::new();
+        for proxy in proxies {
+            match proxy {
+                Address::Unix(path) => places.push(Place::Unix(path.clone())),
+                Address::Tcp { host, port } => {
+                    match tokio::net::lookup_host((host.as_str(), *port)).await {
+                        Ok(found) => places.extend(found.map(Place::Tcp)),
+                        Err(error) => warn!(host, %error, "the proxies' name is not known"),
+                    }
+                }
+            }
+        }
+        places.sort_by_key(ToString::to_string);
+        places.dedup();
+        if !places.is_empty() || began.elapsed() >= ABSENT {
+            return places;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Asks one proxy until it is given up, or the time is over.
+async fn follow(place: &Place, options: &Options, deadline: Instant, board: &Board, at: usize) {
+    let mut patience = Patience::default();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        let word = ask(place, options, left).await;
+        let verdict = patience.judge(place, &word, Instant::now());
+        board.set(at, verdict);
+        match verdict {
+            Verdict::Done => tokio::time::sleep(RENEW).await,
+            Verdict::Wait => tokio::time::sleep(PAUSE).await,
+            Verdict::GiveUp => return,
+        }
+    }
+}
+
+/// The last verdict about each proxy.
+#[derive(Debug)]
+struct Board(RefCell<Vec<Verdict>>, Notify);
+
+impl Board {
+    fn new(proxies: usize) -> Self {
+        Self(RefCell::new(vec![Verdict::Wait; proxies]), Notify::new())
+    }
+
+    fn set(&self, at: usize, verdict: Verdict) {
+        self.0.borrow_mut()[at] = verdict;
+        self.1.notify_one();
+    }
+
+    /// Completes when there is no proxy left to wait for.
+    async fn all_settled(&self) {
+        while self.0.borrow().contains(&Verdict::Wait) {
+            self.1.notified().await;
+        }
+    }
+}
+
+/// What one proxy says.
+#[derive(Debug)]
+enum Word {
+    /// Nothing is bound to the daemon.
+    Drained,
+    /// Something is.
+    Bound,
+    /// It does not do as it is asked.
+    Refused(String),
+    /// It does not answer.
+    Absent(RequestError),
+}
+
+async fn ask(place: &Place, options: &Options, timeout: Duration) -> Word {
+    let name = utf8_percent_encode(&options.name, NON_ALPHANUMERIC);
+    let seconds = timeout.as_secs().max(1);
+    let mut path = format!("/backends/{name}/drain?timeout={seconds}s");
+    if let Some(address) = &options.address {
+        path += &format!("&address={}", utf8_percent_encode(address, NON_ALPHANUMERIC));
+    }
+    // Read each time: it may have been changed.
+    let token = match options.token_file.as_deref().map(Tokens::read).transpose() {
+        Ok(token) => token,
+        Err(error) => return Word::Refused(error.to_string()),
+    };
+    let token = token.as_ref().map(Tokens::first);
+    match request::post(place, &path, token, timeout + SLACK).await {
+        Ok((StatusCode::OK, text)) => {
+            debug!(proxy = %place, text, "a proxy has drained it");
+            Word::Drained
+        }
+        // It does not know the daemon, or not any more.
+        Ok((StatusCode::NOT_FOUND, _text)) => Word::Drained,
+        Ok((StatusCode::GATEWAY_TIMEOUT, text)) => {
+            info!(proxy = %place, text, "a proxy has builds on it");
+            Word::Bound
+        }
+        Ok((status, text)) => Word::Refused(format!("{status}: {text}")),
+        Err(error) => Word::Absent(error),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Done,
+    Wait,
+    GiveUp,
+}
+
+/// Since when a proxy has not done what it was asked, if it has not.
+#[derive(Debug, Default)]
+struct Patience(Option<Instant>);
+
+impl Patience {
+    fn judge(&mut self, place: &Place, word: &Word, now: Instant) -> Verdict {
+        let (bound, error) = match word {
+            Word::Drained | Word::Bound => {
+                self.0 = None;
+                let drained = matches!(word, Word::Drained);
+                return if drained { Verdict::Done } else { Verdict::Wait };
+            }
+            Word::Refused(text) => (REFUSING, text.clone()),
+            Word::Absent(error) => (ABSENT, chain(error)),
+        };
+        let first = self.0.is_none();
+        let since = *self.0.get_or_insert(now);
+        if now.saturating_duration_since(since) >= bound {
+            warn!(proxy = %place, error, "a proxy does not drain it, given up");
+            return Verdict::GiveUp;
+        }
+        if first {
+            warn!(proxy = %place, error, "a proxy does not drain it, trying again");
+        }
+        Verdict::Wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_that_refuses_is_given_more_time_than_one_that_is_away() {
+        let place = Place::Unix("/x".into());
+        let now = Instant::now();
+        let absent = Word::Absent(RequestError::Timeout);
+        let refused = Word::Refused("401".to_owned());
+        let mut patience = Patience::default();
+        assert_eq!(patience.judge(&place, &absent, now), Verdict::Wait);
+        assert_eq!(patience.judge(&place, &absent, now + ABSENT), Verdict::GiveUp);
+        assert_eq!(patience.judge(&place, &refused, now + ABSENT), Verdict::Wait);
+        assert_eq!(patience.judge(&place, &refused, now + REFUSING), Verdict::GiveUp);
+        assert_eq!(patience.judge(&place, &Word::Bound, now), Verdict::Wait);
+        let later = now + REFUSING * 2;
+        assert_eq!(patience.judge(&place, &absent, later), Verdict::Wait, "it had answered");
+        assert_eq!(patience.judge(&place, &Word::Drained, later), Verdict::Done);
+    }
+}
