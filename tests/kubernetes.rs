@@ -122,7 +122,12 @@ fn what_the_chart_installs_builds_through_a_roll_out() {
     let file = directory.path().join("buildkit-lb.toml");
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let config = objects.iter().find_map(|object| text(&object["data"]["buildkit-lb.toml"]));
-    std::fs::write(&file, config.expect("a configuration")).expect("written");
+    let token = directory.path().join("token");
+    let secret = cluster.server().token(namespace, "buildkit-lb-token");
+    std::fs::write(&token, secret).expect("written");
+    let config = config.expect("a configuration");
+    let config = config.replace("/run/secrets/buildkit-lb/token", &token.to_string_lossy());
+    std::fs::write(&file, config).expect("written");
     let args = objects.iter().find_map(|object| {
         let container = &object["spec"]["template"]["spec"]["containers"][0];
         let args = container["args"].as_array().filter(|_args| container["name"] == "buildkit-lb");

@@ -4,21 +4,26 @@
 mod support;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use regex::Regex;
 use serde_json::Value;
 use support::{
     client::{run, text},
+    eventually,
     kubernetes::Cluster,
     tools::{definitions, tool},
 };
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
+
+/// Where the proxy's container has its Secret.
+const TOKEN_FILE: &str = "/run/secrets/buildkit-lb/token";
 
 /// One rendering: what it is called, and its documents as YAML.
 #[derive(Debug)]
@@ -185,8 +190,12 @@ fn the_api_server_takes_everything_without_an_unknown_field() {
 fn the_proxy_takes_every_configuration_that_is_rendered() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("buildkit-lb.toml");
+    let token = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(token.path(), "a".repeat(64)).expect("written");
     for rendered in charts().into_iter().chain(kustomizations()) {
-        fs::write(&file, rendered.configuration()).expect("written");
+        let token = token.path().display().to_string();
+        let configuration = rendered.configuration().replace(TOKEN_FILE, &token);
+        fs::write(&file, configuration).expect("written");
         let proxy = rendered.proxy();
         let args = proxy["args"].as_array().expect("args").iter();
         let mut args = args.map(|arg| arg.as_str().expect("text"));
@@ -206,28 +215,92 @@ fn the_proxy_takes_every_configuration_that_is_rendered() {
     }
 }
 
+/// The containers of a pod by name.
+fn containers(pod: &Value) -> BTreeMap<String, Value> {
+    let named = |container: &Value| {
+        (container["name"].as_str().expect("a name").to_owned(), container.clone())
+    };
+    pod["containers"].as_array().expect("containers").iter().map(named).collect()
+}
+
 #[test]
-fn a_daemon_of_the_chart_asks_the_proxies_before_it_ends() {
+fn a_daemon_of_the_chart_ends_when_its_drain_says_so() {
     let rendered = chart("team-a", &[]);
     let daemons = rendered.find("StatefulSet", "buildkitd");
     let pod = &daemons["spec"]["template"]["spec"];
-    let hook = &pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"];
+    let hook = &containers(pod)["buildkitd"]["lifecycle"]["preStop"]["exec"]["command"];
     let script = hook[2].as_str().expect("a script");
-    // A shell whose name server knows two proxies and whose wget says what it was asked.
-    let stubs = "nslookup() { printf 'Server: 10.0.0.10\\nAddress: 10.0.0.10:53\\n\\n\
-                 Name: %s\\nAddress: 10.1.0.7\\nName: %s\\nAddress: fd00::7\\n' \"$1\" \"$1\"; }\n\
-                 wget() { for last; do :; done; echo \"$last\"; return 1; }\n";
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = script.replace("/run/buildkit-lb", &directory.path().display().to_string());
     let mut shell = Command::new(tool("busybox"));
-    shell.args(["sh", "-c", &format!("{stubs}{script}")]);
-    let output = run(shell.env("POD_NAME", "buildkitd-1").env("POD_NAMESPACE", "team-a"));
-    assert!(output.status.success(), "no answer must not hold the pod: {}", text(&output));
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let asked: BTreeSet<_> = stdout.lines().collect();
-    let urls = ["10.1.0.7", "[fd00::7]"]
-        .map(|host| format!("http://{host}:9090/backends/buildkitd-1/drain?timeout=3600s"));
-    assert_eq!(asked, urls.iter().map(String::as_str).collect());
+    let mut hook = shell.args(["sh", "-c", &script]).spawn().expect("busybox runs");
+    // Whatever it does before, it does not end.
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(hook.try_wait().expect("a child").is_none(), "it waits");
+    fs::write(directory.path().join("drained"), "").expect("written");
+    let ended =
+        eventually("the hook ends", Duration::from_secs(20), || hook.try_wait().expect("a child"));
+    assert!(ended.success());
+    let given_up = script.replace("3615", "1");
+    assert_ne!(given_up, script);
+    fs::remove_file(directory.path().join("drained")).expect("removed");
+    let output = run(Command::new(tool("busybox")).args(["sh", "-c", &given_up]));
+    assert!(output.status.success(), "no word must not hold the pod: {}", text(&output));
     let grace = pod["terminationGracePeriodSeconds"].as_u64().expect("a number");
-    assert!(grace > 3600, "{grace}");
+    assert!(grace > 3615, "{grace}");
+}
+
+#[test]
+fn the_token_is_in_containers_that_run_no_build_and_nowhere_else() {
+    // Kubernetes replaces them.
+    let variable = Regex::new(r"\$\([A-Z_]+\)").expect("valid");
+    for rendered in charts().into_iter().chain(kustomizations()) {
+        let mut drains = 0;
+        for document in rendered.documents() {
+            let kind = document["kind"].as_str().expect("a kind");
+            let pod = match kind {
+                "Pod" => &document["spec"],
+                "Deployment" | "StatefulSet" => &document["spec"]["template"]["spec"],
+                _ => continue,
+            };
+            assert_ne!(pod["shareProcessNamespace"], true);
+            for (name, container) in containers(pod) {
+                let mounts = container["volumeMounts"].to_string();
+                let has = mounts.contains("\"token\"");
+                assert_eq!(
+                    has,
+                    matches!(&*name, "drain" | "buildkit-lb"),
+                    "{} {name}",
+                    rendered.name
+                );
+                assert!(!container["env"].to_string().contains("secretKeyRef"), "{name}");
+                if name == "drain" {
+                    drains += 1;
+                    // What the proxy's own binary takes.
+                    let args = container["args"].as_array().expect("args").iter();
+                    let mut drain = Command::new(env!("CARGO_BIN_EXE_buildkit-lb"));
+                    drain.args(args.map(|arg| {
+                        variable.replace_all(arg.as_str().expect("text"), "x").into_owned()
+                    }));
+                    drain.arg("--help");
+                    assert!(text(&run(&mut drain)).contains("--done-file"), "{}", rendered.name);
+                }
+            }
+        }
+        let daemons = rendered.yaml.contains("name: buildkitd\n") as usize;
+        assert!(drains >= daemons, "{}", rendered.name);
+    }
+}
+
+#[test]
+fn a_secret_of_the_chart_is_a_token_and_another_ones_is_used() {
+    let rendered = chart("secret", &[]);
+    let secret = rendered.find("Secret", "buildkit-lb-token");
+    let token = secret["data"]["token"].as_str().expect("a token");
+    assert!(token.len() >= 64, "64 characters are 88 in base 64");
+    let daemons = chart("daemons", &[format!("{DEPLOY}/chart/ci/daemons-values.yaml").into()]);
+    assert!(!daemons.yaml.contains("kind: Secret\n"), "{}", daemons.yaml);
+    assert!(daemons.yaml.contains("secretName: buildkit-lb-token"));
 }
 
 #[test]
@@ -249,7 +322,8 @@ fn a_pool_of_the_chart_has_its_port_and_its_rights() {
     // Daemons that a release makes for another one's pool ask that one's proxies.
     let daemons = chart("daemons", &[format!("{DEPLOY}/chart/ci/daemons-values.yaml").into()]);
     let daemons = daemons.find("StatefulSet", "buildkitd-arm64").to_string();
-    assert!(daemons.contains("proxies=buildkit-lb-admin.buildkit.svc.cluster.local"), "{daemons}");
+    let asked = "--proxy=buildkit-lb-admin.buildkit.svc.cluster.local.:9090";
+    assert!(daemons.contains(asked), "{daemons}");
 }
 
 #[test]

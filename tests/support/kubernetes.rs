@@ -1,5 +1,6 @@
 //! A real Kubernetes control plane, and a small kubelet that runs a real buildkitd for each pod.
 
+pub(crate) mod drain;
 pub(crate) mod fleet;
 pub(crate) mod kubelet;
 pub(crate) mod pod;
@@ -235,6 +236,12 @@ impl Server {
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "kubectl {args:?}: {told}");
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// What the Secret `name` has under the key `token`.
+    pub(crate) fn token(&self, namespace: &str, name: &str) -> String {
+        let template = "go-template={{.data.token | base64decode}}";
+        self.kubectl(&["--namespace", namespace, "get", "secret", name, "-o", template])
     }
 
     /// Gives `object` to kubectl, `verb` as `apply -f -`; whether it succeeded.

@@ -15,15 +15,14 @@ labels:
   {{- with .Values.buildkitd.podLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- if or .Values.buildkitd.config .Values.buildkitd.podAnnotations }}
 annotations:
+  kubectl.kubernetes.io/default-container: buildkitd
   {{- if .Values.buildkitd.config }}
   checksum/config: {{ .Values.buildkitd.config | sha256sum }}
   {{- end }}
   {{- with .Values.buildkitd.podAnnotations }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- end }}
 {{- end }}
 
 {{- define "buildkit-lb.buildkitdPodSpec" -}}
@@ -87,18 +86,10 @@ containers:
       {{- with $root.Values.buildkitd.extraArgs }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
+    {{- with $root.Values.buildkitd.extraEnv }}
     env:
-      - name: POD_NAME
-        valueFrom:
-          fieldRef:
-            fieldPath: metadata.name
-      - name: POD_NAMESPACE
-        valueFrom:
-          fieldRef:
-            fieldPath: metadata.namespace
-      {{- with $root.Values.buildkitd.extraEnv }}
       {{- toYaml . | nindent 6 }}
-      {{- end }}
+    {{- end }}
     ports:
       - name: buildkit
         containerPort: 1234
@@ -106,9 +97,8 @@ containers:
       {{- toYaml $root.Values.buildkitd.readinessProbe | nindent 6 }}
     livenessProbe:
       {{- toYaml $root.Values.buildkitd.livenessProbe | nindent 6 }}
-    # buildkitd that was told to end accepts no further calls, not even of builds that run. So every
-    # proxy is asked to send no more builds here and to answer when those that are here have ended.
-    # Without an answer the daemon ends all the same.
+    # buildkitd that was told to end accepts no further calls, not even of builds that run. So it waits for
+    # the word of the container "drain", which asks the proxies.
     lifecycle:
       preStop:
         exec:
@@ -116,15 +106,11 @@ containers:
             - /bin/sh
             - -c
             - |
-              proxies={{ $root.Values.buildkitd.drain.proxies | default (printf "%s-admin.$POD_NAMESPACE" (include "buildkit-lb.fullname" $root)) }}.svc.{{ $root.Values.buildkitd.clusterDomain }}
-              timeout={{ int $root.Values.buildkitd.drain.timeoutSeconds }}
-              found=$(nslookup "$proxies." 2>/dev/null | awk '/^Name:/ { answer = 1 } answer && /^Address/ { print $NF }')
-              for proxy in ${found:-$proxies}; do
-                case $proxy in *:*) proxy="[$proxy]" ;; esac
-                wget -q -O - -T $((timeout + 10)) "http://$proxy:9090/backends/$POD_NAME/drain?timeout=${timeout}s" &
+              waited=0
+              until [ -e /run/buildkit-lb/drained ] || [ "$waited" -ge {{ add (int $root.Values.buildkitd.drain.timeoutSeconds) 15 }} ]; do
+                sleep 1
+                waited=$((waited + 1))
               done
-              wait
-              exit 0
     securityContext:
       {{- if $root.Values.buildkitd.rootless }}
       runAsUser: 1000
@@ -143,6 +129,9 @@ containers:
     volumeMounts:
       - name: cache
         mountPath: {{ include "buildkit-lb.buildkitdRoot" $root }}
+      - name: drained
+        mountPath: /run/buildkit-lb
+        readOnly: true
       {{- if $root.Values.buildkitd.config }}
       - name: config
         mountPath: {{ include "buildkit-lb.buildkitdConfigDirectory" $root }}
@@ -151,7 +140,50 @@ containers:
       {{- with $root.Values.buildkitd.extraVolumeMounts }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
-{{- if or (not .volume) $root.Values.buildkitd.config $root.Values.buildkitd.extraVolumes }}
+  # When the pod has to end, this container is told so at once: it asks every proxy to send no more builds here
+  # and says when those that are here have ended. It is one of its own because of the token, which neither
+  # buildkitd nor any build step finds in its files, environment or processes.
+  - name: drain
+    image: {{ include "buildkit-lb.image" $root }}
+    imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+    args:
+      - drain-backend
+      - $(POD_NAME)
+      - --address=$(POD_IPS)
+      - --proxy={{ $root.Values.buildkitd.drain.proxies | default (printf "%s-admin.$(POD_NAMESPACE)" (include "buildkit-lb.fullname" $root)) }}.svc.{{ $root.Values.buildkitd.clusterDomain }}.:9090
+      - --token-file=/run/secrets/buildkit-lb/token
+      - --timeout={{ int $root.Values.buildkitd.drain.timeoutSeconds }}s
+      - --at-signal
+      - --done-file=/run/buildkit-lb/drained
+    env:
+      - name: POD_NAME
+        valueFrom:
+          fieldRef:
+            fieldPath: metadata.name
+      - name: POD_NAMESPACE
+        valueFrom:
+          fieldRef:
+            fieldPath: metadata.namespace
+      - name: POD_IPS
+        valueFrom:
+          fieldRef:
+            fieldPath: status.podIPs
+    securityContext:
+      runAsUser: 65532
+      runAsGroup: 65532
+      runAsNonRoot: true
+      allowPrivilegeEscalation: false
+      readOnlyRootFilesystem: true
+      capabilities:
+        drop: [ALL]
+      seccompProfile:
+        type: RuntimeDefault
+    resources:
+      {{- toYaml $root.Values.buildkitd.drain.resources | nindent 6 }}
+    volumeMounts:
+      {{- include "buildkit-lb.tokenMount" $root | nindent 6 }}
+      - name: drained
+        mountPath: /run/buildkit-lb
 volumes:
   {{- if not .volume }}
   - name: cache
@@ -166,5 +198,7 @@ volumes:
   {{- with $root.Values.buildkitd.extraVolumes }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- end }}
+  {{- include "buildkit-lb.tokenVolume" $root | nindent 2 }}
+  - name: drained
+    emptyDir: {}
 {{- end }}

@@ -60,6 +60,24 @@ app.kubernetes.io/part-of: buildkit-lb
 {{- end }}
 {{- end }}
 
+{{/* The Secret with the token for changes on the admin port. */}}
+{{- define "buildkit-lb.tokenSecret" -}}
+{{- .Values.adminToken.existingSecret | default (printf "%s-token" (include "buildkit-lb.fullname" .)) }}
+{{- end }}
+
+{{/* Where containers that have the token find it. */}}
+{{- define "buildkit-lb.tokenMount" -}}
+- name: token
+  mountPath: /run/secrets/buildkit-lb
+  readOnly: true
+{{- end }}
+{{- define "buildkit-lb.tokenVolume" -}}
+- name: token
+  secret:
+    secretName: {{ include "buildkit-lb.tokenSecret" . }}
+    items: [{key: token, path: token}]
+{{- end }}
+
 {{/* The policy that fits the daemons' names, if none is set. */}}
 {{- define "buildkit-lb.policy" -}}
 {{- if .Values.policy }}{{ .Values.policy }}
@@ -122,6 +140,9 @@ app.kubernetes.io/part-of: buildkit-lb
 {{- end }}
 {{- if and (eq .Values.buildkitd.mode "none") (not .Values.backends) (not .Values.discover) }}
 {{- fail "buildkitd.mode is none, so backends or discover has to name the daemons" }}
+{{- end }}
+{{- if and (ne .Values.buildkitd.mode "none") .Values.buildkitd.drain.proxies (not .Values.adminToken.existingSecret) }}
+{{- fail "buildkitd.drain.proxies are another release's, so adminToken.existingSecret has to name a Secret with the token of those" }}
 {{- end }}
 {{- $ports := list 1234 9090 }}
 {{- $names := list "default" "buildkit" "admin" }}

@@ -1,8 +1,9 @@
 //! A fleet of daemons that Kubernetes runs.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 use super::{Cluster, pod::HOST};
 use crate::support::{
@@ -10,12 +11,16 @@ use crate::support::{
     proxy::{Builder, Proxy},
 };
 
+/// What pods drain themselves with.
+const TOKEN: &str = "2c26b46b68ffc68ff99b453c1d304134";
+
 /// A namespace with a fleet and what a proxy in front of it needs.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     namespace: &'static str,
     kubeconfig: PathBuf,
     admin: String,
+    token: NamedTempFile,
 }
 
 impl Fleet {
@@ -42,7 +47,9 @@ impl Fleet {
         let port = free_port();
         let admin = format!("{HOST}:{port}");
         cluster.server().apply(&objects(namespace, kind, replicas, &admin));
-        Self { namespace, kubeconfig, admin: format!("0.0.0.0:{port}") }
+        let token = NamedTempFile::new().expect("a file");
+        fs::write(token.path(), TOKEN).expect("written");
+        Self { namespace, kubeconfig, admin: format!("0.0.0.0:{port}"), token }
     }
 
     /// A proxy in front of it.
@@ -53,7 +60,7 @@ impl Fleet {
     /// The same with further arguments.
     pub(crate) fn proxy_with(&self, policy: &str, args: &[&str]) -> Proxy {
         let service = format!("{}/buildkitd", self.namespace);
-        let builder = Builder::default().admin(&self.admin).policy(policy).args(args);
+        let builder = self.builder().policy(policy).args(args);
         builder.discover(&service, &self.kubeconfig).start()
     }
 
@@ -72,7 +79,13 @@ impl Fleet {
 
     /// A proxy that reads this configuration, with the rights of the fleet's account.
     pub(crate) fn proxy_of(&self, file: &str) -> Proxy {
-        Builder::default().admin(&self.admin).file(file).kubeconfig(&self.kubeconfig).start()
+        self.builder().file(file).kubeconfig(&self.kubeconfig).start()
+    }
+
+    /// The proxy that its pods ask before they end.
+    fn builder(&self) -> Builder {
+        let token = self.token.path().to_string_lossy().into_owned();
+        Builder::default().admin(&self.admin).args(&["--admin-token-file", &token])
     }
 
     /// kubectl in its namespace.
@@ -83,23 +96,45 @@ impl Fleet {
 
 /// A workload of `kind` whose pods wait for their builds before they end, and its Service.
 pub(crate) fn objects(namespace: &str, kind: &str, replicas: u32, admin: &str) -> Vec<Value> {
-    // New builds stop when the proxy hears of the end; those that run are waited for.
-    let hook = format!("wget -qO- http://{admin}/backends/$HOSTNAME/drain?timeout=50s");
     let metadata = json!({"name": "buildkitd", "namespace": namespace});
     let labels = json!({"app": "buildkitd"});
     let pod_labels = json!({"app": "buildkitd", "app.kubernetes.io/version": "v0.32.2"});
+    // New builds stop when the proxy hears of the end; those that run are waited for.
+    let hook = "until [ -e /drained/drained ]; do sleep 0.1; done";
+    let drained = json!({"name": "drained", "mountPath": "/drained"});
     let container = json!({
         "name": "buildkitd",
         "image": "buildkitd",
         "ports": [{"name": "buildkit", "containerPort": 1234}],
-        "lifecycle": {"preStop": {"exec": {"command": ["busybox", "sh", "-c", hook]}}},
+        "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", hook]}}},
+        "volumeMounts": [drained],
+    });
+    let proxy = format!("--proxy={admin}");
+    let drain = json!({
+        "name": "drain",
+        "image": "buildkit-lb",
+        "args": [
+            "drain-backend", "$(POD_NAME)", "--address=$(POD_IPS)", proxy, "--timeout=50s",
+            "--token-file=/token/token", "--at-signal", "--done-file=/drained/drained",
+        ],
+        "volumeMounts": [{"name": "token", "mountPath": "/token"}, drained],
+    });
+    let volumes = json!([
+        {"name": "token", "secret": {"secretName": "token"}},
+        {"name": "drained", "emptyDir": {}},
+    ]);
+    let token = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "token", "namespace": namespace},
+        "stringData": {"token": TOKEN},
     });
     let mut spec = json!({
         "replicas": replicas,
         "selector": {"matchLabels": labels},
         "template": {
             "metadata": {"labels": pod_labels},
-            "spec": {"terminationGracePeriodSeconds": 60, "containers": [container]},
+            "spec": {
+                "terminationGracePeriodSeconds": 60, "containers": [container, drain], "volumes": volumes,
+            },
         },
     });
     if kind == "StatefulSet" {
@@ -115,7 +150,7 @@ pub(crate) fn objects(namespace: &str, kind: &str, replicas: u32, admin: &str) -
     });
     let workload =
         json!({"apiVersion": "apps/v1", "kind": kind, "metadata": metadata, "spec": spec});
-    vec![service, workload]
+    vec![token, service, workload]
 }
 
 /// Waits until so many backends are ready.

@@ -16,7 +16,7 @@ use std::{
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::{Server, pod::PodDaemon};
+use super::{Server, drain::DrainContainer, pod::PodDaemon};
 use crate::support::eventually;
 
 /// The one node; there is nothing behind it.
@@ -138,6 +138,7 @@ fn live(server: &Server, pod: &Value, told: &Receiver<Duration>) {
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/binding");
     server.send(&["create", "--raw", &path, "-f", "-"], &binding);
     let mut daemon = PodDaemon::start(&name);
+    let drain = DrainContainer::start(server, pod, &daemon);
     let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"];
     let status = json!({"status": {
         "phase": "Running",
@@ -159,8 +160,13 @@ fn live(server: &Server, pod: &Value, told: &Receiver<Duration>) {
         });
     let Some(grace) = grace else { return };
     let hook = &pod["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"];
-    let hook: Vec<_> = hook.as_array().into_iter().flatten().map(text).collect();
-    daemon.stop(&hook, grace, pod);
+    let mut hook: Vec<_> = hook.as_array().into_iter().flatten().map(text).collect();
+    if let Some(drain) = &drain {
+        hook = drain.locate(pod, &hook);
+        drain.terminate();
+    }
+    daemon.stop(&hook, grace);
+    drop(drain);
     drop(daemon);
     let delete = ["delete", "pod", &name, &scope, "--grace-period=0", "--force", "--wait=false"];
     eventually("the pod is deleted", Duration::from_secs(60), || {

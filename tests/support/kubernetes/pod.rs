@@ -3,14 +3,10 @@
 //! The namespace has no name: it and its link are gone when the daemon's process is.
 
 use std::{
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
-
-use serde_json::Value;
 
 use crate::support::{
     buildkitd::{snapshotter, unmount_below},
@@ -22,16 +18,12 @@ use crate::support::{
 /// Waits for the link, then becomes the daemon.
 const ENTRY: &str = r#"until ip link show eth0 >/dev/null 2>&1; do sleep 0.02; done; exec "$@""#;
 
-/// Where, below its root, the programs are that the daemon's hook calls.
-const STUBS: &str = "stubs";
-
 /// This machine's end of each link.
 pub(crate) const HOST: &str = "10.213.0.1";
 
 /// The daemon of one pod.
 #[derive(Debug)]
 pub(crate) struct PodDaemon {
-    name: String,
     ip: String,
     process: Option<Guarded>,
     root: tempfile::TempDir,
@@ -55,7 +47,6 @@ impl PodDaemon {
         let own =
             ["--root", &directory, "--oci-worker-binary", "runc", "--otel-socket-path", &otel];
         let args = [&args[..], &own, &["--oci-worker-snapshotter", snapshotter()]].concat();
-        write_stubs(&root.path().join(STUBS));
         let process = Guarded::start_in(&tool("unshare"), &args, &directory);
         let ip = link(process.pid());
         let addr = format!("tcp://{ip}:1234");
@@ -64,7 +55,7 @@ impl PodDaemon {
             let output = info.args(["--addr", &addr, "debug", "info"]).output().ok()?;
             output.status.success().then_some(())
         });
-        Self { name: name.to_owned(), ip, process: Some(process), root }
+        Self { ip, process: Some(process), root }
     }
 
     /// Its address.
@@ -107,25 +98,14 @@ impl PodDaemon {
     }
 
     /// Ends it as a kubelet does: the hook, then TERM, then KILL, all within the grace period.
-    ///
-    /// There are no cluster's name server and no Service: whatever name the hook looks up is this machine,
-    /// and port 9090 is what the pod's annotation `test/admin-port` says.
-    pub(crate) fn stop(&mut self, hook: &[String], grace: Duration, pod: &Value) {
+    pub(crate) fn stop(&mut self, hook: &[String], grace: Duration) {
         let start = Instant::now();
-        let stubs = self.root.path().join(STUBS);
-        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", stubs.display());
         let process = self.process.as_mut().expect("it runs");
         let left = || grace.saturating_sub(start.elapsed());
         if !hook.is_empty() {
             let (pid, limit) = (process.pid().to_string(), left().as_secs().to_string());
             let mut enter = Command::new(tool("timeout"));
             enter.arg(&limit).args(["nsenter", "--net", "--target", &pid]).args(hook);
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let metadata = &pod["metadata"];
-            enter.env("HOSTNAME", &self.name).env("POD_NAME", &self.name);
-            enter.env("POD_NAMESPACE", text(&metadata["namespace"]));
-            enter.env("ADMIN_PORT", text(&metadata["annotations"]["test/admin-port"]));
-            enter.env("PATH", path);
             let output = enter.output().expect("nsenter runs");
             let told = String::from_utf8_lossy(&output.stderr);
             eprintln!("preStop of {}: {}, {:?} {told}", self.ip, output.status, start.elapsed());
@@ -144,21 +124,6 @@ impl Drop for PodDaemon {
     fn drop(&mut self) {
         self.process = None;
         unmount_below(self.root.path());
-    }
-}
-
-/// Makes the directory with what a hook finds the proxy by.
-fn write_stubs(directory: &Path) {
-    std::fs::create_dir_all(directory).expect("a directory");
-    let lookup = format!("#!/bin/sh\nprintf 'Name: %s\\nAddress: {HOST}\\n' \"$1\"\n");
-    // Debian's busybox crashes when its wget is told a timeout; that of the daemons' image does not.
-    let curl = tool("curl").display().to_string();
-    let get = format!("#!/bin/bash\nexec {curl} -s --max-time 60 \"${{!#/:9090/:$ADMIN_PORT}}\"\n");
-    for (name, script) in [("nslookup", lookup), ("wget", get)] {
-        let path = directory.join(name);
-        std::fs::write(&path, script).expect("written");
-        let mode = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(&path, mode).expect("a mode");
     }
 }
 

@@ -1,0 +1,108 @@
+//! The container of a daemon's pod that drains the daemon when the pod ends, with its volumes.
+
+use std::{collections::BTreeMap, fs};
+
+use serde_json::Value;
+
+use super::{
+    Server,
+    pod::{HOST, PodDaemon},
+};
+use crate::support::{child::Guarded, tools::tool};
+
+/// What the pod calls it.
+const NAME: &str = "drain";
+
+/// It runs, in the network of its pod.
+#[derive(Debug)]
+pub(crate) struct DrainContainer {
+    process: Guarded,
+    volumes: Volumes,
+}
+
+impl DrainContainer {
+    /// Starts what `pod` says, if it has such a container.
+    ///
+    /// There are no cluster's name server and no Service: the proxies' name is this machine, and their port what
+    /// the pod's annotation `test/admin-port` says.
+    pub(crate) fn start(server: &Server, pod: &Value, daemon: &PodDaemon) -> Option<Self> {
+        let container = container(pod, NAME)?;
+        let volumes = Volumes::of(server, pod);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let metadata = &pod["metadata"];
+        let admin = text(&metadata["annotations"]["test/admin-port"]);
+        let args = container["args"].as_array()?.iter().map(|arg| {
+            let arg = text(arg)
+                .replace("$(POD_NAME)", &text(&metadata["name"]))
+                .replace("$(POD_NAMESPACE)", &text(&metadata["namespace"]))
+                .replace("$(POD_IPS)", daemon.ip());
+            match arg.strip_prefix("--proxy=") {
+                Some(name) if name.ends_with(".svc.cluster.local.:9090") => {
+                    format!("--proxy={HOST}:{admin}")
+                }
+                _ => volumes.locate(container, &arg),
+            }
+        });
+        let enter = daemon.inside(&[]);
+        let enter = enter.get_args().map(|arg| arg.to_string_lossy().into_owned());
+        let command: Vec<_> =
+            enter.chain([env!("CARGO_BIN_EXE_buildkit-lb").to_owned()]).chain(args).collect();
+        let command: Vec<_> = command.iter().map(String::as_str).collect();
+        let process = Guarded::start(&tool("nsenter"), &command);
+        Some(Self { process, volumes })
+    }
+
+    /// Tells it that the pod ends.
+    pub(crate) fn terminate(&self) {
+        self.process.signal("TERM");
+    }
+
+    /// A command of `buildkitd`'s container, with its volumes where they are.
+    pub(crate) fn locate(&self, pod: &Value, command: &[String]) -> Vec<String> {
+        let daemon = container(pod, "buildkitd").expect("a daemon");
+        command.iter().map(|word| self.volumes.locate(daemon, word)).collect()
+    }
+}
+
+fn container<'a>(pod: &'a Value, name: &str) -> Option<&'a Value> {
+    pod["spec"]["containers"].as_array()?.iter().find(|container| container["name"] == name)
+}
+
+/// A directory for each volume that is a Secret or empty.
+#[derive(Debug)]
+struct Volumes {
+    names: BTreeMap<String, String>,
+    _directory: tempfile::TempDir,
+}
+
+impl Volumes {
+    fn of(server: &Server, pod: &Value) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+        let mut names = BTreeMap::new();
+        for volume in pod["spec"]["volumes"].as_array().into_iter().flatten() {
+            let name = volume["name"].as_str().expect("a name");
+            let path = directory.path().join(name);
+            fs::create_dir(&path).expect("a directory");
+            if let Some(secret) = volume["secret"]["secretName"].as_str() {
+                fs::write(path.join("token"), server.token(namespace, secret)).expect("written");
+            }
+            names.insert(name.to_owned(), path.to_string_lossy().into_owned());
+        }
+        Self { names, _directory: directory }
+    }
+
+    /// `text` of `container`, with paths in its volumes as they are on this machine.
+    fn locate(&self, container: &Value, text: &str) -> String {
+        let mounts = container["volumeMounts"].as_array().into_iter().flatten();
+        mounts.fold(text.to_owned(), |text, mount| {
+            let name = mount["name"].as_str().unwrap_or_default();
+            match (mount["mountPath"].as_str(), self.names.get(name)) {
+                (Some(path), Some(local)) => {
+                    text.replace(&format!("{path}/"), &format!("{local}/"))
+                }
+                _ => text,
+            }
+        })
+    }
+}
