@@ -69,11 +69,19 @@ impl Rendered {
 
 /// The chart with the values of `files`, for a namespace of that name.
 fn chart(namespace: &str, files: &[PathBuf]) -> Rendered {
+    chart_set(namespace, files, &[])
+}
+
+/// The same with values `set` as well, each as `KEY=VALUE`.
+fn chart_set(namespace: &str, files: &[PathBuf], set: &[&str]) -> Rendered {
     let mut helm = Command::new(tool("helm"));
     helm.args(["template", "buildkit-lb"]).arg(format!("{DEPLOY}/chart"));
     helm.args(["--kube-version", "1.36.3", "--namespace", namespace]);
     for file in files {
         helm.arg("--values").arg(file);
+    }
+    for value in set {
+        helm.arg("--set").arg(value);
     }
     let output = run(&mut helm);
     assert!(output.status.success(), "{namespace}: {}", text(&output));
@@ -343,6 +351,17 @@ fn grace_periods_are_longer_than_drains() {
                 assert!(grace > drain, "{}", rendered.name);
             }
         }
+    }
+}
+
+#[test]
+fn an_upgrade_leaves_the_number_of_daemons_to_whoever_scales_them() {
+    for (mode, kind) in [("statefulset", "StatefulSet"), ("deployment", "Deployment")] {
+        let mode = format!("buildkitd.mode={mode}");
+        let scaled = chart_set("scaled", &[], &[&mode, "buildkitd.replicas=null"]);
+        assert!(scaled.find(kind, "buildkitd")["spec"].get("replicas").is_none(), "{kind}");
+        let none = chart_set("none", &[], &[&mode, "buildkitd.replicas=0"]);
+        assert_eq!(none.find(kind, "buildkitd")["spec"]["replicas"], 0);
     }
 }
 

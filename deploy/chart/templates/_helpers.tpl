@@ -141,6 +141,9 @@ app.kubernetes.io/part-of: buildkit-lb
 {{- if and (eq .Values.buildkitd.mode "none") (not .Values.backends) (not .Values.discover) }}
 {{- fail "buildkitd.mode is none, so backends or discover has to name the daemons" }}
 {{- end }}
+{{- if and (eq .Values.buildkitd.mode "pod") (eq (toString .Values.buildkitd.replicas) "<nil>") }}
+{{- fail "buildkitd.replicas is null, but nothing else says how many bare pods there are" }}
+{{- end }}
 {{- if and (ne .Values.buildkitd.mode "none") .Values.buildkitd.drain.proxies (not .Values.adminToken.existingSecret) }}
 {{- fail "buildkitd.drain.proxies are another release's, so adminToken.existingSecret has to name a Secret with the token of those" }}
 {{- end }}
