@@ -366,6 +366,26 @@ fn an_upgrade_leaves_the_number_of_daemons_to_whoever_scales_them() {
 }
 
 #[test]
+fn a_release_without_a_proxy_has_nothing_that_leads_to_one() {
+    let daemons = [format!("{DEPLOY}/chart/ci/daemons-values.yaml").into()];
+    let monitored = [
+        "metrics.podMonitor.enabled=true",
+        "metrics.prometheusRule.enabled=true",
+        "networkPolicy.enabled=true",
+    ];
+    for document in chart_set("daemons", &daemons, &monitored).documents() {
+        let about = &document["metadata"]["labels"]["app.kubernetes.io/component"];
+        let kind = document["kind"].as_str().expect("a kind");
+        let fits = match kind {
+            "Service" | "PodDisruptionBudget" => about == "buildkitd",
+            "Pod" | "ServiceMonitor" | "PodMonitor" | "PrometheusRule" => false,
+            _ => true,
+        };
+        assert!(fits, "a {kind} for {about}");
+    }
+}
+
+#[test]
 fn two_proxies_keep_each_client_on_one() {
     let everything = chart("two", &[format!("{DEPLOY}/chart/ci/everything-values.yaml").into()]);
     assert_eq!(everything.find("Deployment", "buildkit-lb")["spec"]["replicas"], 2);
