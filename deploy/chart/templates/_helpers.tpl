@@ -168,6 +168,9 @@ app.kubernetes.io/part-of: buildkit-lb
 {{- if and .Values.podDisruptionBudget.enabled (eq (toString .Values.podDisruptionBudget.maxUnavailable) "<nil>") (eq (toString .Values.podDisruptionBudget.minAvailable) "<nil>") }}
 {{- fail "podDisruptionBudget needs maxUnavailable or minAvailable" }}
 {{- end }}
+{{- if and .Values.metrics.prometheusRule.enabled (hasPrefix "azmonitoring" .Values.metrics.apiVersion) }}
+{{- fail "metrics.prometheusRule: Azure's managed Prometheus knows no such kind. Read docs/kubernetes/README.md, Monitoring, for its rule groups" }}
+{{- end }}
 {{- if and .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled }}
 {{- fail "metrics.serviceMonitor and metrics.podMonitor would scrape the same twice: enable one" }}
 {{- end }}
