@@ -7,16 +7,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
+    account::Account,
     address::{Address, HostPort},
     admin::{self, Admin, Control},
     config::Config,
     connection::Context,
     descriptors::Budget,
+    first_message::Reader,
     kubernetes::Access,
     listener::{ListenError, Listener},
     metrics::Families,
     places::Places,
     pool::{self, DiscoverError, Pool},
+    proxy::Commons,
     shutdown::Signals,
     token::{TokenError, TokenFile},
     upstream::client_connections,
@@ -108,6 +111,8 @@ impl App {
         };
 
         let families = Families::new();
+        info!(memory_budget = config.memory_budget, "memory for what waits to be sent on");
+        let account = Account::new(config.memory_budget, families.held_bytes.clone());
         let downstream = TaskTracker::new();
         let background = TaskTracker::new();
         let [leaving, drain, stop] = std::array::from_fn(|_| CancellationToken::new());
@@ -115,7 +120,10 @@ impl App {
             dns_server,
             pods: config.pods,
             kubernetes: Access::default(),
-            connections: client_connections(Budget::of_process().upstream),
+            commons: Commons {
+                connections: client_connections(Budget::of_process().upstream),
+                reader: Reader::new(account),
+            },
             families: &families,
             tasks: &background,
             stop: &stop,

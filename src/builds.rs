@@ -5,6 +5,7 @@
 //! twice.
 
 mod active;
+mod parked;
 mod refuse;
 pub mod solve;
 
@@ -16,6 +17,7 @@ use hyper::body::Incoming;
 
 use self::{
     active::{ActiveBuild, ActiveSession},
+    parked::parked,
     solve::{Solve, invocation},
 };
 use crate::{
@@ -74,7 +76,7 @@ struct Ready {
 async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let Call { parts, body, client, arrived } = call;
     let trace = ids::trace(&parts.headers);
-    let (message, rest) = proxy.read_message(body).await?;
+    let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
     let rules = Arc::clone(&proxy.rules);
     let (mut solve, facts) = message
         .read(move |request| {
@@ -83,8 +85,7 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
             let facts = if solve.internal { None } else { Some(Facts::read(request, &rules)?) };
             Ok((solve, facts))
         })
-        .await
-        .map_err(|error| ProxyError::from_solve(&error))?;
+        .await?;
     let deadline = Placement::deadline();
     let caller = Caller { connection: client.connection, trace };
     // From here on its siblings wait for what becomes of it.
@@ -101,7 +102,8 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let spread = proxy.placement.policy().spread_bake_targets;
     let scattered = is_scattered(proxy, trace);
     let wish = solve.wish(&placing, caller, scattered, spread);
-    let placed = proxy.placement.place(wish, &client, deadline).await?;
+    let place = proxy.placement.place(wish, &client, deadline);
+    let placed = message.during(place).await??;
     Ok(Ready {
         link: placed.binding.link.clone(),
         message: message.into_bytes(),
@@ -114,18 +116,19 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
-pub async fn session(proxy: &Proxy, call: Call, id: SessionId) -> CallResult {
+pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult {
     let trace = ids::trace(&call.parts.headers);
     if proxy.rules.read_shared_key() {
         proxy.shared_keys.declare(&id, &call.parts.headers);
     }
     let key = Key::Session(id);
     // The early lease keeps a binding that no Solve holds yet, until the stream itself does.
-    let (Bound { binding, tally }, early) =
-        match bind_session(proxy, &key, trace, &call.client).await {
-            Ok(bound) => bound,
-            Err(error) => return refuse::session(call.body, error).await,
-        };
+    let bound = bind_session(proxy, &key, trace, &call.client);
+    let bound = parked(proxy.account(), &call.client, &mut call.body, bound).await;
+    let ((Bound { binding, tally }, early), received) = match bound {
+        Ok(bound) => bound,
+        Err(error) => return refuse::session(call.body, error).await,
+    };
     let Some(lease) = proxy.directory.open_session(&key, &binding, call.client.connection, trace)
     else {
         return Err(ProxyError::SessionOpen(key.to_string()).into());
@@ -133,7 +136,7 @@ pub async fn session(proxy: &Proxy, call: Call, id: SessionId) -> CallResult {
     drop(early);
     let link = binding.link.clone();
     let session = ActiveSession::start(proxy, binding, lease, &call.client);
-    proxy.relay(&link, Bytes::new(), call.into_request(), tally, session.on_end()).await
+    proxy.relay(&link, received, call.into_request(), tally, session.on_end()).await
 }
 
 /// Control/Status: reads the ref, joins that build's binding or the daemon that has its record.
@@ -143,11 +146,12 @@ pub async fn session(proxy: &Proxy, call: Call, id: SessionId) -> CallResult {
 pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let trace = ids::trace(&parts.headers);
-    let (message, rest) = proxy.read_message(body).await?;
+    let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
     let Some(id) = message.first_id().await else {
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };
-    let (link, tally) = match status_link(proxy, &client, trace, &id).await {
+    let link = status_link(proxy, &client, trace, &id);
+    let (link, tally) = match message.during(link).await? {
         Ok(found) => found,
         Err(error) => return refuse::status(error),
     };
@@ -159,10 +163,12 @@ pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
-pub async fn bridge(proxy: &Proxy, call: Call, id: Id) -> CallResult {
+pub async fn bridge(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
     let trace = ids::trace(&call.parts.headers);
-    let (link, tally) = park(proxy, &call.client, trace, &id, BRIDGE_PARK).await?;
-    proxy.relay(&link, Bytes::new(), call.into_request(), tally, OnEnd::new(drop)).await
+    let link = park(proxy, &call.client, trace, &id, BRIDGE_PARK);
+    let link = parked(proxy.account(), &call.client, &mut call.body, link).await?;
+    let ((link, tally), received) = link;
+    proxy.relay(&link, received, call.into_request(), tally, OnEnd::new(drop)).await
 }
 
 /// A call of a method yet unknown that names a session: wherever that is, else any daemon.

@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 use crate::{
     client::Client,
     error::ProxyError,
+    first_message::Unread,
     relay::{Body, ResetError},
 };
 
@@ -49,4 +50,10 @@ pub enum CallError {
     /// The daemon reset the stream: the client gets the same reset.
     #[error(transparent)]
     Reset(#[from] ResetError),
+}
+
+impl From<Unread> for CallError {
+    fn from(unread: Unread) -> Self {
+        Self::Own(unread.error)
+    }
 }

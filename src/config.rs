@@ -18,13 +18,15 @@ use std::{
 };
 
 use self::value::{
-    check, one_line, parse_control, parse_count, parse_duration, parse_host_port, parse_word,
+    check, one_line, parse_budget, parse_control, parse_count, parse_duration, parse_host_port,
+    parse_word,
 };
 pub use self::{
     pool::{Pool, PoolSettings},
     settings::Settings,
 };
 use crate::{
+    account::default_budget,
     address::{Address, HostPort},
     annotations,
     metrics::DEFAULT_POOL,
@@ -62,6 +64,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Client connections at once, over all listeners; else as many as there are descriptors for.
     pub max_connections: Option<usize>,
+    /// Bytes that may wait to be sent on.
+    pub memory_budget: u64,
     /// Threads that relay.
     pub worker_threads: usize,
     /// Shape of a log line.
@@ -133,6 +137,8 @@ impl Config {
             check(settings.max_connections.as_deref(), "max-connections", problems, |text| {
                 parse_count(text, 1_000_000)
             });
+        let memory_budget =
+            check(settings.memory_budget.as_deref(), "memory-budget", problems, parse_budget);
         let worker_threads =
             check(settings.worker_threads.as_deref(), "worker-threads", problems, |text| {
                 parse_count(text, 1024)
@@ -171,6 +177,7 @@ impl Config {
             drain_delay: drain_delay.unwrap_or_default(),
             drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
             max_connections,
+            memory_budget: memory_budget.unwrap_or_else(default_budget),
             worker_threads: worker_threads.unwrap_or_else(default_worker_threads),
             log_format: log_format.unwrap_or_default(),
             log_level: log_level.unwrap_or_default(),
@@ -198,6 +205,7 @@ impl Config {
             drain_delay: Some(humantime::format_duration(self.drain_delay).to_string()),
             drain_timeout: Some(humantime::format_duration(self.drain_timeout).to_string()),
             max_connections: self.max_connections.map(|count| count.to_string()),
+            memory_budget: Some(self.memory_budget.to_string()),
             worker_threads: Some(self.worker_threads.to_string()),
             log_format: Some(self.log_format.to_string()),
             log_level: Some(self.log_level.to_string()),

@@ -2,6 +2,7 @@
 //! else needs its place.
 
 mod calls;
+mod metadata;
 mod opening;
 
 use std::{

@@ -78,15 +78,30 @@ pub enum ProxyError {
     /// No Solve with this ref came in time and no backend has it in its history.
     #[error("no such job {0}")]
     UnknownBuild(String),
-    /// The Solve cannot be read.
-    #[error("SolveRequest cannot be read: {0}")]
-    BadSolve(String),
-    /// The Solve is larger than a daemon accepts.
-    #[error("SolveRequest is too large: {0}")]
-    SolveTooLarge(String),
-    /// The Solve's message did not arrive in time.
-    #[error("SolveRequest did not arrive within {0:?}")]
-    SolveTimeout(std::time::Duration),
+    /// A client's message cannot be read.
+    #[error("the message of {method} cannot be read: {cause}")]
+    BadMessage {
+        /// The call's method.
+        method: String,
+        /// The chain of causes.
+        cause: String,
+    },
+    /// A client's message is larger than a daemon accepts.
+    #[error("the message of {method} is too large: {cause}")]
+    MessageTooLarge {
+        /// The call's method.
+        method: String,
+        /// How large, and the limit.
+        cause: String,
+    },
+    /// A client's message did not arrive in time.
+    #[error("the message of {method} did not arrive within {limit:?}")]
+    MessageTimeout {
+        /// The call's method.
+        method: String,
+        /// The time it had.
+        limit: std::time::Duration,
+    },
     /// A Session stream with this uuid is open; a second one would silently replace it in the daemon.
     #[error("session {0} is already open")]
     SessionOpen(String),
@@ -120,6 +135,11 @@ pub enum ProxyError {
         /// What they do not know, and what they would do.
         cause: &'static str,
     },
+    /// What waits to be sent on has all the memory it may have, and no client more of it than this one.
+    #[error(
+        "the proxy holds as much as it may of what waits to be sent on, and most of it is this client's"
+    )]
+    Memory,
     /// A limit that protects the proxy is reached.
     #[error("{0}")]
     Limit(&'static str),
@@ -129,12 +149,18 @@ pub enum ProxyError {
 }
 
 impl ProxyError {
-    /// The error for a Solve that `error` keeps from being read.
-    pub fn from_solve(error: &WireError) -> Self {
+    /// The error for a message of `method` that `error` keeps from being read.
+    pub fn unreadable(method: String, error: &WireError) -> Self {
+        let cause = chain(error);
         match error {
-            WireError::TooLarge { .. } => Self::SolveTooLarge(chain(error)),
-            _ => Self::BadSolve(chain(error)),
+            WireError::TooLarge { .. } => Self::MessageTooLarge { method, cause },
+            _ => Self::BadMessage { method, cause },
         }
+    }
+
+    /// Whether it is a Solve's own: its client prints it, and the calls beside the Solve end quietly.
+    pub fn is_of_solve(&self) -> bool {
+        matches!(self, Self::NoBackend(_) | Self::BadMessage { .. } | Self::MessageTooLarge { .. })
     }
 
     /// The gRPC code a client gets. `Unavailable` only where trying again can help.
@@ -147,16 +173,17 @@ impl ProxyError {
             | Self::BackendDeparted { .. } => Code::Unavailable,
             Self::TooOld { .. } => Code::FailedPrecondition,
             Self::UnknownBuild(_) => Code::NotFound,
-            Self::BadSolve(_) => Code::InvalidArgument,
+            Self::BadMessage { .. } => Code::InvalidArgument,
             Self::SessionOpen(_) | Self::RefTaken { .. } => Code::AlreadyExists,
-            Self::SolveTooLarge(_)
+            Self::MessageTooLarge { .. }
             | Self::AnswerTooLarge { .. }
             | Self::Shortage { .. }
             | Self::Parked(_)
             | Self::NoPlace(_)
+            | Self::Memory
             | Self::Limit(_) => Code::ResourceExhausted,
             Self::BadAnswer { .. } => Code::Internal,
-            Self::SolveTimeout(_) => Code::DeadlineExceeded,
+            Self::MessageTimeout { .. } => Code::DeadlineExceeded,
         }
     }
 
@@ -173,13 +200,14 @@ impl ProxyError {
             Self::Incomplete { .. } => "incomplete",
             Self::TooOld { .. } => "too_old",
             Self::UnknownBuild(_) => "unknown_build",
-            Self::BadSolve(_) => "bad_solve",
-            Self::SolveTooLarge(_) => "solve_too_large",
-            Self::SolveTimeout(_) => "solve_timeout",
+            Self::BadMessage { .. } => "bad_message",
+            Self::MessageTooLarge { .. } => "message_too_large",
+            Self::MessageTimeout { .. } => "message_timeout",
             Self::SessionOpen(_) => "session_open",
             Self::RefTaken { .. } => "ref_taken",
             Self::Parked(_) => "parked",
             Self::NoPlace(_) => "no_place",
+            Self::Memory => "memory",
             Self::Limit(_) => "limit",
         }
     }

@@ -25,10 +25,14 @@ pub const SHARED_CONNECTION_WINDOW: u32 = 64 << 20;
 pub const SEND_BUFFER_LEN: usize = 256 << 10;
 
 /// A client's metadata above this is answered with an error of the proxy's own.
-pub const HEADER_LIST_LEN: usize = 2 << 20;
+///
+/// BuildKit's clients send one or two KiB; what hops in front add, tokens among it, they bound themselves,
+/// mostly to 8 or 32 KiB.
+pub const HEADER_LIST_LEN: usize = 64 << 10;
 
-/// A client's header list above this is refused by the HTTP/2 library itself.
-pub const HARD_HEADER_LIST_LEN: u32 = 4 << 20;
+/// A client's header list above this is refused by the HTTP/2 library itself, and by a gRPC client before
+/// it is sent.
+pub const HARD_HEADER_LIST_LEN: u32 = 128 << 10;
 
 /// Headers or trailers of a daemon above this are answered with an error of the proxy's own.
 ///

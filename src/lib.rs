@@ -21,14 +21,15 @@
 //! - [`affinity`] what a build's cache is known by
 //! - [`policy`] which backend takes a build
 //!
-//! Leaves, which anyone may use and which use no one but each other: [`address`], [`client`],
-//! [`descriptors`], [`error`], [`first_message`], [`held`], [`http2_limits`], [`ids`], [`io`],
+//! Leaves, which anyone may use and which use no one but each other: [`account`], [`address`],
+//! [`client`], [`descriptors`], [`error`], [`first_message`], [`held`], [`http2_limits`], [`ids`], [`io`],
 //! [`kubernetes`], [`label`], [`metrics`], [`outage`], [`places`], [`shares`], [`shutdown`], [`telemetry`],
 //! [`token`], [`wire`].
 
 // Whoever reads our output may be gone, and to print would be to panic then.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod account;
 pub mod address;
 pub mod admin;
 pub mod affinity;

@@ -15,8 +15,7 @@ use crate::{
     health,
     kubernetes::{Access, ClientError},
     metrics::Families,
-    proxy::Proxy,
-    shares::Shares,
+    proxy::{Commons, Proxy},
 };
 
 /// Why a pool's daemons cannot be found.
@@ -39,8 +38,8 @@ pub struct Shared<'a> {
     pub pods: config::Pods,
     /// The way to the Kubernetes API.
     pub kubernetes: Access,
-    /// Connections to daemons, for their clients to share.
-    pub connections: Shares,
+    /// What their clients share.
+    pub commons: Commons,
     /// Every metric.
     pub families: &'a Arc<Families>,
     /// Where their tasks run.
@@ -66,7 +65,7 @@ impl Pool {
     /// # Errors
     /// A source of daemons cannot be asked.
     pub async fn start(config: config::Pool, shared: &Shared<'_>) -> Result<Self, DiscoverError> {
-        let &Shared { dns_server, pods, ref kubernetes, ref connections, families, tasks, stop } =
+        let &Shared { dns_server, pods, ref kubernetes, ref commons, families, tasks, stop } =
             shared;
         let metrics = Arc::new(families.pool(&config.name));
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
@@ -107,7 +106,7 @@ impl Pool {
             config.policy,
             config.warm,
             rules,
-            connections.clone(),
+            commons.clone(),
             tasks.clone(),
         );
         let shared = Arc::clone(&proxy.shared);

@@ -12,15 +12,16 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    account::Account,
     affinity::{Rules, shared_keys::SharedKeys},
     call::CallResult,
     carriers::Carriers,
     client::Client,
     directory::{Bound, Caller, Directory, Lookup},
     error::ProxyError,
-    first_message::{FirstMessage, Reader},
+    first_message::{FirstMessage, Reader, Unread},
     fleet::Fleet,
-    held::Account,
+    held,
     ids::{self, Id, Key, TraceId},
     metrics::Metrics,
     parking::Parking,
@@ -57,25 +58,34 @@ pub struct Proxy {
     /// What Session streams declare.
     pub shared_keys: SharedKeys,
     /// What merged answers hold until their clients read them.
-    pub held: Account,
+    pub held: held::Account,
     tasks: TaskTracker,
     reader: Reader,
     /// What becomes of calls that the proxy refuses.
     pub refusals: Arc<Refusals>,
 }
 
+/// What the clients of all pools share.
+#[derive(Debug, Clone)]
+pub struct Commons {
+    /// Connections to daemons.
+    pub connections: Shares,
+    /// What reads first messages, on one account.
+    pub reader: Reader,
+}
+
 impl Proxy {
-    /// A proxy that has seen no stream yet; its clients share `connections` to daemons, and its tasks run
-    /// on `tasks`.
+    /// A proxy that has seen no stream yet; its tasks run on `tasks`.
     pub fn new(
         fleet: Arc<Fleet>,
         metrics: Arc<Metrics>,
         policy: policy::Config,
         warm: warm::Config,
         rules: Arc<Rules>,
-        connections: Shares,
+        commons: Commons,
         tasks: TaskTracker,
     ) -> Self {
+        let Commons { connections, reader } = commons;
         let directory = Directory::default();
         let shared = Arc::new(SharedLinks::new(connections, tasks.clone()));
         let placement = Arc::new(Placement::new(
@@ -98,9 +108,9 @@ impl Proxy {
             carriers: Carriers::default(),
             rules,
             shared_keys: SharedKeys::default(),
-            held: Account::default(),
+            held: held::Account::default(),
             tasks,
-            reader: Reader::default(),
+            reader,
         }
     }
 
@@ -112,15 +122,22 @@ impl Proxy {
         self.tasks.spawn(task)
     }
 
-    /// Reads the first message of a request's body.
+    /// Reads the first message of `body`, the request of `client` whose metadata is `parts`.
     ///
     /// # Errors
-    /// It does not come in time, is too large or is no message.
+    /// It does not come in time, is too large, is no message or finds no place in memory.
     pub async fn read_message(
         &self,
+        parts: &Parts,
+        client: &Client,
         body: Incoming,
-    ) -> Result<(FirstMessage, Incoming), ProxyError> {
-        self.reader.first_message(body).await
+    ) -> Result<(FirstMessage, Incoming), Unread> {
+        self.reader.first_message(parts, client, body).await
+    }
+
+    /// The account of what waits to be sent on.
+    pub fn account(&self) -> &Account {
+        self.reader.account()
     }
 
     /// The link for a call of `client` that belongs to `key`, if that is live or has ended not long ago;

@@ -81,9 +81,9 @@ async fn a_solve_that_is_no_solve_is_refused_with_its_cause() {
         Bytes::new(),
     ] {
         let ended = victim.client.send(SOLVE, &[], bad.clone()).await.ended().await;
-        assert_refused(&ended, 3, "bad_solve");
+        assert_refused(&ended, 3, "bad_message");
     }
-    assert_eq!(victim.rejected("bad_solve"), 6.0);
+    assert_eq!(victim.rejected("bad_message"), 6.0);
     assert_eq!(victim.daemon.seen("Control/Solve").len(), 1, "no daemon saw any of it");
     victim.unharmed().await;
 }
@@ -95,7 +95,7 @@ async fn a_solve_above_sixteen_mebibytes_is_refused_and_one_below_passes() {
     for _ in 0..10 {
         let announced = framed(0, (16 << 20) + 1, &[0; 1000]);
         let ended = victim.client.send(SOLVE, &[], announced).await.ended().await;
-        assert_refused(&ended, 8, "solve_too_large");
+        assert_refused(&ended, 8, "message_too_large");
     }
     let grown = victim.proxy.process.memory_kib("VmRSS").saturating_sub(before);
     assert!(grown < 8 << 10, "grew by {grown} KiB for messages that were never read");
@@ -171,13 +171,13 @@ async fn a_second_solve_of_a_live_ref_goes_to_the_same_daemon_for_its_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn metadata_above_the_limit_is_refused() {
     let victim = Victim::start().await;
-    let large = "x".repeat(3 << 20);
+    let large = "x".repeat(100 << 10);
     let empty = framed(0, 0, &[]);
     let path = "/moby.buildkit.v1.Control/Info";
     let ended = victim.client.send(path, &[("x-large", &large)], empty.clone()).await.ended().await;
     assert_refused(&ended, 8, "limit");
     // Above what the HTTP/2 library takes, its own answer is 431.
-    let huge = "x".repeat(5 << 20);
+    let huge = "x".repeat(300 << 10);
     let refused = victim.client.send(path, &[("x-huge", &huge)], empty).await.ended().await;
     // The proxy's own probes ask for Info too, whenever they are due.
     let passed_on = |seen: &Seen| seen.headers.contains_key("x-huge");
@@ -310,32 +310,6 @@ async fn a_compressed_solve_is_read_and_passed_on_as_it_came() {
     assert_eq!(seen.headers["grpc-encoding"], "gzip");
     let session = SessionId::new(b"z").expect("an id").to_string();
     assert_eq!(victim.proxy.build("zipped")["session"], session.as_str());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn large_solves_that_never_arrive_cannot_take_all_memory() {
-    let victim = Victim::start().await;
-    let before = victim.proxy.process.memory_kib("VmRSS");
-    let mut calls = Vec::new();
-    for _ in 0..40 {
-        let client = RawClient::connect(&victim.proxy.socket()).await;
-        let mut call = client.call(SOLVE, &[]).await;
-        let start = framed(0, 16 << 20, &vec![0; 256 << 10]);
-        let _ = support::fake_daemon::send(&mut call.upload, start).await;
-        calls.push((client, call));
-    }
-    eventually("some are refused", Duration::from_secs(5), || {
-        (victim.rejected("limit") >= 20.0).then_some(())
-    });
-    // Small ones are not charged for the large ones.
-    let quick = victim.client.solve("quick", "quick").await;
-    assert_eq!(victim.client.bridge("Ping", "quick").await.ended().await.code(), Some(0));
-    let grown = victim.proxy.process.memory_kib("VmRSS").saturating_sub(before);
-    assert!(grown < 64 << 10, "grew by {grown} KiB");
-    drop(calls);
-    victim.daemon.finish();
-    assert_eq!(quick.ended().await.code(), Some(0));
-    victim.unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,6 +72,11 @@ pub struct Settings {
     #[arg(long, env = "BUILDKIT_LB_MAX_CONNECTIONS", value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<String>,
+    /// Memory for what waits to be sent on: metadata, first messages, calls that wait for their build; as
+    /// in 64MiB or 1GiB [default: a quarter of what the process may use].
+    #[arg(long, env = "BUILDKIT_LB_MEMORY_BUDGET", value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_budget: Option<String>,
     /// Threads that relay [default: half the processors].
     #[arg(long, env = "BUILDKIT_LB_WORKER_THREADS", value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,6 +110,7 @@ impl Settings {
             drain_delay: over.drain_delay.or(self.drain_delay),
             drain_timeout: over.drain_timeout.or(self.drain_timeout),
             max_connections: over.max_connections.or(self.max_connections),
+            memory_budget: over.memory_budget.or(self.memory_budget),
             worker_threads: over.worker_threads.or(self.worker_threads),
             log_format: over.log_format.or(self.log_format),
             log_level: over.log_level.or(self.log_level),
@@ -147,6 +153,7 @@ impl Settings {
                 "drain-delay" => settings.drain_delay = text(&key, value, problems),
                 "drain-timeout" => settings.drain_timeout = text(&key, value, problems),
                 "max-connections" => settings.max_connections = text(&key, value, problems),
+                "memory-budget" => settings.memory_budget = text(&key, value, problems),
                 "worker-threads" => settings.worker_threads = text(&key, value, problems),
                 "log-format" => settings.log_format = text(&key, value, problems),
                 "log-level" => settings.log_level = text(&key, value, problems),

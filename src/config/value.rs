@@ -113,6 +113,19 @@ pub(super) fn parse_count(text: &str, most: usize) -> Result<usize, String> {
     }
 }
 
+/// Bytes, as in 67108864, 64MiB or 1GiB: room for two of the largest messages at least.
+pub(super) fn parse_budget(text: &str) -> Result<u64, String> {
+    const LEAST: u64 = 32 << 20;
+    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("", 0)];
+    let bytes = units.into_iter().find_map(|(unit, shift)| {
+        let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+        number.checked_mul(1 << shift)
+    });
+    bytes
+        .filter(|bytes| (LEAST..=1 << 50).contains(bytes))
+        .ok_or_else(|| format!("`{text}` is not a size such as 64MiB or 1GiB, from 32MiB on"))
+}
+
 /// One of the words of an enum.
 pub(super) fn parse_word<T: DeserializeOwned>(text: &str, words: &str) -> Result<T, String> {
     T::deserialize(toml::Value::String(text.to_owned()))

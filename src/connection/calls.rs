@@ -14,6 +14,7 @@ use http::{Request, Response};
 use hyper::{body::Incoming, rt::Executor, service::Service};
 use tokio_util::task::TaskTracker;
 
+use super::metadata::Charged;
 use crate::{
     builds,
     call::{Call, CallError, CallResult},
@@ -53,11 +54,19 @@ impl Service<Request<Incoming>> for Calls {
 
 /// Boxed, so that an open stream keeps no more than its own way to an answer, and that only until the
 /// answer begins.
-fn handle(proxy: Proxy, call: Call) -> BoxFuture<'static, CallResult> {
+fn handle(proxy: Proxy, mut call: Call) -> BoxFuture<'static, CallResult> {
     if header_list_len(&call.parts.headers) > HEADER_LIST_LEN {
-        let error = ProxyError::Limit("the request's metadata is larger than 2 MiB");
+        let error = ProxyError::Limit("the request's metadata is larger than 64 KiB");
         return ready(Err(error.into())).boxed();
     }
+    match Charged::new(&proxy, &mut call) {
+        Ok(None) => dispatch(proxy, call),
+        Ok(Some(charged)) => charged.during(dispatch(proxy, call)).boxed(),
+        Err(error) => ready(Err(error.into())).boxed(),
+    }
+}
+
+fn dispatch(proxy: Proxy, call: Call) -> BoxFuture<'static, CallResult> {
     let method = router::method(call.parts.uri.path());
     proxy.metrics.count_started(method.labels());
     match method.route(&call.parts.headers) {

@@ -22,7 +22,7 @@ use crate::{
 /// The proxy's own error, or the daemon's reset.
 pub async fn by_digest(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
-    let (message, rest) = proxy.read_message(body).await?;
+    let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
     let link = match message.first_id().await {
         Some(id) => holder(proxy, &client, &parts.headers, &id).await,
         None => None,
@@ -39,7 +39,7 @@ pub async fn by_digest(proxy: &Proxy, call: Call) -> CallResult {
 /// The proxy's own error; a daemon that fails is left out.
 pub async fn list(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
-    let (message, _rest) = proxy.read_message(body).await?;
+    let (message, _rest) = proxy.read_message(&parts, &client, body).await?;
     let question = Question::new(proxy, client, parts, message.into_bytes());
     let replies = question.ask_all().await;
     let Some(headers) = replies.first().map(|reply| reply.headers.clone()) else {

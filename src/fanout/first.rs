@@ -39,7 +39,7 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
         // Without a message: a daemon says best what is missing.
         return proxy.relay_to_any(&client, parts, Bytes::new(), body).await;
     }
-    let (message, rest) = proxy.read_message(body).await?;
+    let (message, rest) = proxy.read_message(&parts, &client, body).await?;
     if !rest.is_end_stream() {
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     }

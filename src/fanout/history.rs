@@ -34,7 +34,7 @@ use crate::{
 /// The proxy's own error, or the reset of the daemon that alone was asked.
 pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
-    let (message, rest) = proxy.read_message(body).await?;
+    let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
     let Ok(query) = message.read(Query::read).await else {
         // A daemon says best what is wrong with it.
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
@@ -95,7 +95,7 @@ impl Query {
 /// The proxy's own error, or the daemon's reset.
 pub async fn update(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
-    let (message, rest) = proxy.read_message(body).await?;
+    let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
     let Some(id) = message.first_id().await else {
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };

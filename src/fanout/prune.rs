@@ -27,7 +27,7 @@ use crate::{
 /// The proxy's own error; a daemon that fails ends the merged answer with an error.
 pub async fn prune(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
-    let (message, _rest) = proxy.read_message(body).await?;
+    let (mut message, _rest) = proxy.read_message(&parts, &client, body).await?;
     let limited = message.read(limits_space).await.unwrap_or(false);
     let question = Question::new(proxy, client, parts, message.into_bytes()).patient();
     let (old, asked): (Vec<_>, Vec<_>) =

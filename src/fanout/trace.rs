@@ -13,7 +13,7 @@ use crate::{
 /// The proxy's own error, or the daemon's reset.
 pub async fn export(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
-    let (message, rest) = proxy.read_message(body).await?;
+    let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
     let trace = message.read(first_trace).await.ok().flatten();
     // One trace may be that of many builds; those on the caller's own connection come first.
     let keys =

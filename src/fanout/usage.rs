@@ -29,7 +29,7 @@ const PIECE_LEN: usize = 256 << 10;
 /// The proxy's own error; a daemon that fails is left out.
 pub async fn disk_usage(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
-    let (message, _rest) = proxy.read_message(body).await?;
+    let (message, _rest) = proxy.read_message(&parts, &client, body).await?;
     let question = Question::new(proxy, client, parts, message.into_bytes());
     let read = question.ask_all().await.into_iter().map(|mut reply| async {
         let usage = read(&mut reply).await;

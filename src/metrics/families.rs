@@ -153,6 +153,7 @@ families! {
         admin_connections_closed: Counters<AdminClosureLabels>, "Connections of the admin port closed to bound their number";
     }
     gauges {
+        held_bytes, "Bytes held for clients before they are sent on";
         drain_in_progress, "1 while the proxy drains";
         drain_builds_remaining, "Builds that a draining proxy waits for";
     }

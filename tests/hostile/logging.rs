@@ -13,7 +13,7 @@ async fn refused_calls(proxy: &Proxy, count: usize) {
     let no_message = bytes::Bytes::from_static(&[9, 0, 0, 0, 1, b'x']);
     for _ in 0..count {
         let call = client.send("/moby.buildkit.v1.Control/Solve", &[], no_message.clone());
-        assert_eq!(call.await.ended().await.marker(), Some("bad_solve"));
+        assert_eq!(call.await.ended().await.marker(), Some("bad_message"));
     }
 }
 

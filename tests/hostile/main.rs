@@ -10,6 +10,7 @@ mod connections;
 mod grouping;
 mod impostors;
 mod logging;
+mod memory;
 mod parking;
 mod secrets;
 mod stalled_readers;

@@ -1,0 +1,179 @@
+//! One account, in bytes, of what is held for clients before it is sent on: metadata, first messages, and
+//! what calls send that wait for their build.
+//!
+//! What has come is charged, never what is announced. While the account has room everyone gets it. When
+//! it has none, the client that holds most gives way to the others, and waits for a moment itself: its
+//! streams are not read meanwhile, which costs nobody anything.
+
+mod limit;
+
+use std::time::Duration;
+
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::Semaphore;
+
+pub use self::limit::default_budget;
+use crate::{
+    client::Client,
+    error::ProxyError,
+    shares::{Limits, Share, Shares},
+};
+
+/// How long a client that holds most of a full account waits for room. What is held moves on within
+/// milliseconds unless daemons are silent or the client is slow.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Calls that wait for room at once; more are refused. What the HTTP/2 library has of a waiting one is on
+/// no account, and may be a stream's window.
+static WAITING: Semaphore = Semaphore::const_new(32);
+
+/// The account of the process. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Account {
+    shares: Shares,
+    held: Gauge,
+}
+
+impl Account {
+    /// An account of `budget` bytes; `held` shows how many are taken.
+    pub fn new(budget: u64, held: Gauge) -> Self {
+        // One client alone may have it all: behind an HTTP/2 hop all clients are one connection.
+        let limits = Limits { total: budget, address: budget, connection: budget };
+        Self { shares: Shares::new(limits), held }
+    }
+
+    /// Nothing yet, for `client`.
+    pub fn open(&self, client: &Client) -> Charge {
+        Charge { account: self.clone(), client: client.clone(), share: None, amount: 0 }
+    }
+}
+
+/// What one call has on the account, until dropped.
+#[derive(Debug)]
+pub struct Charge {
+    account: Account,
+    client: Client,
+    share: Option<Share>,
+    amount: u64,
+}
+
+impl Charge {
+    /// Charges `more` bytes, from a heavier client if need be.
+    ///
+    /// # Errors
+    /// No client holds more than this one, and nothing is free.
+    pub fn add(&mut self, more: usize) -> Result<(), ProxyError> {
+        let more = more as u64;
+        let added = match &mut self.share {
+            Some(share) => share.grow(more),
+            None => self.account.shares.take(&self.client, more).map(|share| {
+                self.share = Some(share);
+            }),
+        };
+        added.map_err(|_over| ProxyError::Memory)?;
+        self.amount += more;
+        self.account.held.inc_by(i64::try_from(more).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    /// [`Self::add`], waiting a while for room.
+    ///
+    /// # Errors
+    /// There was none in time, too many wait already, or another client got what this call had.
+    pub async fn add_soon(&mut self, more: usize) -> Result<(), ProxyError> {
+        if self.add(more).is_ok() {
+            return Ok(());
+        }
+        let Ok(_waiting) = WAITING.try_acquire() else {
+            return Err(ProxyError::Memory);
+        };
+        let deadline = tokio::time::Instant::now() + ROOM_TIMEOUT;
+        loop {
+            let shares = self.account.shares.clone();
+            // Asked for before the try, so that what is given back in between counts.
+            let freed = shares.freed();
+            if self.add(more).is_ok() {
+                return Ok(());
+            }
+            tokio::select! {
+                () = freed => {}
+                () = self.evicted() => return Err(ProxyError::Memory),
+                () = tokio::time::sleep_until(deadline) => return Err(ProxyError::Memory),
+            }
+        }
+    }
+
+    /// Whether anything has been charged.
+    pub fn is_used(&self) -> bool {
+        self.share.is_some()
+    }
+
+    /// Completes when another client got what this call had: what it stands for must go.
+    pub async fn evicted(&mut self) {
+        match &mut self.share {
+            Some(share) => share.evicted().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What `work` gives, unless another client gets what this call has before.
+    ///
+    /// # Errors
+    /// Another client got it.
+    pub async fn during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ProxyError> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = self.evicted() => Err(ProxyError::Memory),
+        }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.account.held.dec_by(i64::try_from(self.amount).unwrap_or(i64::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(connection: u64) -> Client {
+        let address = Some([127, 0, 0, u8::try_from(connection).expect("small")].into());
+        Client { connection, address, active: std::sync::Arc::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_holds_most_waits_and_gives_way() {
+        let held = Gauge::default();
+        let account = Account::new(100, held.clone());
+        let mut heavy = account.open(&client(1));
+        heavy.add(60).expect("free");
+        heavy.add(40).expect("free");
+        assert!(matches!(heavy.add_soon(1).await, Err(ProxyError::Memory)));
+        let mut light = account.open(&client(2));
+        light.add(10).expect("from the heavy one");
+        assert!(matches!(
+            heavy.during(std::future::pending::<()>()).await,
+            Err(ProxyError::Memory)
+        ));
+        assert_eq!(held.get(), 110, "what is still there counts");
+        drop(heavy);
+        assert_eq!(held.get(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn room_that_comes_in_time_is_taken() {
+        let account = Account::new(100, Gauge::default());
+        let mut first = account.open(&client(1));
+        first.add(100).expect("free");
+        let mut second = account.open(&client(1));
+        let give_back = async {
+            tokio::time::sleep(ROOM_TIMEOUT / 2).await;
+            drop(first);
+        };
+        let (added, ()) = tokio::join!(second.add_soon(50), give_back);
+        added.expect("room in time");
+    }
+}

@@ -1,0 +1,219 @@
+//! What a client sends takes as much memory as it has sent, and all clients together no more than the
+//! budget.
+
+use std::{io::Write as _, time::Duration};
+
+use buildkit_lb::wire::{self, control::SolveRequest};
+use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
+
+use crate::{
+    bystander,
+    support::{
+        buildkitd::Buildkitd,
+        eventually,
+        fake_daemon::send,
+        frames::{END_HEADERS, Frame, HEADERS, RawFrames, call_block},
+        proxy::Proxy,
+        raw_client::{Call, RawClient},
+    },
+};
+
+const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";
+const PING: &str = "/moby.buildkit.v1.frontend.LLBBridge/Ping";
+
+/// The smallest budget, so that a small attack is above it.
+const BUDGET_KIB: u64 = 32 << 10;
+
+/// What a proxy under attack may take beside the budget: its threads, connections and streams, and the
+/// windows of those that wait for room.
+const BESIDE_KIB: u64 = 96 << 10;
+
+fn framed(flag: u8, len: usize, payload: &[u8]) -> Bytes {
+    let len = u32::try_from(len).expect("a message's length").to_be_bytes();
+    [&[flag], &len[..], payload].concat().into()
+}
+
+fn gzip(payload: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(payload).expect("written");
+    let packed = encoder.finish().expect("written");
+    framed(1, packed.len(), &packed)
+}
+
+fn small_budget(daemon: &Buildkitd) -> Proxy {
+    let proxy = Proxy::in_front_of([daemon]).args(&["--memory-budget", "32MiB"]).start();
+    proxy.wait_ready(1, Duration::from_secs(10));
+    proxy
+}
+
+fn held(proxy: &Proxy) -> f64 {
+    proxy.metric("buildkit_lb_held_bytes", &[])
+}
+
+fn refused(proxy: &Proxy) -> f64 {
+    proxy.metric("buildkit_lb_rejected_total", &["\"memory\""])
+}
+
+/// Runs `attack` beside somebody's build; how many KiB the proxy's memory grew at most.
+async fn growth<T>(proxy: &Proxy, attack: impl Future<Output = T>) -> (T, u64) {
+    let before = proxy.process.memory_kib("VmRSS");
+    let (done, ()) = tokio::join!(attack, bystander::builds(proxy));
+    let grown = proxy.process.memory_kib("VmHWM").saturating_sub(before);
+    eprintln!("grew by {grown} KiB");
+    (done, grown)
+}
+
+/// Waits until nothing is held of clients that are gone.
+fn until_nothing_is_held(proxy: &Proxy) {
+    eventually("nothing is held", Duration::from_secs(20), || (held(proxy) == 0.0).then_some(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_solve_that_unpacks_to_millions_of_options_takes_little_memory() {
+    let daemon = Buildkitd::start("only");
+    let proxy = Proxy::in_front_of([&daemon]).start();
+    proxy.wait_ready(1, Duration::from_secs(10));
+    // Eight million empty options, and a ref, so that it counts as a build.
+    let bomb = |number: u8| {
+        let bomb = gzip(&[&[0x0a, 1, b'a' + number][..], &[0x3a, 0x00].repeat(8_000_000)].concat());
+        assert!(bomb.len() < 20_000, "{} bytes on the wire", bomb.len());
+        bomb
+    };
+    let bombs = [0, 1, 2, 3].map(bomb);
+    let attack = async {
+        let mut calls = Vec::new();
+        for bomb in bombs {
+            let client = RawClient::connect(&proxy.socket()).await;
+            let headers = [("grpc-encoding", "gzip")];
+            calls.push((client.send(SOLVE, &headers, bomb).await, client));
+        }
+        eventually("all are read", Duration::from_secs(60), || {
+            (proxy.metric("buildkit_lb_route_decisions_total", &[]) >= 4.0).then_some(())
+        });
+    };
+    let ((), grown) = growth(&proxy, attack).await;
+    // Decoded, each took half a gigabyte; unpacked, two at once take 32 MiB.
+    assert!(grown < 96 << 10, "grew by {grown} KiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn solves_that_never_end_take_no_more_than_the_budget() {
+    let daemon = Buildkitd::start("only");
+    let proxy = small_budget(&daemon);
+    let part = framed(0, 64 << 10, &vec![0; 60 << 10]);
+    let attack = async {
+        let mut calls: Vec<(RawClient, Vec<Call>)> = Vec::new();
+        for _ in 0..60 {
+            let client = RawClient::connect(&proxy.socket()).await;
+            let mut open = Vec::new();
+            for _ in 0..100 {
+                let mut call = client.call(SOLVE, &[]).await;
+                let _ = call.upload.send_data(part.clone(), false);
+                open.push(call);
+            }
+            calls.push((client, open));
+        }
+        eventually("some are refused", Duration::from_secs(30), || {
+            (refused(&proxy) >= 1000.0).then_some(())
+        });
+        calls
+    };
+    let (calls, grown) = growth(&proxy, attack).await;
+    assert!(held(&proxy) <= (BUDGET_KIB << 10) as f64);
+    assert!(grown < BUDGET_KIB + BESIDE_KIB, "grew by {grown} KiB for 360 MB");
+    drop(calls);
+    until_nothing_is_held(&proxy);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_announced_takes_nothing() {
+    let daemon = Buildkitd::start("only");
+    let proxy = small_budget(&daemon);
+    let announcing = RawClient::connect(&proxy.socket()).await;
+    let mut calls = Vec::new();
+    for _ in 0..62 {
+        let mut call = announcing.call(SOLVE, &[]).await;
+        let _ = send(&mut call.upload, framed(0, 16 << 20, &[])).await;
+        calls.push(call);
+    }
+    eventually("all have come", Duration::from_secs(10), || {
+        (held(&proxy) == 62.0 * 5.0).then_some(())
+    });
+    let client = RawClient::connect(&proxy.socket()).await;
+    let large = SolveRequest {
+        r#ref: "large".into(),
+        definition: vec![0; 8 << 20].into(),
+        ..Default::default()
+    };
+    let _large = client.send(SOLVE, &[], wire::encode(&large)).await;
+    eventually("the large one is placed", Duration::from_secs(10), || {
+        (proxy.metric("buildkit_lb_route_decisions_total", &[]) == 1.0).then_some(())
+    });
+    bystander::builds(&proxy).await;
+    assert_eq!(refused(&proxy), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_that_a_table_makes_long_is_counted_as_what_it_becomes() {
+    let daemon = Buildkitd::start("only");
+    let proxy = small_budget(&daemon);
+    // One header that goes into the table, and 1 500 times the byte that stands for it from then on.
+    let named = [&[0x40, 1][..], b"x", &[1], b"y"].concat();
+    let attack = async {
+        let mut clients = Vec::new();
+        for _ in 0..10 {
+            let mut client = RawFrames::greeted(&proxy.socket()).await;
+            let mut frames = Vec::new();
+            for number in 0..500 {
+                let build = format!("nobody-{number}");
+                let mut block = call_block(PING, &[("buildkit-controlapi-buildid", &build)]);
+                if number == 0 {
+                    block.extend(&named);
+                }
+                block.extend([0xbe; 1500]);
+                let stream = 2 * number + 1;
+                frames.extend(Frame::new(HEADERS, END_HEADERS, stream, block).encode());
+            }
+            client.write(&frames).await;
+            clients.push(client);
+        }
+        eventually("some are refused", Duration::from_secs(30), || {
+            (refused(&proxy) >= 1000.0).then_some(())
+        });
+        clients
+    };
+    let (clients, grown) = growth(&proxy, attack).await;
+    assert!(grown < BUDGET_KIB + BESIDE_KIB, "grew by {grown} KiB for 8 MB");
+    drop(clients);
+    until_nothing_is_held(&proxy);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_wait_for_their_build_take_no_more_than_the_budget() {
+    let daemon = Buildkitd::start("only");
+    let proxy = small_budget(&daemon);
+    let attack = async {
+        let mut calls = Vec::new();
+        for connection in 0..20 {
+            let client = RawClient::connect(&proxy.socket()).await;
+            let mut open = Vec::new();
+            for number in 0..16 {
+                let build = format!("nobody-{connection}-{number}");
+                let headers = [("buildkit-controlapi-buildid", &*build)];
+                let mut call = client.call(PING, &headers).await;
+                let _ = call.upload.send_data(framed(0, 1 << 20, &vec![0; 1 << 20]), false);
+                open.push(call);
+            }
+            calls.push((client, open));
+        }
+        eventually("some are refused", Duration::from_secs(30), || {
+            (refused(&proxy) >= 200.0).then_some(())
+        });
+        calls
+    };
+    let (calls, grown) = growth(&proxy, attack).await;
+    assert!(grown < BUDGET_KIB + BESIDE_KIB, "grew by {grown} KiB for 320 MiB");
+    drop(calls);
+    until_nothing_is_held(&proxy);
+}
