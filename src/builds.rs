@@ -34,6 +34,7 @@ use crate::{
     proxy::Proxy,
     relay::{OnEnd, Tally},
     upstream::Link,
+    wire::returned,
 };
 
 /// How long a Session waits for its Solve before it is bound on its own.
@@ -169,6 +170,25 @@ pub async fn bridge(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
     let link = parked(proxy.account(), &call.client, &mut call.body, link).await?;
     let ((link, tally), received) = link;
     proxy.relay(&link, received, call.into_request(), tally, OnEnd::new(drop)).await
+}
+
+/// LLBBridge/Return: [`bridge`] for a message that a daemon survives.
+///
+/// # Errors
+/// The proxy's own error, or the daemon's reset.
+pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
+    let Call { parts, body, client, .. } = call;
+    let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
+    if !message.read(returned::is_complete).await? {
+        let cause =
+            "malformed Return: it has neither a result nor an error, or a key without a value";
+        return Err(ProxyError::BadMessage { method: "Return", cause: cause.to_owned() }.into());
+    }
+    let key = Key::Build(id);
+    let link = park(proxy, &client, &parts.headers, &key, BRIDGE_PARK);
+    let (link, tally) = message.during(link).await??;
+    let request = Request::from_parts(parts, rest);
+    proxy.relay(&link, message.into_bytes(), request, tally, OnEnd::new(drop)).await
 }
 
 /// A call of a method yet unknown that names a session: wherever that is, else any daemon.

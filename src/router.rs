@@ -16,6 +16,8 @@ pub enum Route {
     Status,
     /// Park it until this build is bound.
     Build(Id),
+    /// The same, once its message is known to be complete.
+    Return(Id),
     /// Follow this key if it is known, else go to any daemon.
     Follow(Key),
     /// Ask all daemons for their disk usage.
@@ -93,7 +95,7 @@ static METHODS: [Method; 43] = {
         Method(BRIDGE, "ReleaseContainer", by_ids),
         Method(BRIDGE, "ResolveImageConfig", by_ids),
         Method(BRIDGE, "ResolveSourceMeta", by_ids),
-        Method(BRIDGE, "Return", by_ids),
+        Method(BRIDGE, "Return", by_build),
         Method(BRIDGE, "Solve", by_ids),
         Method(BRIDGE, "StatFile", by_ids),
         Method(BRIDGE, "StatFileContainer", by_ids),
@@ -141,6 +143,14 @@ fn by_ids(headers: &HeaderMap) -> Route {
     }
 }
 
+/// [`by_ids`] of a call whose message is read first. Without a build a daemon refuses it unread.
+fn by_build(headers: &HeaderMap) -> Route {
+    match by_ids(headers) {
+        Route::Build(build) => Route::Return(build),
+        route => route,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,6 +188,9 @@ mod tests {
         let path = "/moby.buildkit.v1.frontend.LLBBridge/Ping";
         assert_eq!(route(path, &build), Route::Build(id("r1")));
         assert_eq!(route(path, &none), Route::Any);
+        let path = "/moby.buildkit.v1.frontend.LLBBridge/Return";
+        assert_eq!(route(path, &build), Route::Return(id("r1")));
+        assert_eq!(route(path, &none), Route::Any, "a daemon refuses it before it reads it");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! knows nothing of streams or daemons.
 
 pub mod fields;
+pub mod returned;
 pub mod solve;
 
 use std::io::Read as _;

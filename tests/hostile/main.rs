@@ -11,6 +11,7 @@ mod grouping;
 mod impostors;
 mod logging;
 mod memory;
+mod messages;
 mod parking;
 mod secrets;
 mod stalled_readers;
