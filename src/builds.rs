@@ -27,6 +27,7 @@ use crate::{
     directory::{Bound, Caller, Lease, Lookup, Ties},
     error::ProxyError,
     fanout,
+    first_message::Unread,
     fleet::Backend,
     ids::{self, Id, Key, SessionId, TraceId},
     placement::{Placement, Wish},
@@ -77,7 +78,10 @@ struct Ready {
 async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let Call { parts, body, client, arrived } = call;
     let trace = ids::trace(&parts.headers);
-    let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
+    let (mut message, rest) = match proxy.read_message(&parts, &client, body).await {
+        Ok(read) => read,
+        Err(Unread { error, start }) => return Err(unread_solve(proxy, &start, error)),
+    };
     let rules = Arc::clone(&proxy.rules);
     let (mut solve, facts) = message
         .read(move |request| {
@@ -111,6 +115,17 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
         request: Box::new(Request::from_parts(parts, rest)),
         build: ActiveBuild::start(proxy, &solve, &placing, placed, carried, &client, arrived),
     })
+}
+
+/// Tells the calls beside a Solve that cannot be read what its client will print, as far as its `start`
+/// says which they are: they would wait for it.
+fn unread_solve(proxy: &Proxy, start: &[u8], error: ProxyError) -> ProxyError {
+    if error.is_of_solve() {
+        let mut keys = Solve::ids_at_start(start);
+        keys.retain(|key| matches!(proxy.directory.lookup(key), Lookup::Unknown));
+        proxy.directory.refuse(keys, &error);
+    }
+    error
 }
 
 /// Control/Session: joins its Solve's binding.
@@ -182,10 +197,13 @@ pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
     if !message.read(returned::is_complete).await? {
         let cause =
             "malformed Return: it has neither a result nor an error, or a key without a value";
-        return Err(ProxyError::BadMessage { method: "Return", cause: cause.to_owned() }.into());
+        return Err(ProxyError::BadMessage {
+            method: "Return".to_owned(),
+            cause: cause.to_owned(),
+        }
+        .into());
     }
-    let key = Key::Build(id);
-    let link = park(proxy, &client, &parts.headers, &key, BRIDGE_PARK);
+    let link = park(proxy, &client, ids::trace(&parts.headers), &id, BRIDGE_PARK);
     let (link, tally) = message.during(link).await??;
     let request = Request::from_parts(parts, rest);
     proxy.relay(&link, message.into_bytes(), request, tally, OnEnd::new(drop)).await

@@ -160,7 +160,13 @@ impl ProxyError {
 
     /// Whether it is a Solve's own: its client prints it, and the calls beside the Solve end quietly.
     pub fn is_of_solve(&self) -> bool {
-        matches!(self, Self::NoBackend(_) | Self::BadMessage { .. } | Self::MessageTooLarge { .. })
+        matches!(
+            self,
+            Self::NoBackend(_)
+                | Self::RefTaken { .. }
+                | Self::BadMessage { .. }
+                | Self::MessageTooLarge { .. }
+        )
     }
 
     /// The gRPC code a client gets. `Unavailable` only where trying again can help.

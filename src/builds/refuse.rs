@@ -13,7 +13,7 @@ use crate::{
 
 /// Reads a Session until the client half-closes it, then ends it with OK.
 pub(super) async fn session(mut body: Incoming, error: ProxyError) -> CallResult {
-    if !is_solves(&error) {
+    if !error.is_of_solve() {
         return Err(error.into());
     }
     while let Some(Ok(_frame)) = body.frame().await {}
@@ -22,10 +22,5 @@ pub(super) async fn session(mut body: Incoming, error: ProxyError) -> CallResult
 
 /// Ends a Status with OK if its Solve has told the error.
 pub(super) fn status(error: ProxyError) -> CallResult {
-    if is_solves(&error) { Ok(ok_response()) } else { Err(error.into()) }
-}
-
-/// Whether the Solve has told it.
-fn is_solves(error: &ProxyError) -> bool {
-    matches!(error, ProxyError::NoBackend(_) | ProxyError::RefTaken { .. })
+    if error.is_of_solve() { Ok(ok_response()) } else { Err(error.into()) }
 }

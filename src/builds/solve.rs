@@ -46,15 +46,30 @@ impl Solve {
         let mut solve = Self::default();
         let mut policy_session = None;
         parts(request, |part| match part {
-            Part::Ref(id) => solve.build = Id::new(id),
-            Part::Session(id) => solve.session = SessionId::new(id),
             Part::SourcePolicySession(id) => policy_session = SessionId::new(id),
-            Part::Internal(internal) => solve.internal = internal,
-            Part::Option { name, value } => solve.option(name, value),
-            _ => {}
+            part => solve.take(part),
         })?;
         solve.shared.extend(policy_session);
         Ok(solve)
+    }
+
+    /// The own ids of a Solve of which only the `start` can be read.
+    pub fn ids_at_start(start: &[u8]) -> Vec<Key> {
+        let mut solve = Self::default();
+        // It breaks off somewhere.
+        let _ = parts(start, |part| solve.take(part));
+        let session = solve.session.map(Key::Session);
+        session.into_iter().chain(solve.build.map(Key::Build)).collect()
+    }
+
+    fn take(&mut self, part: Part<'_>) {
+        match part {
+            Part::Ref(id) => self.build = Id::new(id),
+            Part::Session(id) => self.session = SessionId::new(id),
+            Part::Internal(internal) => self.internal = internal,
+            Part::Option { name, value } => self.option(name, value),
+            _ => {}
+        }
     }
 
     fn option(&mut self, name: &[u8], value: &[u8]) {
@@ -205,6 +220,20 @@ mod tests {
         assert_eq!((probe.follows.len(), probe.attracts.len()), (1, 0));
         let target = ties(SolveRequest::default(), true);
         assert_eq!((target.follows.len(), target.attracts.len()), (0, 0));
+    }
+
+    #[test]
+    fn the_start_of_a_request_has_its_ids() {
+        let request = SolveRequest {
+            r#ref: "r".into(),
+            session: "own".into(),
+            frontend_attrs: vec![attr("build-arg:X", &"x".repeat(5000))],
+            ..Default::default()
+        };
+        let start = request.encode_to_vec();
+        let keys = [session("own"), Key::Build(id("r"))];
+        assert_eq!(Solve::ids_at_start(&start[..100]), keys);
+        assert_eq!(Solve::ids_at_start(&start[..2]), []);
     }
 
     proptest! {

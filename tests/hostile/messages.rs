@@ -9,12 +9,14 @@ use crate::{
     support::{
         buildkitd::Buildkitd,
         eventually,
-        fake_daemon::FakeDaemon,
+        fake_daemon::{FakeDaemon, send},
         proxy::{Builder, Proxy},
         raw_client::{Ended, RawClient},
     },
 };
 
+const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";
+const PING: &str = "/moby.buildkit.v1.frontend.LLBBridge/Ping";
 const RETURN: &str = "/moby.buildkit.v1.frontend.LLBBridge/Return";
 
 fn framed(len: usize, payload: &[u8]) -> Bytes {
@@ -111,6 +113,34 @@ async fn a_return_that_a_daemon_takes_passes() {
         assert_eq!(answers[0].0, Some(0), "message {number}: {}", answers[0].1);
     }
     bystander::builds(&proxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_calls_beside_a_solve_that_is_too_large_end_with_it() {
+    let daemon = FakeDaemon::start("only").await;
+    let proxy = Builder::default().backend(&daemon.backend()).start();
+    let client = RawClient::connect(&proxy.socket()).await;
+    let headers = [("buildkit-controlapi-buildid", "large")];
+    let ping = client.send(PING, &headers, framed(0, &[])).await;
+    let mut session = client.session("large").await;
+    let status = client.by_ref("Status", "large").await;
+    eventually("they wait", Duration::from_secs(5), || {
+        (proxy.metric("buildkit_lb_parked_streams", &[]) == 3.0).then_some(())
+    });
+    let request = [within(1, &[b"large"]), within(5, &[b"large"])].concat();
+    let mut solve = client.call(SOLVE, &[]).await;
+    let _ = send(&mut solve.upload, framed(17 << 20, &request)).await;
+    let too_large =
+        |ended: &Ended| (ended.code(), ended.marker()) == (Some(8), Some("message_too_large"));
+    let solve = solve.ended().await;
+    assert!(too_large(&solve) && solve.message().contains("Solve"), "{solve:?}");
+    // All of these would wait for seconds without it, and say that there is no such job.
+    let ping = ping.ended().await;
+    assert!(too_large(&ping), "{ping:?}");
+    assert_eq!(status.ended().await.code(), Some(0), "the client prints the Solve's error");
+    let _ = session.upload.send_data(Bytes::new(), true);
+    assert_eq!(session.ended().await.code(), Some(0));
+    assert_eq!(daemon.seen("LLBBridge/Ping").len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
