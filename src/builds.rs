@@ -91,6 +91,9 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
             Ok((solve, facts))
         })
         .await?;
+    if solve.is_crowded() {
+        return Err(ProxyError::Limit("the Solve names more than 128 sessions of others"));
+    }
     let deadline = Placement::deadline();
     let caller = Caller { connection: client.connection, trace };
     // From here on its siblings wait for what becomes of it.

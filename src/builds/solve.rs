@@ -15,8 +15,9 @@ use crate::{
     },
 };
 
-/// Sessions one Solve may name; a bake of a hundred contexts names a hundred.
-const MAX_SHARED_SESSIONS: usize = 1024;
+/// Sessions of others that one Solve may name. buildx opens one for all contexts of a bake, and a target
+/// that is given another's gets a few; each takes 400 bytes for as long as the build runs.
+const MAX_SHARED_SESSIONS: usize = 128;
 
 /// The routing facts of one Solve.
 #[derive(Debug, Default)]
@@ -49,7 +50,7 @@ impl Solve {
             Part::SourcePolicySession(id) => policy_session = SessionId::new(id),
             part => solve.take(part),
         })?;
-        solve.shared.extend(policy_session);
+        policy_session.into_iter().for_each(|id| solve.share(id));
         Ok(solve)
     }
 
@@ -62,6 +63,11 @@ impl Solve {
         session.into_iter().chain(solve.build.map(Key::Build)).collect()
     }
 
+    /// Whether it names more sessions of others than any build needs.
+    pub fn is_crowded(&self) -> bool {
+        self.shared.len() > MAX_SHARED_SESSIONS
+    }
+
     fn take(&mut self, part: Part<'_>) {
         match part {
             Part::Ref(id) => self.build = Id::new(id),
@@ -72,10 +78,15 @@ impl Solve {
         }
     }
 
+    fn share(&mut self, session: SessionId) {
+        if !self.is_crowded() && !self.shared.contains(&session) {
+            self.shared.push(session);
+        }
+    }
+
     fn option(&mut self, name: &[u8], value: &[u8]) {
         if name.starts_with(b"local-sessionid:") {
-            self.shared
-                .extend(SessionId::new(value).filter(|_| self.shared.len() < MAX_SHARED_SESSIONS));
+            SessionId::new(value).into_iter().for_each(|id| self.share(id));
         }
         self.linked |= name.starts_with(b"context:") && value.starts_with(b"input:");
         self.groups |= self.linked || name == b"filename";
@@ -223,6 +234,18 @@ mod tests {
     }
 
     #[test]
+    fn only_so_many_sessions_of_others_are_kept() {
+        let with = |count: usize| {
+            let shared = |number| attr("local-sessionid:context", &format!("s{}", number / 2));
+            let frontend_attrs = (0..2 * count).map(shared).collect();
+            read(&SolveRequest { frontend_attrs, ..Default::default() })
+        };
+        assert!(!with(MAX_SHARED_SESSIONS).is_crowded());
+        let crowded = with(1000);
+        assert!(crowded.is_crowded() && crowded.shared.len() == MAX_SHARED_SESSIONS + 1);
+    }
+
+    #[test]
     fn the_start_of_a_request_has_its_ids() {
         let request = SolveRequest {
             r#ref: "r".into(),
@@ -260,7 +283,13 @@ mod tests {
             let named = options.iter().filter(|(name, _)| name.starts_with("local-sessionid:"));
             let named = named.map(|(_, value)| value.as_bytes());
             let shared = named.chain([&request.source_policy_session[..]]).filter_map(SessionId::new);
-            prop_assert_eq!(solve.shared, Vec::from_iter(shared));
+            let mut distinct = Vec::new();
+            for id in shared {
+                if !distinct.contains(&id) {
+                    distinct.push(id);
+                }
+            }
+            prop_assert_eq!(solve.shared, distinct);
         }
 
         #[test]

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use buildkit_lb::wire::{
+    self,
+    control::{Attr, SolveRequest},
+};
 use bytes::Bytes;
 
 use crate::{
@@ -154,4 +158,24 @@ async fn an_error_names_the_method_whose_message_it_is_about() {
         assert_eq!((ended.code(), ended.marker()), (Some(3), Some("bad_message")), "{ended:?}");
         assert!(ended.message().contains(&format!("the message of {method} cannot be read")));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_solve_names_as_many_sessions_as_a_build_can_need_and_no_more() {
+    let daemon = FakeDaemon::start("only").await;
+    daemon.finish();
+    let proxy = Builder::default().backend(&daemon.backend()).start();
+    let client = RawClient::connect(&proxy.socket()).await;
+    let solve = |count: usize| {
+        let shared = |number: usize| Attr {
+            key: format!("local-sessionid:{number}").into(),
+            value: format!("session-{number}").into(),
+        };
+        let frontend_attrs = (0..count).map(shared).collect();
+        wire::encode(&SolveRequest { r#ref: "r".into(), frontend_attrs, ..Default::default() })
+    };
+    let ended = client.send(SOLVE, &[], solve(128)).await.ended().await;
+    assert_eq!(ended.code(), Some(0), "{ended:?}");
+    let ended = client.send(SOLVE, &[], solve(129)).await.ended().await;
+    assert_eq!((ended.code(), ended.marker()), (Some(8), Some("limit")), "{ended:?}");
 }
