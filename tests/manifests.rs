@@ -386,6 +386,20 @@ fn a_release_without_a_proxy_has_nothing_that_leads_to_one() {
 }
 
 #[test]
+fn a_load_balancer_can_go_without_ports_of_the_nodes() {
+    let asked = |set: &[&str]| {
+        let rendered = chart_set("ports", &[], set);
+        rendered.find("Service", "buildkit-lb")["spec"]
+            .get("allocateLoadBalancerNodePorts")
+            .cloned()
+    };
+    let without = "service.allocateLoadBalancerNodePorts=false";
+    assert_eq!(asked(&[without]), Some(Value::Bool(false)));
+    assert_eq!(asked(&[]), None);
+    assert_eq!(asked(&[without, "service.type=ClusterIP"]), None, "the API server refuses it");
+}
+
+#[test]
 fn two_proxies_keep_each_client_on_one() {
     let everything = chart("two", &[format!("{DEPLOY}/chart/ci/everything-values.yaml").into()]);
     assert_eq!(everything.find("Deployment", "buildkit-lb")["spec"]["replicas"], 2);
