@@ -400,6 +400,16 @@ fn a_load_balancer_can_go_without_ports_of_the_nodes() {
 }
 
 #[test]
+fn the_roll_out_of_daemons_is_as_it_is_set() {
+    let set = ["buildkitd.updateStrategy.type=OnDelete"];
+    let daemons = chart_set("by-hand", &[], &set).find("StatefulSet", "buildkitd");
+    assert_eq!(daemons["spec"]["updateStrategy"], serde_json::json!({"type": "OnDelete"}));
+    let set = ["buildkitd.mode=deployment", "buildkitd.updateStrategy.type=Recreate"];
+    let daemons = chart_set("at-once", &[], &set).find("Deployment", "buildkitd");
+    assert_eq!(daemons["spec"]["strategy"], serde_json::json!({"type": "Recreate"}));
+}
+
+#[test]
 fn two_proxies_keep_each_client_on_one() {
     let everything = chart("two", &[format!("{DEPLOY}/chart/ci/everything-values.yaml").into()]);
     assert_eq!(everything.find("Deployment", "buildkit-lb")["spec"]["replicas"], 2);
