@@ -128,6 +128,15 @@ fn kustomizations() -> Vec<Rendered> {
     rendered
 }
 
+/// The agents of Azure Pipelines.
+fn agents() -> [Rendered; 3] {
+    ["agent-deployment.yaml", "agent-placeholder.yaml", "agent-scaledjob.yaml"].map(|file| {
+        let name = format!("{DEPLOY}/azure/manifests/{file}");
+        let yaml = fs::read_to_string(&name).expect("a file");
+        Rendered { name, yaml }
+    })
+}
+
 /// KEDA's and the Prometheus operator's kinds as these projects define them, and Azure's copies of the
 /// latter's monitors, which differ by their group. Azure has no rules of that kind.
 fn further_kinds() -> Vec<(String, String)> {
@@ -173,11 +182,7 @@ fn the_api_server_takes_everything_without_an_unknown_field() {
     let dry = [&apply[..], &["--namespace", "buildkit", "--dry-run=server"]].concat();
     let mut plain = kustomizations();
     plain.push(kustomization(&format!("{DEPLOY}/kustomize/job")));
-    for file in ["agent-deployment.yaml", "agent-placeholder.yaml", "agent-scaledjob.yaml"] {
-        let path = format!("{DEPLOY}/azure/manifests/{file}");
-        plain
-            .push(Rendered { name: path.clone(), yaml: fs::read_to_string(path).expect("a file") });
-    }
+    plain.extend(agents());
     for Rendered { name, yaml } in plain {
         must(&dry, &yaml, &name);
     }
@@ -407,6 +412,29 @@ fn the_roll_out_of_daemons_is_as_it_is_set() {
     let set = ["buildkitd.mode=deployment", "buildkitd.updateStrategy.type=Recreate"];
     let daemons = chart_set("at-once", &[], &set).find("Deployment", "buildkitd");
     assert_eq!(daemons["spec"]["strategy"], serde_json::json!({"type": "Recreate"}));
+}
+
+#[test]
+fn no_autoscaler_takes_the_node_of_a_proxy_or_an_agent() {
+    let annotated = |pod: &Value, name: &str| {
+        let annotations = &pod["metadata"]["annotations"];
+        let evicted = &annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"];
+        let disrupted = &annotations["karpenter.sh/do-not-disrupt"];
+        assert!(evicted == "false" && disrupted == "true", "{name}: {annotations}");
+    };
+    for rendered in charts().into_iter().chain(kustomizations()) {
+        for document in rendered.documents() {
+            let pod = &document["spec"]["template"];
+            if pod["spec"]["containers"][0]["name"] == "buildkit-lb" {
+                annotated(pod, &rendered.name);
+            }
+        }
+    }
+    let [always_there, _placeholder, with_a_job] = agents();
+    let deployment = always_there.find("Deployment", "azure-agent");
+    annotated(&deployment["spec"]["template"], &always_there.name);
+    let job = with_a_job.find("ScaledJob", "azure-agent");
+    annotated(&job["spec"]["jobTargetRef"]["template"], &with_a_job.name);
 }
 
 #[test]
