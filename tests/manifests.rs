@@ -438,6 +438,33 @@ fn no_autoscaler_takes_the_node_of_a_proxy_or_an_agent() {
 }
 
 #[test]
+fn pods_keep_to_nodes_that_can_run_them() {
+    let set = ["image.architecture=amd64"];
+    let everything = [format!("{DEPLOY}/chart/ci/everything-values.yaml").into()];
+    for rendered in [chart_set("amd64", &[], &set), chart("everything", &everything)] {
+        for document in rendered.documents() {
+            let pod = match document["kind"].as_str() {
+                Some("Pod") => &document["spec"],
+                Some("Deployment" | "StatefulSet") => &document["spec"]["template"]["spec"],
+                _ => continue,
+            };
+            let nodes = &pod["nodeSelector"];
+            assert_eq!(nodes["kubernetes.io/os"], "linux", "{document}");
+            // buildctl's image is for every architecture.
+            let ours = document["kind"] != "Pod";
+            assert_eq!(nodes["kubernetes.io/arch"] == "amd64", ours, "{document}");
+            assert!(pod["containers"][0]["resources"]["limits"]["memory"].is_string() || ours);
+        }
+    }
+    let daemons = chart_set("labels", &[], &set).find("StatefulSet", "buildkitd");
+    assert_eq!(daemons["spec"]["template"]["metadata"]["labels"]["kubernetes.io/arch"], "amd64");
+    let job = kustomization(&format!("{DEPLOY}/kustomize/job"));
+    for rendered in kustomizations().into_iter().chain(agents()).chain([job]) {
+        assert!(rendered.yaml.contains("kubernetes.io/os: linux"), "{}", rendered.name);
+    }
+}
+
+#[test]
 fn two_proxies_keep_each_client_on_one() {
     let everything = chart("two", &[format!("{DEPLOY}/chart/ci/everything-values.yaml").into()]);
     assert_eq!(everything.find("Deployment", "buildkit-lb")["spec"]["replicas"], 2);

@@ -9,7 +9,7 @@ labels:
   {{- if not .Values.buildkitd.image.digest }}
   app.kubernetes.io/version: {{ .Values.buildkitd.image.tag | trunc 63 | quote }}
   {{- end }}
-  {{- with index .Values.buildkitd.nodeSelector "kubernetes.io/arch" }}
+  {{- with index .Values.buildkitd.nodeSelector "kubernetes.io/arch" | default .Values.image.architecture }}
   kubernetes.io/arch: {{ . | quote }}
   {{- end }}
   {{- with .Values.buildkitd.podLabels }}
@@ -45,9 +45,9 @@ terminationGracePeriodSeconds: {{ include "buildkit-lb.buildkitdGracePeriod" $ro
 {{- with $root.Values.buildkitd.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
-{{- with $root.Values.buildkitd.nodeSelector }}
+{{- with include "buildkit-lb.nodeSelector" (list $root $root.Values.buildkitd.nodeSelector) }}
 nodeSelector:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
 {{- with $root.Values.buildkitd.tolerations }}
 tolerations:

@@ -52,6 +52,21 @@ app.kubernetes.io/part-of: buildkit-lb
 {{- else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
+{{/* Labels of nodes for pods that run the image: (list . SELECTOR), with its architecture. */}}
+{{- define "buildkit-lb.nodeSelector" -}}
+{{- $selector := deepCopy (index . 1) }}
+{{- with (index . 0).Values.image.architecture }}
+{{- $chosen := get $selector "kubernetes.io/arch" | default . }}
+{{- if ne $chosen . }}
+{{- fail (printf "image.architecture is %s, but a nodeSelector asks for nodes of %s" . $chosen) }}
+{{- end }}
+{{- $selector = set $selector "kubernetes.io/arch" . }}
+{{- end }}
+{{- if $selector }}
+{{- toYaml $selector }}
+{{- end }}
+{{- end }}
+
 {{- define "buildkit-lb.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create }}
 {{- .Values.serviceAccount.name | default (include "buildkit-lb.fullname" .) }}
