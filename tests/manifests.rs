@@ -77,6 +77,7 @@ fn chart_set(namespace: &str, files: &[PathBuf], set: &[&str]) -> Rendered {
     let mut helm = Command::new(tool("helm"));
     helm.args(["template", "buildkit-lb"]).arg(format!("{DEPLOY}/chart"));
     helm.args(["--kube-version", "1.36.3", "--namespace", namespace]);
+    helm.args(["--set", "image.registry=registry.example"]);
     for file in files {
         helm.arg("--values").arg(file);
     }
@@ -462,6 +463,22 @@ fn pods_keep_to_nodes_that_can_run_them() {
     for rendered in kustomizations().into_iter().chain(agents()).chain([job]) {
         assert!(rendered.yaml.contains("kubernetes.io/os: linux"), "{}", rendered.name);
     }
+}
+
+#[test]
+fn the_proxys_image_has_a_registry() {
+    let whole = ["image.registry=", "image.repository=registry.example/team/proxy"];
+    let image = chart_set("whole", &[], &whole).proxy()["image"].clone();
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(image, format!("registry.example/team/proxy:{version}"));
+    // What is asked for in the docs is what a kustomization may rename.
+    let own = tempfile::tempdir_in(DEPLOY).expect("a directory");
+    let text = "resources: [../kustomize/overlays/statefulset]\n\
+                images: [{name: registry.example/buildkit-lb, newName: registry.example/own}]\n";
+    fs::write(own.path().join("kustomization.yaml"), text).expect("written");
+    let renamed = kustomization(&own.path().display().to_string());
+    assert_eq!(renamed.proxy()["image"], format!("registry.example/own:{version}"));
+    assert!(!renamed.yaml.contains("/buildkit-lb:"), "the daemons' container has it, too");
 }
 
 #[test]

@@ -192,6 +192,7 @@ fn rules() -> Value {
     let mut helm = Command::new(tool("helm"));
     helm.args(["template", "buildkit-lb", CHART, "--namespace", "buildkit"]);
     helm.args(["--show-only", "templates/monitoring.yaml", "--kube-version", "1.36.3"]);
+    helm.args(["--set", "image.registry=registry.example"]);
     helm.args(["--set", "metrics.prometheusRule.enabled=true,metrics.serviceMonitor.enabled=true"]);
     let output = helm.output().expect("helm runs");
     assert!(output.status.success(), "{}", text(&output));

@@ -179,7 +179,8 @@ impl Cluster {
     pub(crate) fn install(&self, namespace: &str, set: &[&str], args: &[&str]) -> Vec<Value> {
         let mut helm = Command::new(tool("helm"));
         helm.args(["template", "buildkit-lb", CHART, "--namespace", namespace]);
-        helm.args(["--kube-version", "1.36.3"]).args(args);
+        helm.args(["--kube-version", "1.36.3", "--set", "image.registry=registry.example"])
+            .args(args);
         for value in set {
             helm.args(["--set", value]);
         }

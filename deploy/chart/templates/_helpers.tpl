@@ -150,6 +150,9 @@ app.kubernetes.io/part-of: buildkit-lb
 
 {{/* What cannot work is refused before it is installed. */}}
 {{- define "buildkit-lb.validate" -}}
+{{- if not (or .Values.image.registry (contains "/" .Values.image.repository)) }}
+{{- fail (printf "image.registry is empty, and nobody publishes docker.io/library/%s: build the image with deploy/image/build, push it, and say where it is" .Values.image.repository) }}
+{{- end }}
 {{- if and (gt (int .Values.replicaCount) 1) (not .Values.acknowledgeReplicaLimits) }}
 {{- fail "replicaCount above 1: proxies do not share their builds yet, so a build whose calls reach two of them fails. Read docs/kubernetes/README.md, then set acknowledgeReplicaLimits=true" }}
 {{- end }}
