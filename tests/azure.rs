@@ -96,6 +96,7 @@ impl Agent {
             ("HOME", path("home").display().to_string()),
             ("AGENT_TEMPDIRECTORY", path("_work/_temp").display().to_string()),
             ("BUILD_SOURCESDIRECTORY", sources.display().to_string()),
+            ("SYSTEM_TEAMPROJECT", "shop".to_owned()),
             ("BUILD_REPOSITORY_NAME", project.to_owned()),
             ("BUILD_REPOSITORY_URI", uri),
             ("BUILD_SOURCEVERSION", "0".repeat(40)),
@@ -199,8 +200,9 @@ fn build_push_and_cache(client: &str) {
     let host = registry().host();
     let pushed = format!("{host} has {}", first.env["IMAGEDIGEST"]);
     assert!(text(&output).contains(&pushed) && pushed.contains("sha256:"), "{}", text(&output));
-    assert!(registry().manifest(&project, "4711").contains("manifest"));
-    let cache = registry().manifest(&format!("cache/{project}"), "main");
+    let image = format!("shop/{project}");
+    assert!(registry().manifest(&image, "4711").contains("manifest"));
+    let cache = registry().manifest(&format!("cache/{image}"), "main");
     assert!(cache.contains("application/vnd.oci.image.manifest.v1+json"), "{cache}");
 
     let record = keyed(&proxy, 1).remove(0);
@@ -220,16 +222,18 @@ fn build_push_and_cache(client: &str) {
     let told = text(&output);
     let own = step.captures(&told).expect("the project's step is told")[1].to_owned();
     assert!(cached.captures_iter(&told).any(|found| found[1] == own), "{told}");
-    registry().manifest(&project, "4712");
+    registry().manifest(&image, "4712");
     let tag = shell(names("tag_of \"$1\""), &[]).args(["bash", branch]).output();
     let tag = String::from_utf8(tag.expect("bash runs").stdout).expect("ASCII");
-    registry().manifest(&format!("cache/{project}"), tag.trim());
+    registry().manifest(&format!("cache/{image}"), tag.trim());
 }
 
 /// A script that has the functions of names.sh.
 fn names(script: &str) -> String {
-    let set = "REGISTRY=r BUILD_REPOSITORY_NAME=p BUILD_BUILDID=1 BUILD_SOURCEBRANCH=refs/heads/b";
-    format!("set -eu; export {set}; . {KIT}/steps/names.sh; {script}")
+    let set = "REGISTRY=r SYSTEM_TEAMPROJECT=s BUILD_REPOSITORY_NAME=p BUILD_BUILDID=1";
+    format!(
+        "set -eu; export {set} BUILD_SOURCEBRANCH=refs/heads/b; . {KIT}/steps/names.sh; {script}"
+    )
 }
 
 #[test]
@@ -331,6 +335,20 @@ fn any_branch_gives_a_valid_tag_of_its_own() {
 }
 
 #[test]
+fn repositories_of_one_name_in_two_projects_share_neither_image_nor_cache() {
+    let script = names("echo \"$image $cache\"");
+    let of = |project: &str| {
+        let script = script.replace("TEAMPROJECT=s", &format!("TEAMPROJECT={project}"));
+        succeed(&mut shell(script.replace("NAME=p", "NAME=web"), &[]))
+    };
+    assert_eq!(of("shop").trim(), "r/shop/web:1 r/cache/shop/web");
+    assert_eq!(of("Billing").trim(), "r/billing/web:1 r/cache/billing/web");
+    let unset = script.replace("SYSTEM_TEAMPROJECT=s", "");
+    let told = text(&run(&mut shell(unset, &[])));
+    assert!(told.contains("SYSTEM_TEAMPROJECT: is not set"), "{told}");
+}
+
+#[test]
 fn any_project_gives_a_valid_repository() {
     let projects =
         ["shop", "My Team/App (new)", "A__B", "-a-/.b.", "\u{dc}ber", "%", "a//b", "x\ny"];
@@ -353,7 +371,7 @@ fn a_pull_request_reads_its_targets_cache_and_a_fork_writes_none() {
     let show =
         format!(". {STEPS}/names.sh; printf '%s\\n' \"${{cache_from[@]}}\" \"${{cache_to[@]}}\"");
     let told = succeed(&mut agent.step(&show));
-    let cache = format!("type=registry,ref={}/cache/pr", registry().host());
+    let cache = format!("type=registry,ref={}/cache/shop/pr", registry().host());
     let lines: Vec<_> = told.lines().collect();
     assert_eq!(lines[..2], [format!("{cache}:topic"), format!("{cache}:release")]);
     assert!(lines[2].starts_with(&format!("{cache}:topic,mode=max,image-manifest=true")), "{told}");

@@ -3,7 +3,7 @@
 #
 #   BUILDKIT_ADDR     the fleet, as tcp://buildkit-lb.build.svc:1234
 #   REGISTRY          as contoso.azurecr.io; sign in with login.sh first
-#   IMAGE             repository in it; default: the project's name
+#   IMAGE             repository in it; default: the project's and the repository's name, PROJECT/REPOSITORY
 #   TAG               default: the run's id
 #   BUILD_CONTEXT     default: the checkout
 #   DOCKERFILE        default: Dockerfile in the context

@@ -42,7 +42,12 @@ parent_branch() {
 
 : "${REGISTRY:?is not set: the registry, as contoso.azurecr.io}"
 
-repository=$(repository_of "${IMAGE:-${BUILD_REPOSITORY_NAME:?is not set, nor is IMAGE}}")
+# A repository's name is its own only within its project: many projects have a `web`.
+if [ -z "${IMAGE:-}" ]; then
+    : "${SYSTEM_TEAMPROJECT:?is not set, nor is IMAGE}" "${BUILD_REPOSITORY_NAME:?is not set, nor is IMAGE}"
+    IMAGE=$SYSTEM_TEAMPROJECT/$BUILD_REPOSITORY_NAME
+fi
+repository=$(repository_of "$IMAGE")
 branch=$(branch_of_run)
 image=$REGISTRY/$repository:$(tag_of "${TAG:-${BUILD_BUILDID:?is not set, nor is TAG}}")
 
