@@ -423,6 +423,25 @@ fn the_pipelines_call_steps_that_exist_and_differ_in_one() {
 }
 
 #[test]
+fn agents_are_not_in_the_namespace_whose_pods_the_proxy_may_change() {
+    let readme = fs::read_to_string(format!("{KIT}/README.md")).expect("a file");
+    for name in ["agent-deployment", "agent-scaledjob", "agent-placeholder"] {
+        for document in yaml(&format!("manifests/{name}.yaml")) {
+            assert_eq!(document["metadata"]["namespace"], "azure-agents", "{name}");
+        }
+    }
+    for command in [
+        "create namespace azure-agents",
+        "secret generic azure-pipelines --namespace azure-agents",
+        "--subject system:serviceaccount:azure-agents:azure-agent",
+    ] {
+        assert!(readme.contains(command), "{command}");
+    }
+    let stray = Regex::new(r"(azure-agent|azure-pipelines)\b.*(--namespace|-n) buildkit\b");
+    assert_eq!(stray.expect("valid").find(&readme).map(|found| found.as_str()), None);
+}
+
+#[test]
 fn all_kinds_of_agent_run_the_same_pod() {
     let deployment = yaml("manifests/agent-deployment.yaml").remove(1);
     let job = yaml("manifests/agent-scaledjob.yaml").remove(1);
