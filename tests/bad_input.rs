@@ -153,18 +153,23 @@ async fn a_second_session_of_the_same_id_cannot_take_over_the_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_solve_of_a_live_ref_goes_to_the_same_daemon_for_its_error() {
+async fn a_solve_that_is_sent_twice_goes_to_the_same_daemon_for_its_error() {
     let fleet = FakeDaemon::fleet(3).await;
     let backend = |builder: Builder, daemon: &FakeDaemon| builder.backend(&daemon.backend());
     let proxy = fleet.iter().fold(Builder::default(), backend).policy("random").start();
     let client = RawClient::connect(&proxy.socket()).await;
     let mut calls = vec![client.solve("twice", "s").await];
+    eventually("the first arrives", Duration::from_secs(5), || {
+        fleet.iter().any(|daemon| daemon.seen("Control/Solve").len() == 1).then_some(())
+    });
     for _ in 0..5 {
+        // With its session from elsewhere, or from its own connection: both say that it is the same build.
         let other = RawClient::connect(&proxy.socket()).await;
-        calls.push(other.solve("twice", "other").await);
+        calls.push(other.solve("twice", "s").await);
+        calls.push(client.solve("twice", "other").await);
     }
     eventually("all arrive at one daemon", Duration::from_secs(5), || {
-        fleet.iter().any(|daemon| daemon.seen("Control/Solve").len() == 6).then_some(())
+        fleet.iter().any(|daemon| daemon.seen("Control/Solve").len() == 11).then_some(())
     });
 }
 
