@@ -1,5 +1,5 @@
-//! One account, in bytes, of what is held for clients before it is sent on: metadata, first messages, and
-//! what calls send that wait for their build.
+//! One account, in bytes, of what is held for clients before it is sent on: metadata, first messages, what
+//! calls send that wait for their build, and the answers of a whole fleet.
 //!
 //! What has come is charged, never what is announced. While the account has room everyone gets it. When
 //! it has none, the client that holds most gives way to the others, and waits for a moment itself: its
@@ -87,7 +87,19 @@ impl Charge {
         let Ok(_waiting) = WAITING.try_acquire() else {
             return Err(ProxyError::Memory);
         };
-        let deadline = tokio::time::Instant::now() + ROOM_TIMEOUT;
+        self.add_in_time(more).await
+    }
+
+    /// The same, however many wait: for what a daemon sends, which it keeps meanwhile.
+    ///
+    /// # Errors
+    /// There was no room in time, or another client got what this call had.
+    pub async fn add_in_time(&mut self, more: usize) -> Result<(), ProxyError> {
+        let added = tokio::time::timeout(ROOM_TIMEOUT, self.add_when_free(more)).await;
+        added.unwrap_or(Err(ProxyError::Memory))
+    }
+
+    async fn add_when_free(&mut self, more: usize) -> Result<(), ProxyError> {
         loop {
             let shares = self.account.shares.clone();
             // Asked for before the try, so that what is given back in between counts.
@@ -98,8 +110,17 @@ impl Charge {
             tokio::select! {
                 () = freed => {}
                 () = self.evicted() => return Err(ProxyError::Memory),
-                () = tokio::time::sleep_until(deadline) => return Err(ProxyError::Memory),
             }
+        }
+    }
+
+    /// Gives `less` of it back.
+    pub fn give_back(&mut self, less: usize) {
+        let less = (less as u64).min(self.amount);
+        if let Some(share) = &mut self.share {
+            share.shrink(less);
+            self.amount -= less;
+            self.account.held.dec_by(i64::try_from(less).unwrap_or(i64::MAX));
         }
     }
 

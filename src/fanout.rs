@@ -6,6 +6,7 @@
 mod ask;
 mod content;
 mod first;
+mod held;
 mod history;
 mod merge;
 mod prune;

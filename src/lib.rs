@@ -22,7 +22,7 @@
 //! - [`policy`] which backend takes a build
 //!
 //! Leaves, which anyone may use and which use no one but each other: [`account`], [`address`],
-//! [`client`], [`descriptors`], [`error`], [`first_message`], [`held`], [`http2_limits`], [`ids`], [`io`],
+//! [`client`], [`descriptors`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`],
 //! [`kubernetes`], [`label`], [`metrics`], [`outage`], [`places`], [`shares`], [`shutdown`], [`telemetry`],
 //! [`token`], [`wire`].
 
@@ -52,7 +52,6 @@ pub mod fanout;
 pub mod first_message;
 pub mod fleet;
 pub mod health;
-pub mod held;
 pub mod http2_limits;
 pub mod ids;
 pub mod io;

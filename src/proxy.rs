@@ -21,7 +21,6 @@ use crate::{
     error::ProxyError,
     first_message::{FirstMessage, Reader, Unread},
     fleet::Fleet,
-    held,
     ids::{self, Id, Key, TraceId},
     metrics::Metrics,
     parking::Parking,
@@ -57,8 +56,6 @@ pub struct Proxy {
     pub rules: Arc<Rules>,
     /// What Session streams declare.
     pub shared_keys: SharedKeys,
-    /// What merged answers hold until their clients read them.
-    pub held: held::Account,
     tasks: TaskTracker,
     reader: Reader,
     /// What becomes of calls that the proxy refuses.
@@ -108,7 +105,6 @@ impl Proxy {
             carriers: Carriers::default(),
             rules,
             shared_keys: SharedKeys::default(),
-            held: held::Account::default(),
             tasks,
             reader,
         }

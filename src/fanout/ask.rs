@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::{
     ANSWER_TIMEOUT,
+    held::Held,
     reply::{Reply, ReplyError},
 };
 use crate::{
@@ -87,7 +88,7 @@ impl Question {
                 SendError::Cancelled => chain(&ResetError::cancel()),
             })
         })?;
-        let held = self.proxy.held.open(&self.client);
+        let held = Held::new(self.proxy.account().open(&self.client));
         Ok(Reply::new(backend, response, held, self.patience))
     }
 

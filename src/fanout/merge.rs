@@ -13,12 +13,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     ask::Question,
+    held::NoRoom,
     reply::{Reply, ReplyError},
 };
 use crate::{
     error::{MARKER, ok_trailers},
     fleet::Backend,
-    held::NoRoom,
     proxy::Proxy,
     relay::Body,
 };

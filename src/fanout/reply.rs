@@ -8,11 +8,13 @@ use http_body_util::BodyExt as _;
 use tokio::time::timeout;
 use tonic::Code;
 
-use super::ANSWER_TIMEOUT;
+use super::{
+    ANSWER_TIMEOUT,
+    held::{Held, NoRoom},
+};
 use crate::{
     error::{ProxyError, chain, status_code},
     fleet::Backend,
-    held::{Held, NoRoom},
     metrics::code_name,
     relay::Received,
     wire::{MAX_MESSAGE_LEN, Messages, WireError},
