@@ -217,3 +217,41 @@ async fn calls_that_wait_for_their_build_take_no_more_than_the_budget() {
     drop(calls);
     until_nothing_is_held(&proxy);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_flood_has_taken_is_given_back() {
+    let daemon = Buildkitd::start("only");
+    let proxy = Proxy::in_front_of([&daemon]).args(&["--memory-budget", "512MiB"]).start();
+    proxy.wait_ready(1, Duration::from_secs(10));
+    let before = proxy.process.memory_kib("VmRSS");
+    // Between the large ones stand small ones that stay, as other clients' do.
+    let mut stay = Vec::new();
+    for round in 0..3 {
+        let mut flood = Vec::new();
+        for number in 0..40 {
+            let client = RawClient::connect(&proxy.socket()).await;
+            for len in [3 << 20, 700 << 10, 90 << 10, 20 << 10] {
+                let part = framed(0, len + 1, &vec![0; len]);
+                let mut call = client.call(SOLVE, &[]).await;
+                send(&mut call.upload, part).await.expect("sent");
+                flood.push(call);
+            }
+            let waits = client.bridge("Ping", &format!("nobody-{round}-{number}")).await;
+            stay.push((client, waits));
+        }
+        eventually("all is held", Duration::from_secs(30), || {
+            (held(&proxy) > f64::from(40 * (3 << 20))).then_some(())
+        });
+        bystander::builds(&proxy).await;
+        drop(flood);
+        until_nothing_is_held(&proxy);
+    }
+    drop(stay);
+    eventually("the memory is the system's again", Duration::from_secs(20), || {
+        let kept = proxy.process.memory_kib("VmRSS").saturating_sub(before);
+        eprintln!("{} MiB are kept", kept >> 10);
+        (kept < 48 << 10).then_some(())
+    });
+    let peak = proxy.process.memory_kib("VmHWM").saturating_sub(before);
+    assert!(peak > 120 << 10, "the flood took {peak} KiB only");
+}
