@@ -558,6 +558,25 @@ fn an_idle_agent_ends_at_once() {
 }
 
 #[test]
+fn an_agent_whose_secret_has_no_token_signs_in_by_its_identity() {
+    let pool = Pool::new();
+    fs::remove_file(pool.path("token")).expect("removed");
+    executable(&pool.path("az"), "#!/bin/sh\necho az \"$@\" >>calls\necho issued\n");
+    fs::write(pool.path("federated"), "federated").expect("written");
+    let here = pool.directory.path().display().to_string();
+    let path = format!("PATH={here}:/usr/bin:/bin");
+    let identity = format!("AZURE_FEDERATED_TOKEN_FILE={here}/federated");
+    let identity = ["AZURE_CLIENT_ID=client", "AZURE_TENANT_ID=tenant", &*identity];
+    let run = |env: &[&str]| pool.start(&[&[&*path, "AZP_PLACEHOLDER=1"], env].concat());
+    let mut agent = run(&identity);
+    assert!(agent.wait(LIMIT).success(), "{}", agent.log());
+    assert!(pool.told().contains("--token issued"), "{}", pool.told());
+    let mut nobody = run(&[]);
+    assert!(!nobody.wait(LIMIT).success());
+    assert!(nobody.log().contains("no token in AZP_TOKEN_FILE"), "{}", nobody.log());
+}
+
+#[test]
 fn a_placeholder_stays_in_the_pool() {
     let pool = Pool::new();
     let mut agent = pool.start(&["AZP_PLACEHOLDER=1"]);

@@ -141,6 +141,25 @@ fn agents() -> [Rendered; 3] {
     })
 }
 
+/// The same without a personal access token: as the comments in the manifests say.
+fn with_identity(agents: &Rendered) -> Rendered {
+    let comment = Regex::new(r"^( *)# (.*)$").expect("valid");
+    let (mut wanted, mut unwanted) = (false, false);
+    let mut yaml = String::new();
+    for line in agents.yaml.lines() {
+        let text = comment.captures(line);
+        if line.ends_with("ith workload identity:") {
+            (wanted, unwanted) = (line.contains("# With"), line.contains("# Not with"));
+        } else if let Some(text) = text.filter(|_| wanted) {
+            yaml += &format!("{}{}\n", &text[1], &text[2]);
+        } else if !unwanted {
+            wanted = false;
+            yaml += &format!("{line}\n");
+        }
+    }
+    Rendered { name: format!("{} with an identity", agents.name), yaml }
+}
+
 /// KEDA's and the Prometheus operator's kinds as these projects define them, and Azure's copies of the
 /// latter's monitors, which differ by their group. Azure has no rules of that kind.
 fn further_kinds() -> Vec<(String, String)> {
@@ -183,15 +202,20 @@ fn the_api_server_takes_everything_without_an_unknown_field() {
         must(&apply, &yaml, &name);
     }
     must(&["create", "namespace", "buildkit"], "", "buildkit");
-    let dry = [&apply[..], &["--namespace", "buildkit", "--dry-run=server"]].concat();
+    let dry_in = |namespace: &'static str| {
+        [&apply[..], &["--namespace", namespace, "--dry-run=server"]].concat()
+    };
+    let dry = dry_in("buildkit");
     let mut plain = kustomizations();
     plain.push(kustomization(&format!("{DEPLOY}/kustomize/job")));
     for Rendered { name, yaml } in plain {
         must(&dry, &yaml, &name);
     }
     must(&["create", "namespace", AGENTS], "", AGENTS);
-    for Rendered { name, yaml } in agents() {
-        must(&[&apply[..], &["--namespace", AGENTS]].concat(), &yaml, &name);
+    for Rendered { name, yaml } in
+        agents().into_iter().chain(agents().map(|agents| with_identity(&agents)))
+    {
+        must(&dry_in(AGENTS), &yaml, &name);
     }
     for unknown in [
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, x: 1}",
@@ -485,6 +509,34 @@ fn the_proxys_image_has_a_registry() {
     let renamed = kustomization(&own.path().display().to_string());
     assert_eq!(renamed.proxy()["image"], format!("registry.example/own:{version}"));
     assert!(!renamed.yaml.contains("/buildkit-lb:"), "the daemons' container has it, too");
+}
+
+#[test]
+fn agents_can_do_without_a_personal_access_token() {
+    for agents in agents().map(|agents| with_identity(&agents)) {
+        for document in agents.documents() {
+            let pod = match document["kind"].as_str().expect("a kind") {
+                "ServiceAccount" => {
+                    let client = "azure.workload.identity/client-id";
+                    assert_eq!(document["metadata"]["annotations"][client], "CLIENT_ID");
+                    continue;
+                }
+                "TriggerAuthentication" => {
+                    assert_eq!(document["spec"]["podIdentity"]["provider"], "azure-workload");
+                    assert!(!document.to_string().contains("personalAccessToken"));
+                    continue;
+                }
+                "ScaledJob" => &document["spec"]["jobTargetRef"]["template"],
+                _ => &document["spec"]["template"],
+            };
+            let identity = &pod["metadata"]["labels"]["azure.workload.identity/use"];
+            assert_eq!(identity, "true", "{}", agents.name);
+            let volumes = pod["spec"]["volumes"].as_array().expect("a list");
+            for volume in volumes {
+                assert_eq!(volume["secret"]["optional"], true, "{}", agents.name);
+            }
+        }
+    }
 }
 
 #[test]
