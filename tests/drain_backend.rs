@@ -17,7 +17,6 @@ use support::{
     proxy::Proxy,
 };
 
-const BINARY: &str = env!("CARGO_BIN_EXE_buildkit-lb");
 const TOKEN: &str = "5d41402abc4b2a76b9719d911017c592";
 
 fn cordoned(proxy: &Proxy) -> f64 {
@@ -44,7 +43,8 @@ fn a_daemon_waits_for_its_builds_at_every_proxy() {
     let proxies = format!("{},{control}", busy.admin_socket());
     let args = ["drain-backend", &name, "--proxy", &proxies, "--token-file", &token];
     let own = ["--address", "127.0.0.1,::1", "--at-signal", "--done-file", &done];
-    let mut drain = Guarded::start(Path::new(BINARY), &[&args[..], &own].concat());
+    let mut drain =
+        Guarded::start(env!("CARGO_BIN_EXE_buildkit-lb").as_ref(), &[&args[..], &own].concat());
     eventually("it waits for its signal", Duration::from_secs(10), || {
         drain.log().contains("waiting for the signal").then_some(())
     });
@@ -84,7 +84,7 @@ fn builds_that_are_left_and_proxies_that_are_away_are_a_failure() {
     let control = format!("unix://{}", proxy.control_socket().display());
     let away = format!("127.0.0.1:{}", free_port());
     for (proxy, told) in [(control, "builds on it"), (away, "given up")] {
-        let mut drain = Command::new(BINARY);
+        let mut drain = Command::new(env!("CARGO_BIN_EXE_buildkit-lb"));
         drain.args(["drain-backend", "d0", "--timeout", "12s", "--proxy", &proxy]);
         let output = run(drain.arg("--done-file").arg(&done));
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));

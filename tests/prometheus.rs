@@ -128,7 +128,7 @@ fn dashboard_and_alerts_know_no_metric_that_the_proxy_does_not_have() {
     let logs = ["--addr", &proxy.addr(), "debug", "logs", "nothing"];
     assert!(!run(Command::new(tool("buildctl")).args(logs)).status.success());
     for (metric, label) in [
-        ("buildkit_lb_connection_errors_total", "protocol"),
+        ("buildkit_lb_connection_errors_total", "http1"),
         ("buildkit_lb_upstream_errors_total", "backend=\"a\""),
         ("buildkit_lb_pod_errors_total", "unreachable"),
         ("buildkit_lb_discovery_errors_total", "unreachable"),
