@@ -540,6 +540,32 @@ fn agents_can_do_without_a_personal_access_token() {
 }
 
 #[test]
+fn an_overlay_is_what_the_values_file_of_its_name_gives() {
+    for mode in ["pod", "deployment", "statefulset", "job", "aks"] {
+        let values = format!("{DEPLOY}/chart/values-{mode}.yaml");
+        let chart = chart("buildkit", &[values.into()]);
+        let overlay = kustomization(&format!("{DEPLOY}/kustomize/overlays/{mode}"));
+        assert_eq!(overlay.configuration(), chart.configuration(), "{mode}");
+        for (kind, name) in
+            [("Service", "buildkit-lb"), ("Deployment", "buildkit-lb"), ("Service", "buildkitd")]
+        {
+            let [ours, theirs] = [&overlay, &chart].map(|one| one.find(kind, name));
+            assert_eq!(ours["spec"], theirs["spec"], "{mode}: {kind} {name}");
+        }
+        let kinds = |rendered: &Rendered| -> BTreeSet<String> {
+            let documents = rendered.documents().into_iter();
+            let name =
+                |document: Value| format!("{} {}", document["kind"], document["metadata"]["name"]);
+            documents
+                .map(name)
+                .filter(|name| !name.contains("Secret") && !name.contains("-test"))
+                .collect()
+        };
+        assert_eq!(kinds(&overlay), kinds(&chart), "{mode}");
+    }
+}
+
+#[test]
 fn two_proxies_keep_each_client_on_one() {
     let everything = chart("two", &[format!("{DEPLOY}/chart/ci/everything-values.yaml").into()]);
     assert_eq!(everything.find("Deployment", "buildkit-lb")["spec"]["replicas"], 2);
