@@ -566,6 +566,18 @@ fn an_overlay_is_what_the_values_file_of_its_name_gives() {
 }
 
 #[test]
+fn an_overlay_can_be_put_into_another_namespace() {
+    let own = tempfile::tempdir_in(DEPLOY).expect("a directory");
+    let text = "namespace: elsewhere\nresources: [../kustomize/overlays/statefulset]\n\
+                components: [../kustomize/components/network-policy, ../kustomize/components/monitoring]\n";
+    fs::write(own.path().join("kustomization.yaml"), text).expect("written");
+    let moved = kustomization(&own.path().display().to_string());
+    assert!(moved.yaml.contains("namespace: elsewhere"));
+    let left = Regex::new(r#"namespace(: |=")buildkit\b"#).expect("valid");
+    assert_eq!(left.find(&moved.yaml).map(|found| found.as_str()), None);
+}
+
+#[test]
 fn two_proxies_keep_each_client_on_one() {
     let everything = chart("two", &[format!("{DEPLOY}/chart/ci/everything-values.yaml").into()]);
     assert_eq!(everything.find("Deployment", "buildkit-lb")["spec"]["replicas"], 2);
