@@ -13,6 +13,7 @@ pub(crate) mod kubernetes;
 pub(crate) mod proxy;
 pub(crate) mod raw_client;
 pub(crate) mod registry;
+pub(crate) mod rendered;
 pub(crate) mod spray;
 pub(crate) mod tools;
 
