@@ -37,7 +37,7 @@ pub enum TokenError {
     /// It is a device, a pipe or a directory.
     #[error("`{0}` is not a regular file")]
     NotAFile(PathBuf),
-    /// It is above [`MAX_FILE`].
+    /// It is longer than any list of tokens.
     #[error("`{0}` is larger than {MAX_FILE} bytes, so it holds something else than tokens")]
     TooLarge(PathBuf),
     /// There is no token in it.
