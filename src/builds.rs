@@ -27,7 +27,7 @@ use crate::{
     directory::{Bound, Caller, Lease, Lookup, Ties},
     error::ProxyError,
     fanout,
-    first_message::Unread,
+    first_message::{Unread, joined},
     fleet::Backend,
     ids::{self, Id, Key, SessionId, TraceId},
     placement::{Placement, Wish},
@@ -78,7 +78,7 @@ struct Ready {
 async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let Call { parts, body, client, arrived } = call;
     let trace = ids::trace(&parts.headers);
-    let (mut message, rest) = match proxy.read_message(&parts, &client, body).await {
+    let (mut message, mut rest) = match proxy.read_message(&parts, &client, body).await {
         Ok(read) => read,
         Err(Unread { error, start }) => return Err(unread_solve(proxy, &start, error)),
     };
@@ -111,10 +111,11 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let scattered = is_scattered(proxy, trace);
     let wish = solve.wish(&placing, caller, scattered, spread);
     let place = proxy.placement.place(wish, &client, deadline);
-    let placed = message.during(place).await??;
+    let placed = async { message.during(place).await? };
+    let (placed, more) = parked(proxy.account(), &client, &mut rest, placed).await?;
     Ok(Ready {
         link: placed.binding.link.clone(),
-        message: message.into_bytes(),
+        message: joined(message.into_bytes(), more, 0),
         request: Box::new(Request::from_parts(parts, rest)),
         build: ActiveBuild::start(proxy, &solve, &placing, placed, carried, &client, arrived),
     })
@@ -165,17 +166,19 @@ pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult
 pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let trace = ids::trace(&parts.headers);
-    let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
+    let (mut message, mut rest) = proxy.read_message(&parts, &client, body).await?;
     let Some(id) = message.first_id().await else {
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };
     let link = status_link(proxy, &client, trace, &id);
-    let (link, tally) = match message.during(link).await? {
+    let link = async { message.during(link).await? };
+    let ((link, tally), more) = match parked(proxy.account(), &client, &mut rest, link).await {
         Ok(found) => found,
         Err(error) => return refuse::status(error),
     };
     let request = Request::from_parts(parts, rest);
-    proxy.relay(&link, message.into_bytes(), request, tally, OnEnd::new(drop)).await
+    let message = joined(message.into_bytes(), more, 0);
+    proxy.relay(&link, message, request, tally, OnEnd::new(drop)).await
 }
 
 /// A call with the build's ref in its metadata (LLBBridge): joins the build's binding.
@@ -196,7 +199,7 @@ pub async fn bridge(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
 /// The proxy's own error, or the daemon's reset.
 pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
     let Call { parts, body, client, .. } = call;
-    let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
+    let (mut message, mut rest) = proxy.read_message(&parts, &client, body).await?;
     if !message.read(returned::is_complete).await? {
         let cause =
             "malformed Return: it has neither a result nor an error, or a key without a value";
@@ -207,9 +210,11 @@ pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
         .into());
     }
     let link = park(proxy, &client, ids::trace(&parts.headers), &id, BRIDGE_PARK);
-    let (link, tally) = message.during(link).await??;
+    let link = async { message.during(link).await? };
+    let ((link, tally), more) = parked(proxy.account(), &client, &mut rest, link).await?;
     let request = Request::from_parts(parts, rest);
-    proxy.relay(&link, message.into_bytes(), request, tally, OnEnd::new(drop)).await
+    let message = joined(message.into_bytes(), more, 0);
+    proxy.relay(&link, message, request, tally, OnEnd::new(drop)).await
 }
 
 /// A call of a method yet unknown that names a session: wherever that is, else any daemon.

@@ -3,7 +3,10 @@
 
 use std::{io::Write as _, time::Duration};
 
-use buildkit_lb::wire::{self, control::SolveRequest};
+use buildkit_lb::wire::{
+    self,
+    control::{RefRequest, SolveRequest},
+};
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 
@@ -20,6 +23,7 @@ use crate::{
 };
 
 const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";
+const STATUS: &str = "/moby.buildkit.v1.Control/Status";
 const PING: &str = "/moby.buildkit.v1.frontend.LLBBridge/Ping";
 
 /// The smallest budget, so that a small attack is above it.
@@ -189,10 +193,8 @@ async fn metadata_that_a_table_makes_long_is_counted_as_what_it_becomes() {
     until_nothing_is_held(&proxy);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn calls_that_wait_for_their_build_take_no_more_than_the_budget() {
-    let daemon = Buildkitd::start("only");
-    let proxy = small_budget(&daemon);
+/// Opens calls of `path` for builds that never come, and sends a MiB beside the message on each.
+async fn waiting_calls(proxy: &Proxy, path: &str, message: impl Fn(&str) -> Bytes) {
     let attack = async {
         let mut calls = Vec::new();
         for connection in 0..20 {
@@ -201,21 +203,38 @@ async fn calls_that_wait_for_their_build_take_no_more_than_the_budget() {
             for number in 0..16 {
                 let build = format!("nobody-{connection}-{number}");
                 let headers = [("buildkit-controlapi-buildid", &*build)];
-                let mut call = client.call(PING, &headers).await;
+                let mut call = client.call(path, &headers).await;
+                let _ = call.upload.send_data(message(&build), false);
                 let _ = call.upload.send_data(framed(0, 1 << 20, &vec![0; 1 << 20]), false);
                 open.push(call);
             }
             calls.push((client, open));
         }
         eventually("some are refused", Duration::from_secs(30), || {
-            (refused(&proxy) >= 200.0).then_some(())
+            (refused(proxy) >= 200.0).then_some(())
         });
         calls
     };
-    let (calls, grown) = growth(&proxy, attack).await;
+    let (calls, grown) = growth(proxy, attack).await;
     assert!(grown < BUDGET_KIB + BESIDE_KIB, "grew by {grown} KiB for 320 MiB");
     drop(calls);
-    until_nothing_is_held(&proxy);
+    until_nothing_is_held(proxy);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_wait_for_their_build_take_no_more_than_the_budget() {
+    let daemon = Buildkitd::start("only");
+    let proxy = small_budget(&daemon);
+    waiting_calls(&proxy, PING, |_build| Bytes::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_after_a_message_that_waits_takes_no_more_than_the_budget() {
+    let daemon = Buildkitd::start("only");
+    let proxy = small_budget(&daemon);
+    let named =
+        |build: &str| wire::encode(&RefRequest { r#ref: Bytes::copy_from_slice(build.as_bytes()) });
+    waiting_calls(&proxy, STATUS, named).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
