@@ -9,7 +9,7 @@ mod parked;
 mod refuse;
 pub mod solve;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request};
@@ -47,6 +47,10 @@ const SESSION_PARK: Duration = Duration::from_secs(5);
 /// How long an LLBBridge call waits for its Solve: a client gives its Ping 15 s.
 const BRIDGE_PARK: Duration = Duration::from_secs(14);
 
+/// How long one waits whose client has given a Solve up: as long as a daemon does (BuildKit
+/// util/registrar).
+const WITHDRAWN_PARK: Duration = Duration::from_secs(3);
+
 /// How long a Status waits for its Solve: as long as a daemon does (BuildKit solver/jobs.go).
 const STATUS_PARK: Duration = Duration::from_secs(6);
 
@@ -80,7 +84,9 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let trace = ids::trace(&parts.headers);
     let (mut message, mut rest) = match proxy.read_message(&parts, &client, body).await {
         Ok(read) => read,
-        Err(Unread { error, start }) => return Err(unread_solve(proxy, &start, error)),
+        Err(Unread { error, start }) => {
+            return Err(unread_solve(proxy, &client, &start, error));
+        }
     };
     let rules = Arc::clone(&proxy.rules);
     let (mut solve, facts) = message
@@ -123,7 +129,10 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
 
 /// Tells the calls beside a Solve that cannot be read what its client will print, as far as its `start`
 /// says which they are: they would wait for it.
-fn unread_solve(proxy: &Proxy, start: &[u8], error: ProxyError) -> ProxyError {
+fn unread_solve(proxy: &Proxy, client: &Client, start: &[u8], error: ProxyError) -> ProxyError {
+    if start.is_empty() {
+        client.active.withdraw_solve();
+    }
     if error.is_of_solve() {
         let mut keys = Solve::ids_at_start(start);
         keys.retain(|key| matches!(proxy.directory.lookup(key), Lookup::Unknown));
@@ -187,7 +196,7 @@ pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
 /// The proxy's own error, or the daemon's reset.
 pub async fn bridge(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
     let trace = ids::trace(&call.parts.headers);
-    let link = park(proxy, &call.client, trace, &id, BRIDGE_PARK);
+    let link = bridge_link(proxy, &call.client, trace, &id);
     let link = parked(proxy.account(), &call.client, &mut call.body, link).await?;
     let ((link, tally), received) = link;
     proxy.relay(&link, received, call.into_request(), tally, OnEnd::new(drop)).await
@@ -209,7 +218,7 @@ pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
         }
         .into());
     }
-    let link = park(proxy, &client, ids::trace(&parts.headers), &id, BRIDGE_PARK);
+    let link = bridge_link(proxy, &client, ids::trace(&parts.headers), &id);
     let link = async { message.during(link).await? };
     let ((link, tally), more) = parked(proxy.account(), &client, &mut rest, link).await?;
     let request = Request::from_parts(parts, rest);
@@ -333,6 +342,31 @@ async fn status_link(
         return Ok((link, Arc::default()));
     }
     park(proxy, client, trace, id, STATUS_PARK - STATUS_LOOKUP).await
+}
+
+/// Waits until the build that an LLBBridge call with the ref `id` is of is known.
+///
+/// A client that finds its Solve too large to send waits for its Ping before it says so. It has opened the
+/// Solve's stream and given it up, so then this waits no longer than a daemon would.
+async fn bridge_link(
+    proxy: &Proxy,
+    client: &Client,
+    trace: Option<TraceId>,
+    id: &Id,
+) -> Result<(Link, Arc<Tally>), ProxyError> {
+    let mut found = pin!(park(proxy, client, trace, id, BRIDGE_PARK));
+    tokio::select! {
+        biased;
+        found = &mut found => return found,
+        () = client.active.solve_withdrawn() => {}
+    }
+    match tokio::time::timeout(WITHDRAWN_PARK, &mut found).await {
+        Ok(found) => found,
+        Err(_elapsed) if proxy.directory.is_unseen(&Key::Build(id.clone())) => {
+            Err(ProxyError::UnknownBuild(id.to_string()))
+        }
+        Err(_elapsed) => found.await,
+    }
 }
 
 /// Waits until the build that a call with the ref `id` is of is known; its Solve must come within `unseen`.

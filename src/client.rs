@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -32,6 +32,9 @@ pub struct ActiveStreams {
     /// Told when there are no more of either.
     ended: Notify,
     dismissed: Notify,
+    /// A Solve was opened here and given up before any of it came.
+    withdrew_solve: AtomicBool,
+    withdrawn: Notify,
 }
 
 impl ActiveStreams {
@@ -68,6 +71,21 @@ impl ActiveStreams {
     pub async fn silent(&self) {
         while !self.is_silent() {
             self.ended.notified().await;
+        }
+    }
+
+    /// Notes that the client has given a Solve up before any of it came, as one does that finds it too
+    /// large to send. Nobody knows of which build it was.
+    pub fn withdraw_solve(&self) {
+        self.withdrew_solve.store(true, Ordering::Release);
+        self.withdrawn.notify_waiters();
+    }
+
+    /// Waits until a Solve has been given up on this connection, now or before.
+    pub async fn solve_withdrawn(&self) {
+        let withdrawn = self.withdrawn.notified();
+        if !self.withdrew_solve.load(Ordering::Acquire) {
+            withdrawn.await;
         }
     }
 

@@ -105,6 +105,12 @@ impl Directory {
         self.inner.lock().lookup(key)
     }
 
+    /// Whether nothing is known of `key`, not even that its Solve is being placed.
+    pub fn is_unseen(&self, key: &Key) -> bool {
+        let mut inner = self.inner.lock();
+        !inner.live.is_placing(key) && matches!(inner.lookup(key), Lookup::Unknown)
+    }
+
     /// What is known of the build that a call of `caller` with the ref `build` is of; nothing yet while
     /// that may be another one than the one which runs.
     pub fn lookup_build(&self, build: &Id, caller: Caller) -> Lookup {

@@ -5,7 +5,9 @@ mod support;
 use std::{net::TcpListener, time::Duration};
 
 use bytes::Bytes;
+use h2::Reason;
 use support::{
+    fake_daemon::FakeDaemon,
     proxy::{Builder, Proxy},
     raw_client::RawClient,
 };
@@ -48,4 +50,26 @@ async fn where_every_daemon_is_silent_all_calls_of_a_build_get_its_solves_error(
     session.upload.send_data(Bytes::new(), true).expect("half-closed");
     assert_eq!(session.ended().await.code(), Some(0));
     assert_eq!(proxy.metric("buildkit_lb_parked_streams", &[]), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ping_whose_client_could_not_send_its_solve_waits_no_longer_than_at_a_daemon() {
+    let daemon = FakeDaemon::start("only").await;
+    let proxy = Builder::default().backend(&daemon.backend()).start();
+    let patient = RawClient::connect(&proxy.socket()).await;
+    let patient = patient.bridge("Ping", "still-to-come").await;
+    // What a client does that finds its message too large: the stream is open, and nothing will come.
+    let client = RawClient::connect(&proxy.socket()).await;
+    let mut solve = client.call("/moby.buildkit.v1.Control/Solve", &[]).await;
+    solve.upload.send_reset(Reason::CANCEL);
+    let late = client.bridge("Ping", "late").await;
+    let lost = client.bridge("Ping", "lost").await;
+    let served = client.solve("late", "s").await;
+    assert_eq!(late.ended().await.code(), Some(0), "its Solve has come");
+    let patient = tokio::spawn(patient.ended());
+    let lost = lost.ended().await;
+    assert_eq!((lost.code(), lost.marker()), (Some(5), Some("unknown_build")), "{lost:?}");
+    assert!(!patient.is_finished(), "one that began before, whose Solve may come, still waits");
+    assert_eq!(patient.await.expect("no panic").marker(), Some("unknown_build"));
+    drop(served);
 }

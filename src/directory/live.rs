@@ -205,6 +205,11 @@ impl Live {
     }
 
     /// Notes that the Solve of `key` has come on `connection` and is being placed.
+    /// Whether a Solve with `key` is being placed.
+    pub(super) fn is_placing(&self, key: &Key) -> bool {
+        self.placing.contains_key(key)
+    }
+
     pub(super) fn arrive(&mut self, key: &Key, connection: u64, placed: &watch::Receiver<()>) {
         self.placing.insert(key.clone(), Arrived { connection, placed: placed.clone() });
     }
