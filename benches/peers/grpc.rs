@@ -269,8 +269,9 @@ impl Build {
 
     /// Ends the build and waits until every call of it has ended well; returns what came down.
     pub(crate) async fn end(mut self, client: &Client) -> Result<u64> {
+        // With an empty result: one that has neither result nor error would end a real daemon.
         let path = "/moby.buildkit.v1.frontend.LLBBridge/Return";
-        client.unary(path, &self.metadata(), frame(b"")).await?;
+        client.unary(path, &self.metadata(), frame(&field(1, b""))).await?;
         self.status.await??;
         self.solve.await??;
         self.session.send_data(Bytes::new(), true)?;
