@@ -83,7 +83,11 @@ impl Places {
         let mut ledger = ledger.lock();
         let own = ledger.count(address);
         let made = if own >= (limit - limit / LEFT_TO_OTHERS).max(1) {
-            ledger.dismiss_one_of(address).then_some(()).ok_or(NoPlace::Address)?;
+            if !ledger.dismiss_one_of(address) {
+                // Those that are about to close soon leave more.
+                let soon = ledger.leaving >= LEAVING;
+                return Err(if soon { NoPlace::All } else { NoPlace::Address });
+            }
             true
         } else if ledger.taken >= *limit {
             ledger.dismiss_one(own).then_some(()).ok_or(NoPlace::All)?;
@@ -252,6 +256,18 @@ mod tests {
         let place = places.take(&client(3, 8)).expect("a place");
         assert!(place.was_made() && dismissed(&many[0].0));
         assert!(few.iter().all(|(client, _)| !dismissed(client)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_while_many_are_leaving_waits_for_them() {
+        let places = Places::new(8);
+        let mut all: Vec<_> = fill(&places, 1, 0..(7 + LEAVING as u64));
+        let newcomer = client(1, 100);
+        let waiting = places.wait(&newcomer);
+        tokio::pin!(waiting);
+        assert!(waiting.as_mut().now_or_never().is_none(), "its address has idle ones");
+        drop(all.remove(0));
+        assert!(waiting.await.is_ok_and(|place| place.was_made()));
     }
 
     #[tokio::test(start_paused = true)]
