@@ -306,6 +306,34 @@ fn a_load_balancer_can_go_without_ports_of_the_nodes() {
 }
 
 #[test]
+fn azure_probes_the_ready_proxies_of_a_node() {
+    let aks = [format!("{DEPLOY}/chart/values-aks.yaml").into()];
+    let service = chart("aks", &aks).find("Service", "buildkit-lb");
+    assert_eq!(service["spec"]["externalTrafficPolicy"], "Local");
+    let annotations = service["metadata"]["annotations"].as_object().expect("annotations");
+    // A probe of a port's own takes the place of the health check node port's.
+    let replaced = annotations.keys().find(|name| name.contains("/port_"));
+    assert_eq!(replaced, None);
+}
+
+#[test]
+fn the_admin_port_is_open_to_nobody_from_anywhere() {
+    for rendered in charts().into_iter().chain(kustomizations()) {
+        for document in rendered.documents() {
+            let ports = document["spec"]["ports"].to_string();
+            if document["kind"] == "Service" && ports.contains("9090") {
+                assert_eq!(document["spec"]["clusterIP"], "None", "{}", rendered.name);
+            }
+            let rules = document["spec"]["ingress"].as_array().into_iter().flatten();
+            for rule in rules.filter(|rule| rule["ports"].to_string().contains("9090")) {
+                let from = rule["from"].to_string();
+                assert!(from != "null" && !from.contains("/0\""), "{}: {from}", rendered.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn the_roll_out_of_daemons_is_as_it_is_set() {
     let set = ["buildkitd.updateStrategy.type=OnDelete"];
     let daemons = chart_set("by-hand", &[], &set).find("StatefulSet", "buildkitd");

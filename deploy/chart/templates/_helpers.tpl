@@ -165,9 +165,6 @@ app.kubernetes.io/part-of: buildkit-lb
 {{- if and (ne .Values.buildkitd.mode "none") .Values.buildkitd.drain.proxies (not .Values.adminToken.existingSecret) }}
 {{- fail "buildkitd.drain.proxies are another release's, so adminToken.existingSecret has to name a Secret with the token of those" }}
 {{- end }}
-{{- if and .Values.service.adminPort (eq (int .Values.service.port) 9090) }}
-{{- fail "service.port 9090 is taken by service.adminPort" }}
-{{- end }}
 {{- $ports := list 1234 9090 (int .Values.service.port) }}
 {{- $names := list "default" "buildkit" "admin" }}
 {{- range .Values.pools }}
