@@ -334,6 +334,26 @@ fn the_admin_port_is_open_to_nobody_from_anywhere() {
 }
 
 #[test]
+fn a_policy_lets_the_proxy_reach_daemons_with_fixed_addresses() {
+    let set = [
+        "networkPolicy.enabled=true",
+        "backends={a=tcp://10.1.2.3:1234?capacity=2,[fd00::7]:1300,tcp://daemon.example:1400}",
+        "pools[0].name=more,pools[0].port=1235,pools[0].backends={10.1.2.4:1500,unix:///daemon}",
+    ];
+    let policy = chart_set("fixed", &[], &set).find("NetworkPolicy", "buildkit-lb");
+    let open = |port: u64, cidr: Option<&str>| {
+        let rules = policy["spec"]["egress"].as_array().expect("rules").iter();
+        let mut of_port = rules.filter(|rule| rule["ports"][0]["port"] == port);
+        let to = of_port.any(|rule| rule["to"][0]["ipBlock"]["cidr"].as_str() == cidr);
+        assert!(to, "{port} {cidr:?}: {policy}");
+    };
+    open(1234, Some("10.1.2.3/32"));
+    open(1300, Some("fd00::7/128"));
+    open(1400, None);
+    open(1500, Some("10.1.2.4/32"));
+}
+
+#[test]
 fn the_roll_out_of_daemons_is_as_it_is_set() {
     let set = ["buildkitd.updateStrategy.type=OnDelete"];
     let daemons = chart_set("by-hand", &[], &set).find("StatefulSet", "buildkitd");

@@ -119,6 +119,29 @@ app.kubernetes.io/part-of: buildkit-lb
 {{- dict "found" $found | toJson }}
 {{- end }}
 
+{{/*
+Where daemons with fixed addresses are, as {"found": [{port, cidr}, ...]}: of a list of backends of the values. A name has
+no cidr, since policies know only addresses.
+*/}}
+{{- define "buildkit-lb.fixed" -}}
+{{- $found := list }}
+{{- range . }}
+{{- if not (contains "unix:" .) }}
+{{- $authority := regexReplaceAll "^([^=]*=)?(tcp://)?" (regexReplaceAll "[?].*$" . "") "" }}
+{{- $port := regexFind "[0-9]+$" $authority | int }}
+{{- $host := regexReplaceAll ":[0-9]+$" $authority "" | trimPrefix "[" | trimSuffix "]" }}
+{{- $cidr := "" }}
+{{- if contains ":" $host }}
+{{- $cidr = printf "%s/128" $host }}
+{{- else if regexMatch "^[0-9.]+$" $host }}
+{{- $cidr = printf "%s/32" $host }}
+{{- end }}
+{{- $found = append $found (dict "port" $port "cidr" $cidr) }}
+{{- end }}
+{{- end }}
+{{- dict "found" $found | toJson }}
+{{- end }}
+
 {{/* All services of the values, as {"found": [{namespace, name, port}, ...]}. */}}
 {{- define "buildkit-lb.allDiscovered" -}}
 {{- $found := .Values.discover }}
