@@ -364,6 +364,54 @@ fn the_roll_out_of_daemons_is_as_it_is_set() {
 }
 
 #[test]
+fn daemons_trust_the_authorities_of_the_bundle_beside_their_images() {
+    let set = ["buildkitd.caBundle.secret=authorities", "buildkitd.caBundle.key=root.pem"];
+    let daemons = chart_set("authorities", &[], &set).find("StatefulSet", "buildkitd");
+    let pod = &daemons["spec"]["template"]["spec"];
+    let bundle = &pod["initContainers"][0];
+    // What the container writes is the file that the daemon has.
+    let [image, given, written] = ["image", "given", "written"]
+        .map(|name| tempfile::Builder::new().prefix(name).tempdir().expect("a directory"));
+    fs::write(image.path().join("ca-certificates.crt"), "theirs\n").expect("written");
+    fs::write(given.path().join("ca.crt"), "ours\n").expect("written");
+    let mut script = bundle["command"][2].as_str().expect("a script").to_owned();
+    for (path, directory) in
+        [("/etc/ssl/certs", &image), ("/run/ca-bundle", &given), ("/run/ca-certificates", &written)]
+    {
+        script = script.replace(path, &directory.path().display().to_string());
+    }
+    let output = run(Command::new(tool("busybox")).args(["sh", "-ec", &script]));
+    assert!(output.status.success(), "{}", text(&output));
+    let both = fs::read_to_string(written.path().join("ca-certificates.crt")).expect("a file");
+    assert_eq!(both, "theirs\nours\n");
+    let mounts = containers(pod)["buildkitd"]["volumeMounts"].to_string();
+    assert!(mounts.contains("/etc/ssl/certs/ca-certificates.crt"), "{mounts}");
+    let volumes = pod["volumes"].to_string();
+    assert!(volumes.contains(r#""items":[{"key":"root.pem","path":"ca.crt"}]"#), "{volumes}");
+    let plain = chart("plain", &[]).find("StatefulSet", "buildkitd");
+    assert!(plain["spec"]["template"]["spec"].get("initContainers").is_none());
+}
+
+#[test]
+fn further_objects_and_containers_are_as_they_are_given() {
+    let everything =
+        chart("everything", &[format!("{DEPLOY}/chart/ci/everything-values.yaml").into()]);
+    assert_eq!(everything.find("ConfigMap", "extra")["data"]["namespace"], "everything");
+    everything.find("ConfigMap", "extra-text");
+    let proxy = everything.find("Deployment", "buildkit-lb");
+    let daemons = everything.find("StatefulSet", "daemons");
+    assert_eq!(proxy["spec"]["strategy"]["type"], "Recreate");
+    for object in [proxy, daemons] {
+        let pod = &object["spec"]["template"]["spec"];
+        assert_eq!(pod["hostUsers"], false);
+        assert_eq!(pod["runtimeClassName"], "gvisor");
+        assert!(containers(pod).contains_key("beside"));
+        let before = pod["initContainers"].as_array().and_then(|all| all.last());
+        assert_eq!(before.expect("a container")["name"], "before");
+    }
+}
+
+#[test]
 fn no_autoscaler_takes_the_node_of_a_proxy_or_an_agent() {
     let annotated = |pod: &Value, name: &str| {
         let annotations = &pod["metadata"]["annotations"];

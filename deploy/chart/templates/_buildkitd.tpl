@@ -68,6 +68,41 @@ topologySpreadConstraints:
       matchLabels:
         {{- include "buildkit-lb.selectorLabels" (list $root "buildkitd") | nindent 8 }}
   {{- end }}
+{{- if ne (toString $root.Values.buildkitd.hostUsers) "<nil>" }}
+hostUsers: {{ $root.Values.buildkitd.hostUsers }}
+{{- end }}
+{{- with $root.Values.buildkitd.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- $ca := include "buildkit-lb.caBundle" $root }}
+{{- if or $ca $root.Values.buildkitd.initContainers }}
+initContainers:
+  {{- if $ca }}
+  # The image's own authorities and yours in the one file that buildkitd and its git both read; git has no other.
+  - name: ca-bundle
+    image: {{ include "buildkit-lb.buildkitdImage" $root }}
+    imagePullPolicy: {{ $root.Values.buildkitd.image.pullPolicy }}
+    command:
+      - /bin/sh
+      - -ec
+      - cat /etc/ssl/certs/ca-certificates.crt /run/ca-bundle/ca.crt >/run/ca-certificates/ca-certificates.crt
+    securityContext:
+      allowPrivilegeEscalation: false
+      capabilities:
+        drop: [ALL]
+    resources:
+      {{- toYaml $root.Values.buildkitd.drain.resources | nindent 6 }}
+    volumeMounts:
+      - name: ca-bundle
+        mountPath: /run/ca-bundle
+        readOnly: true
+      - name: ca-certificates
+        mountPath: /run/ca-certificates
+  {{- end }}
+  {{- with $root.Values.buildkitd.initContainers }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
 containers:
   - name: buildkitd
     image: {{ include "buildkit-lb.buildkitdImage" $root }}
@@ -137,6 +172,12 @@ containers:
         mountPath: {{ include "buildkit-lb.buildkitdConfigDirectory" $root }}
         readOnly: true
       {{- end }}
+      {{- if $ca }}
+      - name: ca-certificates
+        mountPath: /etc/ssl/certs/ca-certificates.crt
+        subPath: ca-certificates.crt
+        readOnly: true
+      {{- end }}
       {{- with $root.Values.buildkitd.extraVolumeMounts }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
@@ -184,7 +225,16 @@ containers:
       {{- include "buildkit-lb.tokenMount" $root | nindent 6 }}
       - name: drained
         mountPath: /run/buildkit-lb
+  {{- with $root.Values.buildkitd.extraContainers }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 volumes:
+  {{- if $ca }}
+  - name: ca-bundle
+    {{- $ca | nindent 4 }}
+  - name: ca-certificates
+    emptyDir: {}
+  {{- end }}
   {{- if not .volume }}
   - name: cache
     emptyDir:
@@ -201,4 +251,21 @@ volumes:
   {{- include "buildkit-lb.tokenVolume" $root | nindent 2 }}
   - name: drained
     emptyDir: {}
+{{- end }}
+
+{{/* Where the authorities of buildkitd.caBundle are: a volume's source, or nothing. */}}
+{{- define "buildkit-lb.caBundle" -}}
+{{- $configMap := .Values.buildkitd.caBundle.configMap }}
+{{- $secret := .Values.buildkitd.caBundle.secret }}
+{{- if and $configMap $secret }}
+{{- fail "buildkitd.caBundle: name a ConfigMap or a Secret, not both" }}
+{{- else if $configMap -}}
+configMap:
+  name: {{ $configMap }}
+  items: [{key: {{ .Values.buildkitd.caBundle.key }}, path: ca.crt}]
+{{- else if $secret -}}
+secret:
+  secretName: {{ $secret }}
+  items: [{key: {{ .Values.buildkitd.caBundle.key }}, path: ca.crt}]
+{{- end }}
 {{- end }}
