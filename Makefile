@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build tools demo test bench bench-affinity bench-decision bench-simulate check fmt fmt-check clippy doc deny shellcheck ci clean
+.PHONY: help build tools demo test bench bench-affinity bench-decision bench-simulate check fmt fmt-check clippy doc tables deny shellcheck ci clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -31,7 +31,7 @@ bench-decision: ## what one choice of a backend costs, for 1 to 1000 backends
 bench-simulate: ## fleets of 10 to 1000 daemons, simulated with the real policies (ARGS=--quick)
 	cargo bench --locked --bench simulate -- $(ARGS)
 
-check: fmt-check clippy doc deny shellcheck ## what a change must pass besides the tests
+check: fmt-check clippy doc tables deny shellcheck ## what a change must pass besides the tests
 
 fmt: ## format the code
 	cargo fmt --all
@@ -44,6 +44,9 @@ clippy: ## lints, warnings are errors
 
 doc: ## API documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+tables: ## write the tables of flags and metrics in docs/ anew, from the code
+	BUILDKIT_LB_UPDATE_TABLES=1 cargo test --quiet --locked --test docs the_tables_of_the_pages
 
 deny: ## licences, sources, duplicates and known vulnerabilities of the dependencies
 	.ci/deny

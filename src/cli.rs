@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tokio::runtime::Runtime;
 
 use crate::{
@@ -36,19 +36,19 @@ struct Cli {
 enum Command {
     /// Run the proxy.
     Serve(Options),
-    /// Read the configuration, say what is wrong with it, and end.
+    /// Check the configuration and print every problem in it.
     CheckConfig(Options),
-    /// Print the configuration in force, as a file that would give the same.
+    /// Print the configuration in force, as a file that gives the same configuration.
     PrintConfig(Options),
-    /// Tell the affinity key of a build, where it comes from, and how the backends rank for it.
+    /// Print the affinity key of a build, the source of the key, and how the backends rank for it.
     ExplainKey(ExplainOptions),
-    /// Ask the proxies to send a daemon no more builds, and wait until those that are there have ended.
+    /// Drain a daemon at every proxy: ask for no more builds, and wait until its builds have ended.
     DrainBackend(drain_client::Options),
 }
 
 #[derive(Debug, Args)]
 struct Options {
-    /// Configuration file [default: /etc/buildkit-lb/buildkit-lb.toml, if there is one].
+    /// Configuration file [default: /etc/buildkit-lb/buildkit-lb.toml, if it exists].
     #[arg(long, env = "BUILDKIT_LB_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -58,9 +58,14 @@ struct Options {
 #[derive(Debug, Args)]
 struct ExplainOptions {
     #[command(flatten)]
-    options: Options,
-    #[command(flatten)]
     parameters: Parameters,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The command line as a table, from which the documentation is made.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command line and says how it went.

@@ -43,24 +43,24 @@ const REFUSING: Duration = Duration::from_secs(120);
 pub struct Options {
     /// The backend's name, as the proxies know it.
     name: String,
-    /// Admin port of the proxies, HOST:PORT: all addresses of the host are asked. Or a control listener,
+    /// Admin port of the proxies, HOST:PORT, at all addresses of the host; or a control listener,
     /// unix:///PATH. Repeatable.
     #[arg(long, value_name = "ADDR", value_delimiter = ',', required = true)]
     proxy: Vec<Address>,
     /// File with the proxies' admin token.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Addresses of the daemon, where proxies know several daemons by one name.
+    /// Addresses of the daemon, if proxies know several daemons by one name.
     #[arg(long, value_name = "IP,…")]
     address: Option<String>,
-    /// How long to wait for builds, as in 30s, 10m or 1h.
+    /// How long to wait for builds, for example 30s, 10m or 1h.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// Begin at SIGTERM or SIGINT rather than at once: a container beside the daemon's gets it when the daemon
-    /// has to end.
+    /// Begin at SIGTERM or SIGINT rather than at once: a container beside the daemon gets the signal when the
+    /// daemon has to end.
     #[arg(long)]
     at_signal: bool,
-    /// File to create at the end, for whoever waits to stop the daemon.
+    /// File to create at the end; what stops the daemon waits for this file.
     #[arg(long, value_name = "FILE")]
     done_file: Option<PathBuf>,
 }

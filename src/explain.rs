@@ -38,16 +38,17 @@ pub struct Parameters {
     /// A cache importer, as for buildctl. Repeatable.
     #[arg(long, value_name = "type=TYPE,ref=REF")]
     import_cache: Vec<String>,
-    /// What the Session declares as its shared key; buildx sends DIRECTORY:NODE.
+    /// The shared key that the Session declares; buildx sends DIRECTORY:NODE.
     #[arg(long, value_name = "DIRECTORY:NODE")]
     shared_key: Option<String>,
     /// The pool that the build is sent to, if there are several.
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
-    /// Address of the client.
+    /// The client's address.
     #[arg(long, value_name = "ADDRESS")]
     client: Option<String>,
-    /// A captured SolveRequest instead, with or without the five bytes of a gRPC frame; - is stdin.
+    /// Read all of this from a captured SolveRequest instead, with or without the five bytes of a gRPC frame;
+    /// - is standard input.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["opt", "output", "export_cache", "import_cache"])]
     solve: Option<PathBuf>,
 }

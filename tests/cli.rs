@@ -136,12 +136,13 @@ fn blocks(document: &str, language: &str) -> Vec<String> {
     blocks
 }
 
+const CONFIGURATION: &str = include_str!("../docs/configuration.md");
 const AFFINITY: &str = include_str!("../docs/affinity.md");
 
 #[test]
 fn the_documented_configuration_is_valid() {
     let directory = tempfile::tempdir().expect("a directory");
-    let documents = [include_str!("../README.md"), AFFINITY];
+    let documents = [CONFIGURATION, AFFINITY];
     for block in documents.into_iter().flat_map(|document| blocks(document, "toml")) {
         let file = directory.path().join("example.toml");
         std::fs::write(&file, &block).expect("written");
@@ -158,13 +159,13 @@ fn the_documented_configuration_is_valid() {
 fn the_documented_defaults_are_the_defaults() {
     let printed = text(&lb(&["print-config", "--backend", "tcp://b:1"]));
     let printed: toml::Table = printed.parse().expect("TOML");
-    let [readme, affinity] = [include_str!("../README.md"), AFFINITY].map(|document| {
+    let [configuration, affinity] = [CONFIGURATION, AFFINITY].map(|document| {
         let blocks = blocks(document, "toml");
         let tables = blocks.iter().map(|block| block.parse::<toml::Table>().expect("TOML"));
         tables.collect::<Vec<_>>()
     });
     for name in ["affinity", "consistent-hash", "warm-memory", "slow-start"] {
-        let documented = readme.iter().find_map(|table| table.get(name)).expect(name);
+        let documented = configuration.iter().find_map(|table| table.get(name)).expect(name);
         let documented = documented.to_string().replace("= 1.25", "= \"1.25\"");
         assert_eq!(documented, printed[name].to_string().replace("1day", "24h"), "{name}");
     }
@@ -228,38 +229,52 @@ fn contradicting_rules_are_refused_with_the_path_of_their_key() {
     }
 }
 
-/// What stands in backquotes in the first cells of the README's tables, up to the first space.
-fn first_cells() -> BTreeSet<String> {
-    let cells = include_str!("../README.md").lines().filter_map(|line| line.strip_prefix("| `"));
-    let cells = cells.filter_map(|line| line.split(" | ").next());
-    let names = cells.flat_map(|cell| cell.split(", "));
-    let names = names.filter_map(|name| name.trim_matches('`').split(' ').next());
-    names.map(str::to_owned).collect()
-}
-
-#[test]
-fn the_readme_lists_every_flag_and_no_other() {
-    let help = text(&lb(&["serve", "--help"]));
-    // An option begins its line, or stands there after a short one.
-    let options = help.lines().filter_map(|line| {
-        line.trim_start().split(' ').find(|word| !word.starts_with('-') || word.starts_with("--"))
+/// The keys of the file and of its tables, as `table.key`.
+fn keys(table: &toml::Table) -> BTreeSet<String> {
+    let keys = table.iter().flat_map(|(key, value)| match value {
+        toml::Value::Table(table) => {
+            table.keys().map(|inner| format!("{key}.{inner}")).collect::<Vec<_>>()
+        }
+        _ => vec![key.clone()],
     });
-    let options: BTreeSet<_> = options
-        .filter(|word| word.starts_with("--") && *word != "--help")
-        .map(|word| word.trim_end_matches("...").to_owned())
-        .collect();
-    let listed: BTreeSet<_> =
-        first_cells().into_iter().filter(|name| name.starts_with("--")).collect();
-    assert_eq!(listed, options);
-    assert!(options.len() > 10, "{help}");
+    keys.collect()
 }
 
 #[test]
-fn the_readme_lists_every_metric_and_no_other() {
-    let descriptions = buildkit_lb::metrics::Families::descriptions();
-    let names: BTreeSet<_> = descriptions.into_iter().map(|metric| metric.name).collect();
-    let is_metric =
-        |name: &String| name.starts_with("buildkit_lb_") || name.starts_with("grpc_server_");
-    let listed: BTreeSet<_> = first_cells().into_iter().filter(is_metric).collect();
-    assert_eq!(listed, names);
+fn every_key_of_the_file_is_documented_and_no_other() {
+    let command = buildkit_lb::cli::command();
+    let serve = command.find_subcommand("serve").expect("a command");
+    let flags: BTreeSet<_> = serve.get_arguments().filter_map(|arg| arg.get_long()).collect();
+    let rows = CONFIGURATION.split_once("These keys have no flag").expect("a table").1;
+    let rows: Vec<_> = rows
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+        .map(|(key, _rest)| key)
+        .collect();
+    let printed = text(&lb(&["print-config", "--backend", "tcp://b:1"]));
+    for key in keys(&printed.parse().expect("TOML")) {
+        let documented = flags.contains(key.as_str()) || rows.contains(&key.as_str());
+        assert!(documented, "{key} is missing in docs/configuration.md");
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("lb.toml");
+    let file = file.to_str().expect("UTF-8");
+    let is_known = |key: &str| {
+        std::fs::write(file, format!("{key} = 1979-05-27")).expect("written");
+        let told = text(&lb(&["check-config", "--backend", "tcp://b:1", "--config", file]));
+        !told.contains(&format!("{key}: unknown key"))
+    };
+    for key in rows.into_iter().chain(flags).filter(|key| *key != "config") {
+        assert!(is_known(key), "the file takes no {key}");
+    }
+    assert!(["no-such-key", "affinity.no-such-key"].iter().all(|key| !is_known(key)));
+}
+
+#[test]
+fn a_command_s_own_flags_come_first_in_its_help() {
+    let help = text(&lb(&["explain-key", "--help"]));
+    let place = |words: &str| help.find(words).unwrap_or_else(|| panic!("no {words} in {help}"));
+    assert!(place("--opt ") < place("--config "));
+    assert!(place("--config ") < place("\nClients:\n"));
+    assert!(place("\nClients:\n") < place("\nLog:\n"));
 }

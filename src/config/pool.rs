@@ -49,32 +49,56 @@ pub struct PoolSettings {
     #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Address to listen on for clients: tcp://HOST:PORT, HOST:PORT or unix:///PATH. Repeatable.
-    #[arg(long, env = "BUILDKIT_LB_LISTEN", value_delimiter = ',', value_name = "ADDR")]
+    /// Address where clients connect: tcp://HOST:PORT, HOST:PORT or unix:///PATH. Repeatable
+    /// [default: tcp://0.0.0.0:1234].
+    #[arg(
+        help_heading = "Clients",
+        long,
+        env = "BUILDKIT_LB_LISTEN",
+        value_delimiter = ',',
+        value_name = "ADDR"
+    )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub listen: Vec<String>,
-    /// A buildkitd: [NAME=]tcp://HOST:PORT or [NAME=]unix:///PATH, with ?capacity=N if it takes more
-    /// builds than others. Repeatable.
-    #[arg(long, env = "BUILDKIT_LB_BACKEND", value_delimiter = ',', value_name = "[NAME=]ADDR")]
+    /// A daemon: [NAME=]tcp://HOST:PORT or [NAME=]unix:///PATH. A daemon with ?capacity=2 gets twice the
+    /// builds of one with capacity 1, the default. Repeatable.
+    #[arg(
+        help_heading = "Daemons",
+        long,
+        env = "BUILDKIT_LB_BACKEND",
+        value_delimiter = ',',
+        value_name = "[NAME=]ADDR[?capacity=N]"
+    )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backend: Vec<String>,
-    /// Where daemons are found: kubernetes://NAMESPACE/SERVICE (and :PORT), dns://NAME:PORT or
-    /// dns://_SERVICE._tcp.NAME. Repeatable, beside --backend.
-    #[arg(long, env = "BUILDKIT_LB_DISCOVER", value_delimiter = ',', value_name = "URL")]
+    /// Where daemons are found: kubernetes://NAMESPACE/SERVICE[:PORT], dns://NAME:PORT or
+    /// dns://_SERVICE._tcp.NAME. Repeatable, also beside --backend; one of the two is needed.
+    #[arg(
+        help_heading = "Daemons",
+        long,
+        env = "BUILDKIT_LB_DISCOVER",
+        value_delimiter = ',',
+        value_name = "URL"
+    )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub discover: Vec<String>,
     /// How builds are spread: random, least-sessions or consistent-hash [default: consistent-hash].
-    #[arg(long, env = "BUILDKIT_LB_POLICY")]
+    #[arg(help_heading = "Placement", long, env = "BUILDKIT_LB_POLICY", value_name = "POLICY")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
-    /// Let the targets of one bake go to different backends; a bake with linked targets fails then
-    /// [default: false].
-    #[arg(long, env = "BUILDKIT_LB_SPREAD_BAKE_TARGETS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    /// Let the unlinked targets of one bake go to different backends. A bake with linked targets may then
+    /// fail [default: false].
+    #[arg(help_heading = "Placement", long, env = "BUILDKIT_LB_SPREAD_BAKE_TARGETS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spread_bake_targets: Option<bool>,
-    /// How long a backend that joins a running fleet is given less than its share of the builds; 0s is
-    /// no slow start [default: 30s].
-    #[arg(long, env = "BUILDKIT_LB_SLOW_START", value_name = "DURATION")]
+    /// How long a backend that joins a running fleet gets less than its share of the builds: a tenth at
+    /// first, then more and more. 0s turns this off [default: 30s].
+    #[arg(
+        help_heading = "Placement",
+        long,
+        env = "BUILDKIT_LB_SLOW_START",
+        value_name = "DURATION"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<String>,
     /// The `[affinity]` table of the file: an ordered list does not fit into a flag.

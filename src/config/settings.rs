@@ -25,68 +25,116 @@ pub struct Settings {
     #[command(flatten)]
     #[serde(flatten)]
     pub pool: PoolSettings,
-    /// DNS server for --discover dns://… [default: those of /etc/resolv.conf].
-    #[arg(long, env = "BUILDKIT_LB_DNS_SERVER", value_name = "HOST:PORT")]
+    /// DNS server that is asked for --discover dns://NAME [default: those of /etc/resolv.conf].
+    #[arg(
+        help_heading = "Daemons",
+        long,
+        env = "BUILDKIT_LB_DNS_SERVER",
+        value_name = "HOST:PORT"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns_server: Option<String>,
-    /// Read the labels of the daemons' pods, for their version and architecture; needs get, list and
-    /// watch on pods [default: false].
-    #[arg(long, env = "BUILDKIT_LB_POD_DETAILS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    /// Read the labels of the daemons' pods, which name their version, architecture and zone. Needs the
+    /// verbs get, list and watch on pods [default: false].
+    #[arg(help_heading = "Kubernetes pods", long, env = "BUILDKIT_LB_POD_DETAILS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_details: Option<bool>,
-    /// Keep the number of a pod's builds in its annotation controller.kubernetes.io/pod-deletion-cost, so
-    /// that a Deployment which shrinks ends idle pods first; needs patch on pods [default: false].
-    #[arg(long, env = "BUILDKIT_LB_POD_DELETION_COST", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    /// Write the number of a pod's builds into its annotation controller.kubernetes.io/pod-deletion-cost.
+    /// A Deployment that shrinks then ends idle pods first. Needs the verb patch on pods [default: false].
+    #[arg(help_heading = "Kubernetes pods", long, env = "BUILDKIT_LB_POD_DELETION_COST", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_deletion_cost: Option<bool>,
-    /// Keep the annotation cluster-autoscaler.kubernetes.io/safe-to-evict of a pod false while it has
-    /// builds, else true; needs patch on pods [default: false].
-    #[arg(long, env = "BUILDKIT_LB_SAFE_TO_EVICT", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    /// Set a pod's annotation cluster-autoscaler.kubernetes.io/safe-to-evict to false while the pod has
+    /// builds, and to true otherwise. Needs the verb patch on pods [default: false].
+    #[arg(help_heading = "Kubernetes pods", long, env = "BUILDKIT_LB_SAFE_TO_EVICT", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub safe_to_evict: Option<bool>,
-    /// Address of the admin port: /livez, /readyz, /metrics, /status.json [default: 0.0.0.0:9090].
-    #[arg(long, env = "BUILDKIT_LB_ADMIN_LISTEN", value_name = "HOST:PORT")]
+    /// Address of the admin port, which serves probes, metrics and status [default: 0.0.0.0:9090].
+    #[arg(
+        help_heading = "Admin port",
+        long,
+        env = "BUILDKIT_LB_ADMIN_LISTEN",
+        value_name = "HOST:PORT"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_listen: Option<String>,
-    /// Address of a listener on which things may be changed without a token, for drain and cordon:
-    /// unix:///PATH, which only the proxy's own user can open, or tcp://127.0.0.1:PORT, which everybody on
-    /// the machine can [default: none].
-    #[arg(long, env = "BUILDKIT_LB_CONTROL_LISTEN", value_name = "ADDR")]
+    /// Address of a listener that takes drain and cordon requests without a token: unix:///PATH, which only
+    /// the proxy's own user can open, or tcp://127.0.0.1:PORT, which everybody on the machine can
+    /// [default: none].
+    #[arg(
+        help_heading = "Admin port",
+        long,
+        env = "BUILDKIT_LB_CONTROL_LISTEN",
+        value_name = "ADDR"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_listen: Option<String>,
-    /// File of tokens, one a line, with which things may be changed on the admin port; read again when it
-    /// changes [default: none].
-    #[arg(long, env = "BUILDKIT_LB_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    /// File of tokens, one in each line. A request that shows one of them may drain and cordon on the admin
+    /// port. The file is read again when it changes [default: none].
+    #[arg(
+        help_heading = "Admin port",
+        long,
+        env = "BUILDKIT_LB_ADMIN_TOKEN_FILE",
+        value_name = "FILE"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_token_file: Option<String>,
-    /// How long to go on accepting after SIGTERM, while /readyz says 503 already, so that load balancers
-    /// notice before a connection is refused [default: 0s].
-    #[arg(long, env = "BUILDKIT_LB_DRAIN_DELAY", value_name = "DURATION")]
+    /// How long the proxy still accepts connections after SIGTERM. /readyz answers 503 during this time, so
+    /// load balancers notice before a connection is refused [default: 0s].
+    #[arg(
+        help_heading = "Shutdown",
+        long,
+        env = "BUILDKIT_LB_DRAIN_DELAY",
+        value_name = "DURATION"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_delay: Option<String>,
-    /// How long to wait for running builds after SIGTERM and the delay, as in 30s, 10m or 1h [default: 1h].
-    #[arg(long, env = "BUILDKIT_LB_DRAIN_TIMEOUT", value_name = "DURATION")]
+    /// How long the proxy waits for running builds after SIGTERM and the drain delay, for example 30s, 10m
+    /// or 1h [default: 1h].
+    #[arg(
+        help_heading = "Shutdown",
+        long,
+        env = "BUILDKIT_LB_DRAIN_TIMEOUT",
+        value_name = "DURATION"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_timeout: Option<String>,
-    /// Client connections at once [default: as many as there are descriptors for].
-    #[arg(long, env = "BUILDKIT_LB_MAX_CONNECTIONS", value_name = "COUNT")]
+    /// Most client connections at once, over all listeners; a limit of open files that allows fewer wins
+    /// [default: as many as the limit of open files allows].
+    #[arg(
+        help_heading = "Resources",
+        long,
+        env = "BUILDKIT_LB_MAX_CONNECTIONS",
+        value_name = "COUNT"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<String>,
-    /// Memory for what waits to be sent on: metadata, first messages, calls that wait for their build; as
-    /// in 64MiB or 1GiB [default: a quarter of what the process may use].
-    #[arg(long, env = "BUILDKIT_LB_MEMORY_BUDGET", value_name = "SIZE")]
+    /// Memory for data that waits to be sent on: metadata, first messages, calls that wait for their build.
+    /// For example 64MiB or 1GiB [default: a quarter of what the process may use, from 64MiB to 1GiB].
+    #[arg(
+        help_heading = "Resources",
+        long,
+        env = "BUILDKIT_LB_MEMORY_BUDGET",
+        value_name = "SIZE"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_budget: Option<String>,
-    /// Threads that relay [default: half the processors].
-    #[arg(long, env = "BUILDKIT_LB_WORKER_THREADS", value_name = "COUNT")]
+    /// Threads that relay data [default: half the processors].
+    #[arg(
+        help_heading = "Resources",
+        long,
+        env = "BUILDKIT_LB_WORKER_THREADS",
+        value_name = "COUNT"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker_threads: Option<String>,
-    /// Shape of log lines: text or json [default: text].
-    #[arg(long, env = "BUILDKIT_LB_LOG_FORMAT")]
+    /// Format of the log on standard error: text or json [default: text].
+    #[arg(help_heading = "Log", long, env = "BUILDKIT_LB_LOG_FORMAT", value_name = "FORMAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_format: Option<String>,
-    /// What is logged: error, warn, info, debug or trace [default: info].
-    #[arg(long, env = "BUILDKIT_LB_LOG_LEVEL")]
+    /// Lowest level that is logged: error, warn, info, debug or trace; trace includes the libraries, down to
+    /// HTTP/2 frames [default: info].
+    #[arg(help_heading = "Log", long, env = "BUILDKIT_LB_LOG_LEVEL", value_name = "LEVEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_level: Option<String>,
     /// The `[[pool]]` tables of the file.

@@ -56,6 +56,8 @@ type Histograms<L> = Family<L, Histogram, Buckets>;
 pub struct Description {
     /// Its name in the exposition.
     pub name: String,
+    /// Its type: `counter`, `gauge`, `histogram` or `info`.
+    pub kind: &'static str,
     /// Its labels.
     pub labels: Vec<Described>,
     /// What it tells.
@@ -99,11 +101,13 @@ macro_rules! families {
                 vec![
                     $(Description {
                         name: exposed(stringify!($name), stringify!($kind)),
+                        kind: kind(stringify!($kind)),
                         labels: <$labels as LabelNames>::described(),
                         help: $help,
                     },)+
                     $(Description {
-                        name: exposed(stringify!($gauge), "Gauge"),
+                        name: exposed(stringify!($gauge), "Gauges"),
+                        kind: "gauge",
                         labels: Vec::new(),
                         help: $gauge_help,
                     },)+
@@ -121,39 +125,48 @@ fn exposed(name: &str, kind: &str) -> String {
     format!("buildkit_lb_{name}{suffix}")
 }
 
+/// The OpenMetrics type of the families of this Rust type.
+fn kind(family: &str) -> &'static str {
+    match family {
+        "Gauges" => "gauge",
+        "Histograms" => "histogram",
+        _ => "counter",
+    }
+}
+
 families! {
     families {
-        backend_state: Gauges<StateLabels>, "1 for the state a backend is in, 0 for the others";
+        backend_state: Gauges<StateLabels>, "1 for the state that a backend is in, 0 for the others";
         builds_active: Gauges<BackendLabels>, "Builds that run on a backend";
         builds: Counters<CodeLabels>, "Builds ended, by the gRPC code of their Solve";
-        build_duration_seconds: Histograms<GrpcCodeLabels> = Family::new_with_constructor(Buckets(&BUILD_SECONDS)), "Time from a Solve's arrival to its end";
+        build_duration_seconds: Histograms<GrpcCodeLabels> = Family::new_with_constructor(Buckets(&BUILD_SECONDS)), "Time from a Solve's arrival to its end, in buckets from 1 s to 2 h";
         sessions_active: Gauges<BackendLabels>, "Session streams open on a backend";
         sessions: Counters<ResultLabels>, "Session streams ended, by how";
         bytes: ByteCounters<DirectionLabels>, "Message bytes relayed; up is from client to daemon";
-        route_decisions: Counters<DecisionLabels>, "Backends chosen for builds, by how they were found";
+        route_decisions: Counters<DecisionLabels>, "Builds placed, by how their backend was found and where their key came from";
         affinity_keys: Gauges<PoolLabels>, "Keys whose last backends are remembered";
-        binding_conflicts: Counters<PoolLabels>, "Builds that need sessions of two backends";
+        binding_conflicts: Counters<PoolLabels>, "Builds that need sessions or linked targets of two backends; a warning in the log names both";
         backend_info: Gauges<VersionLabels>, "Version that a daemon says it has";
-        backend_capacity: Gauges<BackendLabels>, "Size of a backend against the others'";
+        backend_capacity: Gauges<BackendLabels>, "Size of a backend in proportion to the others";
         upstream_connections_active: Gauges<BackendLabels>, "Open connections to a backend";
         upstream_connect_seconds: Histograms<BackendLabels> = Family::new_with_constructor(Buckets(&CONNECT_SECONDS)), "Time to open a connection to a backend";
         upstream_errors: Counters<FaultLabels>, "Failed or lost connections to a backend";
         connections_active: Gauges<PoolLabels>, "Open client connections";
         connections: Counters<PoolLabels>, "Client connections accepted";
-        connection_errors: Counters<ReasonLabels>, "Client connections that ended in an error";
-        rejected: Counters<ReasonLabels>, "Streams the proxy itself answered with an error";
+        connection_errors: Counters<ReasonLabels>, "Client connections that ended badly, were refused, or do not speak HTTP/2";
+        rejected: Counters<ReasonLabels>, "Streams that the proxy itself answered with an error";
         parked_streams: Gauges<PoolLabels>, "Streams that wait for their build to be bound";
         discovery_endpoints: Gauges<SourceLabels>, "Endpoints that a source reported last";
-        discovery_last_sync_timestamp_seconds: Gauges<SourceLabels>, "When a source's report was last known to be right";
+        discovery_last_sync_timestamp_seconds: Gauges<SourceLabels>, "When a source's report was last known to be right; the time stands still while the source fails";
         discovery_errors: Counters<SourceReasonLabels>, "Failures of a source";
         pod_errors: Counters<PodErrorLabels>, "Requests about pods that failed";
         pod_patches: Counters<PoolLabels>, "Annotations of pods written";
         backend_drains: Counters<DrainLabels>, "Requests to drain a backend, by how they ended";
-        admin_changes_refused: Counters<ChangeRefusalLabels>, "Requests to change something that were refused";
-        admin_connections_closed: Counters<AdminClosureLabels>, "Connections of the admin port closed to bound their number";
+        admin_changes_refused: Counters<ChangeRefusalLabels>, "Requests to cordon or drain that were refused";
+        admin_connections_closed: Counters<AdminClosureLabels>, "Connections of the admin port that were closed to bound their number";
     }
     gauges {
-        held_bytes, "Bytes held for clients before they are sent on";
+        held_bytes, "Bytes held for clients before they are sent on; memory-budget limits them";
         drain_in_progress, "1 while the proxy drains";
         drain_builds_remaining, "Builds that a draining proxy waits for";
     }
@@ -164,7 +177,8 @@ const STARTED: (&str, &str) = ("grpc_server_started", "RPCs received, by method"
 
 /// What else is told of the process.
 const BUILD: (&str, &str) = ("buildkit_lb_build", "Version of the running proxy");
-const DROPPED: (&str, &str) = ("log_records_dropped", "Log records that nobody could read");
+const DROPPED: (&str, &str) =
+    ("log_records_dropped", "Log records dropped because the log was not read in time");
 
 impl Families {
     /// Registers every family.
@@ -200,10 +214,12 @@ impl Families {
     /// What there is, for the documentation.
     pub fn descriptions() -> Vec<Description> {
         let mut all = Self::described();
-        let plain = |name: String, labels, help| Description { name, labels, help };
-        all.push(plain(format!("{}_info", BUILD.0), vec![("version", Vec::new())], BUILD.1));
-        all.push(plain(exposed(DROPPED.0, "Counters"), Vec::new(), DROPPED.1));
-        all.push(plain(format!("{}_total", STARTED.0), MethodLabels::described(), STARTED.1));
+        let plain = |name, kind, labels, help| Description { name, kind, labels, help };
+        let version = vec![("version", Vec::new())];
+        all.push(plain(format!("{}_info", BUILD.0), "info", version, BUILD.1));
+        all.push(plain(exposed(DROPPED.0, "Counters"), "counter", Vec::new(), DROPPED.1));
+        let method = MethodLabels::described();
+        all.push(plain(format!("{}_total", STARTED.0), "counter", method, STARTED.1));
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }

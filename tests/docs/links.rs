@@ -1,25 +1,8 @@
-//! The pages say what is so: their links lead somewhere, and the list of dependencies is the build's.
+//! Every link of a page leads to a file and a heading that are there.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, path::Path};
 
-/// Every page of the repository.
-fn pages(directory: &Path) -> Vec<PathBuf> {
-    let mut pages = Vec::new();
-    for entry in fs::read_dir(directory).expect("a directory") {
-        let path = entry.expect("readable").path();
-        let name = path.file_name().and_then(|name| name.to_str()).expect("UTF-8");
-        if path.is_dir() && name != "target" && !name.starts_with('.') {
-            pages.extend(self::pages(&path));
-        } else if path.extension().is_some_and(|extension| extension == "md") {
-            pages.push(path);
-        }
-    }
-    pages
-}
+use super::pages;
 
 /// A page's lines without its blocks of code.
 fn prose(page: &str) -> impl Iterator<Item = &str> {
@@ -91,20 +74,4 @@ fn a_link_that_leads_nowhere_is_found() {
     let path = Path::new("./page.md");
     let bad = links(page).into_iter().filter(|link| trouble(path, page, link).is_some());
     assert_eq!(bad.collect::<Vec<_>>(), ["no.svg", "#three", "README.md#no"]);
-}
-
-#[test]
-fn the_page_of_dependencies_has_each_of_them_and_no_other() {
-    let manifest: toml::Table = include_str!("../Cargo.toml").parse().expect("TOML");
-    let tables = ["dependencies", "build-dependencies", "dev-dependencies"];
-    let direct: BTreeSet<_> = tables
-        .iter()
-        .flat_map(|table| manifest[*table].as_table().expect("a table").keys())
-        .collect();
-    let page = include_str!("../docs/dependencies.md");
-    let cells = page.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
-    let crates = cells.flat_map(|cell| cell.split(", "));
-    let listed: Vec<_> = crates.map(|name| name.trim_matches('`').to_owned()).collect();
-    assert_eq!(listed.iter().collect::<BTreeSet<_>>(), direct);
-    assert_eq!(listed.len(), direct.len(), "one stands there twice");
 }
