@@ -1,8 +1,9 @@
 //! The Azure kit does what it says: the steps of its pipelines build, push and cache through the proxy as
 //! an agent would run them, and its agent comes and goes in order.
 //!
-//! The registry, the daemons and the clients are real. `az` is a few lines that print a token, because
-//! there is no Azure to ask; so are the agent's programs, which only Azure DevOps could talk to.
+//! The registry, the daemons and the clients are real. `az` is a few lines that print a token, and `curl` a few that
+//! answer for Entra and ACR, because there is no Azure to ask; so are the agent's programs, which only Azure DevOps
+//! could talk to.
 
 mod support;
 
@@ -41,10 +42,33 @@ const USER: &str = "00000000-0000-0000-0000-000000000000";
 const AZ: &str = r#"#!/bin/sh
 case "$*" in
 "acr login --name "*" --expose-token --query accessToken --output tsv") echo "$FAKE_TOKEN" ;;
-"account show --output none") test -e "$HOME/signed-in" ;;
-"login --service-principal --username client --tenant tenant --federated-token federated "*)
-    touch "$HOME/signed-in" ;;
+"account show --output none") test -z "$AZURE_FEDERATED_TOKEN_FILE" ;;
 *) echo "az: $*" >&2; exit 2 ;;
+esac
+"#;
+
+/// Answers what a workload identity is asked for: Entra with an access token, ACR with one of its own, which is another
+/// each time and the only one that `$USERS` of the registry then takes.
+const CURL: &str = r#"#!/bin/sh
+for argument; do
+    case $argument in
+    client_assertion@*) assertion=$(cat "${argument#*@}") ;;
+    scope=*) scope=${argument#*=} ;;
+    access_token=*) access=${argument#*=} ;;
+    esac
+    url=$argument
+done
+case $url in
+https://login.microsoftonline.com/tenant/oauth2/v2.0/token)
+    [ "$assertion" = federated ] || { echo "AADSTS700016: who?"; exit 22; }
+    printf '{"token_type": "Bearer",\n "expires_in": 3599, "access_token": "entra %s"}' "$scope" ;;
+https://*/oauth2/exchange)
+    [ "$access" = "entra https://containerregistry.azure.net/.default" ] || exit 22
+    token=$(mktemp -u XXXXXXXX)
+    htpasswd -Bbc "$USERS" 00000000-0000-0000-0000-000000000000 "$token" 2>/dev/null
+    echo exchanged >>"$HOME/exchanges"
+    printf '{"refresh_token":"%s"}' "$token" ;;
+*) echo "curl: $*" >&2; exit 2 ;;
 esac
 "#;
 
@@ -287,14 +311,60 @@ fn credentials_come_from_a_password_or_a_workload_identity() {
     assert!(!output.status.success());
     assert!(text(&output).contains("the pipeline has no such variable"), "{}", text(&output));
 
-    let agent = agent.set("REGISTRY_PASSWORD", "").set("AZURE_CLIENT_ID", "client");
-    let token = agent.directory.path().join("federated");
-    fs::write(&token, "federated").expect("written");
-    let agent = agent.set("AZURE_FEDERATED_TOKEN_FILE", &token.display().to_string());
-    let agent = agent.set("AZURE_TENANT_ID", "tenant");
+    let agent = agent.set("REGISTRY_PASSWORD", "");
     succeed(&mut agent.step(&login));
-    assert!(agent.directory.path().join("home/signed-in").exists());
-    assert!(config(&agent).starts_with("MDAwMDAwMDAt"), "ACR's user");
+    assert!(config(&agent).starts_with("MDAwMDAwMDAt"), "ACR's user, by the service connection");
+}
+
+/// An agent whose pod has a workload identity, and a registry of its own.
+fn with_identity(registry: &Registry) -> Agent {
+    let agent = Agent::new("identity", "main");
+    let path = |name: &str| agent.directory.path().join(name);
+    executable(&path("bin/curl"), CURL);
+    fs::write(path("federated"), "federated").expect("written");
+    let helper = "docker-credential-acr-identity";
+    std::os::unix::fs::symlink(format!("{KIT}/steps/{helper}"), path("bin").join(helper))
+        .expect("linked");
+    let users = registry.users().display().to_string();
+    let token = path("federated").display().to_string();
+    agent
+        .set("AZURE_CLIENT_ID", "client")
+        .set("AZURE_TENANT_ID", "tenant")
+        .set("AZURE_FEDERATED_TOKEN_FILE", &token)
+        .set("USERS", &users)
+        .set("REGISTRY", &registry.host())
+}
+
+#[test]
+fn a_build_that_outlives_a_token_pushes_with_the_next_one() {
+    let registry = Registry::start();
+    let proxy = Proxy::in_front_of(&fleet()[1..]).start();
+    let agent = with_identity(&registry).set("BUILDKIT_ADDR", &proxy.addr());
+    let signed_in = succeed(&mut agent.step(&format!("{STEPS}/login.sh")));
+    assert!(signed_in.contains("signed in to"), "{signed_in}");
+    let exchanges = || {
+        let told = fs::read_to_string(Path::new(&agent.env["HOME"]).join("exchanges"));
+        told.unwrap_or_default().lines().count()
+    };
+    assert_eq!(exchanges(), 1, "what is wrong shows at once");
+    // The registry takes no token that was given before.
+    let config = format!("{}/docker", agent.env["AGENT_TEMPDIRECTORY"]);
+    let build = "buildctl --addr \"$BUILDKIT_ADDR\" build --frontend dockerfile.v0 --local context=. \
+                 --local dockerfile=. --output type=image,name=\"$REGISTRY/late:1\",push=true";
+    let built = run(agent.step(build).env("DOCKER_CONFIG", &config));
+    assert!(built.status.success(), "{}", text(&built));
+    assert_eq!(exchanges(), 2, "the push asked for a token of its own");
+}
+
+#[test]
+fn an_identity_without_rights_fails_where_it_signs_in() {
+    let registry = Registry::start();
+    let agent = with_identity(&registry);
+    fs::write(agent.directory.path().join("federated"), "another").expect("written");
+    let refused = run(&mut agent.step(&format!("{STEPS}/login.sh")));
+    let told = text(&refused);
+    assert!(!refused.status.success() && told.contains("AADSTS700016: who?"), "{told}");
+    assert!(told.contains("##vso[task.logissue type=error]docker-credential-acr"), "{told}");
 }
 
 #[test]
@@ -561,17 +631,19 @@ fn an_idle_agent_ends_at_once() {
 fn an_agent_whose_secret_has_no_token_signs_in_by_its_identity() {
     let pool = Pool::new();
     fs::remove_file(pool.path("token")).expect("removed");
-    executable(&pool.path("az"), "#!/bin/sh\necho az \"$@\" >>calls\necho issued\n");
+    executable(&pool.path("curl"), CURL);
     fs::write(pool.path("federated"), "federated").expect("written");
     let here = pool.directory.path().display().to_string();
     let path = format!("PATH={here}:/usr/bin:/bin");
     let identity = format!("AZURE_FEDERATED_TOKEN_FILE={here}/federated");
-    let identity = ["AZURE_CLIENT_ID=client", "AZURE_TENANT_ID=tenant", &*identity];
+    let steps = format!("STEPS={KIT}/steps");
+    let identity = ["AZURE_CLIENT_ID=client", "AZURE_TENANT_ID=tenant", &*identity, &*steps];
     let run = |env: &[&str]| pool.start(&[&[&*path, "AZP_PLACEHOLDER=1"], env].concat());
     let mut agent = run(&identity);
     assert!(agent.wait(LIMIT).success(), "{}", agent.log());
-    assert!(pool.told().contains("--token issued"), "{}", pool.told());
-    let mut nobody = run(&[]);
+    let issued = "--token entra 499b84ac-1321-427f-aa17-267ca6975798/.default";
+    assert!(pool.told().contains(issued), "{}", pool.told());
+    let mut nobody = run(&[&*steps]);
     assert!(!nobody.wait(LIMIT).success());
     assert!(nobody.log().contains("no token in AZP_TOKEN_FILE"), "{}", nobody.log());
 }
@@ -597,7 +669,7 @@ fn the_agents_image_has_the_clients_and_the_steps() {
     };
     let links = stage("base/bin");
     fs::copy(base.path().join("busybox"), links.join("sh")).expect("copied");
-    for name in ["apt-get", "useradd"] {
+    for name in ["apt-get", "useradd", "ln"] {
         executable(&links.join(name), "#!/bin/sh\n");
     }
     fs::copy(base.path().join("busybox"), links.join("rm")).expect("copied");
@@ -621,8 +693,10 @@ fn the_agents_image_has_the_clients_and_the_steps() {
         build.args(["--opt", &format!("build-arg:{argument}")]);
     }
     succeed(build.arg("--output").arg(format!("type=local,dest={}", out.display())));
-    for name in ["names.sh", "login.sh", "build-buildctl.sh", "build-buildx.sh", "result.sh"] {
-        let mode = fs::metadata(out.join(&STEPS[1..]).join(name)).expect(name).permissions().mode();
+    for entry in fs::read_dir(format!("{KIT}/steps")).expect("a directory") {
+        let name = entry.expect("an entry").file_name().into_string().expect("UTF-8");
+        let mode =
+            fs::metadata(out.join(&STEPS[1..]).join(&name)).expect(&name).permissions().mode();
         assert_eq!(mode & 0o111, 0o111, "{name} is executable");
     }
     for name in ["usr/local/bin/buildctl", "usr/local/bin/buildx", "usr/local/bin/start"] {

@@ -1,6 +1,10 @@
 //! A real registry that demands a password.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use super::{
     child::Guarded,
@@ -56,6 +60,11 @@ impl Registry {
     /// `HOST:PORT/name`.
     pub(crate) fn image(&self, name: &str) -> String {
         format!("127.0.0.1:{}/{name}", self.port)
+    }
+
+    /// Its users and their passwords, which it reads again when they change.
+    pub(crate) fn users(&self) -> PathBuf {
+        self.directory.path().join("users")
     }
 
     /// A DOCKER_CONFIG with the password.

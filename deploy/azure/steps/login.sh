@@ -4,9 +4,10 @@
 #   REGISTRY                              as contoso.azurecr.io
 #   REGISTRY_USERNAME, REGISTRY_PASSWORD  of a registry that is no ACR, or of an ACR token
 #
-# Without a password the Azure CLI asks for a token: as the service connection of an AzureCLI@2 task,
-# else as the workload identity of the agent's pod. ACR's tokens last three hours, so sign in right
-# before the build. A push reads the credentials when it needs them, at the end of the build.
+# Without a password the service connection of an AzureCLI@2 task gives a token. It lasts three hours, and a push asks
+# for it at the end of the build, so sign in right before the build. Elsewhere than in such a task it is the workload
+# identity of the agent's pod, for which a credential helper gets a new token at the push: such a build may take as
+# long as it likes.
 
 set -euo pipefail
 
@@ -18,11 +19,23 @@ fail() {
     exit 1
 }
 
-workload_identity() {
-    [ -n "${AZURE_FEDERATED_TOKEN_FILE:-}" ] || return 0
-    ! az account show --output none 2>/dev/null || return 0
-    az login --service-principal --username "$AZURE_CLIENT_ID" --tenant "$AZURE_TENANT_ID" \
-        --federated-token "$(cat "$AZURE_FEDERATED_TOKEN_FILE")" --allow-no-subscriptions --output none
+readonly HELPER=docker-credential-acr-identity
+
+# The agent empties this directory after the job.
+config=$AGENT_TEMPDIRECTORY/docker
+
+# signed_in JSON : writes the client's configuration.
+signed_in() {
+    umask 077
+    mkdir -p "$config"
+    printf '%s\n' "$1" >"$config/config.json"
+    echo "##vso[task.setvariable variable=DOCKER_CONFIG]$config"
+    echo "signed in to $REGISTRY"
+}
+
+# Whether the pod has an identity, and no task has signed in for this step.
+by_identity() {
+    [ -n "${AZURE_FEDERATED_TOKEN_FILE:-}" ] && ! az account show --output none 2>/dev/null
 }
 
 username=${REGISTRY_USERNAME:-}
@@ -31,7 +44,13 @@ case $password in
 # What a pipeline leaves where a variable does not exist.
 '$'\(*) fail "REGISTRY_PASSWORD is the text $password: the pipeline has no such variable" ;;
 '')
-    workload_identity
+    if by_identity; then
+        command -v "$HELPER" >/dev/null || fail "$HELPER is not on the path: the agent's image has it"
+        # What it cannot get now it cannot get later.
+        told=$("$HELPER" get <<<"$REGISTRY") || fail "$told"
+        signed_in "{\"credHelpers\":{\"$REGISTRY\":\"${HELPER#docker-credential-}\"}}"
+        exit
+    fi
     # The user that ACR expects with a token.
     username=00000000-0000-0000-0000-000000000000
     password=$(az acr login --name "${REGISTRY%%.*}" --expose-token --query accessToken --output tsv) ||
@@ -47,10 +66,4 @@ if [ -n "${TF_BUILD:-}" ]; then
     echo "##vso[task.setsecret]$auth"
 fi
 
-# The agent empties this directory after the job.
-config=$AGENT_TEMPDIRECTORY/docker
-umask 077
-mkdir -p "$config"
-printf '{"auths":{"%s":{"auth":"%s"}}}\n' "$REGISTRY" "$auth" >"$config/config.json"
-echo "##vso[task.setvariable variable=DOCKER_CONFIG]$config"
-echo "signed in to $REGISTRY"
+signed_in "{\"auths\":{\"$REGISTRY\":{\"auth\":\"$auth\"}}}"
