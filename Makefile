@@ -45,7 +45,7 @@ clippy: ## lints, warnings are errors
 doc: ## API documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-tables: ## write the tables of flags and metrics in docs/ anew, from the code
+tables: ## write the tables of flags, metrics and chart values anew, from the code
 	BUILDKIT_LB_UPDATE_TABLES=1 cargo test --quiet --locked --test docs the_tables_of_the_pages
 
 deny: ## licences, sources, duplicates and known vulnerabilities of the dependencies

@@ -4,6 +4,7 @@
 mod dependencies;
 mod links;
 mod tables;
+mod values;
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! The tables of flags and metrics, which are made from the code: `make tables` writes them into the pages,
+//! The tables of flags, metrics and values of the chart, which are made from the code: `make tables` writes them into the pages,
 //! and without it the test fails where a page says something else.
 //!
 //! A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`.
@@ -17,7 +17,7 @@ use buildkit_lb::{
 };
 use clap::{Arg, Command};
 
-use super::pages;
+use super::{pages, values};
 
 /// Set by `make tables`.
 const UPDATE: &str = "BUILDKIT_LB_UPDATE_TABLES";
@@ -34,6 +34,7 @@ fn tables() -> BTreeMap<String, String> {
         ("commands".to_owned(), command_table(&command)),
         ("flags of serve".to_owned(), flag_tables(serve)),
         ("metrics".to_owned(), metric_table()),
+        ("values of the chart".to_owned(), values::table()),
     ]);
     for command in command.get_subcommands() {
         let own: Vec<_> =
