@@ -306,6 +306,19 @@ fn a_load_balancer_can_go_without_ports_of_the_nodes() {
 }
 
 #[test]
+fn a_mesh_leaves_the_calls_of_a_build_together() {
+    for rendered in charts().into_iter().chain(kustomizations()) {
+        for service in rendered.documents() {
+            let ports = service["spec"]["ports"].as_array().into_iter().flatten();
+            let builds = ports.filter(|port| port["port"] != 9090 && service["kind"] == "Service");
+            for port in builds {
+                assert_eq!(port["appProtocol"], "tcp", "{}: {service}", rendered.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn azure_probes_the_ready_proxies_of_a_node() {
     let aks = [format!("{DEPLOY}/chart/values-aks.yaml").into()];
     let service = chart("aks", &aks).find("Service", "buildkit-lb");
