@@ -1,6 +1,7 @@
-//! The pages say what is so: their links lead somewhere, their tables are those of the code, and the list of
-//! dependencies is the build's.
+//! The pages say what is so: what they tell people to type is shell, their links lead somewhere, their tables are
+//! those of the code, and the list of dependencies is the build's.
 
+mod blocks;
 mod dependencies;
 mod links;
 mod tables;
