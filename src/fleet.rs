@@ -6,6 +6,8 @@
 
 mod backend;
 mod endpoint;
+mod fitness;
+mod outliers;
 mod state;
 mod version;
 
@@ -21,9 +23,12 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use self::fitness::Fitness;
 pub use self::{
     backend::{Backend, BindingCount, BuildCount, Drain},
     endpoint::{Condition, Endpoint, Labels, Place, Pod},
+    fitness::DEFAULT_PROBATION,
+    outliers::BuildEnd,
     version::Version,
 };
 pub use crate::metrics::Fault;
@@ -72,6 +77,7 @@ pub struct Fleet {
     /// Held while the roster is made anew, so that two do not undo each other's work.
     writer: Mutex<()>,
     settled: CancellationToken,
+    fitness: Fitness,
 }
 
 impl Fleet {
@@ -86,6 +92,7 @@ impl Fleet {
             suspected: Arc::default(),
             writer: Mutex::default(),
             settled: CancellationToken::new(),
+            fitness: Fitness::default(),
         }
     }
 
@@ -192,6 +199,7 @@ impl Fleet {
                 replaced => {
                     if let Some(backend) = replaced {
                         backend.depart();
+                        self.fitness.forget(backend.name());
                     }
                     let (pool, backend) = (self.metrics.pool(), &*endpoint.name);
                     info!(pool, backend, address = %endpoint.address, "backend joined");
@@ -232,6 +240,7 @@ impl Fleet {
     fn forget(&self, departed: &Backend) {
         info!(pool = self.metrics.pool(), backend = departed.name(), "backend left");
         departed.depart();
+        self.fitness.forget(departed.name());
         self.metrics.forget_backend(departed.name());
     }
 
@@ -266,11 +275,11 @@ pub(crate) mod tests {
         fleet.backends().to_vec()
     }
 
-    fn endpoint(name: &str, port: u16) -> Endpoint {
+    pub(crate) fn endpoint(name: &str, port: u16) -> Endpoint {
         Endpoint::new(name, Address::Tcp { host: "127.0.0.1".into(), port })
     }
 
-    fn fleet(endpoints: Vec<Endpoint>) -> Fleet {
+    pub(crate) fn fleet(endpoints: Vec<Endpoint>) -> Fleet {
         let fleet = Fleet::new(Arc::new(Metrics::default()));
         fleet.replace(endpoints);
         fleet.backends().iter().for_each(|backend| backend.report_healthy());

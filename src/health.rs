@@ -57,7 +57,7 @@ pub async fn run(
         }
         let now = Instant::now();
         for backend in fleet.backends().iter() {
-            backend.end_lease(now);
+            backend.time_passed(now);
             // A probe ends before the next is due: its timeout is shorter than the interval.
             if backend.take_probe(now, INTERVAL) {
                 probes.push(probe(Arc::clone(backend), Arc::clone(&shared), tasks.clone()));

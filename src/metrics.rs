@@ -185,6 +185,7 @@ impl Metrics {
             sessions_active: families.sessions_active.get_or_create_owned(&labels),
             connections: families.upstream_connections_active.get_or_create_owned(&labels),
             connect: families.upstream_connect_seconds.get_or_create_owned(&labels),
+            degraded: families.backend_degraded.get_or_create_owned(&labels),
             bytes_up: bytes(Direction::Up),
             bytes_down: bytes(Direction::Down),
         }
@@ -204,6 +205,7 @@ impl Metrics {
         let labels = BackendLabels::new(pool, backend);
         families.builds_active.remove(&labels);
         families.backend_capacity.remove(&labels);
+        families.backend_degraded.remove(&labels);
         families.sessions_active.remove(&labels);
         families.upstream_connections_active.remove(&labels);
         families.upstream_connect_seconds.remove(&labels);
@@ -275,6 +277,7 @@ pub struct BackendMetrics {
     pub sessions_active: Gauge,
     pub connections: Gauge,
     pub connect: Histogram,
+    pub degraded: Counter,
     pub bytes_up: Counter<u64, AtomicU64>,
     pub bytes_down: Counter<u64, AtomicU64>,
 }

@@ -18,8 +18,8 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
-use self::candidates::Round;
 pub use self::candidates::{Candidate, Candidates, Status, Totals};
+use self::candidates::{Eligible, Round};
 use crate::label::label_set;
 
 /// A new backend gets its full share after this long: enough to pull its first base images.
@@ -195,6 +195,8 @@ label_set! {
         Busy = "busy",
         /// It takes no new builds until a probe succeeds.
         Unhealthy = "unhealthy",
+        /// It fails builds for reasons of its own.
+        Degraded = "degraded",
         /// It takes no new builds on request.
         Cordoned = "cordoned",
         /// It did not accept a connection for this build.
@@ -244,8 +246,9 @@ pub struct Request<'a> {
 }
 
 impl Config {
-    /// Chooses among `candidates` that are ready, or among all that are not cordoned when none is: a
-    /// wrong verdict on every one of them must not stop all builds.
+    /// Chooses among `candidates` that are ready, degraded ones only where there is no other, or among all
+    /// that are not cordoned when none is ready: a wrong verdict on every one of them must not stop all
+    /// builds.
     pub fn choose(
         &self,
         request: &Request<'_>,
@@ -253,15 +256,16 @@ impl Config {
         now: Instant,
         rng: &mut impl Rng,
     ) -> Option<Choice> {
-        let round = |ready| Round {
+        let round = |eligible| Round {
             candidates,
             now,
             slow_start: self.slow_start,
             tried: request.tried,
-            ready,
+            eligible,
         };
-        let choice = self.choose_in(request, &round(true), rng);
-        choice.or_else(|| self.choose_in(request, &round(false), rng))
+        Eligible::ORDER
+            .into_iter()
+            .find_map(|eligible| self.choose_in(request, &round(eligible), rng))
     }
 
     fn choose_in(

@@ -68,7 +68,8 @@ impl Pool {
         let &Shared { dns_server, pods, ref kubernetes, ref commons, families, tasks, stop } =
             shared;
         let metrics = Arc::new(families.pool(&config.name));
-        let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
+        let fleet = Fleet::new(Arc::clone(&metrics)).with_probation(config.probation);
+        let fleet = Arc::new(fleet);
         let register = Register::new(Arc::clone(&fleet), Arc::clone(&metrics));
         if !config.backends.is_empty() {
             register.source(&"backend").found(config.backends, None);

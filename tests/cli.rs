@@ -164,7 +164,7 @@ fn the_documented_defaults_are_the_defaults() {
         let tables = blocks.iter().map(|block| block.parse::<toml::Table>().expect("TOML"));
         tables.collect::<Vec<_>>()
     });
-    for name in ["affinity", "consistent-hash", "warm-memory", "slow-start"] {
+    for name in ["affinity", "consistent-hash", "warm-memory", "slow-start", "probation"] {
         let documented = configuration.iter().find_map(|table| table.get(name)).expect(name);
         let documented = documented.to_string().replace("= 1.25", "= \"1.25\"");
         assert_eq!(documented, printed[name].to_string().replace("1day", "24h"), "{name}");

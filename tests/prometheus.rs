@@ -252,6 +252,8 @@ fn alerts_come_for_what_they_are_about_and_not_otherwise() {
         ("buildkit_lb_backend_drains_total{result=\"timeout\"}", "0x60"),
         ("buildkit_lb_drain_builds_remaining", "0x60"),
         ("buildkit_lb_drain_in_progress", "0x60"),
+        ("buildkit_lb_backend_degraded_total{backend=\"a\"}", "0x60"),
+        ("buildkit_lb_backend_state{backend=\"a\",state=\"degraded\"}", "0x60"),
     ];
     assert_eq!(alerts_after_an_hour(&well), BTreeSet::new());
     for (alert, changes) in [
@@ -262,6 +264,8 @@ fn alerts_come_for_what_they_are_about_and_not_otherwise() {
         ("BuildkitLbRightsMissing", &[(6, "0x40 1+1x20")]),
         ("BuildkitLbRightsMissing", &[(7, "0x40 1+1x20")]),
         ("BuildkitLbDaemonEndsBeforeItsBuilds", &[(8, "0x55 1x5")]),
+        ("BuildkitLbBackendDegraded", &[(11, "0x50 1x10")]),
+        ("BuildkitLbBackendDegraded", &[(1, "1x20 0x40"), (11, "0x20 1x40"), (12, "0x20 1x40")]),
         ("BuildkitLbProxyDrainsForLong", &[(9, "0x5 2x55"), (10, "0x5 1x55")]),
     ] {
         let mut series = well;

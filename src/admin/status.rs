@@ -1,6 +1,6 @@
 //! `/status.json`: pools, backends, sources of discovery, and the builds that run.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use axum::{Json, extract::State};
 use humantime::format_rfc3339_seconds;
@@ -46,7 +46,10 @@ fn told(pool: &str, backend: &Backend) -> Value {
         "name": backend.name(),
         "address": backend.address().to_string(),
         "state": backend.state().label(),
-        "cause": backend.ejection_cause(),
+        "cause": backend.cause(),
+        "probation_seconds": backend.probation_end().map(|end| {
+            end.saturating_duration_since(Instant::now()).as_secs()
+        }),
         "buildkit_version": backend.version().map(|version| version.to_string()),
         "builds": backend.builds(),
         "capacity": backend.capacity(),

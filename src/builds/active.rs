@@ -1,7 +1,8 @@
 //! The life of a build and of a session: listed and counted from its start, one record at its end.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    hash::{BuildHasher as _, Hash, RandomState},
+    sync::{Arc, LazyLock, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,7 @@ use crate::{
     carriers::Carried,
     client::{ActiveStream, Client},
     directory::{Binding, Lease, Lookup, Placing},
-    fleet::BuildCount,
+    fleet::{BuildCount, BuildEnd, Fleet},
     ids::Key,
     metrics::{Metrics, RouteDecision, SessionResult, code_name},
     placement::Placed,
@@ -20,13 +21,17 @@ use crate::{
     proxy::Proxy,
     relay::{End, OnEnd, Tally},
     running::{Entry, RunningBuild},
+    shares::network,
 };
 
 /// A build that runs, for as long as its Solve's stream.
 #[derive(Debug)]
 pub(super) struct ActiveBuild {
     metrics: Arc<Metrics>,
+    fleet: Arc<Fleet>,
     build: Entry,
+    /// A client's probe, which ends well on a daemon that cannot build.
+    internal: bool,
     tally: Arc<Tally>,
     session_tally: Arc<Tally>,
     _binding: Arc<Binding>,
@@ -67,7 +72,9 @@ impl ActiveBuild {
         };
         let active = Self {
             metrics: Arc::clone(&proxy.metrics),
+            fleet: Arc::clone(&proxy.fleet),
             build: proxy.running.enter(build),
+            internal: solve.internal,
             tally: tally(|key| !matches!(key, Key::Session(_))),
             session_tally: tally(|key| matches!(key, Key::Session(_))),
             _count: placed.count,
@@ -104,7 +111,23 @@ impl ActiveBuild {
         });
     }
 
+    /// Tells the fleet how the daemon ended the build.
+    fn report_end(&self, end: End) {
+        let End::Finished(Some(code)) = end else { return };
+        if self.internal {
+            return;
+        }
+        let key = self.build.affinity.as_ref();
+        let end = BuildEnd {
+            client: hashed(&network(self.build.client)),
+            key: key.map(|affinity| hashed(&affinity.key)),
+            code,
+        };
+        self.fleet.build_ended(&self.build.backend, end, Instant::now());
+    }
+
     fn ended(self, end: End) {
+        self.report_end(end);
         let build = &*self.build;
         let duration = build.arrived.elapsed();
         let backend = build.backend.name();
@@ -180,6 +203,12 @@ impl ActiveSession {
         };
         self.metrics.session_ended(backend.name(), result);
     }
+}
+
+/// A number that stands for `value` in this process.
+fn hashed(value: &impl Hash) -> u64 {
+    static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    STATE.hash_one(value)
 }
 
 fn bytes(tally: &Tally) -> (u64, u64) {

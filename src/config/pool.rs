@@ -1,6 +1,6 @@
 //! One pool: its settings as they are written, and checked.
 
-use std::{collections::HashSet, num::NonZeroU32};
+use std::{collections::HashSet, num::NonZeroU32, time::Duration};
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use crate::{
     address::Address,
     affinity::Rules,
     discovery::{Target, static_list},
-    fleet::Endpoint,
+    fleet::{self, Endpoint},
     metrics::DEFAULT_POOL,
     placement::warm,
     policy::{self, LoadFactor},
@@ -34,6 +34,8 @@ pub struct Pool {
     pub discover: Vec<Target>,
     /// How builds are spread.
     pub policy: policy::Config,
+    /// How long a degraded backend is avoided the first time; zero if none is to be.
+    pub probation: Duration,
     /// What is remembered of where keys were built.
     pub warm: warm::Config,
     /// What makes a build's affinity key.
@@ -101,6 +103,17 @@ pub struct PoolSettings {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<String>,
+    /// How long other backends are preferred to one that fails builds for reasons of its own, such as a full
+    /// disk. Each further time is twice as long as the last one, up to 32 times this. 0s turns this off
+    /// [default: 1m].
+    #[arg(
+        help_heading = "Placement",
+        long,
+        env = "BUILDKIT_LB_PROBATION",
+        value_name = "DURATION"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probation: Option<String>,
     /// The `[affinity]` table of the file: an ordered list does not fit into a flag.
     #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,6 +144,7 @@ impl PoolSettings {
             "policy" => self.policy = text(path, value, problems),
             "spread-bake-targets" => self.spread_bake_targets = truth(path, &value, problems),
             "slow-start" => self.slow_start = text(path, value, problems),
+            "probation" => self.probation = text(path, value, problems),
             "affinity" => self.affinity = table(path, value, problems),
             "consistent-hash" => self.consistent_hash = table(path, value, problems),
             "warm-memory" => self.warm_memory = table(path, value, problems),
@@ -164,6 +178,7 @@ impl PoolSettings {
             policy: over.policy.or(self.policy),
             spread_bake_targets: over.spread_bake_targets.or(self.spread_bake_targets),
             slow_start: over.slow_start.or(self.slow_start),
+            probation: over.probation.or(self.probation),
             affinity: over.affinity.or(self.affinity),
             consistent_hash: over.consistent_hash.or(self.consistent_hash),
             warm_memory: over.warm_memory.or(self.warm_memory),
@@ -197,9 +212,10 @@ impl Pool {
             problems.push(format!("{path}.listen: {text}"));
         }
         let own = Self::check(&format!("{path}."), name, settings, problems);
-        let (policy, warm, affinity) =
-            check_spread("", &common.clone().under(settings.clone()), &mut Vec::new());
-        Self { policy, warm, affinity, ..own }
+        let settings = common.clone().under(settings.clone());
+        let (policy, warm, affinity) = check_spread("", &settings, &mut Vec::new());
+        let probation = check_probation("", &settings, &mut Vec::new());
+        Self { policy, warm, affinity, probation, ..own }
     }
 
     /// Checks what stands outside of `[[pool]]` where there is any: how builds are spread if a pool
@@ -214,6 +230,7 @@ impl Pool {
             problems.push(format!("{key}: belongs into each [[pool]] where there is any"));
         }
         check_spread("", common, problems);
+        check_probation("", common, problems);
     }
 
     fn check(
@@ -231,7 +248,8 @@ impl Pool {
         let backends = check_backends(path, &settings.backend, problems);
         let discover = check_discover(path, &settings.discover, problems);
         let (policy, warm, affinity) = check_spread(path, settings, problems);
-        Self { name, listen, backends, discover, policy, warm, affinity }
+        let probation = check_probation(path, settings, problems);
+        Self { name, listen, backends, discover, policy, probation, warm, affinity }
     }
 
     /// The settings that give this pool; `name` if it stands in a `[[pool]]`.
@@ -245,6 +263,7 @@ impl Pool {
             policy: Some(self.policy.policy.to_string()),
             spread_bake_targets: Some(self.policy.spread_bake_targets),
             slow_start: Some(humantime::format_duration(self.policy.slow_start).to_string()),
+            probation: Some(humantime::format_duration(self.probation).to_string()),
             affinity: Some(self.affinity.to_table()),
             consistent_hash: Some(toml::Table::from_iter([(
                 "load-factor".to_owned(),
@@ -304,6 +323,12 @@ fn check_policy(path: &str, settings: &PoolSettings, problems: &mut Vec<String>)
         spread_bake_targets: settings.spread_bake_targets.unwrap_or_default(),
         remembers: default.remembers,
     }
+}
+
+fn check_probation(path: &str, settings: &PoolSettings, problems: &mut Vec<String>) -> Duration {
+    let key = format!("{path}probation");
+    let probation = check(settings.probation.as_deref(), &key, problems, parse_duration);
+    probation.unwrap_or(fleet::DEFAULT_PROBATION)
 }
 
 fn check_warm(path: &str, table: toml::Table, problems: &mut Vec<String>) -> warm::Config {

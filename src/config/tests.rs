@@ -56,7 +56,7 @@ fn daemons_are_named_or_found() {
 fn every_problem_is_told_in_one_run() {
     let file = "polcy = 'x'\npolicy = 'best'\nlisten = 3\ndrain-timeout = 'soon'\ndrain-delay = '-1s'\n\
                 backend = ['tcp://a', 'a=tcp://x:1', 'a=tcp://x:1', 'c=tcp://x:2?capacity=0']\nmax-connections = 0\n\
-                admin-listen = 'nowhere'\ncontrol-listen = 'tcp://0.0.0.0:9091'\nadmin-token-file = '/no/such'\nlog-level = true\nspread-bake-targets = 1\nslow-start = 'fast'\npod-details = 'all'\n\
+                admin-listen = 'nowhere'\ncontrol-listen = 'tcp://0.0.0.0:9091'\nadmin-token-file = '/no/such'\nlog-level = true\nspread-bake-targets = 1\nslow-start = 'fast'\nprobation = 'never'\npod-details = 'all'\n\
                 consistent-hash = { load-factor = 0.8, bound = 2 }\n\
                 warm-memory = { enabled = 'yes', max-keys = 0, ttl = 'ever' }\n\
                 affinity = { sources = ['path'] }";
@@ -79,6 +79,7 @@ fn every_problem_is_told_in_one_run() {
         "spread-bake-targets: must",
         "pod-details: must",
         "slow-start: `fast`",
+        "probation: `never`",
         "consistent-hash.load-factor: `0.8`",
         "consistent-hash.bound: unknown",
         "warm-memory.enabled: must",
@@ -130,7 +131,7 @@ fn what_is_printed_reads_back() {
 
 #[test]
 fn pools_have_their_own_addresses_and_what_they_do_not_say_is_common() {
-    let file = "policy = 'least-sessions'\nslow-start = '5s'\n\
+    let file = "policy = 'least-sessions'\nslow-start = '5s'\nprobation = '9s'\n\
                 [[pool]]\nname = 'amd64'\nlisten = 'tcp://0.0.0.0:1'\nbackend = 'tcp://a:1'\n\
                 policy = 'consistent-hash'\nconsistent-hash.load-factor = 2\n\
                 affinity.sources = ['image']\n\
@@ -142,6 +143,7 @@ fn pools_have_their_own_addresses_and_what_they_do_not_say_is_common() {
     assert_eq!(amd.policy.policy, Policy::ConsistentHash);
     assert_eq!(arm.policy.policy, Policy::LeastSessions);
     assert_eq!((amd.policy.slow_start, arm.policy.slow_start), (5 * SECOND, 5 * SECOND));
+    assert_eq!((amd.probation, arm.probation), (9 * SECOND, 9 * SECOND));
     assert_eq!((arm.listen.len(), arm.discover.len()), (2, 1));
     assert_ne!(amd.affinity, arm.affinity);
     assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
@@ -209,7 +211,7 @@ fn a_name_is_not_looked_up_before_it_is_used() {
 }
 
 /// The settings of a file, and the parts that some of their values have.
-const KEYS: [&str; 24] = [
+const KEYS: [&str; 25] = [
     "listen",
     "backend",
     "discover",
@@ -220,6 +222,7 @@ const KEYS: [&str; 24] = [
     "policy",
     "spread-bake-targets",
     "slow-start",
+    "probation",
     "admin-listen",
     "drain-delay",
     "drain-timeout",

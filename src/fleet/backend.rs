@@ -123,7 +123,8 @@ impl Backend {
         self.builds() > 0 || self.bindings.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether it takes new builds: probed, ready, and neither cordoned, draining nor ejected.
+    /// Whether it takes new builds: probed, ready, and neither cordoned, draining nor ejected. A degraded one
+    /// takes them where no other does.
     pub fn is_ready(&self) -> bool {
         self.candidate.is_ready()
     }
@@ -160,12 +161,22 @@ impl Backend {
         self.state.lock().name()
     }
 
-    /// Why it is unhealthy, if it is.
-    pub fn ejection_cause(&self) -> Option<String> {
-        self.state.lock().cause()
+    /// Why it is unhealthy or degraded, if it is.
+    pub fn cause(&self) -> Option<String> {
+        self.state.lock().cause().map(str::to_owned)
     }
 
-    /// Cordons or uncordons it; to uncordon takes back a drain too.
+    /// Whether it fails builds for reasons of its own.
+    pub fn is_degraded(&self) -> bool {
+        self.candidate.is_degraded()
+    }
+
+    /// When it takes its share of the builds again, if it is degraded.
+    pub fn probation_end(&self) -> Option<Instant> {
+        self.state.lock().probation_end()
+    }
+
+    /// Cordons or uncordons it; to uncordon takes back a drain too, and a probation.
     pub fn set_cordoned(&self, cordoned: bool) {
         self.apply(if cordoned { Event::Cordoned } else { Event::Uncordoned }, Instant::now());
     }
@@ -179,9 +190,9 @@ impl Backend {
         Drain { backend: Arc::clone(self), lease }
     }
 
-    /// Ends the cordon of a drain that nobody has asked for again in time, at `now`.
-    pub fn end_lease(&self, now: Instant) {
-        self.apply(Event::LeaseChecked, now);
+    /// Ends what was to last until `now`: the cordon of a drain that nobody has asked for again, a probation.
+    pub fn time_passed(&self, now: Instant) {
+        self.apply(Event::TimePassed, now);
     }
 
     /// Takes over what discovery says now.
@@ -239,6 +250,17 @@ impl Backend {
         self.state.lock().is_silent()
     }
 
+    /// Reports that it fails builds for reasons of its own: others are preferred for `first`, or longer if
+    /// it has been so before.
+    pub(super) fn report_unfit(&self, first: Duration, cause: &str, now: Instant) {
+        self.apply(Event::Unfit(first, cause), now);
+    }
+
+    /// Takes back what was reported of its fitness.
+    pub(super) fn revoke_unfit(&self) {
+        self.apply(Event::UnfitRevoked, Instant::now());
+    }
+
     /// Reports that it answered a probe.
     pub fn report_healthy(&self) {
         self.apply(Event::ProbePassed, Instant::now());
@@ -287,6 +309,9 @@ impl Backend {
         if before == after {
             return;
         }
+        if after.status.degraded && !before.status.degraded && !after.status.departed {
+            self.metrics.degraded.inc();
+        }
         self.publish(after);
         if !after.status.departed {
             self.log(event, before, after);
@@ -309,6 +334,7 @@ impl Backend {
                 warn!(pool, backend, fault = fault.label(), error, "backend ejected");
             }
             Event::ProbePassed if before.status.ejected => info!(pool, backend, "backend is back"),
+            Event::Unfit(_, cause) => warn!(pool, backend, cause, "backend degraded"),
             _ => {}
         }
         let (before, state) = (before.name.label(), after.name.label());

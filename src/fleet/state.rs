@@ -3,8 +3,11 @@
 //! Discovery, operators, probes and the data path each see a part of a backend. What they see is an
 //! [`Event`]; what follows from all of them together is what the [`State`] publishes.
 
+mod probation;
+
 use std::time::{Duration, Instant};
 
+use self::probation::Probation;
 use super::Condition;
 use crate::{
     metrics::{BackendState, Fault},
@@ -33,15 +36,15 @@ pub(super) enum Event<'a> {
     Departed,
     /// An operator wants no new builds on it.
     Cordoned,
-    /// An operator takes back every cordon, a drain's too.
+    /// An operator takes back every cordon, a drain's too, and what was found against its fitness.
     Uncordoned,
     /// Somebody asks to drain it, because its daemon is about to stop.
     DrainStarted,
     /// That request has ended. Its cordon stays until then, or until the daemon has been away and is
     /// back.
     DrainEnded(Instant),
-    /// Time has passed: the cordon of a drain that nobody has asked for again ends.
-    LeaseChecked,
+    /// Time has passed: the cordon of a drain that nobody has asked for again ends, and so does a probation.
+    TimePassed,
     /// A connection or a probe failed, and why.
     Fault(Fault, &'a str),
     /// It left a question without an answer that it should have at once.
@@ -50,6 +53,10 @@ pub(super) enum Event<'a> {
     ProbePassed,
     /// A probe could not be made, for want of something of ours.
     ProbeNotMade,
+    /// It fails builds for reasons of its own: how long it is avoided the first time, and why it is thought so.
+    Unfit(Duration, &'a str),
+    /// What was found against its fitness does not count.
+    UnfitRevoked,
 }
 
 /// What others are told of a backend.
@@ -85,6 +92,8 @@ pub(super) struct State {
     /// When the cordon of a drain ends if no request is open by then.
     lease_end: Option<Instant>,
     health: Health,
+    /// While one is running it is degraded.
+    probation: Probation,
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +133,7 @@ impl State {
             Event::Cordoned => self.cordoned = true,
             Event::Uncordoned => {
                 self.cordoned = false;
+                self.probation.revoke();
                 self.end_lease();
             }
             Event::DrainStarted => {
@@ -134,12 +144,15 @@ impl State {
                 self.drains = self.drains.saturating_sub(1);
                 self.lease_end = self.lease_end.max(Some(lease_end));
             }
-            Event::LeaseChecked => {
+            Event::TimePassed => {
                 if self.drains == 0 && self.lease_end.is_some_and(|end| end <= now) {
                     self.end_lease();
                     lease_ended = true;
                 }
+                self.probation.check(now);
             }
+            Event::Unfit(first, cause) => self.probation.start(first, cause, now),
+            Event::UnfitRevoked => self.probation.revoke(),
             Event::Fault(fault, cause) => self.health.fail(fault, cause, now),
             Event::Silent => {
                 self.health.silent = true;
@@ -152,6 +165,7 @@ impl State {
                     // The daemon that was to stop has stopped, and this is the next one in its place.
                     self.drained &= self.drains > 0;
                     self.lease_end = None;
+                    self.probation.revoke();
                 }
                 self.health = Health { next_probe: self.health.next_probe, ..Health::default() };
             }
@@ -165,6 +179,7 @@ impl State {
             cordoned: self.cordoned || self.drained || self.is_leaving(),
             ejected: self.is_ejected(),
             unready: !self.probed || self.condition == Condition::NotReady,
+            degraded: self.probation.is_running(),
             departed: self.departed,
         };
         Published { name: self.name(), status }
@@ -179,15 +194,22 @@ impl State {
             _ if self.is_ejected() => BackendState::Unhealthy,
             _ if self.condition == Condition::NotReady => BackendState::Unhealthy,
             _ if !self.probed => BackendState::Starting,
+            _ if self.probation.is_running() => BackendState::Degraded,
             _ => BackendState::Ready,
         }
     }
 
-    /// Why it is unhealthy, if it is.
-    pub(super) fn cause(&self) -> Option<String> {
+    /// Why it is unhealthy or degraded, if it is.
+    pub(super) fn cause(&self) -> Option<&str> {
         let not_ready = self.condition == Condition::NotReady;
-        let said = not_ready.then(|| "discovery says that it is not ready".to_owned());
-        self.health.retry.as_ref().map(|retry| retry.cause.clone()).or(said)
+        let said = not_ready.then_some("discovery says that it is not ready");
+        let ejected = self.health.retry.as_ref().map(|retry| retry.cause.as_str());
+        ejected.or(said).or_else(|| self.probation.cause())
+    }
+
+    /// When a degraded backend takes its share of the builds again.
+    pub(super) fn probation_end(&self) -> Option<Instant> {
+        self.probation.end()
     }
 
     /// Whether it did not answer when it was asked last.
@@ -333,7 +355,7 @@ mod tests {
     fn a_drain_that_is_not_renewed_ends_and_an_operators_cordon_does_not() {
         let (mut state, now) = (ready(), Instant::now());
         let checked = |state: &mut State, after| {
-            state.apply(Event::LeaseChecked, now + after).after.name.label()
+            state.apply(Event::TimePassed, now + after).after.name.label()
         };
         let drain = |state: &mut State, lease| {
             after(state, Event::DrainStarted);
@@ -382,6 +404,36 @@ mod tests {
     }
 
     #[test]
+    fn an_unfit_backend_is_degraded_for_its_probation() {
+        let (mut state, now) = (ready(), Instant::now());
+        let minute = Duration::from_secs(60);
+        let unfit = Event::Unfit(minute, "disk full");
+        assert_eq!(after(&mut state, unfit), "degraded");
+        assert_eq!(state.cause(), Some("disk full"));
+        // What keeps it from builds altogether is the word for it.
+        assert_eq!(after(&mut state, Event::Cordoned), "cordoned");
+        assert!(state.published().status.degraded);
+        assert_eq!(state.apply(Event::TimePassed, now + minute * 2).after.name.label(), "cordoned");
+        assert!(!state.published().status.degraded);
+        assert_eq!(after(&mut state, Event::Uncordoned), "ready");
+    }
+
+    #[test]
+    fn a_probation_ends_early_with_the_daemon_or_by_an_operator() {
+        let mut state = ready();
+        let unfit = Event::Unfit(Duration::from_secs(60), "disk full");
+        let lost = Event::Fault(Fault::Lost, "reset");
+        for events in
+            [&[lost, Event::ProbePassed][..], &[Event::Uncordoned], &[Event::UnfitRevoked]]
+        {
+            assert_eq!(after(&mut state, unfit), "degraded");
+            assert_eq!(after(&mut state, Event::ProbePassed), "degraded", "it has answered before");
+            let names = events.iter().map(|event| after(&mut state, *event));
+            assert_eq!(names.last(), Some("ready"));
+        }
+    }
+
+    #[test]
     fn who_is_silent_is_probed_at_once_and_known_to_be_until_a_probe_passes() {
         let (mut state, now) = (ready(), Instant::now());
         let interval = Duration::from_secs(10);
@@ -425,7 +477,7 @@ mod tests {
             Event::Uncordoned,
             Event::DrainStarted,
             Event::DrainEnded(Instant::now()),
-            Event::LeaseChecked,
+            Event::TimePassed,
             fault(Fault::Refused),
             fault(Fault::Timeout),
             fault(Fault::Lost),
@@ -434,6 +486,8 @@ mod tests {
             Event::ProbePassed,
             Event::ProbePassed,
             Event::ProbeNotMade,
+            Event::Unfit(Duration::from_secs(1), "cause"),
+            Event::UnfitRevoked,
         ]);
         prop::collection::vec(event, 0..40)
     }
@@ -454,13 +508,16 @@ mod tests {
                 told = after;
                 let Published { name, status } = after;
                 let takes = !(status.cordoned || status.ejected || status.unready);
-                prop_assert_eq!(name == BackendState::Ready, takes);
+                let (ready, degraded) = (BackendState::Ready, BackendState::Degraded);
+                prop_assert_eq!(name == ready, takes && !status.degraded);
+                prop_assert_eq!(name == degraded, takes && status.degraded);
                 prop_assert!(probed || !takes);
                 prop_assert_eq!(status.departed, departed);
                 prop_assert_eq!(status.ejected, state.retry_at().is_some());
                 prop_assert!(state.retry_at().is_none_or(|at| at <= now + LAST_RETRY));
                 let unhealthy = name == BackendState::Unhealthy;
-                prop_assert!(!unhealthy || state.cause().is_some());
+                prop_assert!(!(unhealthy || name == degraded) || state.cause().is_some());
+                prop_assert_eq!(status.degraded, state.probation_end().is_some());
             }
         }
     }

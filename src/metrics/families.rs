@@ -147,6 +147,7 @@ families! {
         affinity_keys: Gauges<PoolLabels>, "Keys whose last backends are remembered";
         binding_conflicts: Counters<PoolLabels>, "Builds that need sessions or linked targets of two backends; a warning in the log names both";
         backend_info: Gauges<VersionLabels>, "Version that a daemon says it has";
+        backend_degraded: Counters<BackendLabels>, "How often a backend was found to fail builds for reasons of its own";
         backend_capacity: Gauges<BackendLabels>, "Size of a backend in proportion to the others";
         upstream_connections_active: Gauges<BackendLabels>, "Open connections to a backend";
         upstream_connect_seconds: Histograms<BackendLabels> = Family::new_with_constructor(Buckets(&CONNECT_SECONDS)), "Time to open a connection to a backend";

@@ -13,6 +13,8 @@ label_set! {
         Ready = "ready",
         /// It is ejected, or discovery says that it is not ready.
         Unhealthy = "unhealthy",
+        /// It fails builds for reasons of its own: it takes builds where no other backend does.
+        Degraded = "degraded",
         /// An operator or its own daemon asked for no new builds.
         Cordoned = "cordoned",
         /// It is on its way out and finishes what it has.

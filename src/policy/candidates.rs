@@ -29,6 +29,7 @@ const CORDONED: u8 = 1;
 const EJECTED: u8 = 2;
 const DEPARTED: u8 = 4;
 const UNREADY: u8 = 8;
+const DEGRADED: u8 = 16;
 
 /// What keeps a backend from new builds; the default is nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub struct Status {
     pub ejected: bool,
     /// It is to be given no builds where there are others.
     pub unready: bool,
+    /// It fails builds for reasons of its own: it takes builds only where no other backend does.
+    pub degraded: bool,
     /// It is out of the fleet: the builds it still runs count for nobody.
     pub departed: bool,
 }
@@ -49,6 +52,7 @@ impl Status {
         bit(CORDONED, self.cordoned)
             | bit(EJECTED, self.ejected)
             | bit(UNREADY, self.unready)
+            | bit(DEGRADED, self.degraded)
             | bit(DEPARTED, self.departed)
     }
 }
@@ -65,7 +69,7 @@ pub struct Candidate {
     totals: Arc<Totals>,
 }
 
-/// Builds and capacity of all candidates of a fleet that take new builds.
+/// Builds and capacity of all candidates of a fleet that are fit for new builds.
 #[derive(Debug, Default)]
 pub struct Totals {
     change: Mutex<()>,
@@ -100,7 +104,17 @@ impl Candidate {
 
     /// Whether it takes new builds.
     pub fn is_ready(&self) -> bool {
+        self.status.load(Ordering::Relaxed) & !DEGRADED == 0
+    }
+
+    /// Whether it takes new builds and is not degraded.
+    pub fn is_fit(&self) -> bool {
         self.status.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether it fails builds for reasons of its own.
+    pub fn is_degraded(&self) -> bool {
+        self.status.load(Ordering::Relaxed) & DEGRADED != 0
     }
 
     /// Whether it finishes its builds and takes no new one.
@@ -155,7 +169,7 @@ impl Candidate {
     }
 
     fn counted(&self) -> (u32, u32) {
-        if self.is_ready() { (self.builds(), self.capacity()) } else { (0, 0) }
+        if self.is_fit() { (self.builds(), self.capacity()) } else { (0, 0) }
     }
 
     /// Capacity times the share of it that a slow start allows at `now`.
@@ -258,6 +272,30 @@ impl Candidates {
     }
 }
 
+/// Which candidates a decision takes into account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Eligible {
+    /// Those that take builds and are not degraded.
+    Fit,
+    /// Those that take builds.
+    Ready,
+    /// All that are not cordoned.
+    NotCordoned,
+}
+
+impl Eligible {
+    /// The best first: the next is asked where the one before has no candidate.
+    pub(super) const ORDER: [Self; 3] = [Self::Fit, Self::Ready, Self::NotCordoned];
+
+    fn has(self, candidate: &Candidate) -> bool {
+        match self {
+            Self::Fit => candidate.is_fit(),
+            Self::Ready => candidate.is_ready(),
+            Self::NotCordoned => !candidate.is_cordoned(),
+        }
+    }
+}
+
 /// One decision: who may be chosen, and what all of them run.
 #[derive(Debug)]
 pub(super) struct Round<'a> {
@@ -266,28 +304,27 @@ pub(super) struct Round<'a> {
     pub(super) slow_start: Duration,
     /// Places in the caller's order that did not accept.
     pub(super) tried: &'a [usize],
-    /// Only those that are ready; else all that are not cordoned.
-    pub(super) ready: bool,
+    pub(super) eligible: Eligible,
 }
 
 impl Round<'_> {
     /// Whether the candidate at `place` may be chosen.
     pub(super) fn takes(&self, place: usize) -> bool {
         let candidate = self.candidates.at(place);
-        let willing = if self.ready { candidate.is_ready() } else { !candidate.is_cordoned() };
-        willing && (self.tried.is_empty() || !self.tried.contains(&self.candidates.index[place]))
+        self.eligible.has(candidate)
+            && (self.tried.is_empty() || !self.tried.contains(&self.candidates.index[place]))
     }
 
     pub(super) fn weight(&self, place: usize) -> u64 {
         self.candidates.at(place).weight(self.now, self.slow_start)
     }
 
-    /// Builds that the ready ones run.
+    /// Builds that the fit ones run.
     pub(super) fn total_builds(&self) -> u64 {
         self.candidates.totals.builds.load(Ordering::Relaxed)
     }
 
-    /// The weights of the ready ones.
+    /// The weights of the fit ones.
     pub(super) fn total_weight(&self) -> u64 {
         let candidates = self.candidates;
         let age = candidates.last_joined.map(|at| self.now.saturating_duration_since(at));
@@ -295,8 +332,8 @@ impl Round<'_> {
         if !starting {
             return candidates.totals.capacity.load(Ordering::Relaxed) * FULL_SHARE;
         }
-        let ready = candidates.candidates.iter().filter(|candidate| candidate.is_ready());
-        ready.map(|candidate| candidate.weight(self.now, self.slow_start)).sum()
+        let fit = candidates.candidates.iter().filter(|candidate| candidate.is_fit());
+        fit.map(|candidate| candidate.weight(self.now, self.slow_start)).sum()
     }
 
     /// Any that may be chosen except `not`, each with the chance of its weight.

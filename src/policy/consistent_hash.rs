@@ -5,7 +5,11 @@
 //! and comes home when there is room. The last of the room under the bound is kept for builds that find
 //! their cache: one that will find none anywhere loses nothing by its next rank.
 
-use super::{Choice, LoadFactor, Obstacle, Outcome, Warm, candidates::Round, rank};
+use super::{
+    Choice, LoadFactor, Obstacle, Outcome, Warm,
+    candidates::{Eligible, Round},
+    rank,
+};
 
 /// Builds that each backend of a small fleet may always run. With six builds on three daemons one in
 /// five would be the fourth of its home: sent away, it would find the cache of a third of the fleet cold,
@@ -74,7 +78,10 @@ pub(super) fn choose(
         choice.passed_over = Some((round.candidates.index(home), obstacle));
         choice.outcome = match obstacle {
             Obstacle::Full | Obstacle::Busy => Outcome::Spill,
-            Obstacle::Unhealthy | Obstacle::Cordoned | Obstacle::Unreachable => Outcome::Failover,
+            Obstacle::Unhealthy
+            | Obstacle::Degraded
+            | Obstacle::Cordoned
+            | Obstacle::Unreachable => Outcome::Failover,
         };
     }
     Some(choice)
@@ -110,8 +117,9 @@ impl<'a> Bounds<'a> {
     fn new(factor: LoadFactor, round: &'a Round<'a>) -> Self {
         let (builds, weight) = (round.total_builds() + 1, round.total_weight());
         let share = factor.thousandths().map(|factor| (builds, weight, factor));
-        // Without a ready one there is no mean; nothing is bounded then.
-        Self { round, share: share.filter(|_| round.ready && weight > 0) }
+        // Without a fit one there is no mean; nothing is bounded then.
+        let bounded = round.eligible == Eligible::Fit && weight > 0;
+        Self { round, share: share.filter(|_| bounded) }
     }
 
     /// Builds that the candidate may run, the one to place included.
@@ -157,6 +165,8 @@ impl<'a> Bounds<'a> {
             Obstacle::Unreachable
         } else if !candidate.is_ready() {
             Obstacle::Unhealthy
+        } else if candidate.is_degraded() {
+            Obstacle::Degraded
         } else if self.has_room(place) {
             Obstacle::Busy
         } else {

@@ -37,8 +37,11 @@ impl Facts {
     }
 }
 
-const CORDONED: Status = Status { cordoned: true, ejected: false, unready: false, departed: false };
-const EJECTED: Status = Status { ejected: true, cordoned: false, unready: false, departed: false };
+const GOOD: Status =
+    Status { cordoned: false, ejected: false, unready: false, degraded: false, departed: false };
+const CORDONED: Status = Status { cordoned: true, ..GOOD };
+const EJECTED: Status = Status { ejected: true, ..GOOD };
+const DEGRADED: Status = Status { degraded: true, ..GOOD };
 
 fn request(key: &str) -> Request<'static> {
     Request { key: Some(KeyHash::new(key)), warm: None, tried: &[] }
@@ -251,6 +254,31 @@ fn the_one_ready_among_many_is_found_by_every_policy() {
     for policy in POLICIES {
         let choice = facts.choose(with(policy), &request("key"), &mut rng()).expect("a choice");
         assert_eq!(choice.index, 123, "{policy}");
+    }
+}
+
+#[test]
+fn a_degraded_backend_takes_builds_only_where_no_other_does() {
+    let facts = equal(3);
+    let home = facts.hashed("key").index;
+    facts.all[home].set_status(DEGRADED);
+    // However much runs on the others, and however warm it is.
+    let others: Vec<_> = (0..3).filter(|index| *index != home).collect();
+    others.iter().for_each(|index| (0..50).for_each(|_| facts.all[*index].start_build()));
+    let warm = Some(Warm::new(&facts.all[home]));
+    for policy in POLICIES {
+        let request = Request { warm, ..request("key") };
+        let choice = facts.choose(with(policy), &request, &mut rng()).expect("a choice");
+        assert_ne!(choice.index, home, "{policy}");
+    }
+    let choice = facts.hashed("key");
+    assert_eq!(choice.outcome, Outcome::Failover);
+    assert_eq!(choice.passed_over, Some((home, Obstacle::Degraded)));
+    // One that does not answer at all is worse.
+    others.iter().for_each(|index| facts.all[*index].set_status(EJECTED));
+    for policy in POLICIES {
+        let choice = facts.choose(with(policy), &request("key"), &mut rng()).expect("a choice");
+        assert_eq!(choice.index, home, "{policy}");
     }
 }
 

@@ -1,6 +1,13 @@
 //! Real buildkitd daemons.
 
-use std::{path::Path, process::Command, sync::OnceLock, time::Duration};
+use std::{
+    fs::File,
+    io::{ErrorKind, Write as _},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+    time::Duration,
+};
 
 use super::{child::Guarded, eventually, free_port, tools::tool};
 
@@ -27,8 +34,21 @@ impl Buildkitd {
         Self::start_program(name, "old-buildkitd")
     }
 
+    /// Starts one whose disk has 64 MiB.
+    pub(crate) fn start_small(name: &str) -> Self {
+        let root = directory();
+        let mut mount = Command::new(tool("mount"));
+        let mounted =
+            mount.args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"]).arg(root.path()).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "mount {}", root.path().display());
+        Self::start_in(name, "buildkitd", root)
+    }
+
     fn start_program(name: &str, program: &'static str) -> Self {
-        let root = tempfile::Builder::new().prefix("buildkitd-").tempdir().expect("a directory");
+        Self::start_in(name, program, directory())
+    }
+
+    fn start_in(name: &str, program: &'static str, root: tempfile::TempDir) -> Self {
         let mut daemon =
             Self { name: name.to_owned(), port: free_port(), process: None, root, program };
         daemon.restart();
@@ -83,6 +103,22 @@ impl Buildkitd {
         });
     }
 
+    /// Fills its disk to the last byte with a file, which it returns.
+    pub(crate) fn fill(&self) -> PathBuf {
+        let path = self.root.path().join("filler");
+        let mut file = File::create(&path).expect("a file");
+        let block = vec![0; 64 << 10];
+        let mut len = block.len();
+        while len > 0 {
+            match file.write(&block[..len]) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => len /= 2,
+                Err(error) => unreachable!("{error}"),
+            }
+        }
+        path
+    }
+
     /// Refs in its history.
     pub(crate) fn histories(&self) -> String {
         let mut histories = Command::new(tool("buildctl"));
@@ -96,6 +132,10 @@ impl Drop for Buildkitd {
         self.process = None;
         unmount_below(self.root.path());
     }
+}
+
+fn directory() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("buildkitd-").tempdir().expect("a directory")
 }
 
 /// Takes away the snapshot mounts that a killed daemon left in its directory.
