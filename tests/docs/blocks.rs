@@ -10,7 +10,7 @@ use std::{
 
 use regex::Regex;
 
-use super::pages;
+use super::{pages, support::tools::tool};
 
 /// A piece of code of a page.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ fn commands(console: &str) -> String {
 }
 
 fn bash(args: &[&str], script: &str) -> Output {
-    let mut bash = Command::new("bash");
+    let mut bash = Command::new(tool("bash"));
     bash.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = bash.spawn().expect("bash runs");
     child.stdin.take().expect("an input").write_all(script.as_bytes()).expect("written");
@@ -102,8 +102,7 @@ fn files_that_are_shown_parse() {
 
 #[test]
 fn releases_that_are_installed_from_the_chart_render() {
-    let helm = bash(&[], "tests/tools/program helm").stdout;
-    let helm = String::from_utf8(helm).expect("UTF-8").trim().to_owned();
+    let helm = tool("helm").display().to_string();
     let mut count = 0;
     for block in blocks() {
         let Some(script) = typed(&block) else { continue };

@@ -4,6 +4,8 @@
 mod blocks;
 mod dependencies;
 mod links;
+#[path = "../support/mod.rs"]
+mod support;
 mod tables;
 mod values;
 
