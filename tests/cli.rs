@@ -137,12 +137,12 @@ fn blocks(document: &str, language: &str) -> Vec<String> {
 }
 
 const CONFIGURATION: &str = include_str!("../docs/configuration.md");
-const AFFINITY: &str = include_str!("../docs/affinity.md");
+const PLACEMENT: &str = include_str!("../docs/placement.md");
 
 #[test]
 fn the_documented_configuration_is_valid() {
     let directory = tempfile::tempdir().expect("a directory");
-    let documents = [CONFIGURATION, AFFINITY];
+    let documents = [CONFIGURATION, PLACEMENT];
     for block in documents.into_iter().flat_map(|document| blocks(document, "toml")) {
         let file = directory.path().join("example.toml");
         std::fs::write(&file, &block).expect("written");
@@ -159,7 +159,7 @@ fn the_documented_configuration_is_valid() {
 fn the_documented_defaults_are_the_defaults() {
     let printed = text(&lb(&["print-config", "--backend", "tcp://b:1"]));
     let printed: toml::Table = printed.parse().expect("TOML");
-    let [configuration, affinity] = [CONFIGURATION, AFFINITY].map(|document| {
+    let [configuration, placement] = [CONFIGURATION, PLACEMENT].map(|document| {
         let blocks = blocks(document, "toml");
         let tables = blocks.iter().map(|block| block.parse::<toml::Table>().expect("TOML"));
         tables.collect::<Vec<_>>()
@@ -169,16 +169,17 @@ fn the_documented_defaults_are_the_defaults() {
         let documented = documented.to_string().replace("= 1.25", "= \"1.25\"");
         assert_eq!(documented, printed[name].to_string().replace("1day", "24h"), "{name}");
     }
-    let rules = affinity.iter().find_map(|table| table.get("affinity")).expect("rules");
+    let rules = placement.iter().find_map(|table| table.get("affinity")).expect("rules");
     assert_eq!(rules, &printed["affinity"]);
 }
 
 #[test]
-fn every_case_of_the_affinity_document_is_what_explain_key_says() {
+fn every_example_of_a_key_is_what_explain_key_says() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("lb.toml");
-    std::fs::write(&file, &blocks(AFFINITY, "toml")[0]).expect("written");
-    for block in blocks(AFFINITY, "console") {
+    let fleet = blocks(PLACEMENT, "toml").into_iter().find(|block| block.contains("backend = ["));
+    std::fs::write(&file, fleet.expect("a fleet")).expect("written");
+    for block in blocks(PLACEMENT, "console") {
         let (command, expected) = block.split_once('\n').expect("a command and its output");
         let args = command.strip_prefix("$ buildkit-lb ").expect("a command").split(' ');
         let args: Vec<_> = args.chain(["--config", file.to_str().expect("UTF-8")]).collect();

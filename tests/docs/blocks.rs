@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::Write as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Output, Stdio},
 };
 
@@ -23,7 +23,7 @@ struct Block {
 fn blocks() -> Vec<Block> {
     let fence = Regex::new(r"(?ms)^( *)```(\w+)\n(.*?)^ *```$").expect("valid");
     let mut found = Vec::new();
-    for page in pages(Path::new(".")) {
+    for page in pages() {
         let text = fs::read_to_string(&page).expect("UTF-8");
         found.extend(fence.captures_iter(&text).map(|block| Block {
             page: page.clone(),

@@ -1,8 +1,11 @@
-//! Every link of a page leads to a file and a heading that are there.
+//! Every link of a page leads to a file and a heading that are there, and so does every mention of a page in
+//! the code, the scripts and the manifests.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use super::pages;
+use regex::Regex;
+
+use super::{files, pages};
 
 /// A page's lines without its blocks of code.
 fn prose(page: &str) -> impl Iterator<Item = &str> {
@@ -55,7 +58,7 @@ fn trouble(path: &Path, page: &str, link: &str) -> Option<String> {
 fn every_link_leads_somewhere() {
     let mut troubles = Vec::new();
     let mut count = 0;
-    for path in pages(Path::new(".")) {
+    for path in pages() {
         let page = fs::read_to_string(&path).expect("UTF-8");
         for link in links(&page) {
             count += 1;
@@ -74,4 +77,53 @@ fn a_link_that_leads_nowhere_is_found() {
     let path = Path::new("./page.md");
     let bad = links(page).into_iter().filter(|link| trouble(path, page, link).is_some());
     assert_eq!(bad.collect::<Vec<_>>(), ["no.svg", "#three", "README.md#no"]);
+}
+
+/// The pages that a text names, each with the section that it names behind it in quotes.
+fn mentions(text: &str) -> Vec<(String, Option<String>)> {
+    let mention = Regex::new(r#"([\w./-]*\w\.md)\b(?:,\s+"([^"]+)")?"#).expect("valid");
+    let found = mention.captures_iter(text).filter(|found| {
+        // Addresses lead elsewhere, and what stands behind a variable is not known here.
+        let before = &text[..found.get(0).expect("all of it").start()];
+        !before.ends_with([':', '}'])
+    });
+    found.map(|found| (found[1].to_owned(), found.get(2).map(|s| s.as_str().to_owned()))).collect()
+}
+
+/// What is wrong with a mention in the file at `path`, which counts from its directory or from the root.
+fn wrong_mention(path: &Path, page: &str, section: Option<&str>) -> Option<String> {
+    let places = [path.parent().expect("a directory").join(page), Path::new(".").join(page)];
+    let Some(page) = places.iter().find_map(|place| fs::read_to_string(place).ok()) else {
+        return Some(format!("no such page: {page}"));
+    };
+    let section = section?;
+    let there = prose(&page).any(|line| line.trim_start_matches('#').trim() == section);
+    (!there).then(|| format!("no section \"{section}\""))
+}
+
+#[test]
+fn every_page_that_code_and_manifests_name_is_there() {
+    let own = ["./tests/docs", "./CHANGELOG.md"];
+    let mut troubles = Vec::new();
+    let mut count = 0;
+    let files = files(Path::new(".")).into_iter();
+    for path in files.filter(|path| !own.iter().any(|own| path.starts_with(own))) {
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        for (page, section) in mentions(&text) {
+            count += 1;
+            let trouble = wrong_mention(&path, &page, section.as_deref());
+            troubles.extend(trouble.map(|what| format!("{}: {what}", path.display())));
+        }
+    }
+    assert!(troubles.is_empty(), "{}", troubles.join("\n"));
+    assert!(count > 20, "only {count} mentions were found");
+}
+
+#[test]
+fn a_mention_of_what_is_not_there_is_found() {
+    let text = "# See docs/no.md, or README.md, \"Licence\", then README.md, \"No\"; https://h.example/x.md";
+    let bad = mentions(text).into_iter().filter_map(|(page, section)| {
+        wrong_mention(Path::new("./Makefile"), &page, section.as_deref())
+    });
+    assert_eq!(bad.collect::<Vec<_>>(), ["no such page: docs/no.md", "no section \"No\""]);
 }

@@ -3,6 +3,7 @@
 
 mod blocks;
 mod dependencies;
+mod errors;
 mod links;
 #[path = "../support/mod.rs"]
 mod support;
@@ -14,17 +15,22 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Every page of the repository below `directory`.
-fn pages(directory: &Path) -> Vec<PathBuf> {
-    let mut pages = Vec::new();
+/// Every file of the repository below `directory`.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
     for entry in fs::read_dir(directory).expect("a directory") {
         let path = entry.expect("readable").path();
-        let name = path.file_name().and_then(|name| name.to_str()).expect("UTF-8");
-        if path.is_dir() && name != "target" && !name.starts_with('.') {
-            pages.extend(self::pages(&path));
-        } else if path.extension().is_some_and(|extension| extension == "md") {
-            pages.push(path);
+        if !path.is_dir() {
+            files.push(path);
+        } else if ![".git", "target"].iter().any(|name| path.ends_with(name)) {
+            files.extend(self::files(&path));
         }
     }
-    pages
+    files
+}
+
+/// Every page of the repository.
+fn pages() -> Vec<PathBuf> {
+    let is_page = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "md");
+    files(Path::new(".")).into_iter().filter(is_page).collect()
 }

@@ -8,7 +8,6 @@ use std::{
     env,
     fmt::Write as _,
     fs,
-    path::Path,
 };
 
 use buildkit_lb::{
@@ -165,7 +164,7 @@ fn with_tables(
 fn the_tables_of_the_pages_are_those_of_the_code() {
     let tables = tables();
     let mut written = Vec::new();
-    for path in pages(Path::new(".")) {
+    for path in pages() {
         let page = fs::read_to_string(&path).expect("UTF-8");
         let (filled, names) = with_tables(&page, &tables)
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
