@@ -1,6 +1,11 @@
 //! The composition root: binds ports, builds every part, owns every task.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -15,10 +20,10 @@ use crate::{
     descriptors::Budget,
     first_message::Reader,
     kubernetes::Access,
-    listener::{ListenError, Listener},
+    listener::{Entry, Handshakes, ListenError, Listener},
     metrics::Families,
     places::Places,
-    pool::{self, DiscoverError, Pool},
+    pool::{self, Pool, PoolError},
     proxy::Commons,
     shutdown::Signals,
     token::{TokenError, TokenFile},
@@ -28,15 +33,19 @@ use crate::{
 /// How often a drain says what it waits for.
 const DRAIN_REPORT: Duration = Duration::from_secs(10);
 
+/// TLS handshakes of clients at once. Each takes some tens of KiB and a millisecond of a processor; four hundred jobs
+/// of one pipeline fit.
+const MAX_HANDSHAKES: usize = 1000;
+
 /// Why the proxy cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A client address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The daemons of a pool cannot be found.
+    /// A pool cannot start.
     #[error(transparent)]
-    Discover(#[from] DiscoverError),
+    Pool(#[from] PoolError),
     /// The admin address cannot be listened on.
     #[error("listen on admin port {address}")]
     Admin {
@@ -137,14 +146,19 @@ impl App {
         let state = Admin::new(&pools, &families, &leaving, tokens);
         admin::serve((admin, admin_listen), control, state, &background, &stop);
         let places = Places::new(max_connections(config.max_connections));
+        let under_way = Handshakes::limit(MAX_HANDSHAKES);
         let listen = listeners.iter().map(|(_pool, listener)| listener.address().clone()).collect();
         for (pool, listener) in listeners {
+            let pool = &pools[pool];
+            warn_of_plain(listener.address(), pool);
+            let handshakes = pool.tls.clone().map(|tls| Handshakes::new(tls, under_way.clone()));
+            let entry = Entry { places: places.clone(), handshakes };
             let context = Context {
-                proxy: pools[pool].proxy.clone(),
+                proxy: pool.proxy.clone(),
                 tasks: downstream.clone(),
                 drain: drain.clone(),
             };
-            background.spawn(listener.run(context, places.clone()));
+            background.spawn(listener.run(context, entry));
         }
         Ok(Self {
             pools,
@@ -240,4 +254,15 @@ async fn bind_control(address: Option<&Address>) -> Result<Option<Control>, Star
     let Some(address) = address else { return Ok(None) };
     let failed = |source| StartError::Control { address: address.clone(), source };
     Control::bind(address).await.map(Some).map_err(failed)
+}
+
+/// Says that whoever reaches `address` may build, if others than this machine can.
+fn warn_of_plain(address: &Address, pool: &Pool) {
+    let Address::Tcp { host, .. } = address else { return };
+    let is_loopback = |ip: IpAddr| ip.to_canonical().is_loopback();
+    let own = host == "localhost" || host.parse().is_ok_and(is_loopback);
+    if pool.tls.is_none() && !own {
+        let pool = pool.name();
+        warn!(pool, %address, "clients need no certificate: whoever reaches this address may build");
+    }
 }

@@ -7,6 +7,7 @@ mod pool;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod value;
 
 use std::{
@@ -24,6 +25,7 @@ use self::value::{
 pub use self::{
     pool::{Pool, PoolSettings},
     settings::Settings,
+    tls::{Tls, TlsSettings},
 };
 use crate::{
     account::default_budget,

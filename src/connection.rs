@@ -3,7 +3,6 @@
 
 mod calls;
 mod metadata;
-mod opening;
 
 use std::{
     pin::Pin,
@@ -20,10 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
-use self::{
-    calls::{Calls, Streams},
-    opening::{HTTP1_ANSWER, Opening},
-};
+use self::calls::{Calls, Streams};
 use crate::{
     client::{ActiveStreams, Client},
     error::{Chain, ProxyError},
@@ -32,6 +28,7 @@ use crate::{
         SEND_BUFFER_LEN, STREAM_WINDOW,
     },
     io::{Batched, Flushing, PREFACE_LEN, Socket},
+    opening::{self, HTTP1_ANSWER, Opening},
     places::{NoPlace, Place},
     proxy::Proxy,
 };
@@ -48,7 +45,7 @@ const QUIET: Duration = Duration::from_millis(500);
 
 /// A connection that was asked to close and has no stream is cut after this: a client confirms a GOAWAY
 /// at once, if it is there.
-const CLOSING_TIMEOUT: Duration = Duration::from_secs(1);
+pub const CLOSING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A client without a place has this long to ask something and be told.
 const TELLING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,7 +62,7 @@ pub struct Context {
 }
 
 /// Why a connection has ended in an error: a word for the metric, and a text.
-type Ended = Result<(), (&'static str, String)>;
+pub type Ended = Result<(), (&'static str, String)>;
 
 /// A connection that speaks HTTP/2.
 type Connection = Pin<Box<Flushing<http2::Connection<Batched, Calls, Streams>>>>;
@@ -197,7 +194,7 @@ async fn ungreeted(io: &Batched, deadline: Instant) {
 }
 
 /// Completes when a drain has gone on for a moment.
-async fn quiet(drain: &CancellationToken) {
+pub async fn quiet(drain: &CancellationToken) {
     drain.cancelled().await;
     sleep(QUIET).await;
 }

@@ -35,6 +35,7 @@ pub use crate::metrics::Fault;
 use crate::{
     metrics::Metrics,
     policy::{Candidates, Choice, Totals},
+    tls,
 };
 
 /// Backends that come within this time of the first are the first fleet: discovery may report them
@@ -73,6 +74,8 @@ pub struct Fleet {
     /// When the first backend came.
     began: Mutex<Option<Instant>>,
     metrics: Arc<Metrics>,
+    /// How the daemons are spoken to, unless without TLS.
+    tls: Option<Arc<tls::Client>>,
     suspected: Arc<Notify>,
     /// Held while the roster is made anew, so that two do not undo each other's work.
     writer: Mutex<()>,
@@ -81,9 +84,10 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// An empty fleet.
+    /// An empty fleet, of daemons that speak without TLS.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
+            tls: None,
             roster: ArcSwap::default(),
             totals: Arc::default(),
             choosing: Mutex::default(),
@@ -94,6 +98,12 @@ impl Fleet {
             settled: CancellationToken::new(),
             fitness: Fitness::default(),
         }
+    }
+
+    /// The same, of daemons that are spoken to by `tls`, if by any.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Arc<tls::Client>>) -> Self {
+        Self { tls, ..self }
     }
 
     /// All backends now, sorted by name.
@@ -205,7 +215,8 @@ impl Fleet {
                     info!(pool, backend, address = %endpoint.address, "backend joined");
                     let (totals, metrics, suspected) =
                         (&self.totals, &self.metrics, &self.suspected);
-                    let backend = Backend::new(endpoint, joined, totals, metrics, suspected);
+                    let tls = self.tls.as_ref();
+                    let backend = Backend::new(endpoint, joined, totals, metrics, suspected, tls);
                     backends.push(Arc::new(backend));
                     self.suspected.notify_one();
                 }

@@ -31,11 +31,13 @@
 //!  the next connection of the thread <-- POOL of Outbox, POOL of Inbox: buffers that are empty
 //! ```
 
+mod buffers;
 mod flushing;
 mod inbox;
 pub mod moderation;
 mod outbox;
 mod payload;
+mod secured;
 #[cfg(test)]
 mod tests;
 
@@ -46,7 +48,7 @@ use std::{
     net::IpAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -59,8 +61,13 @@ use tokio::{
     sync::Notify,
 };
 
-pub use self::{flushing::Flushing, payload::Payload};
+pub use self::{
+    flushing::Flushing,
+    payload::Payload,
+    secured::{ReadAhead, Secured},
+};
 use self::{inbox::Inbox, outbox::Outbox};
+use crate::tls;
 
 /// What a client sends before its first frame (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -86,6 +93,8 @@ pub enum Socket {
     Tcp(TcpStream),
     /// Unix domain socket.
     Unix(UnixStream),
+    /// TLS over one of the others.
+    Tls(Box<Secured>),
 }
 
 impl Socket {
@@ -95,6 +104,7 @@ impl Socket {
             // A mapped address is the same client over the other family.
             Self::Tcp(stream) => stream.peer_addr().ok().map(|addr| addr.ip().to_canonical()),
             Self::Unix(_) => None,
+            Self::Tls(secured) => secured.socket().peer(),
         }
     }
 
@@ -102,6 +112,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, into),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, into),
+            Self::Tls(secured) => secured.poll_read(cx, into),
         }
     }
 
@@ -113,6 +124,7 @@ impl Socket {
         let result = match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, from),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, from),
+            Self::Tls(secured) => secured.poll_write(cx, from),
         };
         #[cfg(test)]
         if result.is_ready() {
@@ -125,6 +137,15 @@ impl Socket {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(secured) => secured.poll_shutdown(cx),
+        }
+    }
+
+    /// Sends what a write has taken and not sent; only TLS takes more than it sends.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+            Self::Tls(secured) => secured.poll_flush(cx),
         }
     }
 }
@@ -139,6 +160,8 @@ pub struct Batched {
 struct Shared {
     state: Mutex<State>,
     received: AtomicUsize,
+    /// Why the other side refuses TLS, if it told so in place of anything else.
+    refusal: OnceLock<Arc<str>>,
     /// Told once the first read has ended in any way.
     first_read: Notify,
 }
@@ -164,12 +187,19 @@ impl Batched {
     fn new(socket: Socket, inbox: Inbox) -> Self {
         let state = Mutex::new(State { socket, inbox, outbox: Outbox::default() });
         let (received, first_read) = (AtomicUsize::new(0), Notify::new());
-        Self { shared: Arc::new(Shared { state, received, first_read }) }
+        let refusal = OnceLock::new();
+        Self { shared: Arc::new(Shared { state, received, refusal, first_read }) }
     }
 
     /// Bytes that the other side has sent.
     pub fn received(&self) -> usize {
         self.shared.received.load(Ordering::Relaxed)
+    }
+
+    /// Why the other side refuses us, where it does so after the TLS handshake: of version 1.3 a client has its part
+    /// done before its certificate is looked at.
+    pub fn refusal(&self) -> Option<Arc<str>> {
+        self.shared.refusal.get().cloned()
     }
 
     /// Waits until the other side has sent something, or has closed; one caller may wait.
@@ -250,6 +280,10 @@ impl hyper::rt::Read for Batched {
                 return Poll::Pending;
             }
             let result = ready!(inbox.poll_fill(socket, cx));
+            if let (Err(error), Socket::Tls(_), 0) = (&result, &socket, self.received()) {
+                let refusal = tls::failure(error, "the daemon").text;
+                let _ = self.shared.refusal.set(refusal.into());
+            }
             let len = *result.as_ref().unwrap_or(&0);
             RECEIVED.set(RECEIVED.get() + len);
             moderation::received(len);

@@ -1,5 +1,7 @@
 //! Accepts client connections, within a limit, until told to stop.
 
+mod handshake;
+
 use std::{
     io,
     net::SocketAddr,
@@ -12,12 +14,15 @@ use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
 use tracing::{debug, info, warn};
 
+use self::handshake::Accepted;
+pub use self::handshake::Handshakes;
 use crate::{
     address::Address,
+    client::Client,
     connection::{self, Context},
     descriptors::is_shortage,
     io::Socket,
-    places::Places,
+    places::{NoPlace, Place, Places},
     upstream::configure_tcp,
 };
 
@@ -35,6 +40,15 @@ const BACKLOG: u32 = 65_535;
 pub struct Listener {
     socket: Bound,
     address: Address,
+}
+
+/// Who may connect, and what comes before HTTP/2.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The places of connections.
+    pub places: Places,
+    /// The handshakes of clients, if they speak TLS.
+    pub handshakes: Option<Handshakes>,
 }
 
 #[derive(Debug)]
@@ -88,16 +102,17 @@ impl Listener {
 
     /// Accepts until the drain begins. A client that finds no place waits a little, with all behind it,
     /// and is told then.
-    pub async fn run(self, context: Context, places: Places) {
+    pub async fn run(self, context: Context, entry: Entry) {
         let pool = context.proxy.metrics.pool();
-        info!(address = %self.address, port_name = "grpc", pool, "listening");
+        let tls = entry.handshakes.is_some();
+        info!(address = %self.address, port_name = "grpc", pool, tls, "listening");
         tokio::select! {
             () = context.drain.cancelled() => {}
-            () = self.accept_all(&context, &places) => {}
+            () = self.accept_all(&context, &entry) => {}
         }
     }
 
-    async fn accept_all(&self, context: &Context, places: &Places) {
+    async fn accept_all(&self, context: &Context, entry: &Entry) {
         let mut failing = false;
         loop {
             match self.accept().await {
@@ -106,7 +121,7 @@ impl Listener {
                         info!(address = %self.address, "accepts again");
                         failing = false;
                     }
-                    serve(socket, context, places).await;
+                    serve(socket, context, entry).await;
                 }
                 // The client's own doing: it has gone already.
                 Err(error) if !is_shortage(&error) => debug!(%error, "accept failed"),
@@ -135,23 +150,68 @@ impl Listener {
 }
 
 /// Gives the client a place, or tells it that there is none.
-async fn serve(socket: Socket, context: &Context, places: &Places) {
+async fn serve(socket: Socket, context: &Context, Entry { places, handshakes }: &Entry) {
     let client = connection::client(&socket);
     match places.wait(&client).await {
         Ok(place) => {
             if place.was_made() {
                 context.proxy.refusals.full(places.limit(), client.address, None);
             }
-            context.tasks.spawn(connection::serve(socket, client, place, context.clone()));
+            match handshakes {
+                None => {
+                    context.tasks.spawn(connection::serve(socket, client, place, context.clone()))
+                }
+                Some(handshakes) => context.tasks.spawn(serve_secured(
+                    handshakes.clone(),
+                    socket,
+                    client,
+                    place,
+                    context.clone(),
+                )),
+            };
         }
         Err(why) => {
             context.proxy.refusals.full(places.limit(), client.address, Some(why));
             if let Some(teller) = places.teller() {
-                let refusing = connection::refuse(socket, client, why, context.clone());
+                let refusing = refuse(handshakes.clone(), socket, client, why, context.clone());
                 context.tasks.spawn(refusing.map(move |()| drop(teller)));
             }
         }
     }
+}
+
+async fn serve_secured(
+    handshakes: Handshakes,
+    socket: Socket,
+    client: Client,
+    place: Place,
+    context: Context,
+) {
+    // Boxed, so that an open connection does not keep the room for a handshake.
+    let accepted = Box::pin(handshakes.accept(socket, &client, &context)).await;
+    if let Some(Accepted { socket, certificate }) = accepted {
+        let certificate = certificate.is_some();
+        debug!(connection = client.connection, certificate, "TLS handshake done");
+        connection::serve(socket, client, place, context).await;
+    }
+}
+
+async fn refuse(
+    handshakes: Option<Handshakes>,
+    socket: Socket,
+    client: Client,
+    why: NoPlace,
+    context: Context,
+) {
+    let socket = match handshakes {
+        None => socket,
+        Some(handshakes) => {
+            let accepted = Box::pin(handshakes.accept(socket, &client, &context)).await;
+            let Some(accepted) = accepted else { return };
+            accepted.socket
+        }
+    };
+    connection::refuse(socket, client, why, context).await;
 }
 
 /// Listens on the first address of `host` that can be bound.

@@ -17,15 +17,15 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Hist
 use tonic::Code;
 
 use self::labels::{
-    BackendLabels, CodeLabels, DecisionLabels, DirectionLabels, DrainLabels, FaultLabels,
-    GrpcCodeLabels, MethodLabels, PodErrorLabels, PoolLabels, ReasonLabels, ResultLabels,
-    SourceLabels, SourceReasonLabels, StateLabels, VersionLabels,
+    BackendLabels, CertificateLabels, CodeLabels, DecisionLabels, DirectionLabels, DrainLabels,
+    FaultLabels, GrpcCodeLabels, MethodLabels, PodErrorLabels, PoolLabels, ReasonLabels,
+    ReloadLabels, ResultLabels, SourceLabels, SourceReasonLabels, StateLabels, VersionLabels,
 };
 pub use self::{
     families::{Description, Families},
     labels::{
         AdminClosure, BackendState, ChangeRefusal, Described, Direction, DrainResult, Fault,
-        PodVerb, SessionResult,
+        PodVerb, ReloadResult, SessionResult, TlsSide,
     },
 };
 use crate::outage::Reason;
@@ -42,6 +42,8 @@ pub struct Metrics {
     pub connections_active: Gauge,
     /// Client connections accepted.
     pub connections: Counter,
+    /// TLS handshakes of clients that are under way.
+    pub tls_handshakes_active: Gauge,
     /// Streams that wait for their build to be bound.
     pub parked_streams: Gauge,
     /// Keys whose last backends are remembered.
@@ -70,6 +72,7 @@ impl Metrics {
             pool: pool.to_owned(),
             connections_active: families.connections_active.get_or_create_owned(&labels),
             connections: families.connections.get_or_create_owned(&labels),
+            tls_handshakes_active: families.tls_handshakes_active.get_or_create_owned(&labels),
             parked_streams: families.parked_streams.get_or_create_owned(&labels),
             affinity_keys: families.affinity_keys.get_or_create_owned(&labels),
             binding_conflicts: families.binding_conflicts.get_or_create_owned(&labels),
@@ -98,6 +101,26 @@ impl Metrics {
     pub fn connection_error(&self, reason: &str) {
         let labels = ReasonLabels::new(&self.pool, reason);
         self.families.connection_errors.get_or_create(&labels).inc();
+    }
+
+    /// Notes when the certificates of one side expire, and that their changes are counted.
+    pub fn certificate_expires(&self, side: TlsSide, seconds: Option<i64>) {
+        if let Some(seconds) = seconds {
+            let labels = CertificateLabels::new(&self.pool, side);
+            let family = &self.families.certificate_expiry_timestamp_seconds;
+            family.get_or_create_owned(&labels).set(seconds);
+        }
+        // An alert on an increase needs a series that was there before.
+        for result in ReloadResult::ALL {
+            let labels = ReloadLabels::new(&self.pool, side, *result);
+            self.families.certificate_reloads.get_or_create_owned(&labels);
+        }
+    }
+
+    /// Counts one change of certificates.
+    pub fn certificate_reloaded(&self, side: TlsSide, result: ReloadResult) {
+        let labels = ReloadLabels::new(&self.pool, side, result);
+        self.families.certificate_reloads.get_or_create(&labels).inc();
     }
 
     /// Counts one received RPC of a known service and method.

@@ -16,11 +16,20 @@ use crate::{
     kubernetes::{Access, ClientError},
     metrics::Families,
     proxy::{Commons, Proxy},
+    tls::{self, TlsError},
 };
 
-/// Why a pool's daemons cannot be found.
+/// Why a pool cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum DiscoverError {
+pub enum PoolError {
+    /// Its certificates have broken since the configuration was read.
+    #[error("read the certificates of pool {pool}")]
+    Tls {
+        /// The pool.
+        pool: String,
+        /// Why.
+        source: TlsError,
+    },
     /// They are to be found by a Kubernetes API that there is no way to.
     #[error(transparent)]
     Kubernetes(#[from] ClientError),
@@ -55,6 +64,8 @@ pub struct Pool {
     pub proxy: Proxy,
     /// What finds its daemons.
     pub register: Arc<Register>,
+    /// What its clients meet, unless they speak without TLS.
+    pub tls: Option<Arc<tls::Server>>,
     /// What has a last word to say after the stop, and bounds how long it takes.
     closing: TaskTracker,
 }
@@ -64,12 +75,20 @@ impl Pool {
     ///
     /// # Errors
     /// A source of daemons cannot be asked.
-    pub async fn start(config: config::Pool, shared: &Shared<'_>) -> Result<Self, DiscoverError> {
+    pub async fn start(config: config::Pool, shared: &Shared<'_>) -> Result<Self, PoolError> {
         let &Shared { dns_server, pods, ref kubernetes, ref commons, families, tasks, stop } =
             shared;
         let metrics = Arc::new(families.pool(&config.name));
+        let broken = |source| PoolError::Tls { pool: config.name.clone(), source };
+        let (server, client) = load(&config.tls).map_err(broken)?;
+        if let Some(server) = &server {
+            tasks.spawn(Arc::clone(server).follow(Arc::clone(&metrics), stop.clone()));
+        }
+        if let Some(client) = &client {
+            tasks.spawn(Arc::clone(client).follow(Arc::clone(&metrics), stop.clone()));
+        }
         let fleet = Fleet::new(Arc::clone(&metrics)).with_probation(config.probation);
-        let fleet = Arc::new(fleet);
+        let fleet = Arc::new(fleet.with_tls(client));
         let register = Register::new(Arc::clone(&fleet), Arc::clone(&metrics));
         if !config.backends.is_empty() {
             register.source(&"backend").found(config.backends, None);
@@ -112,7 +131,7 @@ impl Pool {
         );
         let shared = Arc::clone(&proxy.shared);
         tasks.spawn(health::run(fleet, shared, tasks.clone(), stop.clone()));
-        Ok(Self { proxy, register, closing })
+        Ok(Self { proxy, register, tls: server, closing })
     }
 
     /// Waits, after the stop, for what has a last word to say.
@@ -130,4 +149,16 @@ impl Pool {
     pub fn builds(&self) -> usize {
         self.proxy.directory.builds().len()
     }
+}
+
+type BothSides = (Option<Arc<tls::Server>>, Option<Arc<tls::Client>>);
+
+/// Reads the certificates of both sides.
+fn load(config: &config::Tls) -> Result<BothSides, TlsError> {
+    let clients = config.clients.as_ref();
+    let server = clients.map(|side| tls::Server::load(side.files.clone(), side.client_auth));
+    let backends = config.backends.as_ref();
+    let client =
+        backends.map(|side| tls::Client::load(side.files.clone(), side.server_names.clone()));
+    Ok((server.transpose()?.map(Arc::new), client.transpose()?.map(Arc::new)))
 }

@@ -30,6 +30,7 @@ pub struct Refusals {
     metrics: Arc<Metrics>,
     logged: Throttle,
     strangers: Throttle,
+    handshakes: Throttle,
     full: Throttle,
 }
 
@@ -40,6 +41,7 @@ impl Refusals {
             metrics,
             logged: Throttle::new(LOGGED_EVERY),
             strangers: Throttle::new(STRANGERS_LOGGED_EVERY),
+            handshakes: Throttle::new(STRANGERS_LOGGED_EVERY),
             full: Throttle::new(FULL_LOGGED_EVERY),
         }
     }
@@ -54,11 +56,19 @@ impl Refusals {
         error.response()
     }
 
-    /// Logs that a client does not speak HTTP/2: the kind of what it speaks, and how that begins.
+    /// Logs that a client does not speak what the port does: the kind of what it speaks, and how that begins.
     pub fn stranger(&self, kind: &'static str, client: Option<IpAddr>, seen: &str) {
         if let Some(held_back) = self.strangers.admit(kind, Instant::now()) {
             let (pool, client) = (self.metrics.pool(), client.map(field::display));
-            warn!(pool, kind, client, seen, held_back, "client does not speak gRPC without TLS");
+            warn!(pool, kind, client, seen, held_back, "client does not speak what this port does");
+        }
+    }
+
+    /// Logs that a client's TLS handshake failed, and why.
+    pub fn handshake(&self, reason: &'static str, client: Option<IpAddr>, error: &str) {
+        if let Some(held_back) = self.handshakes.admit(reason, Instant::now()) {
+            let (pool, client) = (self.metrics.pool(), client.map(field::display));
+            warn!(pool, reason, client, error, held_back, "TLS handshake failed");
         }
     }
 

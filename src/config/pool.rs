@@ -4,7 +4,10 @@ use std::{collections::HashSet, num::NonZeroU32, time::Duration};
 
 use serde::Serialize;
 
-use super::value::{check, list, parse_count, parse_duration, parse_word, table, text, truth};
+use super::{
+    tls::{Tls, TlsSettings},
+    value::{check, list, parse_count, parse_duration, parse_word, table, text, truth},
+};
 use crate::{
     address::Address,
     affinity::Rules,
@@ -40,6 +43,8 @@ pub struct Pool {
     pub warm: warm::Config,
     /// What makes a build's affinity key.
     pub affinity: Rules,
+    /// TLS to clients and daemons.
+    pub tls: Tls,
 }
 
 /// The settings that a pool can have of its own. Outside of `[[pool]]` they are those of the only pool,
@@ -114,6 +119,10 @@ pub struct PoolSettings {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probation: Option<String>,
+    /// TLS to clients and daemons.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub tls: TlsSettings,
     /// The `[affinity]` table of the file: an ordered list does not fit into a flag.
     #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -148,7 +157,7 @@ impl PoolSettings {
             "affinity" => self.affinity = table(path, value, problems),
             "consistent-hash" => self.consistent_hash = table(path, value, problems),
             "warm-memory" => self.warm_memory = table(path, value, problems),
-            _ => return Some(value),
+            _ => return self.tls.set(path, key, value, problems),
         }
         None
     }
@@ -179,6 +188,7 @@ impl PoolSettings {
             spread_bake_targets: over.spread_bake_targets.or(self.spread_bake_targets),
             slow_start: over.slow_start.or(self.slow_start),
             probation: over.probation.or(self.probation),
+            tls: self.tls.under(over.tls),
             affinity: over.affinity.or(self.affinity),
             consistent_hash: over.consistent_hash.or(self.consistent_hash),
             warm_memory: over.warm_memory.or(self.warm_memory),
@@ -211,6 +221,10 @@ impl Pool {
             let text = "is needed, clients choose a pool by its address";
             problems.push(format!("{path}.listen: {text}"));
         }
+        let settings = &PoolSettings {
+            tls: common.tls.clone().under(settings.tls.clone()),
+            ..settings.clone()
+        };
         let own = Self::check(&format!("{path}."), name, settings, problems);
         let settings = common.clone().under(settings.clone());
         let (policy, warm, affinity) = check_spread("", &settings, &mut Vec::new());
@@ -249,7 +263,8 @@ impl Pool {
         let discover = check_discover(path, &settings.discover, problems);
         let (policy, warm, affinity) = check_spread(path, settings, problems);
         let probation = check_probation(path, settings, problems);
-        Self { name, listen, backends, discover, policy, probation, warm, affinity }
+        let tls = Tls::check(path, &settings.tls, problems);
+        Self { name, listen, backends, discover, policy, probation, warm, affinity, tls }
     }
 
     /// The settings that give this pool; `name` if it stands in a `[[pool]]`.
@@ -264,6 +279,7 @@ impl Pool {
             spread_bake_targets: Some(self.policy.spread_bake_targets),
             slow_start: Some(humantime::format_duration(self.policy.slow_start).to_string()),
             probation: Some(humantime::format_duration(self.probation).to_string()),
+            tls: self.tls.settings(),
             affinity: Some(self.affinity.to_table()),
             consistent_hash: Some(toml::Table::from_iter([(
                 "load-factor".to_owned(),

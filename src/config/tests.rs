@@ -211,7 +211,7 @@ fn a_name_is_not_looked_up_before_it_is_used() {
 }
 
 /// The settings of a file, and the parts that some of their values have.
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 30] = [
     "listen",
     "backend",
     "discover",
@@ -237,6 +237,11 @@ const KEYS: [&str; 25] = [
     "sources",
     "load-factor",
     "ttl",
+    "tls-dir",
+    "tls-key",
+    "tls-client-auth",
+    "backend-tls-ca",
+    "backend-tls-server-name",
 ];
 
 fn values() -> impl Strategy<Value = toml::Value> {

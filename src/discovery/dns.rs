@@ -25,6 +25,7 @@ use crate::{
     address::Address,
     fleet::Endpoint,
     outage::{Backoff, Reason},
+    tls::Expected,
 };
 
 /// However short its records live, a name is not asked for more often.
@@ -129,9 +130,11 @@ async fn look_up(
     let (mut endpoints, until) = match name {
         Name::Addresses(name, port) => {
             let found = resolver.lookup_ip(name.as_str()).await?;
+            let server_name = Expected::Discovered(name.trim_end_matches('.').into());
             let endpoint = |ip: std::net::IpAddr| {
                 let host = ip.to_string();
-                Endpoint::new(host.as_str(), Address::Tcp { host: host.clone(), port: *port })
+                let address = Address::Tcp { host: host.clone(), port: *port };
+                Endpoint { server_name: server_name.clone(), ..Endpoint::new(host, address) }
             };
             (found.iter().map(endpoint).collect::<Vec<_>>(), found.valid_until())
         }
@@ -168,7 +171,9 @@ async fn services(
         let full = target.trim_end_matches('.');
         let first = full.split('.').next().unwrap_or(full);
         let name = if names.insert(first.to_owned()) { first } else { full };
-        endpoints.push(Endpoint::new(name, Address::Tcp { host: ip.to_string(), port }));
+        let address = Address::Tcp { host: ip.to_string(), port };
+        let server_name = Expected::Discovered(full.into());
+        endpoints.push(Endpoint { server_name, ..Endpoint::new(name, address) });
     }
     Ok((endpoints, until))
 }

@@ -27,6 +27,7 @@ use super::Feed;
 use crate::{
     kubernetes::{failure, known::Known, watching},
     outage::{Backoff, Reason},
+    tls::Expected,
 };
 
 /// Changes within this time become one new fleet: a roll-out changes the slices many times a second.
@@ -152,6 +153,11 @@ fn publish(
     labels::add(&labels.borrow_and_update(), &mut endpoints);
     let entries = known.objects().any(|slice| slice.endpoints.iter().flatten().count() > 0);
     let Service { namespace, name, port } = service;
+    // One certificate for all pods of a Service is the usual one.
+    let server_name = Expected::Discovered(format!("{name}.{namespace}.svc").into());
+    for endpoint in &mut endpoints {
+        endpoint.server_name = server_name.clone();
+    }
     let waits = match (&endpoints[..], port) {
         _ if known.is_empty() => Some(format!(
             "namespace {namespace} has no endpoint slices of a service {name}: \

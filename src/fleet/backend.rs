@@ -26,12 +26,40 @@ use crate::{
     address::Address,
     metrics::{BackendMetrics, BackendState, Fault, Metrics},
     policy::{Candidate, Totals},
+    tls,
 };
+
+/// TLS to one daemon.
+#[derive(Debug)]
+pub struct Tls {
+    client: Arc<tls::Client>,
+    server_name: Arc<str>,
+    sessions: tls::Sessions,
+}
+
+impl Tls {
+    fn new(client: &Arc<tls::Client>, endpoint: &Endpoint) -> Self {
+        let server_name = client.server_name(&endpoint.name, &endpoint.server_name);
+        Self { client: Arc::clone(client), server_name, sessions: tls::Sessions::default() }
+    }
+
+    /// What counts for a new connection.
+    pub fn config(&self) -> Arc<rustls::ClientConfig> {
+        self.client.config(&self.sessions)
+    }
+
+    /// The name that the daemon's certificate must have.
+    pub fn server_name(&self) -> &str {
+        &self.server_name
+    }
+}
 
 /// One daemon.
 pub struct Backend {
     name: Arc<str>,
     address: Address,
+    /// How it is spoken to, unless without TLS.
+    tls: Option<Tls>,
     /// What the policies know of it: status, load, capacity.
     pub(super) candidate: Arc<Candidate>,
     place: ArcSwap<Place>,
@@ -53,10 +81,12 @@ impl Backend {
         totals: &Arc<Totals>,
         metrics: &Arc<Metrics>,
         suspected: &Arc<Notify>,
+        client: Option<&Arc<tls::Client>>,
     ) -> Self {
         let capacity = endpoint.capacity.get();
         let candidate = Candidate::new(&endpoint.name, capacity, joined, totals);
         let backend = Self {
+            tls: client.map(|client| Tls::new(client, &endpoint)),
             metrics: metrics.backend(&endpoint.name),
             name: endpoint.name,
             address: endpoint.address,
@@ -86,6 +116,11 @@ impl Backend {
     /// Where it listens.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// How it is spoken to, unless without TLS.
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     /// Its size against the others'; never 0.

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, sync::Arc};
 
-use crate::address::Address;
+use crate::{address::Address, tls::Expected};
 
 /// What discovery reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct Endpoint {
     pub condition: Condition,
     /// Where it runs.
     pub place: Place,
+    /// Which name its certificate has, if it speaks TLS.
+    pub server_name: Expected,
 }
 
 /// Where a daemon runs and as what, as far as discovery says.
@@ -69,10 +71,16 @@ pub enum Condition {
 }
 
 impl Endpoint {
-    /// An endpoint of capacity 1 that may take builds.
+    /// An endpoint of capacity 1 that may take builds. Its certificate is for the host of its address.
     pub fn new(name: impl Into<Arc<str>>, address: Address) -> Self {
+        let name = name.into();
+        let host = match &address {
+            Address::Tcp { host, .. } => host.as_str().into(),
+            Address::Unix(_) => Arc::clone(&name),
+        };
         Self {
-            name: name.into(),
+            name,
+            server_name: Expected::Discovered(host),
             address,
             capacity: NonZeroU32::MIN,
             condition: Condition::default(),

@@ -5,21 +5,14 @@
 //! payload is held back until the library has made room for all of it, or it would copy what it has.
 
 use std::{
-    cell::RefCell,
     io,
     task::{Context, Poll, ready},
 };
 
 use tokio::io::ReadBuf;
 
-use super::{Socket, moderation};
+use super::{Socket, buffers, moderation};
 use crate::http2_limits::FRAME_LEN;
-
-/// Read in one piece at most; small enough for the CPU cache.
-const BUFFER_LEN: usize = 256 * 1024;
-
-/// Buffers each thread keeps for reuse: a build has two connections.
-const POOLED: usize = 4;
 
 /// Largest payload of a frame, as announced.
 const FULL: usize = FRAME_LEN as usize;
@@ -33,11 +26,6 @@ const HEADERS: u8 = 1;
 
 /// The only flag of a frame that may be joined with the one before.
 const END_STREAM: u8 = 1;
-
-thread_local! {
-    /// Buffers of length [`BUFFER_LEN`].
-    static POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
-}
 
 /// Received bytes. Holds no memory when it is empty.
 #[derive(Debug)]
@@ -93,8 +81,7 @@ impl Inbox {
         socket: &mut Socket,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        let pooled = POOL.with_borrow_mut(Vec::pop);
-        self.buffer = pooled.unwrap_or_else(|| vec![0; BUFFER_LEN]);
+        self.buffer = buffers::borrow();
         let start = self.partial_len;
         self.buffer[..start].copy_from_slice(&self.partial[..start]);
         let mut target = ReadBuf::new(&mut self.buffer[start..]);
@@ -232,13 +219,8 @@ impl Inbox {
     }
 
     fn release(&mut self) {
-        let buffer = std::mem::take(&mut self.buffer);
+        buffers::give_back(std::mem::take(&mut self.buffer));
         (self.taken, self.filled) = (0, 0);
-        POOL.with_borrow_mut(|pool| {
-            if buffer.capacity() > 0 && pool.len() < POOLED {
-                pool.push(buffer);
-            }
-        });
     }
 }
 

@@ -92,6 +92,7 @@ impl Outbox {
             }
             batch.advance(written);
         }
+        ready!(socket.poll_flush(cx))?;
         if let Some(batch) = self.0.take() {
             batch.recycle();
         }

@@ -21,10 +21,11 @@ use prometheus_client::{
 use super::{
     Metrics,
     labels::{
-        AdminClosure, AdminClosureLabels, BackendLabels, ChangeRefusal, ChangeRefusalLabels,
-        CodeLabels, DecisionLabels, Described, DirectionLabels, DrainLabels, FaultLabels,
-        GrpcCodeLabels, LabelNames, MethodLabels, PodErrorLabels, PoolLabels, ReasonLabels,
-        ResultLabels, SourceLabels, SourceReasonLabels, StateLabels, VersionLabels,
+        AdminClosure, AdminClosureLabels, BackendLabels, CertificateLabels, ChangeRefusal,
+        ChangeRefusalLabels, CodeLabels, DecisionLabels, Described, DirectionLabels, DrainLabels,
+        FaultLabels, GrpcCodeLabels, LabelNames, MethodLabels, PodErrorLabels, PoolLabels,
+        ReasonLabels, ReloadLabels, ResultLabels, SourceLabels, SourceReasonLabels, StateLabels,
+        VersionLabels,
     },
 };
 use crate::telemetry;
@@ -157,6 +158,9 @@ families! {
         connection_errors: Counters<ReasonLabels>, "Client connections that ended badly, were refused, or do not speak HTTP/2";
         rejected: Counters<ReasonLabels>, "Streams that the proxy itself answered with an error";
         parked_streams: Gauges<PoolLabels>, "Streams that wait for their build to be bound";
+        tls_handshakes_active: Gauges<PoolLabels>, "TLS handshakes of clients that are under way";
+        certificate_expiry_timestamp_seconds: Gauges<CertificateLabels>, "When the proxy's own certificate expires";
+        certificate_reloads: Counters<ReloadLabels>, "Changes of certificates, by what became of them";
         discovery_endpoints: Gauges<SourceLabels>, "Endpoints that a source reported last";
         discovery_last_sync_timestamp_seconds: Gauges<SourceLabels>, "When a source's report was last known to be right; the time stands still while the source fails";
         discovery_errors: Counters<SourceReasonLabels>, "Failures of a source";

@@ -35,6 +35,8 @@ label_set! {
         Lost = "lost",
         /// It did not answer a probe.
         Probe = "probe",
+        /// It accepted, and the TLS handshake failed.
+        Tls = "tls",
     }
 }
 
@@ -108,6 +110,26 @@ label_set! {
     }
 }
 
+label_set! {
+    /// On which side of the proxy certificates are used.
+    pub enum TlsSide {
+        /// Towards clients.
+        Client = "client",
+        /// Towards daemons.
+        Backend = "backend",
+    }
+}
+
+label_set! {
+    /// What became of changed certificates.
+    pub enum ReloadResult {
+        /// They are in force.
+        Ok = "ok",
+        /// The last ones stay.
+        Failed = "failed",
+    }
+}
+
 /// A label and, where they are a closed set, its values.
 pub type Described = (&'static str, Vec<&'static str>);
 
@@ -168,6 +190,10 @@ labels!(/// Why a change was refused.
     ChangeRefusalLabels { ; reason: ChangeRefusal });
 labels!(/// Why a connection of the admin port was closed.
     AdminClosureLabels { ; reason: AdminClosure });
+labels!(/// The certificates of one side.
+    CertificateLabels { pool; side: TlsSide });
+labels!(/// The same, and what became of a change.
+    ReloadLabels { pool; side: TlsSide, result: ReloadResult });
 labels!(/// A word of the proxy's own errors.
     ReasonLabels { pool, reason });
 labels!(/// A gRPC code name.

@@ -15,6 +15,7 @@ use futures_util::{
 };
 use h2::client::SendRequest;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::task::TaskTracker;
@@ -27,8 +28,9 @@ use crate::{
     error::{Chain, ProxyError, chain},
     fleet::{Backend, Fault},
     http2_limits::{DAEMON_HEADER_LIST_LEN, FRAME_LEN, SEND_BUFFER_LEN},
-    io::{Batched, Flushing, Payload, Socket},
+    io::{Batched, Flushing, Payload, Secured, Socket},
     shares::{Over, Share, Shares},
+    tls,
 };
 
 /// A daemon that accepts takes milliseconds; a lost SYN is sent again after 1 s and 3 s.
@@ -164,6 +166,10 @@ async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
         }
         Err(_elapsed) => return Err(timeout("no connection")),
     };
+    let socket = match tokio::time::timeout_at(deadline, secure(socket, &backend)).await {
+        Ok(secured) => secured.map_err(|cause| DialError::Fault(Fault::Tls, cause.into()))?,
+        Err(_elapsed) => return Err(timeout("it accepted, but sent no answer to a TLS handshake")),
+    };
     backend.metrics().connect.observe(started.elapsed().as_secs_f64());
     let io = Batched::with_daemon(socket);
     let handshake = h2::client::Builder::new()
@@ -198,8 +204,23 @@ async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
     // Once a Solve has been sent, it is too late to try another daemon.
     match tokio::time::timeout_at(deadline, io.first_read()).await {
         Ok(()) if io.received() > 0 => Ok(connected),
-        Ok(()) => Err(DialError::Fault(Fault::Lost, "it closed the connection unasked".into())),
+        Ok(()) => Err(match io.refusal() {
+            Some(cause) => DialError::Fault(Fault::Tls, cause),
+            None => DialError::Fault(Fault::Lost, "it closed the connection unasked".into()),
+        }),
         Err(_elapsed) => Err(timeout("it accepted, but sent no SETTINGS")),
+    }
+}
+
+/// Shakes hands over `socket`, if that is how `backend` is spoken to.
+async fn secure(socket: Socket, backend: &Backend) -> Result<Socket, String> {
+    let Some(tls) = backend.tls() else { return Ok(socket) };
+    let name = ServerName::try_from(tls.server_name().to_owned())
+        .map_err(|_invalid| format!("`{}` is no name for TLS", tls.server_name()))?;
+    // Boxed: a connection does not keep the room for its handshake.
+    match Box::pin(Secured::connect(socket, tls.config(), name)).await {
+        Ok(secured) => Ok(Socket::Tls(Box::new(secured))),
+        Err(error) => Err(tls::failure(&error, "the daemon").text),
     }
 }
 

@@ -21,17 +21,25 @@ pub(crate) struct Buildkitd {
     root: tempfile::TempDir,
     /// Which program it runs.
     program: &'static str,
+    /// The certificates that it has, and those of a client of it.
+    tls: Option<[PathBuf; 2]>,
 }
 
 impl Buildkitd {
     /// Starts one and waits until it answers.
     pub(crate) fn start(name: &str) -> Self {
-        Self::start_program(name, "buildkitd")
+        Self::start_program(name, "buildkitd", None)
+    }
+
+    /// Starts one that speaks TLS with the certificates in `own` and wants clients to show theirs; `client` has
+    /// some that it takes.
+    pub(crate) fn start_tls(name: &str, own: &Path, client: &Path) -> Self {
+        Self::start_program(name, "buildkitd", Some([own.to_owned(), client.to_owned()]))
     }
 
     /// Starts one of v0.16, the last that ignores the space limits of a prune.
     pub(crate) fn start_old(name: &str) -> Self {
-        Self::start_program(name, "old-buildkitd")
+        Self::start_program(name, "old-buildkitd", None)
     }
 
     /// Starts one whose disk has 64 MiB.
@@ -41,16 +49,21 @@ impl Buildkitd {
         let mounted =
             mount.args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"]).arg(root.path()).status();
         assert!(mounted.is_ok_and(|status| status.success()), "mount {}", root.path().display());
-        Self::start_in(name, "buildkitd", root)
+        Self::start_in(name, "buildkitd", root, None)
     }
 
-    fn start_program(name: &str, program: &'static str) -> Self {
-        Self::start_in(name, program, directory())
+    fn start_program(name: &str, program: &'static str, tls: Option<[PathBuf; 2]>) -> Self {
+        Self::start_in(name, program, directory(), tls)
     }
 
-    fn start_in(name: &str, program: &'static str, root: tempfile::TempDir) -> Self {
+    fn start_in(
+        name: &str,
+        program: &'static str,
+        root: tempfile::TempDir,
+        tls: Option<[PathBuf; 2]>,
+    ) -> Self {
         let mut daemon =
-            Self { name: name.to_owned(), port: free_port(), process: None, root, program };
+            Self { name: name.to_owned(), port: free_port(), process: None, root, program, tls };
         daemon.restart();
         daemon
     }
@@ -93,11 +106,20 @@ impl Buildkitd {
         let own = ["--oci-worker-snapshotter", snapshotter(), "--otel-socket-path", &otel];
         // Steps that ask for it, and only those, have this machine's network.
         let network = ["--allow-insecure-entitlement", "network.host"];
-        let args = [&args[..], &own, &network].concat();
+        let own_files = self.tls.as_ref().map(|[own, _client]| {
+            ["ca.pem", "cert.pem", "key.pem"].map(|name| own.join(name).display().to_string())
+        });
+        let tls = own_files.as_ref().map_or(Vec::new(), |[ca, certificate, key]| {
+            vec!["--tlscacert", ca, "--tlscert", certificate, "--tlskey", key]
+        });
+        let args = [&args[..], &own, &network, &tls].concat();
         self.process = Some(Guarded::start_in(&tool(self.program), &args, root));
         let addr = self.addr();
         eventually("buildkitd answers", Duration::from_secs(60), || {
             let mut info = Command::new(tool("buildctl"));
+            if let Some([_own, client]) = &self.tls {
+                info.arg("--tlsdir").arg(client);
+            }
             let output = info.args(["--addr", &addr, "debug", "info"]).output().ok()?;
             output.status.success().then_some(())
         });

@@ -49,9 +49,20 @@ pub(crate) fn buildctl(addr: &str) -> Command {
     command
 }
 
+/// `buildctl --addr ADDR` with the certificates in `directory`.
+pub(crate) fn buildctl_tls(addr: &str, directory: &Path) -> Command {
+    let mut command = buildctl(addr);
+    command.arg("--tlsdir").arg(directory);
+    command
+}
+
 /// `buildctl build` of a Dockerfile in `context`.
 pub(crate) fn buildctl_build(addr: &str, context: &Context) -> Command {
-    let mut command = buildctl(addr);
+    build(buildctl(addr), context)
+}
+
+/// `build` of a Dockerfile in `context`, by `command`.
+pub(crate) fn build(mut command: Command, context: &Context) -> Command {
     let local = |name: &str| format!("{name}={}", context.path().display());
     command.args(["build", "--progress=plain", "--frontend=dockerfile.v0"]).args([
         "--local",
@@ -73,6 +84,18 @@ impl Buildx {
         let mut create = buildx.raw();
         create.args(["create", "--name", "b", "--driver", "remote", "--use", addr]);
         succeed(&mut create);
+        buildx
+    }
+
+    /// Creates the builder, with the certificates in `directory`.
+    pub(crate) fn with_tls(addr: &str, directory: &Path) -> Self {
+        let buildx = Self(tempfile::tempdir().expect("a directory"));
+        let file = |name: &str| directory.join(name).display().to_string();
+        let files = [("cacert", "ca.pem"), ("cert", "cert.pem"), ("key", "key.pem")];
+        let options = files.map(|(option, name)| format!("{option}={}", file(name))).join(",");
+        let mut create = buildx.raw();
+        create.args(["create", "--name", "b", "--driver", "remote", "--driver-opt", &options]);
+        succeed(create.args(["--use", addr]));
         buildx
     }
 

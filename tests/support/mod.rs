@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 pub(crate) mod buildkitd;
+pub(crate) mod certificates;
 pub(crate) mod child;
 pub(crate) mod client;
 pub(crate) mod compare;

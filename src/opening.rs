@@ -1,4 +1,4 @@
-//! What a client begins with: HTTP/2, or something that this port does not speak.
+//! What a client begins with: HTTP/2, TLS, or something that no port of the proxy speaks.
 
 use crate::io::PREFACE;
 
@@ -9,13 +9,19 @@ const SHOWN_LEN: usize = 24;
 const PROXY_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// What tells a person with a browser or curl where they are.
-pub(super) const HTTP1_ANSWER: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\n\
-    content-type: text/plain\r\ncontent-length: 52\r\nconnection: close\r\n\r\n\
-    This port speaks gRPC over HTTP/2, and without TLS.\n";
+pub const HTTP1_ANSWER: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\n\
+    content-type: text/plain\r\ncontent-length: 35\r\nconnection: close\r\n\r\n\
+    This port speaks gRPC over HTTP/2.\n";
+
+/// The same, where they did not begin with TLS.
+pub const PLAIN_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
+    content-type: text/plain\r\ncontent-length: 45\r\nconnection: close\r\n\r\n\
+    This port speaks gRPC over HTTP/2, with TLS.\n";
 
 /// What the first bytes of a connection are.
+#[allow(missing_docs)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Opening {
+pub enum Opening {
     /// The client has gone without a byte, as a TCP health check does.
     Nothing,
     Http2,
@@ -27,7 +33,7 @@ pub(super) enum Opening {
 
 impl Opening {
     /// What begins with `bytes`.
-    pub(super) fn of(bytes: &[u8]) -> Self {
+    pub fn of(bytes: &[u8]) -> Self {
         let word = bytes.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
         if bytes.is_empty() {
             Self::Nothing
@@ -48,19 +54,20 @@ impl Opening {
         }
     }
 
-    /// The reason that the connection's end is counted under.
-    pub(super) fn reason(self) -> &'static str {
+    /// The reason that the connection's end is counted under, where it is not what the port speaks.
+    pub fn reason(self) -> &'static str {
         match self {
             Self::Tls => "tls",
             Self::Http1 => "http1",
             Self::ProxyHeader => "proxy_header",
-            Self::Nothing | Self::Http2 | Self::Other => "not_http2",
+            Self::Http2 => "plain_http2",
+            Self::Nothing | Self::Other => "not_http2",
         }
     }
 }
 
 /// The beginning of `bytes`, as a log record can show it.
-pub(super) fn shown(bytes: &[u8]) -> String {
+pub fn shown(bytes: &[u8]) -> String {
     bytes[..bytes.len().min(SHOWN_LEN)].escape_ascii().to_string()
 }
 
@@ -89,9 +96,11 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_is_as_long_as_it_says() {
-        let text = std::str::from_utf8(HTTP1_ANSWER).expect("ASCII");
-        let (head, body) = text.split_once("\r\n\r\n").expect("a body");
-        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
+    fn an_answer_is_as_long_as_it_says() {
+        for answer in [HTTP1_ANSWER, PLAIN_ANSWER] {
+            let text = std::str::from_utf8(answer).expect("ASCII");
+            let (head, body) = text.split_once("\r\n\r\n").expect("a body");
+            assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
+        }
     }
 }

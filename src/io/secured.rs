@@ -1,0 +1,232 @@
+//! TLS over a socket.
+//!
+//! The library reads records in pieces of 4 KiB. [`ReadAhead`] below it reads what there is at once, and lets
+//! whoever accepts a client look at the first bytes before anything is made of them.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use rustls::{
+    ClientConfig, ServerConfig,
+    pki_types::{CertificateDer, ServerName},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use super::{Socket, buffers};
+
+/// A socket of which more is read than has been asked for.
+#[derive(Debug)]
+pub struct ReadAhead {
+    socket: Socket,
+    /// Borrowed while there is something in it: `buffer[taken..filled]`.
+    buffer: Vec<u8>,
+    taken: usize,
+    filled: usize,
+}
+
+impl ReadAhead {
+    /// Nothing has been read from `socket`.
+    pub fn new(socket: Socket) -> Self {
+        Self { socket, buffer: Vec::new(), taken: 0, filled: 0 }
+    }
+
+    /// What `look` makes of the first bytes that the other side sends; of none, if it has closed. They are
+    /// read once more by whoever reads.
+    ///
+    /// # Errors
+    /// The socket has failed.
+    pub async fn first_bytes<T>(&mut self, look: impl Fn(&[u8]) -> T) -> io::Result<T> {
+        poll_fn(|cx| self.poll_fill(cx)).await?;
+        Ok(look(self.unread()))
+    }
+
+    /// Sends `bytes` and says that nothing follows.
+    ///
+    /// # Errors
+    /// The socket has failed.
+    pub async fn finish_with(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut written = 0;
+        poll_fn(|cx| {
+            while written < bytes.len() {
+                let rest = io::IoSlice::new(&bytes[written..]);
+                written += ready!(self.socket.poll_write(cx, &[rest]))?;
+            }
+            self.socket.poll_shutdown(cx)
+        })
+        .await
+    }
+
+    /// Says that nothing follows, and reads to the other side's end without looking at it.
+    ///
+    /// To close with something unread is to reset the connection: the other side would not see why.
+    ///
+    /// # Errors
+    /// The socket has failed.
+    pub async fn linger(mut self) -> io::Result<()> {
+        poll_fn(|cx| self.socket.poll_shutdown(cx)).await?;
+        loop {
+            (self.taken, self.filled) = (0, 0);
+            buffers::give_back(std::mem::take(&mut self.buffer));
+            poll_fn(|cx| self.poll_fill(cx)).await?;
+            if self.filled == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn unread(&self) -> &[u8] {
+        &self.buffer[self.taken..self.filled]
+    }
+
+    /// Receives once, unless there is something left.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.taken < self.filled {
+            return Poll::Ready(Ok(()));
+        }
+        let mut buffer = buffers::borrow();
+        let mut target = ReadBuf::new(&mut buffer);
+        let result = self.socket.poll_read(cx, &mut target);
+        (self.taken, self.filled) = (0, target.filled().len());
+        match self.filled {
+            0 => buffers::give_back(buffer),
+            _ => self.buffer = buffer,
+        }
+        result
+    }
+}
+
+impl AsyncRead for ReadAhead {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.poll_fill(cx))?;
+        let len = into.remaining().min(self.filled - self.taken);
+        into.put_slice(&self.unread()[..len]);
+        self.taken += len;
+        if self.taken == self.filled {
+            (self.taken, self.filled) = (0, 0);
+            buffers::give_back(std::mem::take(&mut self.buffer));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ReadAhead {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.socket.poll_write(cx, &[io::IoSlice::new(from)])
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.socket.poll_write(cx, from)
+    }
+}
+
+/// A socket on which both sides have shown who they are.
+#[derive(Debug)]
+pub struct Secured(TlsStream<ReadAhead>);
+
+impl Secured {
+    /// Waits for a client's handshake.
+    ///
+    /// # Errors
+    /// The socket has failed, or there is a [`rustls::Error`] within; with what the client may still be told
+    /// by (see [`ReadAhead::linger`]).
+    pub async fn accept(
+        io: ReadAhead,
+        config: Arc<ServerConfig>,
+    ) -> Result<Self, (io::Error, ReadAhead)> {
+        let stream = TlsAcceptor::from(config).accept(io).into_fallible().await?;
+        Ok(Self(TlsStream::Server(stream)))
+    }
+
+    /// Shakes hands with what should be `name`.
+    ///
+    /// # Errors
+    /// As [`Secured::accept`].
+    pub async fn connect(
+        socket: Socket,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> io::Result<Self> {
+        let io = ReadAhead::new(socket);
+        let stream = TlsConnector::from(config).connect(name, io).await?;
+        Ok(Self(TlsStream::Client(stream)))
+    }
+
+    /// The other side's own certificate, if it has shown one; it has been verified.
+    pub fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
+        let (_io, session) = self.0.get_ref();
+        Some(session.peer_certificates()?.first()?.clone().into_owned())
+    }
+
+    /// What is below.
+    pub(super) fn socket(&self) -> &Socket {
+        &self.0.get_ref().0.socket
+    }
+
+    /// Reads what has come, as far as it fits: the library hands on one record at a time, of which bulk
+    /// data has many.
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let start = into.filled().len();
+        while into.remaining() > 0 {
+            let before = into.filled().len();
+            let result = Pin::new(&mut self.0).poll_read(cx, into);
+            let ended = into.filled().len() == before;
+            match result {
+                // What came before the end is told first; the end will be met again.
+                Poll::Pending | Poll::Ready(_) if ended && before > start => break,
+                Poll::Ready(Ok(())) if !ended => {}
+                result => return result,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, from)
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

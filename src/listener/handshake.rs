@@ -1,0 +1,139 @@
+//! The TLS handshake of a client, and what is told of one that fails.
+//!
+//! A handshake costs memory and the time of a signature before anything is known of a client, so there are only so
+//! many at once. Clients share them: when all are taken, the address with the most gives one up.
+
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::{
+    client::Client,
+    connection::{CLOSING_TIMEOUT, Context, quiet},
+    io::{ReadAhead, Secured, Socket},
+    opening::{self, Opening, PLAIN_ANSWER},
+    shares::{Limits, Shares},
+    tls::{self, Failure, HANDSHAKE_TIMEOUT},
+};
+
+/// What clients meet on a port that speaks TLS. Clones share the limit.
+#[derive(Debug, Clone)]
+pub struct Handshakes {
+    server: Arc<tls::Server>,
+    under_way: Shares,
+}
+
+/// A client that has shaken hands.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    /// What it speaks over from now on.
+    pub(super) socket: Socket,
+    /// The certificate that it has shown, which is verified.
+    pub(super) certificate: Option<CertificateDer<'static>>,
+}
+
+impl Handshakes {
+    /// Those with `server`; all listeners share what is `under_way`.
+    pub fn new(server: Arc<tls::Server>, under_way: Shares) -> Self {
+        Self { server, under_way }
+    }
+
+    /// A limit of so many at once. One address may have all while no other wants any, because a hop or a NAT can
+    /// make many clients one.
+    pub fn limit(total: usize) -> Shares {
+        let total = u64::try_from(total).unwrap_or(u64::MAX);
+        Shares::new(Limits { total, address: total, connection: 1 })
+    }
+
+    /// Waits for the handshake of `client`. `None` if there is nothing to serve; that has been told.
+    pub(super) async fn accept(
+        &self,
+        socket: Socket,
+        client: &Client,
+        context: &Context,
+    ) -> Option<Accepted> {
+        let metrics = &context.proxy.metrics;
+        metrics.tls_handshakes_active.inc();
+        let outcome = tokio::select! {
+            outcome = timeout(HANDSHAKE_TIMEOUT, self.shake(socket, client, context)) => {
+                outcome.unwrap_or_else(|_elapsed| Err(too_slow()))
+            }
+            () = quiet(&context.drain) => Ok(None),
+            () = client.active.dismissed() => Err(evicted()),
+        };
+        metrics.tls_handshakes_active.dec();
+        outcome.unwrap_or_else(|Failure { reason, text }| {
+            debug!(connection = client.connection, reason, error = text, "connection ended");
+            metrics.connection_error(reason);
+            None
+        })
+    }
+
+    async fn shake(
+        &self,
+        socket: Socket,
+        client: &Client,
+        context: &Context,
+    ) -> Result<Option<Accepted>, Failure> {
+        let mut io = ReadAhead::new(socket);
+        let look = |bytes: &[u8]| (Opening::of(bytes), opening::shown(bytes));
+        let (opening, shown) = io.first_bytes(look).await.map_err(|error| lost(&error))?;
+        match opening {
+            Opening::Nothing => return Ok(None),
+            Opening::Tls => {}
+            stranger => {
+                let reason = stranger.reason();
+                context.proxy.refusals.stranger(reason, client.address, &shown);
+                if stranger == Opening::Http1 {
+                    // Whoever does not read it has what it wants.
+                    let _ = timeout(CLOSING_TIMEOUT, io.finish_with(PLAIN_ANSWER)).await;
+                }
+                let text = format!("the client began with {shown}");
+                return Err(Failure { reason, text });
+            }
+        }
+        let Ok(mut share) = self.under_way.take(client, 1) else { return Err(too_many()) };
+        let accepted = tokio::select! {
+            accepted = Secured::accept(io, self.server.config()) => accepted,
+            () = share.evicted() => return Err(too_many()),
+        };
+        drop(share);
+        match accepted {
+            Ok(secured) => {
+                let certificate = secured.peer_certificate();
+                Ok(Some(Accepted { socket: Socket::Tls(Box::new(secured)), certificate }))
+            }
+            Err((error, io)) => {
+                let failure = tls::failure(&error, "the client");
+                if failure.reason != "io" {
+                    let Failure { reason, text } = &failure;
+                    context.proxy.refusals.handshake(reason, client.address, text);
+                    // Whoever sends for ever is not listened to.
+                    let _ = timeout(CLOSING_TIMEOUT, io.linger()).await;
+                }
+                Err(failure)
+            }
+        }
+    }
+}
+
+fn lost(error: &std::io::Error) -> Failure {
+    Failure { reason: "io", text: error.to_string() }
+}
+
+fn too_slow() -> Failure {
+    let text = format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}");
+    Failure { reason: "tls_timeout", text }
+}
+
+fn too_many() -> Failure {
+    let text = "others with fewer TLS handshakes under way needed this one's place".to_owned();
+    Failure { reason: "tls_busy", text }
+}
+
+fn evicted() -> Failure {
+    let text = "it had no stream, and another client needed its place".to_owned();
+    Failure { reason: "evicted", text }
+}

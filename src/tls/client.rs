@@ -1,0 +1,130 @@
+//! What daemons meet: the proxy as their client, which knows their authority and their names.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use rustls::{
+    ClientConfig,
+    client::{ClientSessionMemoryCache, ClientSessionStore, Resumption},
+    pki_types::ServerName,
+    sign::SingleCertAndKey,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ALPN,
+    files::{Contents, Files, TlsError},
+    provider,
+    rotation::{Followed, Made},
+};
+use crate::metrics::{Metrics, TlsSide};
+
+/// What stands for a backend's name in a setting of server names.
+const NAME: &str = "{name}";
+
+/// Sessions of one daemon that are kept to be resumed: a daemon gives one with each connection, and each is used
+/// once.
+const KEPT_SESSIONS: usize = 8;
+
+/// TLS to the daemons of one pool.
+#[derive(Debug)]
+pub struct Client {
+    followed: Followed<ClientConfig>,
+    names: ServerNames,
+}
+
+/// Which name a daemon's certificate must have, if the configuration says it for all of a pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerNames(Option<Arc<str>>);
+
+/// Which name one daemon's certificate must have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// What the configuration says for this one.
+    Configured(Arc<str>),
+    /// What it was found by.
+    Discovered(Arc<str>),
+}
+
+/// The sessions with one daemon that can be resumed.
+#[derive(Clone)]
+pub struct Sessions(Arc<dyn ClientSessionStore>);
+
+impl Client {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// They are of no use.
+    pub fn load(files: Files, names: ServerNames) -> Result<Self, TlsError> {
+        let own = files.clone();
+        let followed = Followed::load(files, move |contents| make(contents, &own))?;
+        Ok(Self { followed, names })
+    }
+
+    /// What counts for a new connection to the daemon that has had `sessions`.
+    pub fn config(&self, sessions: &Sessions) -> Arc<ClientConfig> {
+        let mut config = ClientConfig::clone(&self.followed.current());
+        config.resumption = Resumption::store(Arc::clone(&sessions.0));
+        Arc::new(config)
+    }
+
+    /// The name that the certificate of the backend `name` must have.
+    pub fn server_name(&self, name: &str, expected: &Expected) -> Arc<str> {
+        match (expected, &self.names.0) {
+            (Expected::Configured(own), _) | (Expected::Discovered(own), None) => Arc::clone(own),
+            (Expected::Discovered(_), Some(pattern)) => pattern.replace(NAME, name).into(),
+        }
+    }
+
+    /// Follows the files until `stop`.
+    pub async fn follow(self: Arc<Self>, metrics: Arc<Metrics>, stop: CancellationToken) {
+        self.followed.follow(TlsSide::Backend, &metrics, stop).await;
+    }
+}
+
+impl FromStr for ServerNames {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match ServerName::try_from(text.replace(NAME, "name")) {
+            Ok(_name) => Ok(Self(Some(text.into()))),
+            Err(_invalid) => Err(format!(
+                "`{text}` is neither a DNS name nor an IP address; {NAME} in it stands for the backend's name"
+            )),
+        }
+    }
+}
+
+impl ServerNames {
+    /// As the setting writes it, if there is one.
+    pub fn text(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self(Arc::new(ClientSessionMemoryCache::new(KEPT_SESSIONS)))
+    }
+}
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+fn make(contents: &Contents, files: &Files) -> Result<Made<ClientConfig>, TlsError> {
+    let authorities = contents.authorities(files)?.ok_or(TlsError::NoAuthorities)?;
+    let pair = contents.pair(files)?;
+    let chain = pair.as_ref().map(|pair| pair.cert.clone()).unwrap_or_default();
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::Unusable(error.to_string()))?
+        .with_root_certificates(authorities);
+    let mut config = match pair {
+        Some(pair) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Made { config, chain })
+}

@@ -1,0 +1,90 @@
+//! Why a handshake failed, in words that say what to change.
+
+use std::io;
+
+use rustls::{AlertDescription, CertificateError, Error};
+
+/// Why a handshake failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The word that it is counted under.
+    pub reason: &'static str,
+    /// What it is.
+    pub text: String,
+}
+
+/// What `error` says of a handshake with `other`, as in "the client".
+pub fn failure(error: &io::Error, other: &str) -> Failure {
+    let tls = error.get_ref().and_then(|within| within.downcast_ref::<Error>());
+    let (reason, text) = match tls {
+        Some(error) => describe(error, other),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            ("tls_aborted", format!("{other} closed the connection in the TLS handshake"))
+        }
+        None => ("io", error.to_string()),
+    };
+    Failure { reason, text }
+}
+
+fn describe(error: &Error, other: &str) -> (&'static str, String) {
+    match error {
+        Error::NoCertificatesPresented => {
+            ("tls_no_certificate", format!("{other} shows no certificate, and one is required"))
+        }
+        Error::InvalidCertificate(error) => certificate(error, other),
+        Error::AlertReceived(alert) => {
+            ("tls_refused", format!("{other} refuses the TLS handshake: {}", alert_text(*alert)))
+        }
+        Error::PeerIncompatible(why) => {
+            ("tls_incompatible", format!("{other} has no TLS version or cipher in common: {why:?}"))
+        }
+        error => ("tls_protocol", format!("{other} breaks the TLS protocol: {error}")),
+    }
+}
+
+fn certificate(error: &CertificateError, other: &str) -> (&'static str, String) {
+    use CertificateError as E;
+    match error {
+        E::UnknownIssuer | E::BadSignature => (
+            "tls_unknown_ca",
+            format!("{other}'s certificate is signed by none of the authorities in the CA file"),
+        ),
+        E::Expired | E::ExpiredContext { .. } => {
+            ("tls_expired", format!("{other}'s certificate has expired"))
+        }
+        E::NotValidYet | E::NotValidYetContext { .. } => {
+            ("tls_not_yet_valid", format!("{other}'s certificate is not valid yet"))
+        }
+        E::NotValidForName => {
+            ("tls_wrong_name", format!("{other}'s certificate is for another server name"))
+        }
+        E::NotValidForNameContext { expected, presented } => {
+            let (expected, presented) = (expected.to_str(), presented.join(", "));
+            let text = format!("{other}'s certificate is not for `{expected}` but for {presented}");
+            ("tls_wrong_name", text)
+        }
+        E::InvalidPurpose | E::InvalidPurposeContext { .. } => (
+            "tls_wrong_purpose",
+            format!("{other}'s certificate is not meant for this side (extended key usage)"),
+        ),
+        error => ("tls_bad_certificate", format!("{other}'s certificate cannot be used: {error}")),
+    }
+}
+
+/// What the other side says is wrong with ours.
+fn alert_text(alert: AlertDescription) -> String {
+    use AlertDescription as A;
+    let text = match alert {
+        A::UnknownCA => "it does not know the authority of this proxy's certificate",
+        A::BadCertificate => {
+            "it does not take this proxy's certificate, for its name or its authority"
+        }
+        A::CertificateExpired => "this proxy's certificate has expired or is not valid yet",
+        A::CertificateRequired => "it requires a certificate of this proxy",
+        A::HandshakeFailure => {
+            "it has no TLS version or cipher in common, or requires a certificate"
+        }
+        other => return format!("{other:?}"),
+    };
+    text.to_owned()
+}

@@ -1,0 +1,9 @@
+//! TLS to clients and to daemons, with real ones of both.
+
+#![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
+
+mod authorities;
+mod handshakes;
+mod renewal;
+#[path = "../support/mod.rs"]
+mod support;
