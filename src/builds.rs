@@ -14,6 +14,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
+use tokio::sync::watch;
 
 use self::{
     active::{ActiveBuild, ActiveSession},
@@ -30,7 +31,7 @@ use crate::{
     first_message::{Unread, joined},
     fleet::Backend,
     ids::{self, Id, Key, SessionId, TraceId},
-    placement::{Placement, Wish},
+    placement::Wish,
     policy::Policy,
     proxy::Proxy,
     relay::{OnEnd, Tally},
@@ -100,7 +101,6 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     if solve.is_crowded() {
         return Err(ProxyError::Limit("the Solve names more than 128 sessions of others"));
     }
-    let deadline = Placement::deadline();
     let caller = Caller { connection: client.connection, trace };
     // From here on its siblings wait for what becomes of it.
     let (session, build) = (solve.session.as_ref(), solve.build.as_ref());
@@ -116,7 +116,7 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let spread = proxy.placement.policy().spread_bake_targets;
     let scattered = is_scattered(proxy, trace);
     let wish = solve.wish(&placing, caller, scattered, spread);
-    let place = proxy.placement.place(wish, &client, deadline);
+    let place = proxy.placement.place(wish, &client, placing.told());
     let placed = async { message.during(place).await? };
     let (placed, more) = parked(proxy.account(), &client, &mut rest, placed).await?;
     Ok(Ready {
@@ -290,7 +290,7 @@ async fn bind_session(
     };
     let scattered = is_scattered(proxy, trace);
     let wish = session_wish(key, ended, trace, client.connection, scattered);
-    let placed = proxy.placement.place(wish, client, Placement::deadline()).await?;
+    let placed = proxy.placement.place(wish, client, &watch::channel(None).0).await?;
     let bound = Bound { binding: placed.binding, tally: Arc::default() };
     Ok((bound, Some(placed.lease)))
 }

@@ -9,6 +9,7 @@ mod claim;
 mod live;
 mod memory;
 mod namesakes;
+mod waiting;
 
 use std::{
     sync::Arc,
@@ -24,6 +25,7 @@ use tokio::{
 pub use self::{
     claim::{Claim, Claimed, Lease, Placing, Ties},
     namesakes::Caller,
+    waiting::{Cause, Told, Waiting, publish},
 };
 use self::{
     live::{Live, Slot},
@@ -290,7 +292,7 @@ impl Inner {
 enum Step<'a> {
     Known(Lookup),
     /// Its Solve is being placed: look again when that has ended.
-    Placing(watch::Receiver<()>),
+    Placing(watch::Receiver<Option<Waiting>>),
     /// Its own Solve may come in a moment, although a build with its ref is known.
     Early(Parked<'a>),
     Parked(Parked<'a>),

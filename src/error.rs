@@ -3,7 +3,7 @@
 //! A daemon's errors never come through here: they are relayed byte for byte. What does come through
 //! is marked with [`MARKER`], so that the two can be told apart.
 
-use std::{error::Error, fmt};
+use std::{error::Error, fmt, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
@@ -26,6 +26,14 @@ pub enum ProxyError {
     /// No backend could take the build.
     #[error("no backend is available: {0}")]
     NoBackend(String),
+    /// No backend took the build for as long as it may wait.
+    #[error("no backend took the build within {}: {cause}", humantime::format_duration(*.waited))]
+    WaitedOut {
+        /// How long it waited.
+        waited: Duration,
+        /// What it waited for.
+        cause: String,
+    },
     /// The backend could not be reached, and the stream is bound to it.
     #[error("backend {backend} cannot be reached: {cause}")]
     Connect {
@@ -100,7 +108,7 @@ pub enum ProxyError {
         /// The call's method.
         method: String,
         /// The time it had.
-        limit: std::time::Duration,
+        limit: Duration,
     },
     /// A Session stream with this uuid is open; a second one would silently replace it in the daemon.
     #[error("session {0} is already open")]
@@ -163,6 +171,7 @@ impl ProxyError {
         matches!(
             self,
             Self::NoBackend(_)
+                | Self::WaitedOut { .. }
                 | Self::RefTaken { .. }
                 | Self::BadMessage { .. }
                 | Self::MessageTooLarge { .. }
@@ -173,6 +182,7 @@ impl ProxyError {
     pub fn code(&self) -> Code {
         match self {
             Self::NoBackend(_)
+            | Self::WaitedOut { .. }
             | Self::Connect { .. }
             | Self::BackendLost { .. }
             | Self::Incomplete { .. }
@@ -197,6 +207,7 @@ impl ProxyError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoBackend(_) => "no_backend",
+            Self::WaitedOut { .. } => "waited_out",
             Self::Connect { .. } => "connect",
             Self::BackendLost { .. } => "backend_lost",
             Self::Shortage { .. } => "shortage",

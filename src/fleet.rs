@@ -19,11 +19,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use self::fitness::Fitness;
+use self::{backend::Signals, fitness::Fitness};
 pub use self::{
     backend::{Backend, BindingCount, BuildCount, Drain},
     endpoint::{Condition, Endpoint, Labels, Place, Pod},
@@ -76,7 +75,7 @@ pub struct Fleet {
     metrics: Arc<Metrics>,
     /// How the daemons are spoken to, unless without TLS.
     tls: Option<Arc<tls::Client>>,
-    suspected: Arc<Notify>,
+    signals: Arc<Signals>,
     /// Held while the roster is made anew, so that two do not undo each other's work.
     writer: Mutex<()>,
     settled: CancellationToken,
@@ -93,7 +92,7 @@ impl Fleet {
             choosing: Mutex::default(),
             began: Mutex::default(),
             metrics,
-            suspected: Arc::default(),
+            signals: Arc::default(),
             writer: Mutex::default(),
             settled: CancellationToken::new(),
             fitness: Fitness::default(),
@@ -139,6 +138,18 @@ impl Fleet {
         self.roster.load().backends.iter().any(|backend| backend.is_ready())
     }
 
+    /// Waits until some backend takes new builds.
+    pub async fn ready(&self) {
+        loop {
+            // Before the look, so that no change is missed.
+            let changed = self.signals.changed.notified();
+            if self.is_ready() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// The ready backends of the oldest version; none where all that are ready have the same one.
     ///
     /// What a client learns from one of these holds for the others too.
@@ -170,7 +181,7 @@ impl Fleet {
 
     /// Waits until some backend has joined or been reported faulty.
     pub async fn suspicion(&self) {
-        self.suspected.notified().await;
+        self.signals.suspected.notified().await;
     }
 
     /// Waits until each backend of the first fleet has been probed once.
@@ -213,12 +224,11 @@ impl Fleet {
                     }
                     let (pool, backend) = (self.metrics.pool(), &*endpoint.name);
                     info!(pool, backend, address = %endpoint.address, "backend joined");
-                    let (totals, metrics, suspected) =
-                        (&self.totals, &self.metrics, &self.suspected);
+                    let (totals, metrics, signals) = (&self.totals, &self.metrics, &self.signals);
                     let tls = self.tls.as_ref();
-                    let backend = Backend::new(endpoint, joined, totals, metrics, suspected, tls);
+                    let backend = Backend::new(endpoint, joined, totals, metrics, signals, tls);
                     backends.push(Arc::new(backend));
-                    self.suspected.notify_one();
+                    self.signals.suspected.notify_one();
                 }
             }
         }

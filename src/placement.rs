@@ -4,6 +4,7 @@
 //! and the memory of where keys are warm. Nothing of a build is sent to a daemon before it is placed.
 
 mod decision;
+pub mod queue;
 mod tries;
 pub mod warm;
 
@@ -13,17 +14,17 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::time::timeout_at;
 use tracing::warn;
 
 pub use self::decision::Decision;
 use self::{
+    queue::{Queue, Tell},
     tries::{Opened, Tries},
     warm::WarmMemory,
 };
 use crate::{
     client::Client,
-    directory::{Binding, Claimed, Directory, Lease, Ties},
+    directory::{Binding, Claimed, Directory, Lease, Ties, Told},
     error::ProxyError,
     fleet::{Backend, BuildCount, Fleet},
     ids::Id,
@@ -82,6 +83,17 @@ pub struct Placed {
     pub decision: Decision,
 }
 
+/// How builds are placed.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// How they are spread.
+    pub policy: policy::Config,
+    /// What is remembered of where keys were built.
+    pub warm: warm::Config,
+    /// How they wait for a backend.
+    pub queue: queue::Config,
+}
+
 /// What places the builds of one fleet.
 #[derive(Debug)]
 pub struct Placement {
@@ -90,6 +102,8 @@ pub struct Placement {
     shared: Arc<SharedLinks>,
     /// How builds are spread.
     policy: policy::Config,
+    /// Builds that wait.
+    queue: Queue,
     /// Where keys were built last.
     warm: Mutex<WarmMemory>,
     metrics: Arc<Metrics>,
@@ -101,16 +115,16 @@ impl Placement {
         directory: Directory,
         fleet: Arc<Fleet>,
         shared: Arc<SharedLinks>,
-        policy: policy::Config,
-        warm: warm::Config,
+        config: Config,
         metrics: Arc<Metrics>,
     ) -> Self {
+        let Config { policy, warm, queue } = config;
         let warm = Mutex::new(WarmMemory::new(warm, Instant::now()));
-        Self { directory, fleet, shared, policy, warm, metrics }
+        Self { directory, fleet, shared, policy, queue: Queue::new(queue), warm, metrics }
     }
 
     /// When what is to be placed now has been placed or refused.
-    pub fn deadline() -> Instant {
+    fn deadline() -> Instant {
         Instant::now() + LIMIT
     }
 
@@ -119,21 +133,22 @@ impl Placement {
         &self.policy
     }
 
-    /// Joins the binding that the wish's ties have, or makes one for `client`.
+    /// Joins the binding that the wish's ties have, or makes one for `client`. While that waits for a
+    /// backend, `told` is told.
     ///
     /// # Errors
-    /// No backend could be reached before the deadline. Who waits for the wish's own keys has been told.
+    /// No backend could be reached in time. Who waits for the wish's own keys has been told.
     pub async fn place(
         &self,
         wish: Wish,
         client: &Client,
-        deadline: Instant,
+        told: &Told,
     ) -> Result<Placed, ProxyError> {
-        let claimed = timeout_at(deadline.into(), self.directory.claim(&wish.ties)).await;
-        let avoid = self.directory.backends(&wish.ties.apart);
+        let claimed = self.directory.claim(&wish.ties, told, LIMIT).await;
         let placed = match claimed {
-            Ok(Claimed::Decide(claim)) => {
-                return match self.open(self.tries(&wish, avoid, client, deadline)).await {
+            Some(Claimed::Decide(claim)) => {
+                let tell = Tell { wish: &wish, claim: &claim, told };
+                return match self.open_in_turn(&tell, client, Self::deadline()).await {
                     Ok(Opened { link, count, decision }) => {
                         let binding = Arc::new(Binding::new(link));
                         let lease = claim.bind(&binding);
@@ -146,8 +161,11 @@ impl Placement {
                     }
                 };
             }
-            Ok(Claimed::Join(binding, lease)) => self.join(&wish, binding, lease, &avoid),
-            Err(_elapsed) => {
+            Some(Claimed::Join(binding, lease)) => {
+                let avoid = self.directory.backends(&wish.ties.apart);
+                self.join(&wish, binding, lease, &avoid)
+            }
+            None => {
                 let what = "what it belongs with has found no backend either".to_owned();
                 Err(ProxyError::NoBackend(what))
             }

@@ -15,6 +15,7 @@ use crate::{
     health,
     kubernetes::{Access, ClientError},
     metrics::Families,
+    placement,
     proxy::{Commons, Proxy},
     tls::{self, TlsError},
 };
@@ -119,16 +120,11 @@ impl Pool {
             let (client, stop) = (kubernetes.client().await?, stop.clone());
             closing.spawn(annotations::run(client, fleet, pods.annotations, metrics, stop));
         }
+        let config::Pool { policy, warm, queue, .. } = config;
+        let placing = placement::Config { policy, warm, queue };
         let rules = Arc::new(config.affinity);
-        let proxy = Proxy::new(
-            Arc::clone(&fleet),
-            metrics,
-            config.policy,
-            config.warm,
-            rules,
-            commons.clone(),
-            tasks.clone(),
-        );
+        let proxy =
+            Proxy::new(Arc::clone(&fleet), metrics, placing, rules, commons.clone(), tasks.clone());
         let shared = Arc::clone(&proxy.shared);
         tasks.spawn(health::run(fleet, shared, tasks.clone(), stop.clone()));
         Ok(Self { proxy, register, tls: server, closing })

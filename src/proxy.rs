@@ -24,8 +24,7 @@ use crate::{
     ids::{self, Id, Key, TraceId},
     metrics::Metrics,
     parking::Parking,
-    placement::{Placement, warm},
-    policy,
+    placement::{self, Placement},
     refusals::Refusals,
     relay::{self, Body, End, OnEnd, ResetError, Tally},
     running::Running,
@@ -76,8 +75,7 @@ impl Proxy {
     pub fn new(
         fleet: Arc<Fleet>,
         metrics: Arc<Metrics>,
-        policy: policy::Config,
-        warm: warm::Config,
+        placing: placement::Config,
         rules: Arc<Rules>,
         commons: Commons,
         tasks: TaskTracker,
@@ -89,8 +87,7 @@ impl Proxy {
             directory.clone(),
             Arc::clone(&fleet),
             Arc::clone(&shared),
-            policy,
-            warm,
+            placing,
             Arc::clone(&metrics),
         ));
         Self {

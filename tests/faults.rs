@@ -525,7 +525,8 @@ async fn a_session_whose_solve_is_late_is_served_and_the_solve_follows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_solve_ends_its_siblings_so_that_its_error_is_the_one_shown() {
     let port = support::free_port();
-    let proxy = Builder::default().backend(&format!("gone=tcp://127.0.0.1:{port}")).start();
+    let gone = format!("gone=tcp://127.0.0.1:{port}");
+    let proxy = Builder::default().backend(&gone).args(&["--max-wait", "0s"]).start();
     let client = RawClient::connect(&proxy.socket()).await;
     let mut session = client.session("s").await;
     let status = client.by_ref("Status", "r").await;

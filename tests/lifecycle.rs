@@ -75,9 +75,9 @@ fn a_daemon_that_dies_is_named_and_the_next_build_goes_elsewhere() {
 }
 
 #[test]
-fn without_a_daemon_a_build_is_refused_at_once() {
-    let proxy =
-        Builder::default().backend(&format!("gone=tcp://127.0.0.1:{}", free_port())).start();
+fn without_a_daemon_a_build_that_may_not_wait_is_refused_at_once() {
+    let gone = format!("gone=tcp://127.0.0.1:{}", free_port());
+    let proxy = Builder::default().backend(&gone).args(&["--max-wait", "0s"]).start();
     let context = Context::busybox("RUN true");
     let started = Instant::now();
     let output = run(&mut buildctl_build(&proxy.addr(), &context));

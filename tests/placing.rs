@@ -26,7 +26,7 @@ fn in_front_of(daemons: &[TcpListener]) -> Proxy {
             let address = daemon.local_addr().expect("bound");
             builder.backend(&format!("silent-{number}=tcp://{address}"))
         });
-    builder.policy("random").start()
+    builder.policy("random").args(&["--max-wait", "0s"]).start()
 }
 
 #[tokio::test(flavor = "multi_thread")]

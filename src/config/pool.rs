@@ -14,7 +14,7 @@ use crate::{
     discovery::{Target, static_list},
     fleet::{self, Endpoint},
     metrics::DEFAULT_POOL,
-    placement::warm,
+    placement::{queue, warm},
     policy::{self, LoadFactor},
 };
 
@@ -41,6 +41,8 @@ pub struct Pool {
     pub probation: Duration,
     /// What is remembered of where keys were built.
     pub warm: warm::Config,
+    /// How builds wait for a backend.
+    pub queue: queue::Config,
     /// What makes a build's affinity key.
     pub affinity: Rules,
     /// TLS to clients and daemons.
@@ -123,6 +125,11 @@ pub struct PoolSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub tls: TlsSettings,
+    /// How long a build waits while no backend is ready. 0s turns this off: the build is refused at once
+    /// [default: 5m].
+    #[arg(help_heading = "Placement", long, env = "BUILDKIT_LB_MAX_WAIT", value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_wait: Option<String>,
     /// The `[affinity]` table of the file: an ordered list does not fit into a flag.
     #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -154,6 +161,7 @@ impl PoolSettings {
             "spread-bake-targets" => self.spread_bake_targets = truth(path, &value, problems),
             "slow-start" => self.slow_start = text(path, value, problems),
             "probation" => self.probation = text(path, value, problems),
+            "max-wait" => self.max_wait = text(path, value, problems),
             "affinity" => self.affinity = table(path, value, problems),
             "consistent-hash" => self.consistent_hash = table(path, value, problems),
             "warm-memory" => self.warm_memory = table(path, value, problems),
@@ -189,6 +197,7 @@ impl PoolSettings {
             slow_start: over.slow_start.or(self.slow_start),
             probation: over.probation.or(self.probation),
             tls: self.tls.under(over.tls),
+            max_wait: over.max_wait.or(self.max_wait),
             affinity: over.affinity.or(self.affinity),
             consistent_hash: over.consistent_hash.or(self.consistent_hash),
             warm_memory: over.warm_memory.or(self.warm_memory),
@@ -229,7 +238,8 @@ impl Pool {
         let settings = common.clone().under(settings.clone());
         let (policy, warm, affinity) = check_spread("", &settings, &mut Vec::new());
         let probation = check_probation("", &settings, &mut Vec::new());
-        Self { policy, warm, affinity, probation, ..own }
+        let queue = check_queue("", &settings, &mut Vec::new());
+        Self { policy, warm, affinity, probation, queue, ..own }
     }
 
     /// Checks what stands outside of `[[pool]]` where there is any: how builds are spread if a pool
@@ -245,6 +255,7 @@ impl Pool {
         }
         check_spread("", common, problems);
         check_probation("", common, problems);
+        check_queue("", common, problems);
     }
 
     fn check(
@@ -264,7 +275,8 @@ impl Pool {
         let (policy, warm, affinity) = check_spread(path, settings, problems);
         let probation = check_probation(path, settings, problems);
         let tls = Tls::check(path, &settings.tls, problems);
-        Self { name, listen, backends, discover, policy, probation, warm, affinity, tls }
+        let queue = check_queue(path, settings, problems);
+        Self { name, listen, backends, discover, policy, probation, warm, queue, affinity, tls }
     }
 
     /// The settings that give this pool; `name` if it stands in a `[[pool]]`.
@@ -280,6 +292,7 @@ impl Pool {
             slow_start: Some(humantime::format_duration(self.policy.slow_start).to_string()),
             probation: Some(humantime::format_duration(self.probation).to_string()),
             tls: self.tls.settings(),
+            max_wait: Some(humantime::format_duration(self.queue.max_wait).to_string()),
             affinity: Some(self.affinity.to_table()),
             consistent_hash: Some(toml::Table::from_iter([(
                 "load-factor".to_owned(),
@@ -345,6 +358,12 @@ fn check_probation(path: &str, settings: &PoolSettings, problems: &mut Vec<Strin
     let key = format!("{path}probation");
     let probation = check(settings.probation.as_deref(), &key, problems, parse_duration);
     probation.unwrap_or(fleet::DEFAULT_PROBATION)
+}
+
+fn check_queue(path: &str, settings: &PoolSettings, problems: &mut Vec<String>) -> queue::Config {
+    let key = format!("{path}max-wait");
+    let max_wait = check(settings.max_wait.as_deref(), &key, problems, parse_duration);
+    queue::Config { max_wait: max_wait.unwrap_or(queue::Config::default().max_wait) }
 }
 
 fn check_warm(path: &str, table: toml::Table, problems: &mut Vec<String>) -> warm::Config {

@@ -1,11 +1,17 @@
 //! The right to decide where keys belong: one Solve has it, the others join what it decides.
 
-use std::sync::{Arc, Weak};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
-use super::{Binding, Directory, Inner, live::Slot};
+use super::{Binding, Directory, Inner, Told, Waiting, live::Slot, waiting::publish};
 use crate::{error::ProxyError, ids::Key};
 
 /// What a Solve, or a Session that no Solve names, is known by and belongs with.
@@ -38,18 +44,47 @@ pub enum Claimed {
 enum Attempt {
     Done(Claimed),
     /// Another Solve is deciding for one of the keys.
-    Wait(watch::Receiver<()>),
+    Wait(watch::Receiver<Option<Waiting>>),
 }
 
 impl Directory {
     /// Finds the binding that a stream with these `ties` must join, or lets the caller decide. While
-    /// another is deciding for one of the keys it waits, as long as that takes.
-    pub async fn claim(&self, ties: &Arc<Ties>) -> Claimed {
+    /// another is deciding for one of the keys it waits, and publishes in `told` what that one waits for;
+    /// `None` if no decision is made within `limit`, in which the other's wait for its turn does not count.
+    pub async fn claim(&self, ties: &Arc<Ties>, told: &Told, limit: Duration) -> Option<Claimed> {
+        let mut deadline = Instant::now() + limit;
         loop {
             match self.try_claim(ties) {
-                Attempt::Done(claimed) => return claimed,
-                // The channel closes when the other's decision is made or abandoned.
-                Attempt::Wait(mut decision) => while decision.changed().await.is_ok() {},
+                Attempt::Done(claimed) => return Some(claimed),
+                Attempt::Wait(decision) => {
+                    self.decided(decision, ties, told, &mut deadline, limit).await?;
+                }
+            }
+        }
+    }
+
+    /// Waits until the other's `decision` is made or abandoned, which closes its channel.
+    async fn decided(
+        &self,
+        mut decision: watch::Receiver<Option<Waiting>>,
+        ties: &Ties,
+        told: &Told,
+        deadline: &mut Instant,
+        limit: Duration,
+    ) -> Option<()> {
+        loop {
+            let waiting = decision.borrow_and_update().clone();
+            publish(told, waiting.as_ref());
+            let changed = if waiting.is_some() {
+                self.look_again(&ties.own);
+                let changed = decision.changed().await;
+                *deadline = Instant::now() + limit;
+                changed
+            } else {
+                timeout_at(*deadline, decision.changed()).await.ok()?
+            };
+            if changed.is_err() {
+                return Some(());
             }
         }
     }
@@ -69,14 +104,14 @@ impl Directory {
                 Attempt::Done(Claimed::Join(binding, lease))
             }
             None => {
-                let (done, decision) = watch::channel(());
+                let (told, decision) = watch::channel(None);
                 let mut keys = ties.keys.clone();
                 // What only draws others is not worth their wait.
                 let both = ties.attracts.iter().filter(|key| ties.follows.contains(key));
                 keys.extend(both.cloned());
                 keys.iter().for_each(|key| inner.live.decide(key, &decision));
                 let directory = self.clone();
-                let claim = Claim { directory, ties: Arc::clone(ties), keys, _done: done };
+                let claim = Claim { directory, ties: Arc::clone(ties), keys, told };
                 Attempt::Done(Claimed::Decide(claim))
             }
         }
@@ -145,10 +180,15 @@ pub struct Claim {
     /// The keys that wait for the decision.
     keys: Vec<Key>,
     /// Closes on drop: claims that wait try again.
-    _done: watch::Sender<()>,
+    told: Told,
 }
 
 impl Claim {
+    /// Tells the claims that wait what this one waits for.
+    pub fn told(&self) -> &Told {
+        &self.told
+    }
+
     /// Binds the claimed keys to `binding` and serves who is parked on them.
     pub fn bind(mut self, binding: &Arc<Binding>) -> Lease {
         self.keys.clear();
@@ -196,9 +236,9 @@ pub struct Placing {
     directory: Directory,
     own: Vec<Key>,
     apart: Vec<Key>,
-    placed: watch::Receiver<()>,
+    placed: watch::Receiver<Option<Waiting>>,
     /// Closes on drop: who waits looks again.
-    _done: watch::Sender<()>,
+    told: Told,
 }
 
 impl Placing {
@@ -206,10 +246,15 @@ impl Placing {
         directory: &Directory,
         own: Vec<Key>,
         apart: Vec<Key>,
-        placed: watch::Receiver<()>,
-        done: watch::Sender<()>,
+        placed: watch::Receiver<Option<Waiting>>,
+        told: Told,
     ) -> Self {
-        Self { directory: directory.clone(), own, apart, placed, _done: done }
+        Self { directory: directory.clone(), own, apart, placed, told }
+    }
+
+    /// Tells those who wait for the Solve what it waits for.
+    pub fn told(&self) -> &Told {
+        &self.told
     }
 
     /// The Solve's own keys: its session's, then its build's.

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::{oneshot, watch};
 
-use super::{Binding, Bound, memory::Memory};
+use super::{Binding, Bound, Waiting, memory::Memory};
 use crate::{
     error::ProxyError,
     ids::{Id, Key},
@@ -28,7 +28,7 @@ pub(super) struct Waiter {
 pub(super) struct Arrived {
     connection: u64,
     /// Closes when it is placed, refused or gone.
-    pub(super) placed: watch::Receiver<()>,
+    pub(super) placed: watch::Receiver<Option<Waiting>>,
 }
 
 /// One key.
@@ -62,7 +62,7 @@ pub(super) struct Namesakes {
 #[derive(Debug)]
 pub(super) enum Slot {
     /// A Solve is choosing; the receiver closes when it is done.
-    Deciding(watch::Receiver<()>),
+    Deciding(watch::Receiver<Option<Waiting>>),
     /// There.
     Bound(Arc<Binding>),
 }
@@ -101,7 +101,7 @@ impl Live {
     }
 
     /// Marks `key` as being decided.
-    pub(super) fn decide(&mut self, key: &Key, decision: &watch::Receiver<()>) {
+    pub(super) fn decide(&mut self, key: &Key, decision: &watch::Receiver<Option<Waiting>>) {
         let slot = Slot::Deciding(decision.clone());
         self.keys.entry(key.clone()).or_insert_with(|| LiveKey::new(slot, 0));
     }
@@ -204,18 +204,23 @@ impl Live {
         }
     }
 
-    /// Notes that the Solve of `key` has come on `connection` and is being placed.
     /// Whether a Solve with `key` is being placed.
     pub(super) fn is_placing(&self, key: &Key) -> bool {
         self.placing.contains_key(key)
     }
 
-    pub(super) fn arrive(&mut self, key: &Key, connection: u64, placed: &watch::Receiver<()>) {
+    /// Notes that the Solve of `key` has come on `connection` and is being placed.
+    pub(super) fn arrive(
+        &mut self,
+        key: &Key,
+        connection: u64,
+        placed: &watch::Receiver<Option<Waiting>>,
+    ) {
         self.placing.insert(key.clone(), Arrived { connection, placed: placed.clone() });
     }
 
     /// Notes that the Solve of `key` is no longer being placed.
-    pub(super) fn arrived(&mut self, key: &Key, placed: &watch::Receiver<()>) {
+    pub(super) fn arrived(&mut self, key: &Key, placed: &watch::Receiver<Option<Waiting>>) {
         // A second Solve with the same id may have taken the place.
         if self.placing.get(key).is_some_and(|other| other.placed.same_channel(placed)) {
             self.placing.remove(key);

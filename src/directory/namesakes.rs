@@ -65,11 +65,11 @@ impl Directory {
                 inner.live.add_namesake(build, caller.connection)
             });
         }
-        let (done, placed) = watch::channel(());
+        let (told, placed) = watch::channel(None);
         for key in &keys {
             inner.live.arrive(key, caller.connection, &placed);
         }
-        Ok(Placing::new(self, keys, apart, placed, done))
+        Ok(Placing::new(self, keys, apart, placed, told))
     }
 }
 

@@ -1,3 +1,5 @@
+use std::{pin::pin, time::SystemTime};
+
 use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
@@ -45,7 +47,7 @@ fn ties(keys: &[Key], companions: &[Key]) -> Arc<Ties> {
 
 /// The answer to a ties, unless it has to wait.
 fn claim(directory: &Directory, ties: &Arc<Ties>) -> Option<Claimed> {
-    directory.claim(ties).now_or_never()
+    directory.claim(ties, &watch::channel(None).0, Duration::from_secs(12)).now_or_never().flatten()
 }
 
 fn decide(directory: &Directory, keys: &[Key], companions: &[Key]) -> Claim {
@@ -125,6 +127,56 @@ async fn a_limit_counts_until_the_solve_is_seen() {
         assert!(matches!(waiting.await.expect("no panic"), Lookup::Refused(_)));
     }
     assert!(directory.inner.lock().live.placing.is_empty());
+}
+
+/// What a Solve is told that is the only one to wait.
+fn waiting() -> Waiting {
+    Waiting { since: SystemTime::now(), position: 1, total: 1, cause: Cause::NoBackend }
+}
+
+#[tokio::test]
+async fn the_calls_of_a_solve_that_waits_are_told() {
+    let directory = Directory::default();
+    let queued = |key| {
+        let directory = directory.clone();
+        tokio::spawn(async move { directory.queued(&key, on(1)).await })
+    };
+    let before = queued(key("r"));
+    tokio::task::yield_now().await;
+    let placing = directory.placing(None, Some(&id("r")), on(1)).expect("no other");
+    let after = queued(key("r"));
+    tokio::task::yield_now().await;
+    assert!(!after.is_finished(), "it does not wait yet");
+    let told = waiting();
+    publish(placing.told(), Some(&told));
+    directory.look_again(placing.own());
+    for call in [before, after] {
+        let waits = call.await.expect("no panic");
+        assert_eq!(waits.borrow().as_ref(), Some(&told));
+    }
+    let mut waits = queued(key("r")).await.expect("no panic");
+    drop(placing);
+    assert!(waits.wait_for(Option::is_none).await.is_err(), "the Solve is gone");
+    assert!(directory.inner.lock().live.waiters.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_decision_waits_as_long_as_that_one_waits_for_its_turn() {
+    let limit = Duration::from_secs(12);
+    let directory = Directory::default();
+    let first = decide(&directory, &[session("shared"), key("a")], &[]);
+    let told = Told::new(None);
+    publish(first.told(), Some(&waiting()));
+    let second = ties(&[session("shared"), key("b")], &[]);
+    let mut second = pin!(directory.claim(&second, &told, limit));
+    let wait = tokio::time::timeout(limit * 100, second.as_mut());
+    assert!(wait.await.is_err(), "its own time has not begun");
+    assert!(told.borrow().is_some());
+    publish(first.told(), None);
+    assert!(tokio::time::timeout(limit / 2, second.as_mut()).await.is_err());
+    assert!(told.borrow().is_none());
+    let ended = tokio::time::timeout(limit, second.as_mut()).await.expect("its time is over");
+    assert!(ended.is_none());
 }
 
 #[tokio::test(start_paused = true)]

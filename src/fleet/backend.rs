@@ -54,6 +54,15 @@ impl Tls {
     }
 }
 
+/// What backends tell the rest of the proxy.
+#[derive(Debug, Default)]
+pub(super) struct Signals {
+    /// One is faulty, or has joined.
+    pub(super) suspected: Notify,
+    /// One may take a build that it did not take before.
+    pub(super) changed: Notify,
+}
+
 /// One daemon.
 pub struct Backend {
     name: Arc<str>,
@@ -69,18 +78,17 @@ pub struct Backend {
     bindings: AtomicUsize,
     metrics: BackendMetrics,
     all_metrics: Arc<Metrics>,
-    suspected: Arc<Notify>,
+    signals: Arc<Signals>,
 }
 
 impl Backend {
-    /// A backend that no probe has seen yet. With `joined`, its slow start begins then; `suspected` is
-    /// told when it is faulty.
+    /// A backend that no probe has seen yet. With `joined`, its slow start begins then.
     pub(super) fn new(
         endpoint: Endpoint,
         joined: Option<Instant>,
         totals: &Arc<Totals>,
         metrics: &Arc<Metrics>,
-        suspected: &Arc<Notify>,
+        signals: &Arc<Signals>,
         client: Option<&Arc<tls::Client>>,
     ) -> Self {
         let capacity = endpoint.capacity.get();
@@ -96,7 +104,7 @@ impl Backend {
             version: ArcSwapOption::empty(),
             bindings: AtomicUsize::new(0),
             all_metrics: Arc::clone(metrics),
-            suspected: Arc::clone(suspected),
+            signals: Arc::clone(signals),
         };
         backend.metrics.capacity.set(capacity.into());
         backend.publish(backend.state.lock().published());
@@ -269,7 +277,7 @@ impl Backend {
     pub fn report_fault(&self, fault: Fault, cause: &str, now: Instant) {
         self.apply(Event::Fault(fault, cause), now);
         if self.is_ejected() {
-            self.suspected.notify_one();
+            self.signals.suspected.notify_one();
         }
     }
 
@@ -277,7 +285,7 @@ impl Backend {
     /// whether it is away.
     pub fn report_silence(&self) {
         self.apply(Event::Silent, Instant::now());
-        self.suspected.notify_one();
+        self.signals.suspected.notify_one();
     }
 
     /// Whether it did not answer when it was asked last.
@@ -355,6 +363,7 @@ impl Backend {
 
     fn publish(&self, Published { name, status }: Published) {
         self.candidate.set_status(status);
+        self.signals.changed.notify_waiters();
         if !status.departed {
             self.all_metrics.set_backend_state(&self.name, name);
         } else if let Some(version) = self.version.swap(None) {
