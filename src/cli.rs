@@ -1,5 +1,7 @@
 //! The command line.
 
+mod generate;
+
 use std::{
     error::Error,
     io::{self, Write as _},
@@ -8,6 +10,7 @@ use std::{
 };
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use tokio::runtime::Runtime;
 
 use crate::{
@@ -24,9 +27,14 @@ use crate::{
 /// The configuration or the command line is wrong (sysexits.h, EX_USAGE).
 const EXIT_USAGE: u8 = 64;
 
-/// A gRPC load balancer that understands BuildKit.
+const EXIT_CODES: &str = "Exit codes:
+  0   the command did what it was asked
+  1   it failed, for one line of reason on standard error
+  64  the command line or the configuration is wrong";
+
+/// A gRPC load balancer that understands BuildKit: one address in front of a fleet of buildkitd daemons.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, about, after_long_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -44,6 +52,16 @@ enum Command {
     ExplainKey(ExplainOptions),
     /// Drain a daemon at every proxy: ask for no more builds, and wait until its builds have ended.
     DrainBackend(drain_client::Options),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print a manual page.
+    Man {
+        /// The command that the page is about [default: all of buildkit-lb].
+        command: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -91,6 +109,11 @@ pub fn run() -> ExitCode {
             })
         }
         Command::DrainBackend(options) => drain_backend(options),
+        Command::Completions { shell } => print(&generate::completions(shell, command())),
+        Command::Man { command: name } => match generate::manual(command(), name.as_deref()) {
+            Ok(page) => print(&page),
+            Err(error) => failed(&error),
+        },
     }
 }
 

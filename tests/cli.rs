@@ -4,11 +4,13 @@ mod support;
 
 use std::{
     collections::BTreeSet,
+    path::Path,
     process::{Command, Output},
 };
 
+use regex::Regex;
 use support::{
-    client::{run, text},
+    client::{run, succeed, text},
     tools::{shell, tool},
 };
 
@@ -278,4 +280,62 @@ fn a_command_s_own_flags_come_first_in_its_help() {
     assert!(place("--opt ") < place("--config "));
     assert!(place("--config ") < place("\nClients:\n"));
     assert!(place("\nClients:\n") < place("\nLog:\n"));
+}
+
+/// Writes the output of the command into a file and gives its path.
+fn written(directory: &Path, name: &str, args: &[&str]) -> String {
+    let path = directory.join(name);
+    let output = lb(args);
+    assert!(output.status.success(), "{}", text(&output));
+    std::fs::write(&path, output.stdout).expect("written");
+    path.to_str().expect("UTF-8").to_owned()
+}
+
+#[test]
+fn shells_complete_commands_and_flags() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = |shell| written(directory.path(), shell, &["completions", shell]);
+    let completed = succeed(&mut shell(
+        format!(
+            "source {}; COMP_WORDS=(buildkit-lb serve --drain-) COMP_CWORD=2
+            _buildkit__lb buildkit-lb --drain- serve; echo ${{COMPREPLY[@]}}",
+            script("bash")
+        ),
+        &[],
+    ));
+    assert_eq!(completed.trim(), "--drain-delay --drain-timeout");
+    let asked = format!("source {}; complete -C 'buildkit-lb drain-b'", script("fish"));
+    let completed = succeed(Command::new(tool("fish")).args(["--no-config", "-c", &asked]));
+    assert!(completed.starts_with("drain-backend\t"), "{completed}");
+    let asked = format!(
+        "autoload -U compinit && compinit -D && source {} && echo $_comps[buildkit-lb]",
+        script("zsh")
+    );
+    let completed = succeed(Command::new(tool("zsh")).args(["-f", "-c", &asked]));
+    assert_eq!(completed.trim(), "_buildkit-lb");
+}
+
+#[test]
+fn manual_pages_name_every_command_and_flag() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let shown = |args: &[&str]| {
+        let page = written(directory.path(), "page.1", args);
+        let shown =
+            succeed(Command::new(tool("mandoc")).args(["-T", "ascii", "-W", "error", &page]));
+        // Bold and underlined letters are struck twice.
+        Regex::new(r".\x08").expect("valid").replace_all(&shown, "").into_owned()
+    };
+    let table = buildkit_lb::cli::command();
+    let page = shown(&["man"]);
+    for command in table.get_subcommands() {
+        assert!(page.contains(command.get_name()), "{} is missing in: {page}", command.get_name());
+    }
+    let page = shown(&["man", "serve"]);
+    let serve = table.find_subcommand("serve").expect("a command");
+    for flag in serve.get_arguments().filter_map(|arg| arg.get_long()) {
+        assert!(page.contains(&format!("--{flag}")), "--{flag} is missing in: {page}");
+    }
+    let unknown = lb(&["man", "no-such-command"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown).contains("buildkit-lb has no command `no-such-command`"));
 }

@@ -8,8 +8,8 @@ PATH=$PATH:/usr/sbin:/sbin
 # Programs, and one module, as PROGRAM:PACKAGE of Debian: those that a Debian may be without. What
 # the tests and the demo start, and what only benchmarks and checks do.
 packages_of_tests=(busybox:busybox-static curl:curl docker-registry:docker-registry etcd:etcd-server
-	git:git htpasswd:apache2-utils ip:iproute2 kill:procps openssl:openssl pgrep:procps
-	prometheus:prometheus promtool:prometheus runc:runc ssh-keygen:openssh-client)
+	fish:fish git:git htpasswd:apache2-utils ip:iproute2 kill:procps mandoc:mandoc openssl:openssl pgrep:procps
+	prometheus:prometheus promtool:prometheus runc:runc ssh-keygen:openssh-client zsh:zsh)
 packages_of_checks=(haproxy:haproxy nginx:nginx pip3:python3-pip shellcheck:shellcheck
 	/usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream)
 

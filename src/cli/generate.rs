@@ -1,0 +1,47 @@
+//! Completion scripts and manual pages, made from the table of the command line.
+
+use std::io;
+
+use clap::Command;
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+/// Why there is no manual page.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ManualError {
+    /// There is no command of this name.
+    #[error("buildkit-lb has no command `{0}`")]
+    Unknown(String),
+    /// The page cannot be written.
+    #[error("write the manual page")]
+    Write(#[from] io::Error),
+}
+
+/// The script that completes `command` in `shell`.
+pub(super) fn completions(shell: Shell, mut command: Command) -> String {
+    let name = command.get_name().to_owned();
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, name, &mut script);
+    // For bash, clap_complete 4.6 writes the hyphen of our name in two ways and so finds no command's flags.
+    String::from_utf8_lossy(&script).replace("buildkit__subcmd__lb", "buildkit__lb")
+}
+
+/// The manual page of `command`, or of its subcommand `name`, in roff.
+///
+/// # Errors
+/// There is no such subcommand.
+pub(super) fn manual(mut command: Command, name: Option<&str>) -> Result<String, ManualError> {
+    command.build();
+    let command = match name {
+        Some(name) => {
+            let found = command.find_subcommand(name).cloned();
+            found.ok_or_else(|| ManualError::Unknown(name.to_owned()))?
+        }
+        None => command,
+    };
+    // The title of a subcommand's page is that of its file, as `buildkit-lb-serve`.
+    let title = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
+    let mut page = Vec::new();
+    Man::new(command).title(title).render(&mut page)?;
+    Ok(String::from_utf8_lossy(&page).into_owned())
+}
