@@ -108,6 +108,22 @@ impl Socket {
         }
     }
 
+    /// Reads until `into` is full or the other side has closed; returns how much came.
+    ///
+    /// # Errors
+    /// The socket has failed.
+    pub async fn read_full(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let mut target = ReadBuf::new(into);
+        while target.remaining() > 0 {
+            let before = target.filled().len();
+            poll_fn(|cx| self.poll_read(cx, &mut target)).await?;
+            if target.filled().len() == before {
+                break;
+            }
+        }
+        Ok(target.filled().len())
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, into),

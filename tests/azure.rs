@@ -21,6 +21,7 @@ use regex::Regex;
 use serde_json::Value;
 use support::{
     buildkitd::Buildkitd,
+    certificates::{Authority, Request},
     child::Guarded,
     client::{Context, buildctl_build, run, succeed, text},
     compare::same,
@@ -271,6 +272,30 @@ fn a_buildx_pipeline_pushes_and_finds_its_cache_on_another_daemon() {
 }
 
 #[test]
+fn a_fleet_that_asks_for_certificates_builds_for_both_clients() {
+    let authority = Authority::new("of clients");
+    let own = authority.directory("proxy", &Request::SERVER);
+    let proxy = Proxy::in_front_of(&fleet()[1..]);
+    let proxy = proxy.args(&["--tls-dir", own.to_str().expect("UTF-8")]).start();
+    let client = authority.directory("client", &Request::CLIENT);
+    // One habit of names for each client.
+    for (client_name, gone) in [("buildctl", "cert.pem"), ("buildx", "tls.crt")] {
+        let directory = tempfile::tempdir().expect("a directory");
+        succeed(Command::new(tool("cp")).arg("-a").arg(client.join(".")).arg(directory.path()));
+        fs::remove_file(directory.path().join(gone)).expect("removed");
+        let build = format!("{STEPS}/login.sh && {STEPS}/build-{client_name}.sh");
+        let agent = || Agent::new("certificates", "main").set("BUILDKIT_ADDR", &proxy.addr());
+        let bare = run(&mut agent().step(&build));
+        assert!(!bare.status.success(), "{}", text(&bare));
+        let directory = directory.path().display().to_string();
+        succeed(&mut agent().set("BUILDKIT_TLS_DIR", &directory).step(&build));
+    }
+    let nowhere = Agent::new("certificates", "main").set("BUILDKIT_TLS_DIR", "/nonexistent");
+    let build = format!("{STEPS}/login.sh && BUILDKIT_ADDR=x {STEPS}/build-buildctl.sh");
+    assert!(text(&run(&mut nowhere.step(&build))).contains("has neither tls.crt nor cert.pem"));
+}
+
+#[test]
 fn a_wrong_password_gives_the_text_that_a_daemon_gives() {
     let proxy = Proxy::in_front_of(&fleet()[1..]).start();
     let direct = fleet()[0].addr();
@@ -462,7 +487,7 @@ fn the_readme_lists_the_variables_of_the_steps() {
             .collect::<Vec<_>>()
     };
     let told = listed("## The steps", "**Signing in**");
-    let names = ["login.sh", "names.sh", "build-buildctl.sh", "build-buildx.sh"];
+    let names = ["login.sh", "names.sh", "tls.sh", "build-buildctl.sh", "build-buildx.sh"];
     let steps = names.map(|name| fs::read_to_string(format!("{KIT}/steps/{name}")).expect(name));
     assert!(told.len() >= 8, "{told:?}");
     for variable in told {

@@ -14,6 +14,7 @@ use std::{
 use regex::Regex;
 use serde_json::Value;
 use support::{
+    certificates::{Authority, Request},
     client::{run, text},
     eventually,
     kubernetes::Cluster,
@@ -27,10 +28,32 @@ use support::{
 /// The namespace of the agents: one that nothing of the fleet has a right in.
 const AGENTS: &str = "azure-agents";
 
-/// Where the proxy's container has its Secret.
-const TOKEN_FILE: &str = "/run/secrets/buildkit-lb/token";
+/// What the proxy's container has of Secrets.
+struct Secrets(tempfile::TempDir);
 
-/// KEDA's and the Prometheus operator's kinds as these projects define them, and Azure's copies of the
+impl Secrets {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("token"), "a".repeat(64)).expect("written");
+        let authority = Authority::new("of the tests");
+        let (certificate, key) = authority.sign(&Request::SERVER);
+        let files = [("tls.crt", &*certificate), ("tls.key", &key), ("ca.crt", authority.pem())];
+        for (name, content) in files {
+            fs::write(directory.path().join(name), content).expect("written");
+        }
+        Self(directory)
+    }
+
+    /// The same text with files that are here.
+    fn locate(&self, text: &str) -> String {
+        let here = self.0.path().display().to_string();
+        ["/run/secrets/buildkit-lb", "/run/secrets/backend-tls", "/run/secrets/tls"]
+            .iter()
+            .fold(text.to_owned(), |text, path| text.replace(path, &here))
+    }
+}
+
+/// KEDA's, the Prometheus operator's and cert-manager's kinds as these projects define them, and Azure's copies of the
 /// latter's monitors, which differ by their group. Azure has no rules of that kind.
 fn further_kinds() -> Vec<(String, String)> {
     let mut kinds = Vec::new();
@@ -44,7 +67,7 @@ fn further_kinds() -> Vec<(String, String)> {
         }
         kinds.push((name, definition));
     }
-    assert_eq!(kinds.len(), 2 + 3 + 2);
+    assert_eq!(kinds.len(), 2 + 3 + 2 + 3);
     kinds
 }
 
@@ -87,7 +110,17 @@ fn the_api_server_takes_everything_without_an_unknown_field() {
     {
         must(&dry_in(AGENTS), &yaml, &name);
     }
+    for namespace in ["cert-manager", "team-a"] {
+        must(&["create", "namespace", namespace], "", namespace);
+    }
+    for file in ["issuers", "client"] {
+        let yaml =
+            fs::read_to_string(format!("{DEPLOY}/cert-manager/{file}.yaml")).expect("a file");
+        must(&[&apply[..], &["--dry-run=server"]].concat(), &yaml, file);
+    }
     for unknown in [
+        "{apiVersion: cert-manager.io/v1, kind: Certificate, metadata: {name: a}, \
+          spec: {secretName: a, issuerRef: {name: a}, x: 1}}",
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, x: 1}",
         "{apiVersion: keda.sh/v1alpha1, kind: ScaledJob, metadata: {name: a}, \
           spec: {jobTargetRef: {template: {spec: {containers: [{name: a}]}}}, triggers: [], x: 1}}",
@@ -104,12 +137,9 @@ fn the_api_server_takes_everything_without_an_unknown_field() {
 fn the_proxy_takes_every_configuration_that_is_rendered() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("buildkit-lb.toml");
-    let token = tempfile::NamedTempFile::new().expect("a file");
-    fs::write(token.path(), "a".repeat(64)).expect("written");
+    let secrets = Secrets::new();
     for rendered in charts().into_iter().chain(kustomizations()) {
-        let token = token.path().display().to_string();
-        let configuration = rendered.configuration().replace(TOKEN_FILE, &token);
-        fs::write(&file, configuration).expect("written");
+        fs::write(&file, secrets.locate(&rendered.configuration())).expect("written");
         let proxy = rendered.proxy();
         let args = proxy["args"].as_array().expect("args").iter();
         let mut args = args.map(|arg| arg.as_str().expect("text"));
@@ -121,7 +151,7 @@ fn the_proxy_takes_every_configuration_that_is_rendered() {
             if let (Some(name), Some(value)) =
                 (variable["name"].as_str(), variable["value"].as_str())
             {
-                check.env(name, value);
+                check.env(name, secrets.locate(value));
             }
         }
         let output = run(&mut check);
@@ -292,6 +322,69 @@ fn a_release_without_a_proxy_has_nothing_that_leads_to_one() {
 }
 
 #[test]
+fn no_load_balancer_lets_everyone_build() {
+    for rendered in charts().into_iter().chain(kustomizations()) {
+        for service in rendered.documents() {
+            if service["kind"] != "Service" || service["spec"]["type"] != "LoadBalancer" {
+                continue;
+            }
+            let ranges = service["spec"]["loadBalancerSourceRanges"].as_array();
+            let limited = ranges.is_some_and(|ranges| {
+                !ranges.is_empty() && !ranges.iter().any(|range| range == "0.0.0.0/0")
+            });
+            let annotation = "service.beta.kubernetes.io/azure-load-balancer-internal";
+            let internal = service["metadata"]["annotations"][annotation] == "true";
+            let required = r#"tls-client-auth = "required""#;
+            let certificates = rendered.configuration().contains(required);
+            assert!(limited || internal || certificates, "{}", rendered.name);
+        }
+    }
+}
+
+#[test]
+fn certificates_are_for_the_names_that_are_asked_for() {
+    let set = [
+        "tls.certManager.enabled=true",
+        "tls.certManager.issuerRef.name=clients",
+        "backendTLS.certManager.enabled=true",
+        "backendTLS.certManager.issuerRef.name=daemons",
+        "test.tlsSecret=client",
+    ];
+    let rendered = chart_set("secure", &[], &set);
+    let spec = |name: &str| rendered.find("Certificate", name)["spec"].clone();
+    let names = |name: &str| spec(name)["dnsNames"].to_string();
+    // The one that the chart's own test connects to, and the one that the proxy expects by default.
+    assert!(names("buildkit-lb").contains("\"buildkit-lb\""), "{}", names("buildkit-lb"));
+    assert!(names("buildkitd").contains("\"buildkitd.secure.svc\""), "{}", names("buildkitd"));
+    assert!(spec("buildkit-lb-backend")["usages"].to_string().contains("client auth"));
+    let mounted = |kind: &str, name: &str, certificate: &str| {
+        let volumes = rendered.find(kind, name)["spec"]["template"]["spec"]["volumes"].to_string();
+        let secret = spec(certificate)["secretName"].as_str().expect("a name").to_owned();
+        assert!(volumes.contains(&format!("\"secretName\":\"{secret}\"")), "{name}: {volumes}");
+    };
+    mounted("Deployment", "buildkit-lb", "buildkit-lb");
+    mounted("Deployment", "buildkit-lb", "buildkit-lb-backend");
+    mounted("StatefulSet", "buildkitd", "buildkitd");
+    let test = rendered.find("Pod", "buildkit-lb-test");
+    assert!(test["spec"]["containers"][0]["args"].to_string().contains("--tlscert="));
+}
+
+#[test]
+fn probes_of_daemons_need_no_certificate() {
+    let set = ["backendTLS.existingSecret=proxy", "backendTLS.daemonSecret=daemons"];
+    let daemons = chart_set("secure", &[], &set).find("StatefulSet", "buildkitd");
+    let daemon = containers(&daemons["spec"]["template"]["spec"])["buildkitd"].clone();
+    assert!(daemon["args"].to_string().contains("--tlscacert=/run/secrets/tls/ca.crt"));
+    for probe in ["readinessProbe", "livenessProbe"] {
+        // The socket in the pod, which is the daemon's default, speaks without TLS.
+        assert_eq!(
+            daemon[probe]["exec"]["command"],
+            serde_json::json!(["buildctl", "debug", "workers"])
+        );
+    }
+}
+
+#[test]
 fn a_load_balancer_can_go_without_ports_of_the_nodes() {
     let asked = |set: &[&str]| {
         let rendered = chart_set("ports", &[], set);
@@ -300,9 +393,10 @@ fn a_load_balancer_can_go_without_ports_of_the_nodes() {
             .cloned()
     };
     let without = "service.allocateLoadBalancerNodePorts=false";
-    assert_eq!(asked(&[without]), Some(Value::Bool(false)));
-    assert_eq!(asked(&[]), None);
-    assert_eq!(asked(&[without, "service.type=ClusterIP"]), None, "the API server refuses it");
+    let balanced = ["service.type=LoadBalancer", "service.loadBalancerSourceRanges={10.0.0.0/8}"];
+    assert_eq!(asked(&[&balanced[..], &[without]].concat()), Some(Value::Bool(false)));
+    assert_eq!(asked(&balanced), None);
+    assert_eq!(asked(&[without]), None, "the API server refuses it");
 }
 
 #[test]

@@ -12,8 +12,9 @@ use regex::Regex;
 use serde_json::{Value, json};
 use support::{
     buildkitd::Buildkitd,
+    certificates::{Authority, Request},
     child::Guarded,
-    client::{Context, buildctl_build, run, succeed, text},
+    client::{Context, build, buildctl_build, buildctl_tls, run, succeed, text},
     eventually, free_port,
     proxy::Proxy,
     tools::tool,
@@ -83,7 +84,7 @@ fn prometheus_scrapes_the_metrics_of_a_build_and_fills_the_dashboard() {
     prometheus.is("count(buildkit_lb_backend_state == 1)", "1");
     // An increase from nothing to one is none to an alert.
     prometheus.is("sum(buildkit_lb_binding_conflicts_total)", "0");
-    prometheus.is("count(buildkit_lb_upstream_errors_total{backend=\"d0\"})", "4");
+    prometheus.is("count(buildkit_lb_upstream_errors_total{backend=\"d0\"})", "5");
     let version = env!("CARGO_PKG_VERSION");
     prometheus.is(&format!("buildkit_lb_build_info{{version=\"{version}\"}}"), "1");
 
@@ -121,12 +122,16 @@ fn dashboard_and_alerts_know_no_metric_that_the_proxy_does_not_have() {
     });
     fs::write(kubeconfig.path(), nowhere.to_string()).expect("written");
     let proxy = Proxy::in_front_of(&fleet).backend("a=tcp://127.0.0.1:1").args(&["--pod-details"]);
+    let authority = Authority::new("of clients");
+    let own = authority.directory("proxy", &Request::SERVER);
+    let proxy = proxy.args(&["--tls-dir", own.to_str().expect("UTF-8")]);
     let proxy = proxy.discover("n/s", kubeconfig.path()).start();
-    succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo counted")));
+    let client = authority.directory("client", &Request::CLIENT);
+    let buildctl = || buildctl_tls(&proxy.addr(), &client);
+    succeed(&mut build(buildctl(), &Context::busybox("RUN echo counted")));
     let mut stranger = TcpStream::connect(proxy.socket()).expect("connected");
     stranger.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").expect("written");
-    let logs = ["--addr", &proxy.addr(), "debug", "logs", "nothing"];
-    assert!(!run(Command::new(tool("buildctl")).args(logs)).status.success());
+    assert!(!run(buildctl().args(["debug", "logs", "nothing"])).status.success());
     for (metric, label) in [
         ("buildkit_lb_connection_errors_total", "http1"),
         ("buildkit_lb_upstream_errors_total", "backend=\"a\""),
@@ -254,6 +259,7 @@ fn alerts_come_for_what_they_are_about_and_not_otherwise() {
         ("buildkit_lb_drain_in_progress", "0x60"),
         ("buildkit_lb_backend_degraded_total{backend=\"a\"}", "0x60"),
         ("buildkit_lb_backend_state{backend=\"a\",state=\"degraded\"}", "0x60"),
+        ("buildkit_lb_certificate_expiry_timestamp_seconds{side=\"client\"}", "2000000x60"),
     ];
     assert_eq!(alerts_after_an_hour(&well), BTreeSet::new());
     for (alert, changes) in [
@@ -266,6 +272,7 @@ fn alerts_come_for_what_they_are_about_and_not_otherwise() {
         ("BuildkitLbDaemonEndsBeforeItsBuilds", &[(8, "0x55 1x5")]),
         ("BuildkitLbBackendDegraded", &[(11, "0x50 1x10")]),
         ("BuildkitLbBackendDegraded", &[(1, "1x20 0x40"), (11, "0x20 1x40"), (12, "0x20 1x40")]),
+        ("BuildkitLbCertificateExpires", &[(13, "1000000x60")]),
         ("BuildkitLbProxyDrainsForLong", &[(9, "0x5 2x55"), (10, "0x5 1x55")]),
     ] {
         let mut series = well;

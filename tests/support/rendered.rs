@@ -112,7 +112,8 @@ pub(crate) fn kustomizations() -> Vec<Rendered> {
     assert!(rendered.len() >= 4, "{}", rendered.len());
     let with_all = tempfile::tempdir_in(DEPLOY).expect("a directory");
     let text = "resources: [../kustomize/overlays/statefulset]\n\
-                components: [../kustomize/components/network-policy, ../kustomize/components/monitoring]\n";
+                components: [../kustomize/components/network-policy, ../kustomize/components/monitoring, \
+                ../kustomize/components/tls, ../kustomize/components/backend-tls]\n";
     fs::write(with_all.path().join("kustomization.yaml"), text).expect("written");
     rendered.push(kustomization(&with_all.path().display().to_string()));
     rendered

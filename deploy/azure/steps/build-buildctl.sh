@@ -2,6 +2,7 @@
 # Builds and pushes an image with buildctl. Arguments go to `buildctl build`.
 #
 #   BUILDKIT_ADDR     the fleet, as tcp://buildkit-lb.build.svc:1234
+#   BUILDKIT_TLS_DIR  see tls.sh
 #   REGISTRY          as contoso.azurecr.io; sign in with login.sh first
 #   IMAGE             repository in it; default: the project's and the repository's name, PROJECT/REPOSITORY
 #   TAG               default: the run's id
@@ -13,6 +14,8 @@
 set -euo pipefail
 # shellcheck source=deploy/azure/steps/names.sh
 . "$(dirname "${BASH_SOURCE[0]}")/names.sh"
+# shellcheck source=deploy/azure/steps/tls.sh
+. "$(dirname "${BASH_SOURCE[0]}")/tls.sh"
 
 : "${BUILDKIT_ADDR:?is not set: the fleet, as tcp://buildkit-lb.build.svc:1234}"
 export DOCKER_CONFIG=${DOCKER_CONFIG:-$AGENT_TEMPDIRECTORY/docker}
@@ -41,7 +44,7 @@ fi
 for from in "${cache_from[@]}"; do args+=(--import-cache "$from"); done
 for to in "${cache_to[@]}"; do args+=(--export-cache "$to"); done
 
-buildctl --addr "$BUILDKIT_ADDR" build --progress=plain --frontend=dockerfile.v0 "${args[@]}" "$@"
+buildctl --addr "$BUILDKIT_ADDR" "${tls[@]}" build --progress=plain --frontend=dockerfile.v0 "${args[@]}" "$@"
 
 # shellcheck source=deploy/azure/steps/result.sh
 . "$(dirname "${BASH_SOURCE[0]}")/result.sh"

@@ -8,6 +8,8 @@
 set -euo pipefail
 # shellcheck source=deploy/azure/steps/names.sh
 . "$(dirname "${BASH_SOURCE[0]}")/names.sh"
+# shellcheck source=deploy/azure/steps/tls.sh
+. "$(dirname "${BASH_SOURCE[0]}")/tls.sh"
 
 : "${BUILDKIT_ADDR:?is not set: the fleet, as tcp://buildkit-lb.build.svc:1234}"
 export DOCKER_CONFIG=${DOCKER_CONFIG:-$AGENT_TEMPDIRECTORY/docker}
@@ -24,7 +26,8 @@ args=(
 for from in "${cache_from[@]}"; do args+=(--cache-from "$from"); done
 for to in "${cache_to[@]}"; do args+=(--cache-to "$to"); done
 
-buildx inspect fleet >/dev/null 2>&1 || buildx create --name fleet --driver remote "$BUILDKIT_ADDR"
+buildx inspect fleet >/dev/null 2>&1 || \
+    buildx create --name fleet --driver remote "${tls_options[@]}" "$BUILDKIT_ADDR"
 buildx build --builder fleet --progress=plain "${args[@]}" "$@" "$context"
 
 # shellcheck source=deploy/azure/steps/result.sh

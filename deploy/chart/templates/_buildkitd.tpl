@@ -118,6 +118,11 @@ containers:
       # A process namespace of their own for build steps needs an unmasked /proc.
       - --oci-worker-no-process-sandbox
       {{- end }}
+      {{- if include "buildkit-lb.daemonTLSSecret" $root }}
+      - --tlscacert=/run/secrets/tls/ca.crt
+      - --tlscert=/run/secrets/tls/tls.crt
+      - --tlskey=/run/secrets/tls/tls.key
+      {{- end }}
       {{- with $root.Values.buildkitd.extraArgs }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
@@ -167,6 +172,11 @@ containers:
       - name: drained
         mountPath: /run/buildkit-lb
         readOnly: true
+      {{- if include "buildkit-lb.daemonTLSSecret" $root }}
+      - name: tls
+        mountPath: /run/secrets/tls
+        readOnly: true
+      {{- end }}
       {{- if $root.Values.buildkitd.config }}
       - name: config
         mountPath: {{ include "buildkit-lb.buildkitdConfigDirectory" $root }}
@@ -239,6 +249,11 @@ volumes:
   - name: cache
     emptyDir:
       {{- toYaml $root.Values.buildkitd.emptyDir | nindent 6 }}
+  {{- end }}
+  {{- with include "buildkit-lb.daemonTLSSecret" $root }}
+  - name: tls
+    secret:
+      secretName: {{ . }}
   {{- end }}
   {{- if $root.Values.buildkitd.config }}
   - name: config

@@ -93,6 +93,68 @@ app.kubernetes.io/part-of: buildkit-lb
     items: [{key: token, path: token}]
 {{- end }}
 
+{{/* The Secret with the certificates for clients, or nothing. */}}
+{{- define "buildkit-lb.tlsSecret" -}}
+{{- if .Values.tls.certManager.enabled }}{{ include "buildkit-lb.fullname" . }}-tls
+{{- else }}{{ .Values.tls.existingSecret }}{{ end }}
+{{- end }}
+
+{{/* The Secret with the certificates that the proxy shows daemons, or nothing. */}}
+{{- define "buildkit-lb.backendTLSSecret" -}}
+{{- if .Values.backendTLS.certManager.enabled }}{{ include "buildkit-lb.fullname" . }}-backend-tls
+{{- else }}{{ .Values.backendTLS.existingSecret }}{{ end }}
+{{- end }}
+
+{{/* The Secret with the certificates of the chart's own daemons, or nothing. */}}
+{{- define "buildkit-lb.daemonTLSSecret" -}}
+{{- if .Values.backendTLS.certManager.enabled }}{{ .Values.buildkitd.name }}-tls
+{{- else }}{{ .Values.backendTLS.daemonSecret }}{{ end }}
+{{- end }}
+
+{{/* Whether the annotations of the Service make its load balancer one of the network's own: "true" or nothing. */}}
+{{- define "buildkit-lb.internal" -}}
+{{- $asked := dict
+  "service.beta.kubernetes.io/azure-load-balancer-internal" "true"
+  "service.beta.kubernetes.io/aws-load-balancer-internal" "true"
+  "service.beta.kubernetes.io/aws-load-balancer-scheme" "internal"
+  "networking.gke.io/load-balancer-type" "Internal"
+  "cloud.google.com/load-balancer-type" "Internal"
+  "service.beta.kubernetes.io/openstack-internal-load-balancer" "true"
+  "service.beta.kubernetes.io/oci-load-balancer-internal" "true"
+  "service.beta.kubernetes.io/alibaba-cloud-loadbalancer-address-type" "intranet" }}
+{{- $internal := "" }}
+{{- range $name, $value := .Values.service.annotations }}
+{{- if eq (get $asked $name | default "-") $value }}{{ $internal = "true" }}{{ end }}
+{{- end }}
+{{- $internal }}
+{{- end }}
+
+{{/* No install is open to the world by accident. */}}
+{{- define "buildkit-lb.validateAccess" -}}
+{{- $certificates := and (include "buildkit-lb.tlsSecret" .) (eq .Values.tls.clientAuth "required") }}
+{{- $ranges := .Values.service.loadBalancerSourceRanges }}
+{{- $everyone := or (has "0.0.0.0/0" $ranges) (has "::/0" $ranges) }}
+{{- $limited := or $certificates (and $ranges (not $everyone)) (include "buildkit-lb.internal" .) .Values.acknowledgeUnauthenticated }}
+{{- if and (eq .Values.service.type "LoadBalancer") (gt (int .Values.replicaCount) 0) (not $limited) }}
+{{- fail "service.type is LoadBalancer, and whoever reaches it could build: set tls with clientAuth required, service.loadBalancerSourceRanges, or an annotation that makes the load balancer internal. If the network keeps others out, set acknowledgeUnauthenticated=true" }}
+{{- end }}
+{{- if and .Values.tls.certManager.enabled .Values.tls.existingSecret }}
+{{- fail "tls: name a Secret or let cert-manager make one, not both" }}
+{{- end }}
+{{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerRef.name) }}
+{{- fail "tls.certManager.issuerRef has to name who signs the certificate" }}
+{{- end }}
+{{- if and .Values.backendTLS.certManager.enabled (or .Values.backendTLS.existingSecret .Values.backendTLS.daemonSecret) }}
+{{- fail "backendTLS: name Secrets or let cert-manager make them, not both" }}
+{{- end }}
+{{- if and .Values.backendTLS.certManager.enabled (not .Values.backendTLS.certManager.issuerRef.name) }}
+{{- fail "backendTLS.certManager.issuerRef has to name who signs the certificates" }}
+{{- end }}
+{{- if and (ne .Values.buildkitd.mode "none") (ne (empty .Values.backendTLS.existingSecret) (empty .Values.backendTLS.daemonSecret)) }}
+{{- fail "backendTLS: existingSecret is the proxy's side and daemonSecret that of the daemons: one without the other cannot connect" }}
+{{- end }}
+{{- end }}
+
 {{/* The policy that fits the daemons' names, if none is set. */}}
 {{- define "buildkit-lb.policy" -}}
 {{- if .Values.policy }}{{ .Values.policy }}
@@ -173,6 +235,7 @@ no cidr, since policies know only addresses.
 
 {{/* What cannot work is refused before it is installed. */}}
 {{- define "buildkit-lb.validate" -}}
+{{- include "buildkit-lb.validateAccess" . }}
 {{- if not (or .Values.image.registry (contains "/" .Values.image.repository)) }}
 {{- fail (printf "image.registry is empty, and nobody publishes docker.io/library/%s: build the image with deploy/image/build, push it, and say where it is" .Values.image.repository) }}
 {{- end }}
