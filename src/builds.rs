@@ -13,7 +13,6 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request};
-use hyper::body::Incoming;
 use tokio::sync::watch;
 
 use self::{
@@ -34,6 +33,7 @@ use crate::{
     placement::Wish,
     policy::Policy,
     proxy::Proxy,
+    received::Received,
     relay::{OnEnd, Tally},
     upstream::Link,
     wire::returned,
@@ -76,7 +76,7 @@ struct Ready {
     link: Link,
     /// What has been read of its body.
     message: Bytes,
-    request: Box<Request<Incoming>>,
+    request: Box<Request<Received>>,
     build: ActiveBuild,
 }
 

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use http::{Request, Response, request::Parts};
-use hyper::body::Incoming;
 
 use crate::{
     client::Client,
     error::ProxyError,
     first_message::Unread,
+    received::Received,
     relay::{Body, ResetError},
 };
 
@@ -18,7 +18,7 @@ pub struct Call {
     /// Path and metadata.
     pub parts: Parts,
     /// The messages to come.
-    pub body: Incoming,
+    pub body: Received,
     /// Who calls.
     pub client: Client,
     /// When the call arrived.
@@ -27,13 +27,13 @@ pub struct Call {
 
 impl Call {
     /// The call that `request` of `client` is; it arrives now.
-    pub fn new(request: Request<Incoming>, client: Client) -> Self {
+    pub fn new(request: Request<Received>, client: Client) -> Self {
         let (parts, body) = request.into_parts();
         Self { parts, body, client, arrived: Instant::now() }
     }
 
     /// The request to send on.
-    pub fn into_request(self) -> Request<Incoming> {
+    pub fn into_request(self) -> Request<Received> {
         Request::from_parts(self.parts, self.body)
     }
 }

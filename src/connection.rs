@@ -3,6 +3,12 @@
 
 mod calls;
 mod metadata;
+<<<<<<< HEAD
+=======
+mod opening;
+mod server;
+mod stream;
+>>>>>>> b6257f5 (Serve clients with h2's own server)
 
 use std::{
     pin::Pin,
@@ -14,19 +20,22 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
-use hyper::server::conn::http2;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
+<<<<<<< HEAD
 use self::calls::{Calls, Streams};
+=======
+use self::{
+    calls::Calls,
+    opening::{HTTP1_ANSWER, Opening},
+    server::Server,
+};
+>>>>>>> b6257f5 (Serve clients with h2's own server)
 use crate::{
     client::{ActiveStreams, Client},
-    error::{Chain, ProxyError},
-    http2_limits::{
-        CONNECTION_WINDOW, FRAME_LEN, HARD_HEADER_LIST_LEN, MAX_STREAMS, PENDING_RESETS,
-        SEND_BUFFER_LEN, STREAM_WINDOW,
-    },
+    error::{ProxyError, chain},
     io::{Batched, Flushing, PREFACE_LEN, Socket},
     opening::{self, HTTP1_ANSWER, Opening},
     places::{NoPlace, Place},
@@ -65,7 +74,7 @@ pub struct Context {
 pub type Ended = Result<(), (&'static str, String)>;
 
 /// A connection that speaks HTTP/2.
-type Connection = Pin<Box<Flushing<http2::Connection<Batched, Calls, Streams>>>>;
+type Connection = Pin<Box<Flushing<Server>>>;
 
 /// Who is on the other side of `socket`.
 pub fn client(socket: &Socket) -> Client {
@@ -123,7 +132,7 @@ fn drive(
             () = may_close(&drain, &active) => {}
             () = active.dismissed() => ended = Err(evicted()),
         }
-        connection.as_mut().inner_mut().graceful_shutdown();
+        connection.as_mut().inner_mut().close();
         tokio::select! {
             result = connection => ended.and(outcome(result, &io)),
             () = unused(&active) => ended,
@@ -163,18 +172,8 @@ async fn open(
 
 fn greet(io: Batched, client: Client, context: Context, refused: Option<ProxyError>) -> Connection {
     let Context { proxy, tasks, drain: _ } = context;
-    let streams = Streams { tasks, active: Arc::clone(&client.active) };
-    let connection = http2::Builder::new(streams)
-        .auto_date_header(false)
-        .max_frame_size(FRAME_LEN)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(HARD_HEADER_LIST_LEN)
-        .max_send_buf_size(SEND_BUFFER_LEN)
-        .max_pending_accept_reset_streams(PENDING_RESETS)
-        .serve_connection(io.clone(), Calls { proxy, client, refused });
-    Box::pin(Flushing::new(connection, io))
+    let server = Server::new(io.clone(), Calls { proxy, client, refused }, tasks);
+    Box::pin(Flushing::new(server, io))
 }
 
 fn no_greeting() -> (&'static str, String) {
@@ -223,21 +222,14 @@ async fn unused(active: &ActiveStreams) {
     }
 }
 
-fn outcome(result: hyper::Result<()>, io: &Batched) -> Ended {
+fn outcome(result: Result<(), h2::Error>, io: &Batched) -> Ended {
     match result {
         // A TCP health check: connects and closes.
         Err(_) if io.received() == 0 => Ok(()),
-        Err(error) => {
-            let text = Chain(&error).to_string();
-            let h2 = std::error::Error::source(&error)
-                .and_then(|cause| cause.downcast_ref::<h2::Error>());
-            match h2 {
-                // Hanging up in the middle is how a killed client leaves.
-                Some(h2) if h2.is_io() => Err(("io", text)),
-                Some(h2) if h2.is_remote() => Err(("goaway", text)),
-                _ => Err(("protocol", text)),
-            }
-        }
+        // Hanging up in the middle is how a killed client leaves.
+        Err(error) if error.is_io() => Err(("io", chain(&error))),
+        Err(error) if error.is_remote() => Err(("goaway", chain(&error))),
+        Err(error) => Err(("protocol", chain(&error))),
         Ok(()) => Ok(()),
     }
 }

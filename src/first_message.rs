@@ -5,13 +5,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{Uri, request::Parts};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 
 use crate::{
     account::{Account, Charge},
     client::Client,
     error::{ProxyError, chain},
     ids::Id,
+    received::Received,
     shares::{Limits, Share, Shares},
     wire::{
         self, MAX_MESSAGE_LEN, PREFIX_LEN, Payload, WireError,
@@ -183,8 +183,8 @@ impl Reader {
         &self,
         parts: &Parts,
         client: &Client,
-        mut body: Incoming,
-    ) -> Result<(FirstMessage, Incoming), Unread> {
+        mut body: Received,
+    ) -> Result<(FirstMessage, Received), Unread> {
         let method = Method(parts.uri.clone());
         let mut arriving = Arriving { bytes: Bytes::new(), charge: self.account.open(client) };
         let reading = tokio::time::timeout(MESSAGE_TIMEOUT, arriving.whole(&mut body, &method));
@@ -214,7 +214,7 @@ struct Arriving {
 
 impl Arriving {
     /// Completes when the message is whole.
-    async fn whole(&mut self, body: &mut Incoming, method: &Method) -> Result<(), ProxyError> {
+    async fn whole(&mut self, body: &mut Received, method: &Method) -> Result<(), ProxyError> {
         let unreadable = |error| ProxyError::unreadable(method.name(), &error);
         loop {
             let len = match wire::first_message_len(&self.bytes, MAX_MESSAGE_LEN) {

@@ -23,8 +23,13 @@
 //!
 //! Leaves, which anyone may use and which use no one but each other: [`account`], [`address`],
 //! [`client`], [`descriptors`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`],
+<<<<<<< HEAD
 //! [`kubernetes`], [`label`], [`metrics`], [`opening`], [`outage`], [`places`], [`shares`], [`shutdown`],
 //! [`telemetry`], [`tls`], [`token`], [`wire`].
+=======
+//! [`kubernetes`], [`label`], [`metrics`], [`outage`], [`places`], [`received`], [`shares`], [`shutdown`], [`telemetry`],
+//! [`token`], [`wire`].
+>>>>>>> b6257f5 (Serve clients with h2's own server)
 
 // Whoever reads our output may be gone, and to print would be to panic then.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -67,6 +72,7 @@ pub mod places;
 pub mod policy;
 pub mod pool;
 pub mod proxy;
+pub mod received;
 pub mod refusals;
 pub mod relay;
 pub mod router;

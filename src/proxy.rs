@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, request::Parts};
-use hyper::body::Incoming;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +24,7 @@ use crate::{
     metrics::Metrics,
     parking::Parking,
     placement::{self, Placement},
+    received::Received,
     refusals::Refusals,
     relay::{self, Body, End, OnEnd, ResetError, Tally},
     running::Running,
@@ -123,8 +123,8 @@ impl Proxy {
         &self,
         parts: &Parts,
         client: &Client,
-        body: Incoming,
-    ) -> Result<(FirstMessage, Incoming), Unread> {
+        body: Received,
+    ) -> Result<(FirstMessage, Received), Unread> {
         self.reader.first_message(parts, client, body).await
     }
 
@@ -236,7 +236,7 @@ impl Proxy {
         client: &Client,
         parts: Parts,
         prefix: Bytes,
-        rest: Incoming,
+        rest: Received,
     ) -> CallResult {
         let link = self.placement.any(client).await?;
         self.relay_call(&link, parts, prefix, rest).await
@@ -251,7 +251,7 @@ impl Proxy {
         link: &Link,
         parts: Parts,
         prefix: Bytes,
-        rest: Incoming,
+        rest: Received,
     ) -> CallResult {
         let request = Request::from_parts(parts, rest);
         self.relay(link, prefix, request, Arc::default(), OnEnd::new(drop)).await
@@ -265,7 +265,7 @@ impl Proxy {
         &self,
         link: &Link,
         prefix: Bytes,
-        request: Request<Incoming>,
+        request: Request<Received>,
         tally: Arc<Tally>,
         mut on_end: OnEnd,
     ) -> impl Future<Output = CallResult> + Send {

@@ -5,7 +5,7 @@
 //! reset with CANCEL as a plain end of the body, which a gRPC peer would read as a half-close.
 
 mod failure;
-mod received;
+mod sending;
 
 use std::{
     error::Error,
@@ -23,19 +23,19 @@ use bytes::Bytes;
 use h2::Reason;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 
 pub use self::{
     failure::{Failure, remote_reset},
-    received::Received,
+    sending::Sending,
 };
 use crate::{
     error::{ProxyError, chain, status_code},
     fleet::{Backend, Fault},
     http2_limits::{TRAILER_LIST_LEN, header_list_len},
     io::Payload,
+    received::Received,
 };
 
 /// How a stream ended, seen from its response.
@@ -179,7 +179,7 @@ impl Merged {
 struct Upload {
     /// Read before the stream was relayed; sent first.
     prefix: Bytes,
-    rest: Incoming,
+    rest: Received,
     backend: Arc<Backend>,
     tally: Arc<Tally>,
 }
@@ -200,7 +200,7 @@ impl Body {
     }
 
     /// The client's body on its way to `backend`, after `prefix`, which was read from it before.
-    pub fn upload(prefix: Bytes, rest: Incoming, backend: Arc<Backend>, tally: Arc<Tally>) -> Self {
+    pub fn upload(prefix: Bytes, rest: Received, backend: Arc<Backend>, tally: Arc<Tally>) -> Self {
         Self(Kind::Upload(Box::new(Upload { prefix, rest, backend, tally })))
     }
 

@@ -33,7 +33,8 @@ use crate::{
     error::{ProxyError, chain},
     fleet::{Backend, Fault},
     http2_limits::{CONNECTION_WINDOW, STREAM_WINDOW},
-    relay::{Body, Failure, Received, ResetError},
+    received::Received,
+    relay::{Body, Failure, ResetError},
 };
 
 /// Why a request got no response.

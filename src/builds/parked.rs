@@ -4,13 +4,13 @@ use std::{mem, pin::pin};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 
 use crate::{
     account::Account,
     client::Client,
     error::ProxyError,
     first_message::{UNCHARGED_LEN, joined},
+    received::Received,
     wire::{MAX_MESSAGE_LEN, PREFIX_LEN},
 };
 
@@ -25,7 +25,7 @@ const MAX_PARKED_LEN: usize = PREFIX_LEN + MAX_MESSAGE_LEN;
 pub(super) async fn parked<T>(
     account: &Account,
     client: &Client,
-    body: &mut Incoming,
+    body: &mut Received,
     outcome: impl Future<Output = Result<T, ProxyError>>,
 ) -> Result<(T, Bytes), ProxyError> {
     let mut charge = account.open(client);

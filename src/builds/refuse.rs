@@ -4,15 +4,15 @@
 //! half-close, or the client hangs in closing it.
 
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 
 use crate::{
     call::CallResult,
     error::{ProxyError, ok_response},
+    received::Received,
 };
 
 /// Reads a Session until the client half-closes it, then ends it with OK.
-pub(super) async fn session(mut body: Incoming, error: ProxyError) -> CallResult {
+pub(super) async fn session(mut body: Received, error: ProxyError) -> CallResult {
     if !error.is_of_solve() {
         return Err(error.into());
     }

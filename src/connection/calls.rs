@@ -1,30 +1,21 @@
-//! The calls of one connection: each to its handler, and its answer back.
-
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{self, Poll},
-};
+//! The calls of one connection: each to its handler.
 
 use futures_util::{
     FutureExt as _,
     future::{BoxFuture, ready},
 };
-use http::{Request, Response};
-use hyper::{body::Incoming, rt::Executor, service::Service};
-use tokio_util::task::TaskTracker;
+use http::Request;
 
 use super::metadata::Charged;
 use crate::{
     builds,
-    call::{Call, CallError, CallResult},
-    client::{ActiveStreams, Client},
+    call::{Call, CallResult},
+    client::Client,
     error::ProxyError,
     fanout,
     http2_limits::{HEADER_LIST_LEN, header_list_len},
     proxy::Proxy,
-    refusals::Refusals,
-    relay::{Body, ResetError},
+    received::Received,
     router::{self, Route},
 };
 
@@ -37,18 +28,13 @@ pub(super) struct Calls {
     pub(super) refused: Option<ProxyError>,
 }
 
-impl Service<Request<Incoming>> for Calls {
-    type Response = Response<Body>;
-    type Error = ResetError;
-    type Future = Answering;
-
-    fn call(&self, request: Request<Incoming>) -> Answering {
-        let refusals = Arc::clone(&self.proxy.refusals);
-        let handling = match &self.refused {
+impl Calls {
+    /// The way of one call to its answer.
+    pub(super) fn handle(&self, request: Request<Received>) -> BoxFuture<'static, CallResult> {
+        match &self.refused {
             Some(error) => ready(Err(error.clone().into())).boxed(),
             None => handle(self.proxy.clone(), Call::new(request, self.client.clone())),
-        };
-        Answering { handling, refusals }
+        }
     }
 }
 
@@ -87,41 +73,5 @@ fn dispatch(proxy: Proxy, call: Call) -> BoxFuture<'static, CallResult> {
         Route::ExportTrace => async move { fanout::export_trace(&proxy, call).await }.boxed(),
         Route::FirstAnswer => async move { fanout::first_answer(&proxy, call).await }.boxed(),
         Route::Any => async move { builds::any(&proxy, call).await }.boxed(),
-    }
-}
-
-/// An answer that is being found. Its type names no lifetime, which the compiler needs to see that a
-/// connection may run on any thread.
-pub(super) struct Answering {
-    handling: BoxFuture<'static, CallResult>,
-    refusals: Arc<Refusals>,
-}
-
-impl Future for Answering {
-    type Output = Result<Response<Body>, ResetError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
-        self.handling.as_mut().poll(cx).map(|result| match result {
-            Ok(response) => Ok(response),
-            Err(CallError::Own(error)) => Ok(self.refusals.answer(&error)),
-            Err(CallError::Reset(reset)) => Err(reset),
-        })
-    }
-}
-
-/// Spawns the streams of a connection where a drain can wait for them, and counts them.
-#[derive(Debug, Clone)]
-pub(super) struct Streams {
-    pub(super) tasks: TaskTracker,
-    pub(super) active: Arc<ActiveStreams>,
-}
-
-impl<F> Executor<F> for Streams
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, stream: F) {
-        let open = self.active.enter_call();
-        self.tasks.spawn(stream.map(move |()| drop(open)));
     }
 }

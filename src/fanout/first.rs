@@ -8,8 +8,8 @@ use std::{cmp::Reverse, collections::HashSet, sync::Arc};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::Response;
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::body::Body as _;
 use rand::seq::SliceRandom as _;
 
 use super::{
@@ -22,7 +22,8 @@ use crate::{
     error::{ProxyError, first_few},
     fleet::Backend,
     proxy::Proxy,
-    relay::{self, Body, OnEnd, Received, ResetError},
+    received::Received,
+    relay::{self, Body, OnEnd, ResetError},
     upstream::SendError,
     wire::{MAX_MESSAGE_LEN, PREFIX_LEN},
 };

@@ -16,7 +16,7 @@ use crate::{
     error::{ProxyError, chain, status_code},
     fleet::Backend,
     metrics::code_name,
-    relay::Received,
+    received::Received,
     wire::{MAX_MESSAGE_LEN, Messages, WireError},
 };
 

@@ -1,4 +1,4 @@
-//! The body of a daemon's response, as it comes.
+//! The body of a request or response, as it comes in its HTTP/2 stream.
 
 use std::{
     any::Any,
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use http_body::Frame;
 
-/// The body of a daemon's response.
+/// The body that a client or a daemon sends.
 #[derive(Debug)]
 pub struct Received {
     stream: RecvStream,

@@ -1,0 +1,89 @@
+//! Drives one connection of a client, and gives each of its calls a task.
+
+use std::{
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use h2::server;
+use hyper_util::rt::TokioIo;
+use tokio_util::task::TaskTracker;
+
+use super::{calls::Calls, stream::Stream};
+use crate::{
+    http2_limits::{
+        CONNECTION_WINDOW, FRAME_LEN, HARD_HEADER_LIST_LEN, MAX_STREAMS, PENDING_RESETS,
+        SEND_BUFFER_LEN, STREAM_WINDOW,
+    },
+    io::{Batched, Payload},
+    received::Received,
+};
+
+type Io = TokioIo<Batched>;
+
+/// The server's side of one connection. Ends with the connection.
+pub(super) struct Server {
+    state: State,
+    calls: Calls,
+    /// Where the calls run.
+    tasks: TaskTracker,
+    closing: bool,
+}
+
+#[expect(clippy::large_enum_variant, reason = "all but the first moment of it is the large one")]
+enum State {
+    Handshake(server::Handshake<Io, Payload>),
+    Open(server::Connection<Io, Payload>),
+}
+
+impl Server {
+    /// Nothing has been read of `io` yet.
+    pub(super) fn new(io: Batched, calls: Calls, tasks: TaskTracker) -> Self {
+        let handshake = server::Builder::new()
+            .max_frame_size(FRAME_LEN)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(HARD_HEADER_LIST_LEN)
+            .max_send_buffer_size(SEND_BUFFER_LEN)
+            .max_pending_accept_reset_streams(PENDING_RESETS)
+            .handshake(TokioIo::new(io));
+        Self { state: State::Handshake(handshake), calls, tasks, closing: false }
+    }
+
+    /// Says GOAWAY: the calls that are open go on, and the connection ends with the last one.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+        if let State::Open(connection) = &mut self.state {
+            connection.graceful_shutdown();
+        }
+    }
+}
+
+impl Future for Server {
+    type Output = Result<(), h2::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        loop {
+            match &mut this.state {
+                State::Handshake(handshake) => {
+                    let mut connection = ready!(Pin::new(handshake).poll(cx))?;
+                    if this.closing {
+                        connection.graceful_shutdown();
+                    }
+                    this.state = State::Open(connection);
+                }
+                State::Open(connection) => {
+                    // What it waits for is in the connection: this future is only a way to ask.
+                    let Some(accepted) = ready!(pin!(connection.accept()).poll(cx)) else {
+                        return Poll::Ready(Ok(()));
+                    };
+                    let (request, reply) = accepted?;
+                    let request = request.map(|stream| Received::new(stream, None));
+                    this.tasks.spawn(Stream::new(&this.calls, request, reply));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! One call of a client, from its headers to the end of its answer.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::future::BoxFuture;
+use h2::{Reason, server::SendResponse};
+use http::{Request, Response};
+use http_body::Body as _;
+
+use super::calls::Calls;
+use crate::{
+    call::{CallError, CallResult},
+    client::ActiveCall,
+    io::Payload,
+    received::Received,
+    refusals::Refusals,
+    relay::{Body, Sending},
+};
+
+/// The task of one call.
+pub(super) struct Stream {
+    reply: SendResponse<Payload>,
+    state: State,
+    /// Dropped last: the connection may close then.
+    _open: ActiveCall,
+}
+
+enum State {
+    Answering { handling: BoxFuture<'static, CallResult>, refusals: Arc<Refusals> },
+    Sending(Sending),
+}
+
+impl Stream {
+    /// The call that `request` opens, to be answered with `reply`.
+    pub(super) fn new(
+        calls: &Calls,
+        request: Request<Received>,
+        reply: SendResponse<Payload>,
+    ) -> Self {
+        let refusals = Arc::clone(&calls.proxy.refusals);
+        let state = State::Answering { handling: calls.handle(request), refusals };
+        Self { reply, state, _open: calls.client.active.enter_call() }
+    }
+
+    /// Sends the head of an answer. The body that is to follow, if there is one.
+    fn begin(&mut self, response: Response<Body>) -> Option<Sending> {
+        let (head, body) = response.into_parts();
+        let ended = body.is_end_stream();
+        match self.reply.send_response(Response::from_parts(head, ()), ended) {
+            Ok(stream) => (!ended).then(|| Sending::new(body, stream)),
+            Err(_refused) => {
+                self.reply.send_reset(Reason::INTERNAL_ERROR);
+                None
+            }
+        }
+    }
+}
+
+impl Future for Stream {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        loop {
+            let (handling, refusals) = match &mut this.state {
+                State::Answering { handling, refusals } => (handling, refusals),
+                State::Sending(sending) => return sending.poll(cx),
+            };
+            let response = match handling.as_mut().poll(cx) {
+                Poll::Ready(Ok(response)) => response,
+                Poll::Ready(Err(CallError::Own(error))) => refusals.answer(&error),
+                Poll::Ready(Err(CallError::Reset(reset))) => {
+                    this.reply.send_reset(reset.reason());
+                    return Poll::Ready(());
+                }
+                // A client that gives the call up, or goes away, needs no answer.
+                Poll::Pending => return this.reply.poll_reset(cx).map(drop),
+            };
+            match this.begin(response) {
+                Some(sending) => this.state = State::Sending(sending),
+                None => return Poll::Ready(()),
+            }
+        }
+    }
+}
