@@ -3,12 +3,8 @@
 
 mod calls;
 mod metadata;
-<<<<<<< HEAD
-=======
-mod opening;
 mod server;
 mod stream;
->>>>>>> b6257f5 (Serve clients with h2's own server)
 
 use std::{
     pin::Pin,
@@ -24,15 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
-<<<<<<< HEAD
-use self::calls::{Calls, Streams};
-=======
-use self::{
-    calls::Calls,
-    opening::{HTTP1_ANSWER, Opening},
-    server::Server,
-};
->>>>>>> b6257f5 (Serve clients with h2's own server)
+use self::{calls::Calls, server::Server};
 use crate::{
     client::{ActiveStreams, Client},
     error::{ProxyError, chain},

@@ -278,16 +278,16 @@ impl Batched {
     }
 }
 
-impl hyper::rt::Read for Batched {
+impl AsyncRead for Batched {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        mut into: hyper::rt::ReadBufCursor<'_>,
+        into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let State { socket, inbox, .. } = &mut *self.shared.state.lock();
         let room = into.remaining();
         loop {
-            inbox.take(&mut into);
+            inbox.take(into);
             if into.remaining() < room {
                 return Poll::Ready(Ok(()));
             }
@@ -311,7 +311,7 @@ impl hyper::rt::Read for Batched {
     }
 }
 
-impl hyper::rt::Write for Batched {
+impl AsyncWrite for Batched {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -23,13 +23,8 @@
 //!
 //! Leaves, which anyone may use and which use no one but each other: [`account`], [`address`],
 //! [`client`], [`descriptors`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`],
-<<<<<<< HEAD
-//! [`kubernetes`], [`label`], [`metrics`], [`opening`], [`outage`], [`places`], [`shares`], [`shutdown`],
-//! [`telemetry`], [`tls`], [`token`], [`wire`].
-=======
-//! [`kubernetes`], [`label`], [`metrics`], [`outage`], [`places`], [`received`], [`shares`], [`shutdown`], [`telemetry`],
-//! [`token`], [`wire`].
->>>>>>> b6257f5 (Serve clients with h2's own server)
+//! [`kubernetes`], [`label`], [`metrics`], [`opening`], [`outage`], [`places`], [`received`], [`shares`],
+//! [`shutdown`], [`telemetry`], [`tls`], [`token`], [`wire`].
 
 // Whoever reads our output may be gone, and to print would be to panic then.
 #![warn(clippy::print_stdout, clippy::print_stderr)]

@@ -6,7 +6,6 @@ use std::{
 };
 
 use h2::server;
-use hyper_util::rt::TokioIo;
 use tokio_util::task::TaskTracker;
 
 use super::{calls::Calls, stream::Stream};
@@ -19,8 +18,6 @@ use crate::{
     received::Received,
 };
 
-type Io = TokioIo<Batched>;
-
 /// The server's side of one connection. Ends with the connection.
 pub(super) struct Server {
     state: State,
@@ -32,8 +29,8 @@ pub(super) struct Server {
 
 #[expect(clippy::large_enum_variant, reason = "all but the first moment of it is the large one")]
 enum State {
-    Handshake(server::Handshake<Io, Payload>),
-    Open(server::Connection<Io, Payload>),
+    Handshake(server::Handshake<Batched, Payload>),
+    Open(server::Connection<Batched, Payload>),
 }
 
 impl Server {
@@ -47,7 +44,7 @@ impl Server {
             .max_header_list_size(HARD_HEADER_LIST_LEN)
             .max_send_buffer_size(SEND_BUFFER_LEN)
             .max_pending_accept_reset_streams(PENDING_RESETS)
-            .handshake(TokioIo::new(io));
+            .handshake(io);
         Self { state: State::Handshake(handshake), calls, tasks, closing: false }
     }
 

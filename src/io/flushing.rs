@@ -131,7 +131,11 @@ mod tests {
 
     use futures_util::{FutureExt as _, future::join, task::waker};
     use parking_lot::Mutex;
-    use tokio::{io::AsyncReadExt as _, net::UnixStream, time::timeout};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWrite},
+        net::UnixStream,
+        time::timeout,
+    };
 
     use super::*;
     use crate::io::Socket;
@@ -166,7 +170,7 @@ mod tests {
             move |cx| {
                 *seen.waker.lock() = Some(cx.waker().clone());
                 if seen.polls.fetch_add(1, Ordering::Relaxed) == 0 {
-                    let write = hyper::rt::Write::poll_write;
+                    let write = AsyncWrite::poll_write;
                     assert!(write(Pin::new(&mut writer), cx, &vec![7; len]).is_ready());
                 }
                 Poll::<()>::Pending
@@ -235,7 +239,7 @@ mod tests {
         let (mut writer, mut written) = (io.clone(), 0);
         let inner = std::future::poll_fn(move |cx| {
             while written < PIECES {
-                let write = hyper::rt::Write::poll_write;
+                let write = AsyncWrite::poll_write;
                 ready!(write(Pin::new(&mut writer), cx, &PIECE)).expect("it is open");
                 written += 1;
             }

@@ -103,14 +103,14 @@ impl Inbox {
     }
 
     /// Hands on as much as fits and as helps.
-    pub(super) fn take(&mut self, into: &mut hyper::rt::ReadBufCursor<'_>) {
+    pub(super) fn take(&mut self, into: &mut ReadBuf<'_>) {
         while self.give_some(into) {}
         if self.taken == self.filled {
             self.release();
         }
     }
 
-    fn give_some(&mut self, into: &mut hyper::rt::ReadBufCursor<'_>) -> bool {
+    fn give_some(&mut self, into: &mut ReadBuf<'_>) -> bool {
         let room = into.remaining();
         if room == 0 {
             return false;
@@ -139,7 +139,7 @@ impl Inbox {
         self.begin_frame()
     }
 
-    fn give(&mut self, len: usize, into: &mut hyper::rt::ReadBufCursor<'_>) -> usize {
+    fn give(&mut self, len: usize, into: &mut ReadBuf<'_>) -> usize {
         let len = len.min(self.filled - self.taken).min(into.remaining());
         into.put_slice(&self.buffer[self.taken..self.taken + len]);
         self.taken += len;
@@ -303,8 +303,8 @@ mod tests {
         let mut received = Vec::new();
         let mut memory = vec![0; room];
         loop {
-            let mut target = hyper::rt::ReadBuf::new(&mut memory);
-            inbox.take(&mut target.unfilled());
+            let mut target = ReadBuf::new(&mut memory);
+            inbox.take(&mut target);
             if !target.filled().is_empty() {
                 received.extend_from_slice(target.filled());
             } else if poll_fn(|cx| inbox.poll_fill(&mut socket, cx)).await.expect("received") == 0 {
@@ -366,8 +366,8 @@ mod tests {
         inbox.filled = frames.len();
         inbox.buffer = frames;
         let mut memory = [0; 1000];
-        let mut target = hyper::rt::ReadBuf::new(&mut memory);
-        inbox.take(&mut target.unfilled());
+        let mut target = ReadBuf::new(&mut memory);
+        inbox.take(&mut target);
         assert_eq!(target.filled().len(), HEAD_LEN);
     }
 }

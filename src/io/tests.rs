@@ -10,7 +10,6 @@ use std::future::poll_fn;
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest};
 use http::{Request, Response};
-use hyper_util::rt::TokioIo;
 
 use super::*;
 use crate::http2_limits::{CONNECTION_WINDOW, FRAME_LEN, SEND_BUFFER_LEN, STREAM_WINDOW};
@@ -53,7 +52,7 @@ async fn to_daemon(socket: UnixStream) -> SendRequest<Payload> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER_LEN)
         .initial_max_send_streams(usize::MAX >> 1)
-        .handshake(TokioIo::new(io.clone()))
+        .handshake(io.clone())
         .await
         .expect("a handshake");
     tokio::spawn(Flushing::new(connection, io));
@@ -165,7 +164,7 @@ async fn frames_of_many_calls_are_written_together() {
 async fn small_frames_reach_the_library_as_full_ones() {
     let (mine, other) = UnixStream::pair().expect("a pair");
     let io = Batched::with_client(Socket::Unix(mine));
-    let reading = Box::pin(read_all(TokioIo::new(io.clone())));
+    let reading = Box::pin(read_all(io.clone()));
     let proxy = tokio::spawn(Flushing::new(reading, io));
     let (sender, connection) = h2::client::handshake(other).await.expect("a handshake");
     let client = tokio::spawn(connection);

@@ -14,7 +14,6 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use h2::client::SendRequest;
-use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
@@ -183,7 +182,7 @@ async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
         .max_local_error_reset_streams(None)
         .max_send_buffer_size(SEND_BUFFER_LEN)
         .initial_max_send_streams(usize::MAX >> 1)
-        .handshake(TokioIo::new(io.clone()))
+        .handshake(io.clone())
         .await;
     let (sender, connection) =
         handshake.map_err(|error| DialError::Fault(Fault::Lost, chain(&error).into()))?;
