@@ -25,6 +25,7 @@ use crate::{
     places::Places,
     pool::{self, Pool, PoolError},
     proxy::Commons,
+    shares::{Limits, Shares},
     shutdown::Signals,
     token::{TokenError, TokenFile},
     upstream::client_connections,
@@ -132,6 +133,7 @@ impl App {
             commons: Commons {
                 connections: client_connections(Budget::of_process().upstream),
                 reader: Reader::new(account),
+                windows: large_windows(config.memory_budget),
             },
             families: &families,
             tasks: &background,
@@ -232,6 +234,11 @@ impl App {
     fn builds(&self) -> usize {
         self.pools.iter().map(Pool::builds).sum()
     }
+}
+
+/// What large receive windows of clients may take: as much again as is held for calls that wait.
+fn large_windows(budget: u64) -> Shares {
+    Shares::new(Limits { total: budget, address: budget, connection: budget })
 }
 
 async fn resolve(server: HostPort) -> Result<SocketAddr, StartError> {

@@ -5,6 +5,7 @@ mod calls;
 mod metadata;
 mod server;
 mod stream;
+mod windows;
 
 use std::{
     pin::Pin,

@@ -2,6 +2,14 @@
 
 use http::HeaderMap;
 
+/// Receive window of one stream of a client's, until something on its connection is bound: what one call
+/// may send while nobody reads it. A first message is read as it comes, and is seldom larger.
+pub const UNBOUND_STREAM_WINDOW: u32 = 64 << 10;
+
+/// Receive window of a client's connection until something on it is bound: room for sixteen calls that
+/// nobody reads, as later. With less, one such call would keep the Solve of another from coming.
+pub const UNBOUND_CONNECTION_WINDOW: u32 = 1 << 20;
+
 /// Receive window of one stream: what one sender may have in flight that nobody has read yet.
 ///
 /// On loopback the rate no longer grows above this; across zones 1 MiB still fills 1 GB/s at 1 ms.

@@ -55,6 +55,8 @@ pub struct Proxy {
     pub rules: Arc<Rules>,
     /// What Session streams declare.
     pub shared_keys: SharedKeys,
+    /// What the large receive windows of clients may take together, in bytes.
+    pub windows: Shares,
     tasks: TaskTracker,
     reader: Reader,
     /// What becomes of calls that the proxy refuses.
@@ -68,6 +70,8 @@ pub struct Commons {
     pub connections: Shares,
     /// What reads first messages, on one account.
     pub reader: Reader,
+    /// What large receive windows may take, in bytes.
+    pub windows: Shares,
 }
 
 impl Proxy {
@@ -80,7 +84,7 @@ impl Proxy {
         commons: Commons,
         tasks: TaskTracker,
     ) -> Self {
-        let Commons { connections, reader } = commons;
+        let Commons { connections, reader, windows } = commons;
         let directory = Directory::default();
         let shared = Arc::new(SharedLinks::new(connections, tasks.clone()));
         let placement = Arc::new(Placement::new(
@@ -102,6 +106,7 @@ impl Proxy {
             carriers: Carriers::default(),
             rules,
             shared_keys: SharedKeys::default(),
+            windows,
             tasks,
             reader,
         }

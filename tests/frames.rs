@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use buildkit_lb::wire::{self, control::SolveRequest};
 use bytes::Bytes;
 use h2::Reason;
 use http::HeaderValue;
@@ -352,6 +353,91 @@ async fn a_client_whose_connection_breaks_cancels_all_its_calls() {
             assert!(tell.is_ok(), "{cut:?}: the daemon must hear of it at once");
         }
     }
+}
+
+/// SETTINGS_INITIAL_WINDOW_SIZE, if `settings` has it.
+fn window(settings: &Frame) -> Option<u32> {
+    let window = settings.payload.chunks_exact(6).find(|setting| setting[..2] == [0, 4])?;
+    Some(u32::from_be_bytes(window[2..].try_into().expect("four bytes")))
+}
+
+fn is_settings(frame: &Frame) -> bool {
+    frame.kind == SETTINGS && !frame.has(ACK)
+}
+
+/// A daemon that reads each Session to its end, and a proxy before it.
+async fn with_a_reader() -> (FakeDaemon, Proxy) {
+    let daemon = FakeDaemon::start("only").await;
+    daemon.on("Control/Session", |mut stream| async move {
+        let mut out = stream.headers();
+        stream.read().await;
+        let _ = out.send_trailers(trailers(0, ""));
+    });
+    let proxy = Builder::default().backend(&daemon.backend()).start();
+    (daemon, proxy)
+}
+
+/// Sends `len` bytes of DATA, whatever the window is.
+async fn send_data(client: &mut RawFrames, stream: u32, len: usize) {
+    for at in (0..len).step_by(FRAME_LEN) {
+        let piece = vec![0; FRAME_LEN.min(len - at)];
+        client.send(&Frame::new(DATA, 0, stream, piece)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_are_small_until_something_is_bound_and_large_from_then_on() {
+    const SMALL: usize = 64 << 10;
+    const LARGE: usize = 1 << 20;
+    let (daemon, proxy) = with_a_reader().await;
+    let mut client = RawFrames::greeted(&proxy.socket()).await;
+    let first = client.until(is_settings).await.expect("settings");
+    assert_eq!(window(&first), Some(SMALL as u32));
+    client.send(&Frame::new(SETTINGS, ACK, 0, Bytes::new())).await;
+
+    let uuid = [("x-docker-expose-session-uuid", "s")];
+    let session = call_block("/moby.buildkit.v1.Control/Session", &uuid);
+    client.send(&Frame::new(HEADERS, END_HEADERS, 1, session)).await;
+    send_data(&mut client, 1, SMALL).await;
+    client.send(&Frame::new(PING, 0, 0, vec![7; 8])).await;
+    let next = client.until(|frame| is_settings(frame) || frame.kind == PING).await;
+    assert_eq!(next.expect("an answer").kind, PING, "nothing is bound yet");
+
+    let solve = call_block("/moby.buildkit.v1.Control/Solve", &[]);
+    client.send(&Frame::new(HEADERS, END_HEADERS, 3, solve)).await;
+    let request =
+        SolveRequest { r#ref: "r".into(), session: "s".into(), ..SolveRequest::default() };
+    client.send(&Frame::new(DATA, END_STREAM, 3, wire::encode(&request))).await;
+    client.until(|frame| frame.kind == HEADERS && frame.stream == 1).await.expect("the session");
+    // The session has been read, so that at least half of its window is free again.
+    send_data(&mut client, 1, SMALL / 2).await;
+    let second = client.until(is_settings).await.expect("settings");
+    assert_eq!(window(&second), Some(LARGE as u32));
+    client.send(&Frame::new(SETTINGS, ACK, 0, Bytes::new())).await;
+    client.until(|frame| frame.kind == WINDOW_UPDATE && frame.stream == 0).await.expect("more");
+    // At once, without another look at the windows.
+    send_data(&mut client, 1, LARGE - SMALL).await;
+    client.send(&Frame::new(DATA, END_STREAM, 1, Bytes::new())).await;
+    let ends =
+        |frame: &Frame| frame.stream == 1 && frame.has(END_STREAM) | (frame.kind == RST_STREAM);
+    let end = client.until(ends).await.expect("the session's end");
+    assert_eq!(end.kind, HEADERS, "it ends as the daemon ended it");
+    let sessions = daemon.seen("Control/Session");
+    assert_eq!(sessions[0].message.len(), SMALL + SMALL / 2 + LARGE - SMALL);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_confirms_no_settings_keeps_small_windows_and_is_served() {
+    let (_daemon, proxy) = with_a_reader().await;
+    let mut client = RawFrames::greeted(&proxy.socket()).await;
+    let uuid = [("x-docker-expose-session-uuid", "s")];
+    let session = call_block("/moby.buildkit.v1.Control/Session", &uuid);
+    client.send(&Frame::new(HEADERS, END_HEADERS, 1, session)).await;
+    client.until(|frame| frame.kind == HEADERS).await.expect("a session without a Solve");
+    send_data(&mut client, 1, 48 << 10).await;
+    client.send(&Frame::new(DATA, END_STREAM, 1, Bytes::new())).await;
+    let end = client.until(|frame| is_settings(frame) || frame.has(END_STREAM)).await;
+    assert_eq!(end.expect("the session's end").kind, HEADERS);
 }
 
 #[tokio::test(flavor = "multi_thread")]

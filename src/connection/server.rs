@@ -8,11 +8,11 @@ use std::{
 use h2::server;
 use tokio_util::task::TaskTracker;
 
-use super::{calls::Calls, stream::Stream};
+use super::{calls::Calls, stream::Stream, windows::Windows};
 use crate::{
     http2_limits::{
-        CONNECTION_WINDOW, FRAME_LEN, HARD_HEADER_LIST_LEN, MAX_STREAMS, PENDING_RESETS,
-        SEND_BUFFER_LEN, STREAM_WINDOW,
+        FRAME_LEN, HARD_HEADER_LIST_LEN, MAX_STREAMS, PENDING_RESETS, SEND_BUFFER_LEN,
+        UNBOUND_CONNECTION_WINDOW, UNBOUND_STREAM_WINDOW,
     },
     io::{Batched, Payload},
     received::Received,
@@ -21,6 +21,9 @@ use crate::{
 /// The server's side of one connection. Ends with the connection.
 pub(super) struct Server {
     state: State,
+    /// To ask how much has come.
+    io: Batched,
+    windows: Windows,
     calls: Calls,
     /// Where the calls run.
     tasks: TaskTracker,
@@ -38,14 +41,21 @@ impl Server {
     pub(super) fn new(io: Batched, calls: Calls, tasks: TaskTracker) -> Self {
         let handshake = server::Builder::new()
             .max_frame_size(FRAME_LEN)
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_window_size(UNBOUND_STREAM_WINDOW)
+            .initial_connection_window_size(UNBOUND_CONNECTION_WINDOW)
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(HARD_HEADER_LIST_LEN)
             .max_send_buffer_size(SEND_BUFFER_LEN)
             .max_pending_accept_reset_streams(PENDING_RESETS)
-            .handshake(io);
-        Self { state: State::Handshake(handshake), calls, tasks, closing: false }
+            .handshake(io.clone());
+        Self {
+            state: State::Handshake(handshake),
+            io,
+            windows: Windows::small(),
+            calls,
+            tasks,
+            closing: false,
+        }
     }
 
     /// Says GOAWAY: the calls that are open go on, and the connection ends with the last one.
@@ -73,9 +83,15 @@ impl Future for Server {
                 }
                 State::Open(connection) => {
                     // What it waits for is in the connection: this future is only a way to ask.
-                    let Some(accepted) = ready!(pin!(connection.accept()).poll(cx)) else {
-                        return Poll::Ready(Ok(()));
+                    let Poll::Ready(accepted) = pin!(connection.accept()).poll(cx) else {
+                        let Calls { proxy, client, .. } = &this.calls;
+                        let received = this.io.received();
+                        if this.windows.open(connection, received, client, &proxy.windows) {
+                            continue;
+                        }
+                        return Poll::Pending;
                     };
+                    let Some(accepted) = accepted else { return Poll::Ready(Ok(())) };
                     let (request, reply) = accepted?;
                     let request = request.map(|stream| Received::new(stream, None));
                     this.tasks.spawn(Stream::new(&this.calls, request, reply));

@@ -1,7 +1,14 @@
 //! What a client sends takes as much memory as it has sent, and all clients together no more than the
 //! budget.
 
-use std::{io::Write as _, time::Duration};
+use std::{
+    io::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use buildkit_lb::wire::{
     self,
@@ -9,15 +16,16 @@ use buildkit_lb::wire::{
 };
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
+use h2::SendStream;
 
 use crate::{
     bystander,
     support::{
         buildkitd::Buildkitd,
         eventually,
-        fake_daemon::send,
+        fake_daemon::{FakeDaemon, send},
         frames::{END_HEADERS, Frame, HEADERS, RawFrames, call_block},
-        proxy::Proxy,
+        proxy::{Builder, Proxy},
         raw_client::{Call, RawClient},
     },
 };
@@ -235,6 +243,52 @@ async fn what_comes_after_a_message_that_waits_takes_no_more_than_the_budget() {
     let named =
         |build: &str| wire::encode(&RefRequest { r#ref: Bytes::copy_from_slice(build.as_bytes()) });
     waiting_calls(&proxy, STATUS, named).await;
+}
+
+/// Sends without an end, within the windows, and counts what went.
+fn pour(mut upload: SendStream<Bytes>, sent: &Arc<AtomicUsize>) {
+    let sent = Arc::clone(sent);
+    tokio::spawn(async move {
+        let piece = Bytes::from(vec![0; 16 << 10]);
+        while send(&mut upload, piece.clone()).await.is_ok() {
+            sent.fetch_add(piece.len(), Ordering::Relaxed);
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_daemon_reads_stays_with_the_client_until_something_is_bound() {
+    const CONNECTIONS: usize = 10;
+    const CALLS: usize = 16;
+    let daemon = FakeDaemon::start("only").await;
+    // As gRPC does with all that follows the one message of a request.
+    daemon.on("Health/Watch", |stream| async move {
+        let _unread = stream;
+        std::future::pending::<()>().await;
+    });
+    let proxy = Builder::default().backend(&daemon.backend()).start();
+    let sent = Arc::default();
+    let mut open = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let client = RawClient::connect(&proxy.socket()).await;
+        for _ in 0..CALLS {
+            let call = client.call("/grpc.health.v1.Health/Watch", &[]).await;
+            let (upload, response) = call.into_parts();
+            pour(upload, &sent);
+            open.push(response);
+        }
+    }
+    let mut counts = Vec::new();
+    eventually("no more can be sent", Duration::from_secs(30), || {
+        counts.push(sent.load(Ordering::Relaxed));
+        let last = counts.rchunks(20).next().filter(|last| last.len() == 20)?;
+        (last[0] > 0 && last.iter().all(|count| *count == last[0])).then_some(())
+    });
+    let most = CONNECTIONS << 20;
+    // What the daemon's windows took, and two pieces of each call that are on their way.
+    let beyond = CONNECTIONS * CALLS * (192 << 10);
+    let sent = sent.load(Ordering::Relaxed);
+    assert!(sent <= most + beyond, "{} KiB", sent >> 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -176,6 +176,11 @@ impl RawClient {
 }
 
 impl Call {
+    /// The request's body, and the response to come.
+    pub(crate) fn into_parts(self) -> (SendStream<Bytes>, ResponseFuture) {
+        (self.upload, self.response)
+    }
+
     /// Waits for response headers.
     pub(crate) async fn answered(self) -> Result<Answered, h2::Error> {
         let response =
