@@ -121,7 +121,7 @@ async fn an_answer_has_the_frames_that_the_daemon_sent_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_proxys_own_errors_are_trailers_only() {
     let gone = format!("gone=tcp://127.0.0.1:{}", support::free_port());
-    let proxy = Builder::default().backend(&gone).start();
+    let proxy = Builder::default().backend(&gone).args(&["--max-wait", "0s"]).start();
     let down = Tap::start(&proxy.socket()).await;
     let client = RawClient::connect(&down.socket()).await;
     assert_eq!(client.control("Info").await.ended().await.code(), Some(14));
