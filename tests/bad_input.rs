@@ -92,13 +92,16 @@ async fn a_solve_that_is_no_solve_is_refused_with_its_cause() {
 async fn a_solve_above_sixteen_mebibytes_is_refused_and_one_below_passes() {
     let victim = Victim::start().await;
     let before = victim.proxy.process.memory_kib("VmRSS");
-    for _ in 0..10 {
+    let refused = (0..20).map(async |_| {
         let announced = framed(0, (16 << 20) + 1, &[0; 1000]);
-        let ended = victim.client.send(SOLVE, &[], announced).await.ended().await;
+        victim.client.send(SOLVE, &[], announced).await.ended().await
+    });
+    for ended in futures_util::future::join_all(refused).await {
         assert_refused(&ended, 8, "message_too_large");
     }
-    let grown = victim.proxy.process.memory_kib("VmRSS").saturating_sub(before);
-    assert!(grown < 8 << 10, "grew by {grown} KiB for messages that were never read");
+    // What was announced together is 320 MiB.
+    let grown = victim.proxy.process.memory_kib("VmHWM").saturating_sub(before);
+    assert!(grown < 64 << 10, "grew by {grown} KiB for messages that were never read");
     let large = SolveRequest {
         r#ref: "large".into(),
         session: "large".into(),
@@ -286,7 +289,7 @@ async fn a_flood_of_streams_that_are_reset_at_once_costs_little() {
     }
     assert!(sent >= 500, "bursts of cancels are normal, {sent} were too few");
     let ping = victim.client.bridge("Ping", "bystander").await.ended();
-    let in_time = tokio::time::timeout(Duration::from_secs(2), ping).await;
+    let in_time = tokio::time::timeout(Duration::from_secs(20), ping).await;
     assert_eq!(in_time.expect("served meanwhile").code(), Some(0));
     eventually("nothing stays parked", Duration::from_secs(5), || {
         (victim.proxy.metric("buildkit_lb_parked_streams", &[]) == 0.0).then_some(())
@@ -375,7 +378,7 @@ async fn floods_of_small_frames_take_no_memory() {
         };
         let _ = tokio::time::timeout(Duration::from_secs(2), flood).await;
         let ping = victim.client.bridge("Ping", "bystander").await.ended();
-        let in_time = tokio::time::timeout(Duration::from_secs(2), ping).await;
+        let in_time = tokio::time::timeout(Duration::from_secs(20), ping).await;
         assert_eq!(in_time.expect("served meanwhile").code(), Some(0), "{what}");
         let grown = victim.proxy.process.memory_kib("VmRSS").saturating_sub(before);
         assert!(grown < 32 << 10, "{what}: grew by {grown} KiB");

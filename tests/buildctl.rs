@@ -14,7 +14,7 @@ use std::{
 
 use support::{
     buildkitd::Buildkitd,
-    client::{Context, buildctl, buildctl_build, run, succeed, text},
+    client::{Context, buildctl, buildctl_build, is_running, run, succeed, text},
     compare::{same, same_success},
     eventually,
     proxy::Proxy,
@@ -403,15 +403,6 @@ fn a_client_that_goes_away_cancels_its_build() {
     }
     let codes = || setup.proxy.metric("buildkit_lb_builds_total", &["Cancelled"]);
     eventually("both are counted", Duration::from_secs(5), || (codes() >= 2.0).then_some(()));
-}
-
-/// Whether a process with exactly these words at its command line's end runs.
-fn is_running(words: &str) -> bool {
-    let processes = fs::read_dir("/proc").expect("procfs").flatten();
-    processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok()).any(|line| {
-        let line = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");
-        line == words
-    })
 }
 
 /// The refs in a list of builds: the second word of each line after the first.

@@ -20,20 +20,21 @@ use http::{HeaderMap, HeaderValue};
 use serde_json::json;
 use support::{
     eventually,
-    fake_daemon::{FakeDaemon, head, send, trailers},
+    fake_daemon::{FakeDaemon, Stream, head, send, trailers},
     frames::PREFACE,
     proxy::{Builder, Proxy},
-    raw_client::RawClient,
+    raw_client::{Call, RawClient},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::Notify,
 };
 
 const EMPTY: Bytes = Bytes::from_static(&[0, 0, 0, 0, 0]);
 
-/// How long whatever must come may take.
-const WAIT: Duration = Duration::from_secs(5);
+/// How long whatever must come may take, on a busy machine too.
+const WAIT: Duration = Duration::from_secs(20);
 
 /// What every build calls.
 const CALLS: [&str; 4] = ["Control/Session", "Control/Solve", "Control/Status", "LLBBridge/Ping"];
@@ -160,6 +161,28 @@ async fn repeated_metadata_stays_repeated() {
     drop((answered, solve));
 }
 
+/// Resets a stream: at once, or after headers and a message, once the client has `read` them.
+async fn reset(mut stream: Stream, reason: Reason, read: Option<Arc<Notify>>) {
+    let Some(read) = read else { return stream.respond.send_reset(reason) };
+    let mut out = stream.headers();
+    let _ = send(&mut out, EMPTY).await;
+    read.notified().await;
+    out.send_reset(reason);
+}
+
+/// How many bytes of a call came before its reset, and the reset's reason.
+async fn reset_of(call: Call, read: Option<Arc<Notify>>) -> (usize, Option<Reason>) {
+    let Some(read) = read else {
+        let ended = call.ended().await;
+        return (ended.body.len(), ended.reset);
+    };
+    let mut answered = call.answered().await.expect("headers");
+    let first = answered.body.data().await.expect("a message").expect("no reset yet");
+    read.notify_one();
+    let ended = answered.ended().await;
+    (first.len() + ended.body.len(), ended.reset)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemons_reset_has_the_same_reason_for_the_client() {
     let (daemon, _proxy, client) = one().await;
@@ -167,19 +190,11 @@ async fn a_daemons_reset_has_the_same_reason_for_the_client() {
         [Reason::INTERNAL_ERROR, Reason::REFUSED_STREAM, Reason::CANCEL, Reason::ENHANCE_YOUR_CALM];
     for reason in reasons {
         for after_headers in [false, true] {
-            daemon.on("Control/Info", move |mut stream| async move {
-                stream.read().await;
-                if after_headers {
-                    let mut out = stream.headers();
-                    let _ = send(&mut out, EMPTY).await;
-                    tokio::time::sleep(Duration::from_millis(30)).await;
-                    out.send_reset(reason);
-                } else {
-                    stream.respond.send_reset(reason);
-                }
-            });
-            let ended = client.control("Info").await.ended().await;
-            assert_eq!(ended.reset, Some(reason), "after headers: {after_headers}: {ended:?}");
+            let read = after_headers.then(|| Arc::new(Notify::new()));
+            let told = read.clone();
+            daemon.on("Control/Info", move |stream| reset(stream, reason, told.clone()));
+            let (_bytes, told) = reset_of(client.control("Info").await, read).await;
+            assert_eq!(told, Some(reason), "after headers: {after_headers}");
         }
     }
 }
@@ -210,8 +225,8 @@ async fn a_clients_cancel_reaches_the_daemon_at_once() {
     }
     let mut cancelled = HashSet::new();
     for _ in 0..3 {
-        let tell = tokio::time::timeout(Duration::from_secs(2), tells.recv()).await;
-        let (method, reason) = tell.expect("within two seconds").expect("a report");
+        let tell = tokio::time::timeout(WAIT, tells.recv()).await;
+        let (method, reason) = tell.expect("in time").expect("a report");
         assert_eq!(reason, Some(Reason::CANCEL), "{method}");
         cancelled.insert(method);
     }
@@ -238,8 +253,8 @@ async fn a_half_close_is_passed_on_while_the_other_half_goes_on() {
     let mut answered = client.session("s").await.answered().await.expect("headers");
     send(&mut answered.upload, EMPTY).await.expect("sent");
     answered.upload.send_data(Bytes::new(), true).expect("half-closed");
-    let read = tokio::time::timeout(Duration::from_secs(2), tells.recv()).await;
-    assert_eq!(read.expect("promptly"), Some(EMPTY));
+    let read = tokio::time::timeout(WAIT, tells.recv()).await;
+    assert_eq!(read.expect("in time"), Some(EMPTY));
     let ended = answered.ended().await;
     assert_eq!((ended.body.len(), ended.code()), (15, Some(0)));
     drop(solve);
@@ -252,13 +267,12 @@ async fn headers_come_before_the_first_message() {
         let mut response = head();
         let now = HeaderValue::from_static("2026-01-01T00:00:00Z");
         response.headers_mut().insert("buildkit-current-timestamp", now);
-        let out = stream.respond.send_response(response, false);
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        drop(out);
+        let _out = stream.respond.send_response(response, false);
+        std::future::pending::<()>().await;
     });
     let solve = client.solve("r", "s").await;
     let status = client.by_ref("Status", "r").await.answered();
-    let answered = tokio::time::timeout(Duration::from_secs(2), status).await.expect("promptly");
+    let answered = tokio::time::timeout(WAIT, status).await.expect("in time");
     let headers = answered.expect("headers").headers;
     assert!(headers.contains_key("buildkit-current-timestamp"));
     drop(solve);
@@ -275,11 +289,22 @@ async fn after_a_goaway_streams_go_on_and_new_calls_reach_the_same_daemon() {
         fleet.iter().find(|daemon| !daemon.seen("Control/Solve").is_empty()).expect("bound");
     let number = daemon.seen("Control/Solve")[0].connection;
     daemon.go_away(number);
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let ended = client.bridge("Evaluate", "r").await.ended().await;
-    assert_eq!(ended.code(), Some(0), "{ended:?}");
-    let evaluated = &daemon.seen("LLBBridge/Evaluate")[0];
-    assert_ne!(evaluated.connection, number, "the old connection takes no more streams");
+    // Until the proxy has read the GOAWAY, calls go over the old connection, or are left out by the GOAWAY.
+    tokio::time::timeout(WAIT, async {
+        loop {
+            let ended = client.bridge("Evaluate", "r").await.ended().await;
+            if ended.reset == Some(Reason::REFUSED_STREAM) {
+                continue;
+            }
+            assert_eq!(ended.code(), Some(0), "{ended:?}");
+            let evaluated = daemon.seen("LLBBridge/Evaluate").pop().expect("a call");
+            if evaluated.connection != number {
+                break;
+            }
+        }
+    })
+    .await
+    .expect("the old connection takes no more streams");
     daemon.finish();
     assert_eq!(solve.ended().await.code(), Some(0));
     assert_eq!(status.ended().await.code(), Some(0));
@@ -343,6 +368,15 @@ async fn a_reader_that_stops_holds_up_nobody_else_and_no_memory() {
     drop(solve);
 }
 
+/// How many calls of a build the proxy has received.
+fn received(proxy: &Proxy) -> f64 {
+    let of = |call: &str| {
+        let (_service, method) = call.split_once('/').expect("a service");
+        proxy.metric("grpc_server_started_total", &[&format!("grpc_method=\"{method}\"")])
+    };
+    CALLS.iter().map(|call| of(call)).sum()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_calls_of_a_build_meet_in_any_order_and_over_any_connection() {
     let fleet = FakeDaemon::fleet(3).await;
@@ -360,7 +394,10 @@ async fn the_calls_of_a_build_meet_in_any_order_and_over_any_connection() {
                 "status" => client.by_ref("Status", &build).await,
                 _ => client.bridge("Ping", &build).await,
             });
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            let sent = number * CALLS.len() + calls.len();
+            eventually("the call is at the proxy", WAIT, || {
+                (received(&proxy) == sent as f64).then_some(())
+            });
         }
         let all_at = |daemon: &FakeDaemon| {
             CALLS.iter().all(|call| {
@@ -617,12 +654,17 @@ async fn short_builds_leave_no_memory_behind() {
         }
     };
     builds(0, 3000).await;
-    let before = proxy.process.memory_kib("VmRSS");
+    let (descriptors, before) = (proxy.process.descriptors(), proxy.process.memory_kib("VmRSS"));
     builds(3000, 3000).await;
+    eventually("nothing of them is open", WAIT, || {
+        let gauges = ["builds_active", "sessions_active", "parked_streams"];
+        let open = |gauge: &&str| proxy.metric(&format!("buildkit_lb_{gauge}"), &[]);
+        (gauges.iter().map(open).sum::<f64>() == 0.0 && proxy.process.descriptors() <= descriptors)
+            .then_some(())
+    });
+    // The proxy remembers some 500 bytes of a build. A connection that stayed would be 25 KiB, so 75 MiB here.
     let grown = proxy.process.memory_kib("VmRSS").saturating_sub(before);
-    // What is remembered of a build is about 500 bytes, in bounded number; the allocator loses some more
-    // between these.
-    assert!(grown < 4 << 10, "3000 builds left {grown} KiB");
+    assert!(grown < 16 << 10, "3000 builds left {grown} KiB");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -641,18 +683,13 @@ async fn each_call_of_a_build_is_reset_as_the_daemon_resets_it() {
     for (round, reason) in reasons.into_iter().enumerate() {
         for after_headers in [false, true] {
             let id = format!("{round}-{after_headers}");
-            for method in ["Control/Session", "Control/Status", "LLBBridge/Ping"] {
-                daemon.on(method, move |mut stream| async move {
-                    if after_headers {
-                        let mut out = stream.headers();
-                        let _ = send(&mut out, EMPTY).await;
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                        out.send_reset(reason);
-                    } else {
-                        stream.respond.send_reset(reason);
-                    }
-                });
-            }
+            let methods = ["Control/Session", "Control/Status", "LLBBridge/Ping"];
+            let reads = methods.map(|method| {
+                let read = after_headers.then(|| Arc::new(Notify::new()));
+                let told = read.clone();
+                daemon.on(method, move |stream| reset(stream, reason, told.clone()));
+                read
+            });
             let client = RawClient::connect(&proxy.socket()).await;
             let solve = client.solve(&id, &id).await;
             let calls = [
@@ -660,10 +697,9 @@ async fn each_call_of_a_build_is_reset_as_the_daemon_resets_it() {
                 client.by_ref("Status", &id).await,
                 client.bridge("Ping", &id).await,
             ];
-            for call in calls {
-                let ended = call.ended().await;
-                assert_eq!(ended.reset, Some(reason), "after headers: {after_headers}: {ended:?}");
-                assert_eq!(ended.body.len(), if after_headers { 5 } else { 0 });
+            for (call, read) in calls.into_iter().zip(reads) {
+                let expected = (if after_headers { 5 } else { 0 }, Some(reason));
+                assert_eq!(reset_of(call, read).await, expected, "after headers: {after_headers}");
             }
             drop(solve);
         }
@@ -702,8 +738,8 @@ async fn a_cancel_is_passed_on_before_any_answer_too() {
         call.upload.send_reset(Reason::CANCEL);
     }
     for _ in methods {
-        let tell = tokio::time::timeout(Duration::from_secs(2), tells.recv()).await;
-        let (method, reason) = tell.expect("within two seconds").expect("a report");
+        let tell = tokio::time::timeout(WAIT, tells.recv()).await;
+        let (method, reason) = tell.expect("in time").expect("a report");
         assert_eq!(reason, Some(Reason::CANCEL), "{method}");
     }
 }
@@ -741,7 +777,7 @@ async fn a_daemon_may_end_a_session_first() {
     });
     let solve = client.solve("r", "s").await;
     let session = client.session("s").await.ended();
-    let ended = tokio::time::timeout(Duration::from_secs(2), session).await.expect("promptly");
+    let ended = tokio::time::timeout(WAIT, session).await.expect("in time");
     assert_eq!((ended.code(), ended.body.len(), ended.reset), (Some(0), 5, None));
     eventually("it is counted as well ended", WAIT, || {
         (proxy.metric("buildkit_lb_sessions_total", &["result=\"ok\""]) == 1.0).then_some(())

@@ -167,6 +167,12 @@ fn containers(pod: &Value) -> BTreeMap<String, Value> {
     pod["containers"].as_array().expect("containers").iter().map(named).collect()
 }
 
+/// The processes that this one has started and that run.
+fn children(pid: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
 #[test]
 fn a_daemon_of_the_chart_ends_when_its_drain_says_so() {
     let rendered = chart("team-a", &[]);
@@ -178,8 +184,12 @@ fn a_daemon_of_the_chart_ends_when_its_drain_says_so() {
     let script = script.replace("/run/buildkit-lb", &directory.path().display().to_string());
     let mut shell = Command::new(tool("busybox"));
     let mut hook = shell.args(["sh", "-c", &script]).spawn().expect("busybox runs");
-    // Whatever it does before, it does not end.
-    std::thread::sleep(Duration::from_millis(1500));
+    // It sleeps between two looks for the word: the second sleep comes after it has found none.
+    let mut sleeps = BTreeSet::new();
+    eventually("it waits for the word", Duration::from_secs(20), || {
+        sleeps.extend(children(hook.id()));
+        (sleeps.len() > 1).then_some(())
+    });
     assert!(hook.try_wait().expect("a child").is_none(), "it waits");
     fs::write(directory.path().join("drained"), "").expect("written");
     let ended =

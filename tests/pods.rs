@@ -69,7 +69,13 @@ fn a_deployment_that_shrinks_ends_the_idle_pod_and_keeps_the_one_that_builds() {
     let fleet = Fleet::with(cluster, "cost", "Deployment", 1, &set);
     let proxy = fleet.proxy_with("random", &["--pod-deletion-cost", "--safe-to-evict"]);
     ready(&proxy, 1);
-    std::thread::sleep(Duration::from_secs(1));
+    // Kubernetes counts the age of pods in whole seconds.
+    let args = ["get", "pods", "-o", "jsonpath={.items[0].metadata.creationTimestamp}"];
+    let created = fleet.kubectl(cluster, &args);
+    let created = humantime::parse_rfc3339(created.trim()).expect("a time");
+    eventually("another second begins", Duration::from_secs(5), || {
+        created.elapsed().is_ok_and(|age| age > Duration::from_secs(1)).then_some(())
+    });
     fleet.kubectl(cluster, &["scale", "deployment/buildkitd", "--replicas=2"]);
     ready(&proxy, 2);
     let both = pods(&fleet);

@@ -42,6 +42,15 @@ impl Context {
     }
 }
 
+/// Whether a process runs whose command line is these words, as a build's step does.
+pub(crate) fn is_running(words: &str) -> bool {
+    let processes = fs::read_dir("/proc").expect("procfs").flatten();
+    processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok()).any(|line| {
+        let line = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");
+        line == words
+    })
+}
+
 /// `buildctl --addr ADDR`, from a clean home.
 pub(crate) fn buildctl(addr: &str) -> Command {
     let mut command = Command::new(tool("buildctl"));
