@@ -20,7 +20,7 @@ use crate::{
     descriptors::Budget,
     first_message::Reader,
     kubernetes::Access,
-    listener::{Entry, Handshakes, ListenError, Listener},
+    listener::{Entry, Handshakes, Hops, ListenError, Listener},
     metrics::Families,
     places::Places,
     pool::{self, Pool, PoolError},
@@ -154,7 +154,8 @@ impl App {
             let pool = &pools[pool];
             warn_of_plain(listener.address(), pool);
             let handshakes = pool.tls.clone().map(|tls| Handshakes::new(tls, under_way.clone()));
-            let entry = Entry { places: places.clone(), handshakes };
+            let hops = Hops::new(&pool.proxy_protocol);
+            let entry = Entry { places: places.clone(), handshakes, hops };
             let context = Context {
                 proxy: pool.proxy.clone(),
                 tasks: downstream.clone(),

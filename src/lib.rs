@@ -23,8 +23,8 @@
 //!
 //! Leaves, which anyone may use and which use no one but each other: [`account`], [`address`],
 //! [`client`], [`descriptors`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`],
-//! [`kubernetes`], [`label`], [`metrics`], [`opening`], [`outage`], [`places`], [`received`], [`shares`],
-//! [`shutdown`], [`telemetry`], [`tls`], [`token`], [`wire`].
+//! [`kubernetes`], [`label`], [`metrics`], [`networks`], [`opening`], [`outage`], [`places`], [`received`],
+//! [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`], [`wire`].
 
 // Whoever reads our output may be gone, and to print would be to panic then.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -59,6 +59,7 @@ pub mod kubernetes;
 pub mod label;
 pub mod listener;
 pub mod metrics;
+pub mod networks;
 pub mod opening;
 pub mod outage;
 pub mod parking;

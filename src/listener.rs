@@ -1,6 +1,7 @@
 //! Accepts client connections, within a limit, until told to stop.
 
 mod handshake;
+mod proxy_header;
 
 use std::{
     io,
@@ -15,7 +16,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
 use tracing::{debug, info, warn};
 
 use self::handshake::Accepted;
-pub use self::handshake::Handshakes;
+pub use self::{handshake::Handshakes, proxy_header::Hops};
 use crate::{
     address::Address,
     client::Client,
@@ -49,6 +50,8 @@ pub struct Entry {
     pub places: Places,
     /// The handshakes of clients, if they speak TLS.
     pub handshakes: Option<Handshakes>,
+    /// The hops in front that tell their clients' addresses, if there are any.
+    pub hops: Option<Hops>,
 }
 
 #[derive(Debug)]
@@ -121,7 +124,7 @@ impl Listener {
                         info!(address = %self.address, "accepts again");
                         failing = false;
                     }
-                    serve(socket, context, entry).await;
+                    receive(socket, context, entry).await;
                 }
                 // The client's own doing: it has gone already.
                 Err(error) if !is_shortage(&error) => debug!(%error, "accept failed"),
@@ -149,9 +152,26 @@ impl Listener {
     }
 }
 
-/// Gives the client a place, or tells it that there is none.
-async fn serve(socket: Socket, context: &Context, Entry { places, handshakes }: &Entry) {
+/// Serves a connection, after what a hop in front has to tell of it.
+async fn receive(socket: Socket, context: &Context, entry: &Entry) {
     let client = connection::client(&socket);
+    let Some(hops) = entry.hops.as_ref().filter(|hops| hops.have(&client)) else {
+        return serve(socket, client, context, entry).await;
+    };
+    // In a task of its own: the next connection does not wait for this one's header.
+    let Some(waiting) = hops.wait().await else { return };
+    let (task, entry) = (context.clone(), entry.clone());
+    context.tasks.spawn(async move {
+        if let Some((socket, client)) = proxy_header::resolve(socket, client, &task).await {
+            serve(socket, client, &task, &entry).await;
+        }
+        drop(waiting);
+    });
+}
+
+/// Gives the client a place, or tells it that there is none.
+async fn serve(socket: Socket, client: Client, context: &Context, entry: &Entry) {
+    let Entry { places, handshakes, hops: _ } = entry;
     match places.wait(&client).await {
         Ok(place) => {
             if place.was_made() {

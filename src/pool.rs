@@ -15,6 +15,7 @@ use crate::{
     health,
     kubernetes::{Access, ClientError},
     metrics::Families,
+    networks::Network,
     placement,
     proxy::{Commons, Proxy},
     tls::{self, TlsError},
@@ -67,6 +68,8 @@ pub struct Pool {
     pub register: Arc<Register>,
     /// What its clients meet, unless they speak without TLS.
     pub tls: Option<Arc<tls::Server>>,
+    /// Whose connections begin with a PROXY header.
+    pub proxy_protocol: Vec<Network>,
     /// What has a last word to say after the stop, and bounds how long it takes.
     closing: TaskTracker,
 }
@@ -127,7 +130,7 @@ impl Pool {
             Proxy::new(Arc::clone(&fleet), metrics, placing, rules, commons.clone(), tasks.clone());
         let shared = Arc::clone(&proxy.shared);
         tasks.spawn(health::run(fleet, shared, tasks.clone(), stop.clone()));
-        Ok(Self { proxy, register, tls: server, closing })
+        Ok(Self { proxy, register, tls: server, proxy_protocol: config.proxy_protocol, closing })
     }
 
     /// Waits, after the stop, for what has a last word to say.

@@ -14,6 +14,7 @@ use crate::{
     discovery::{Target, static_list},
     fleet::{self, Endpoint},
     metrics::DEFAULT_POOL,
+    networks::Network,
     placement::{queue, warm},
     policy::{self, LoadFactor},
 };
@@ -47,6 +48,8 @@ pub struct Pool {
     pub affinity: Rules,
     /// TLS to clients and daemons.
     pub tls: Tls,
+    /// Whose connections begin with a PROXY header.
+    pub proxy_protocol: Vec<Network>,
 }
 
 /// The settings that a pool can have of its own. Outside of `[[pool]]` they are those of the only pool,
@@ -121,6 +124,17 @@ pub struct PoolSettings {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probation: Option<String>,
+    /// Network of proxies or load balancers in front that begin each connection with a PROXY header of version 1 or 2,
+    /// as in 10.0.0.0/8. Their clients are then known by their own addresses. Repeatable [default: none].
+    #[arg(
+        help_heading = "Clients",
+        long,
+        env = "BUILDKIT_LB_PROXY_PROTOCOL_FROM",
+        value_delimiter = ',',
+        value_name = "NETWORK"
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub proxy_protocol_from: Vec<String>,
     /// TLS to clients and daemons.
     #[command(flatten)]
     #[serde(flatten)]
@@ -165,6 +179,7 @@ impl PoolSettings {
             "affinity" => self.affinity = table(path, value, problems),
             "consistent-hash" => self.consistent_hash = table(path, value, problems),
             "warm-memory" => self.warm_memory = table(path, value, problems),
+            "proxy-protocol-from" => self.proxy_protocol_from = list(path, value, problems),
             _ => return self.tls.set(path, key, value, problems),
         }
         None
@@ -196,6 +211,7 @@ impl PoolSettings {
             spread_bake_targets: over.spread_bake_targets.or(self.spread_bake_targets),
             slow_start: over.slow_start.or(self.slow_start),
             probation: over.probation.or(self.probation),
+            proxy_protocol_from: list(over.proxy_protocol_from, self.proxy_protocol_from),
             tls: self.tls.under(over.tls),
             max_wait: over.max_wait.or(self.max_wait),
             affinity: over.affinity.or(self.affinity),
@@ -230,8 +246,13 @@ impl Pool {
             let text = "is needed, clients choose a pool by its address";
             problems.push(format!("{path}.listen: {text}"));
         }
+        let mut hops = settings.proxy_protocol_from.clone();
+        if hops.is_empty() {
+            hops.clone_from(&common.proxy_protocol_from);
+        }
         let settings = &PoolSettings {
             tls: common.tls.clone().under(settings.tls.clone()),
+            proxy_protocol_from: hops,
             ..settings.clone()
         };
         let own = Self::check(&format!("{path}."), name, settings, problems);
@@ -275,8 +296,21 @@ impl Pool {
         let (policy, warm, affinity) = check_spread(path, settings, problems);
         let probation = check_probation(path, settings, problems);
         let tls = Tls::check(path, &settings.tls, problems);
+        let proxy_protocol = check_networks(path, &settings.proxy_protocol_from, problems);
         let queue = check_queue(path, settings, problems);
-        Self { name, listen, backends, discover, policy, probation, warm, queue, affinity, tls }
+        Self {
+            name,
+            listen,
+            backends,
+            discover,
+            policy,
+            probation,
+            warm,
+            queue,
+            affinity,
+            tls,
+            proxy_protocol,
+        }
     }
 
     /// The settings that give this pool; `name` if it stands in a `[[pool]]`.
@@ -291,6 +325,7 @@ impl Pool {
             spread_bake_targets: Some(self.policy.spread_bake_targets),
             slow_start: Some(humantime::format_duration(self.policy.slow_start).to_string()),
             probation: Some(humantime::format_duration(self.probation).to_string()),
+            proxy_protocol_from: self.proxy_protocol.iter().map(ToString::to_string).collect(),
             tls: self.tls.settings(),
             max_wait: Some(humantime::format_duration(self.queue.max_wait).to_string()),
             affinity: Some(self.affinity.to_table()),
@@ -411,6 +446,11 @@ fn check_listen(path: &str, texts: &[String], problems: &mut Vec<String>) -> Vec
         .iter()
         .filter_map(|text| check(Some(text), &format!("{path}listen"), problems, parse))
         .collect()
+}
+
+fn check_networks(path: &str, texts: &[String], problems: &mut Vec<String>) -> Vec<Network> {
+    let key = format!("{path}proxy-protocol-from");
+    texts.iter().filter_map(|text| check(Some(text), &key, problems, str::parse)).collect()
 }
 
 fn check_discover(path: &str, texts: &[String], problems: &mut Vec<String>) -> Vec<Target> {
