@@ -186,6 +186,8 @@ impl Messages {
 mod tests {
     use std::io::Write as _;
 
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
     use control::{Attr, RefRequest, SolveRequest};
 
@@ -233,6 +235,33 @@ mod tests {
             decode::<RefRequest>(&Bytes::from_static(&[1, 0, 0, 0, 1, 1])),
             Err(WireError::Compressed(_))
         ));
+    }
+
+    proptest! {
+        /// Whatever the messages, and wherever the stream is split; and any bytes end in a message or an error.
+        #[test]
+        fn messages_come_out_of_any_pieces_as_they_went_in(
+            payloads in vec(vec(any::<u8>(), 0..80), 0..6),
+            piece in 1..40_usize,
+            garbage in vec(any::<u8>(), 0..80),
+        ) {
+            let framed = |payload: &Vec<u8>| {
+                let len = u32::try_from(payload.len()).expect("short").to_be_bytes();
+                [&[0][..], &len, payload].concat()
+            };
+            let sent: Vec<_> = payloads.iter().map(framed).collect();
+            let mut messages = Messages::new(100);
+            let mut seen = Vec::new();
+            for part in sent.concat().chunks(piece) {
+                messages.push(part);
+                while let Some(message) = messages.cut().expect("valid") {
+                    seen.push(message.to_vec());
+                }
+            }
+            prop_assert_eq!(seen, sent);
+            messages.push(&garbage);
+            while let Ok(Some(_)) = messages.cut() {}
+        }
     }
 
     #[test]

@@ -211,7 +211,7 @@ fn a_name_is_not_looked_up_before_it_is_used() {
 }
 
 /// The settings of a file, and the parts that some of their values have.
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 31] = [
     "listen",
     "backend",
     "discover",
@@ -238,6 +238,7 @@ const KEYS: [&str; 30] = [
     "load-factor",
     "ttl",
     "tls-dir",
+    "proxy-protocol-from",
     "tls-key",
     "tls-client-auth",
     "backend-tls-ca",
@@ -271,8 +272,6 @@ fn problems_of(file: &str) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
-
     /// Settings of any type and value: no panic, and each problem begins with a key that is set, or with
     /// one that is needed.
     #[test]

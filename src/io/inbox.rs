@@ -331,8 +331,6 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(200))]
-
         #[test]
         fn frames_keep_their_bytes_order_and_ends(
             frames in prop::collection::vec(frame(), 0..40),
