@@ -6,7 +6,9 @@
 
 use std::{hint::black_box, sync::Arc, time::Instant};
 
-use buildkit_lb::policy::{Candidate, Candidates, Config, KeyHash, Policy, Request, Totals, Warm};
+use buildkit_lb::policy::{
+    Candidate, Candidates, KeyHash, Policy, PolicyKind, Request, Totals, Warm,
+};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
@@ -33,16 +35,16 @@ enum Memory {
 
 fn decision(criterion: &mut Criterion) {
     for (title, policy, memory) in [
-        ("random", Policy::Random, Memory::Empty),
-        ("least-sessions", Policy::LeastSessions, Memory::Empty),
-        ("consistent-hash", Policy::ConsistentHash, Memory::Empty),
-        ("consistent-hash-warm", Policy::ConsistentHash, Memory::Elsewhere),
+        ("random", PolicyKind::Random, Memory::Empty),
+        ("least-builds", PolicyKind::LeastBuilds, Memory::Empty),
+        ("consistent-hash", PolicyKind::ConsistentHash, Memory::Empty),
+        ("consistent-hash-warm", PolicyKind::ConsistentHash, Memory::Elsewhere),
     ] {
-        decisions_of(criterion, title, Config::default().with(policy), memory);
+        decisions_of(criterion, title, Policy::default().with(policy), memory);
     }
 }
 
-fn decisions_of(criterion: &mut Criterion, title: &str, config: Config, memory: Memory) {
+fn decisions_of(criterion: &mut Criterion, title: &str, config: Policy, memory: Memory) {
     let mut group = criterion.benchmark_group("decision");
     for count in [1, 10, 100, 1000] {
         let mut rng = StdRng::seed_from_u64(1);

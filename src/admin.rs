@@ -32,7 +32,7 @@ use self::{
     server::{Port, Server},
 };
 use crate::{
-    discovery::{Standing, Trouble},
+    discovery::{SourceError, SourceStatus},
     metrics::Families,
     pool::Pool,
     token::TokenFile,
@@ -122,11 +122,10 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
         if !is_ready(pool) && admin.pools.len() > 1 {
             let _ = writeln!(text, "pool {}: no backend is ready", pool.name());
         }
-        for Standing { source, endpoints, trouble, .. } in pool.register.standings() {
-            if let Some(Trouble { since, text: trouble, .. }) = trouble {
+        for SourceStatus { source, endpoints, error, .. } in pool.discovery.statuses() {
+            if let Some(SourceError { since, text: error, .. }) = error {
                 let since = format_rfc3339_seconds(since);
-                let _ =
-                    writeln!(text, "{source} ({endpoints} endpoints): since {since}: {trouble}");
+                let _ = writeln!(text, "{source} ({endpoints} endpoints): since {since}: {error}");
             }
         }
     }

@@ -290,14 +290,14 @@ impl Refusals {
         };
         metrics.pod_error(verb, reason);
         if self.outage.failed(&text) {
-            warn!(error = text, "pods are not told of their builds");
+            warn!(error = text, "cannot annotate pods");
         }
         self.until = Instant::now() + self.outage.wait();
     }
 
     fn over(&mut self) {
         if self.outage.over() {
-            info!("pods are told of their builds");
+            info!("pods are annotated again");
         }
     }
 }

@@ -198,7 +198,7 @@ impl App {
         self.families.drain_in_progress.set(1);
         tokio::select! {
             () = self.wait_for_builds() => {}
-            signal = signals.next() => warn!(signal, "second signal, cutting builds"),
+            signal = signals.next() => warn!(signal, "second signal, ending builds"),
         }
         self.stop.cancel();
         self.background.close();
@@ -214,7 +214,7 @@ impl App {
         self.downstream.close();
         tokio::select! {
             () = self.downstream.wait() => info!("drained"),
-            () = tokio::time::sleep(self.drain_timeout) => warn!("drain timeout, cutting builds"),
+            () = tokio::time::sleep(self.drain_timeout) => warn!("drain timeout, ending builds"),
             () = self.report_drain() => {}
         }
     }
@@ -251,9 +251,9 @@ fn max_connections(asked: Option<usize>) -> usize {
     let possible = usize::try_from(Budget::of_process().clients).unwrap_or(usize::MAX);
     let connections = asked.unwrap_or(possible).min(possible);
     if asked.is_some_and(|asked| asked > possible) {
-        warn!(asked, connections, "there are too few descriptors for max-connections");
+        warn!(asked, connections, "max-connections lowered, too few file descriptors");
     }
-    info!(connections, "client connections are limited");
+    info!(connections, "connection limit set");
     connections
 }
 

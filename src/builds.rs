@@ -31,7 +31,7 @@ use crate::{
     fleet::Backend,
     ids::{self, Id, Key, SessionId, TraceId},
     placement::Wish,
-    policy::Policy,
+    policy::PolicyKind,
     proxy::Proxy,
     received::Received,
     relay::{OnEnd, Tally},
@@ -258,7 +258,7 @@ async fn affinity_key(
     facts.hint = headers.get(HINT_HEADER).and_then(|hint| hint.to_str().ok()).map(str::to_owned);
     facts.client = client.address.map(|address| address.to_string());
     // Only where the key decides is it worth a wait.
-    let waits = proxy.placement.policy().policy == Policy::ConsistentHash
+    let waits = proxy.placement.policy().kind == PolicyKind::ConsistentHash
         && proxy.rules.waits_for_shared_key(&facts);
     if let Some(session) = solve.session.as_ref().filter(|_| waits) {
         facts.shared_key = proxy.shared_keys.of(session).await.map(|key| key.to_string());

@@ -1,8 +1,7 @@
 //! Finds the daemons and keeps the fleet up to date; writes [`Fleet`] and nothing else.
 //!
-//! Each source reports through its [`Feed`] all that it knows; the [`Register`] joins the reports and
-//! makes them the fleet. A source that fails keeps its last report: daemons do not go away because
-//! whoever lists them does.
+//! Each [`Source`] reports all daemons that it knows; [`Discovery`] joins the reports, and their union is the
+//! fleet. A source that fails keeps its last report: a daemon still runs when the server that lists it is down.
 
 pub mod dns;
 pub mod kubernetes;
@@ -51,72 +50,71 @@ impl fmt::Display for Target {
     }
 }
 
-/// What keeps a source from its work, or from finding anything.
+/// Why a source failed, or why it found no endpoint.
 #[derive(Debug, Clone)]
-pub struct Trouble {
-    /// Since when.
+pub struct SourceError {
+    /// When the failure began.
     pub since: SystemTime,
-    /// What it is.
+    /// The cause, for the log and the admin port.
     pub text: String,
-    /// Whether the last report may be out of date: the source failed.
+    /// Whether the last report may be out of date, because the source failed.
     pub stale: bool,
 }
 
-/// How a source stands.
+/// The last report of a source, and its error.
 #[derive(Debug, Clone)]
-pub struct Standing {
-    /// The source as the configuration writes it.
+pub struct SourceStatus {
+    /// The source's name, as the configuration writes it.
     pub source: String,
-    /// Endpoints it reported last.
+    /// The number of endpoints in the last report.
     pub endpoints: usize,
-    /// When its report was last known to be right.
+    /// When the report was last known to be right.
     pub synced: Option<SystemTime>,
-    /// What is wrong, if anything is.
-    pub trouble: Option<Trouble>,
+    /// The source's error, if it has one.
+    pub error: Option<SourceError>,
 }
 
-/// What each source reported last. Their union is the fleet.
+/// The last report of each source. Their union is the fleet.
 #[derive(Debug)]
-pub struct Register {
+pub struct Discovery {
     fleet: Arc<Fleet>,
     metrics: Arc<Metrics>,
-    parts: Mutex<Vec<Part>>,
+    reports: Mutex<Vec<Report>>,
 }
 
 #[derive(Debug)]
-struct Part {
-    standing: Standing,
+struct Report {
+    status: SourceStatus,
     endpoints: Vec<Endpoint>,
 }
 
-impl Register {
-    /// A register without sources, which leaves `fleet` as it is.
+impl Discovery {
+    /// Without sources, which leaves `fleet` as it is.
     pub fn new(fleet: Arc<Fleet>, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { fleet, metrics, parts: Mutex::default() })
+        Arc::new(Self { fleet, metrics, reports: Mutex::default() })
     }
 
-    /// Adds a source. Where two sources use one name, the one added first has it.
-    pub fn source(self: &Arc<Self>, source: &impl ToString) -> Feed {
-        let source = source.to_string();
-        let mut parts = self.parts.lock();
-        let standing =
-            Standing { source: source.clone(), endpoints: 0, synced: None, trouble: None };
-        parts.push(Part { standing, endpoints: Vec::new() });
-        Feed { register: Arc::clone(self), index: parts.len() - 1, source }
+    /// Adds a source. If two sources report a backend of the same name, the source added first keeps the name.
+    pub fn source(self: &Arc<Self>, name: &impl ToString) -> Source {
+        let name = name.to_string();
+        let mut reports = self.reports.lock();
+        let status = SourceStatus { source: name.clone(), endpoints: 0, synced: None, error: None };
+        reports.push(Report { status, endpoints: Vec::new() });
+        Source { discovery: Arc::clone(self), index: reports.len() - 1, name }
     }
 
-    /// How each source stands.
-    pub fn standings(&self) -> Vec<Standing> {
-        self.parts.lock().iter().map(|part| part.standing.clone()).collect()
+    /// The status of each source.
+    pub fn statuses(&self) -> Vec<SourceStatus> {
+        self.reports.lock().iter().map(|report| report.status.clone()).collect()
     }
 }
 
 /// All endpoints: one for each address, and no name twice.
-fn union(parts: &[Part]) -> Vec<Endpoint> {
+fn union(reports: &[Report]) -> Vec<Endpoint> {
     let mut names = HashSet::new();
     let mut addresses = HashSet::new();
     let mut all = Vec::new();
-    for endpoint in parts.iter().flat_map(|part| &part.endpoints) {
+    for endpoint in reports.iter().flat_map(|report| &report.endpoints) {
         if !addresses.insert(&endpoint.address) {
             continue;
         }
@@ -132,58 +130,59 @@ fn union(parts: &[Part]) -> Vec<Endpoint> {
     all
 }
 
-/// Where one source reports.
+/// One source of endpoints, which reports to [`Discovery`].
 #[derive(Debug)]
-pub struct Feed {
-    register: Arc<Register>,
+pub struct Source {
+    discovery: Arc<Discovery>,
+    /// Where the source's report is in the list of reports.
     index: usize,
-    source: String,
+    name: String,
 }
 
-impl Feed {
-    /// Reports all endpoints of the source; `waits` says what is missing if there should be more.
-    pub fn found(&self, endpoints: Vec<Endpoint>, waits: Option<String>) {
-        let mut parts = self.register.parts.lock();
-        let part = &mut parts[self.index];
-        self.tell(part, waits.map(|text| (text, false)));
-        part.standing.endpoints = endpoints.len();
-        self.count_sync(part);
-        if part.endpoints != endpoints {
-            part.endpoints = endpoints;
-            self.register.fleet.replace(union(&parts));
+impl Source {
+    /// Reports all endpoints of the source. If there should be more, `missing` says what is missing.
+    pub fn found(&self, endpoints: Vec<Endpoint>, missing: Option<String>) {
+        let mut reports = self.discovery.reports.lock();
+        let report = &mut reports[self.index];
+        self.set_error(report, missing.map(|text| (text, false)));
+        report.status.endpoints = endpoints.len();
+        self.count_sync(report);
+        if report.endpoints != endpoints {
+            report.endpoints = endpoints;
+            self.discovery.fleet.replace(union(&reports));
         }
     }
 
     /// Says that the last report still holds.
     pub fn confirmed(&self) {
-        let mut parts = self.register.parts.lock();
-        let part = &mut parts[self.index];
-        if !part.standing.trouble.as_ref().is_some_and(|trouble| trouble.stale) {
-            self.count_sync(part);
+        let mut reports = self.discovery.reports.lock();
+        let report = &mut reports[self.index];
+        if !report.status.error.as_ref().is_some_and(|error| error.stale) {
+            self.count_sync(report);
         }
     }
 
     /// Reports that the source fails; its endpoints stay.
     pub fn failed(&self, reason: Reason, text: String) {
         self.count_error(reason);
-        self.tell(&mut self.register.parts.lock()[self.index], Some((text, true)));
+        self.set_error(&mut self.discovery.reports.lock()[self.index], Some((text, true)));
     }
 
-    /// Where the source counts what it does beside its reports.
+    /// The metrics of the source's pool.
     pub fn metrics(&self) -> &Metrics {
-        &self.register.metrics
+        &self.discovery.metrics
     }
 
-    /// Counts a failure that the source itself mends.
+    /// Counts a failure from which the source recovers by itself.
     pub fn count_error(&self, reason: Reason) {
-        self.register.metrics.discovery_error(&self.source, reason);
+        self.discovery.metrics.discovery_error(&self.name, reason);
     }
 
-    /// Sets the trouble and logs it, once for each change.
-    fn tell(&self, part: &mut Part, trouble: Option<(String, bool)>) {
-        let source = &self.source;
-        let old = &part.standing.trouble;
-        let same = match (old, &trouble) {
+    /// Sets the source's error, and logs each change of it once.
+    fn set_error(&self, report: &mut Report, error: Option<(String, bool)>) {
+        let source = &self.name;
+        let old = &report.status.error;
+        let same = match (old, &error) {
             (Some(old), Some((text, stale))) => old.text == *text && old.stale == *stale,
             (None, None) => true,
             _ => false,
@@ -191,24 +190,26 @@ impl Feed {
         if same {
             return;
         }
-        match &trouble {
-            Some((error, true)) => warn!(source, error, "discovery failed, the last fleet stays"),
-            Some((cause, false)) => warn!(source, cause, "discovery waits"),
-            None => info!(source, "discovery is well"),
+        match &error {
+            Some((error, true)) => {
+                warn!(source, error, "discovery failed, the fleet stays as it is");
+            }
+            Some((cause, false)) => warn!(source, cause, "discovery found no endpoints"),
+            None => info!(source, "discovery recovered"),
         }
-        // One outage may show in several ways; it began with the first.
+        // One outage may show in several errors; it began with the first of them.
         let began = |stale| old.as_ref().filter(|old| old.stale == stale).map(|old| old.since);
-        part.standing.trouble = trouble.map(|(text, stale)| Trouble {
+        report.status.error = error.map(|(text, stale)| SourceError {
             since: began(stale).unwrap_or_else(SystemTime::now),
             text,
             stale,
         });
     }
 
-    fn count_sync(&self, part: &mut Part) {
+    fn count_sync(&self, report: &mut Report) {
         let now = SystemTime::now();
-        part.standing.synced = Some(now);
-        self.register.metrics.discovery_synced(&self.source, part.standing.endpoints, now);
+        report.status.synced = Some(now);
+        self.discovery.metrics.discovery_synced(&self.name, report.status.endpoints, now);
     }
 }
 
@@ -221,11 +222,11 @@ mod tests {
         Endpoint::new(name, Address::Tcp { host: host.into(), port: 1 })
     }
 
-    fn register() -> (Arc<Fleet>, Arc<Metrics>, Arc<Register>) {
+    fn discovery() -> (Arc<Fleet>, Arc<Metrics>, Arc<Discovery>) {
         let metrics = Arc::new(Metrics::default());
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
-        let register = Register::new(Arc::clone(&fleet), Arc::clone(&metrics));
-        (fleet, metrics, register)
+        let discovery = Discovery::new(Arc::clone(&fleet), Arc::clone(&metrics));
+        (fleet, metrics, discovery)
     }
 
     fn names(fleet: &Fleet) -> Vec<String> {
@@ -259,8 +260,8 @@ mod tests {
 
     #[test]
     fn the_fleet_is_what_all_sources_report() {
-        let (fleet, _metrics, register) = register();
-        let (one, two) = (register.source(&"one"), register.source(&"two"));
+        let (fleet, _metrics, discovery) = discovery();
+        let (one, two) = (discovery.source(&"one"), discovery.source(&"two"));
         one.found(vec![endpoint("a", "x"), endpoint("b", "y")], None);
         two.found(vec![endpoint("a", "z"), endpoint("c", "y")], None);
         assert_eq!(names(&fleet), ["a", "b", "z:1"], "a name and an address count once");
@@ -270,21 +271,21 @@ mod tests {
 
     #[test]
     fn a_source_that_fails_keeps_its_last_report_and_says_since_when() {
-        let (fleet, metrics, register) = register();
-        let feed = register.source(&"s");
-        feed.found(vec![endpoint("a", "x")], None);
-        feed.failed(Reason::Unreachable, "refused".into());
-        let began = register.standings()[0].trouble.clone().expect("trouble").since;
-        feed.failed(Reason::Unreachable, "no route".into());
-        let standing = register.standings().remove(0);
-        let trouble = standing.trouble.expect("trouble");
-        assert_eq!((trouble.since, trouble.text.as_str()), (began, "no route"));
-        assert_eq!((names(&fleet), standing.endpoints), (vec!["a".to_owned()], 1));
+        let (fleet, metrics, discovery) = discovery();
+        let source = discovery.source(&"s");
+        source.found(vec![endpoint("a", "x")], None);
+        source.failed(Reason::Unreachable, "refused".into());
+        let began = discovery.statuses()[0].error.clone().expect("error").since;
+        source.failed(Reason::Unreachable, "no route".into());
+        let status = discovery.statuses().remove(0);
+        let error = status.error.expect("error");
+        assert_eq!((error.since, error.text.as_str()), (began, "no route"));
+        assert_eq!((names(&fleet), status.endpoints), (vec!["a".to_owned()], 1));
         let text = metrics.families().render();
         let errors =
             "discovery_errors_total{pool=\"default\",source=\"s\",reason=\"unreachable\"} 2";
         assert!(text.contains(errors), "{text}");
-        feed.found(vec![endpoint("a", "x")], None);
-        assert!(register.standings()[0].trouble.is_none());
+        source.found(vec![endpoint("a", "x")], None);
+        assert!(discovery.statuses()[0].error.is_none());
     }
 }

@@ -83,7 +83,7 @@ pub async fn run(options: Options) -> ExitCode {
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => {
-            warn!(%error, "signals cannot be handled");
+            warn!(%error, "cannot handle signals");
             return ExitCode::FAILURE;
         }
     };
@@ -106,7 +106,7 @@ pub async fn run(options: Options) -> ExitCode {
     if let Some(file) = &options.done_file
         && let Err(error) = std::fs::write(file, "")
     {
-        warn!(file = %file.display(), %error, "the file that says so cannot be written");
+        warn!(file = %file.display(), %error, "cannot write the state file");
         code = ExitCode::FAILURE;
     }
     code
@@ -141,7 +141,7 @@ async fn places(proxies: &[Address]) -> Vec<Place> {
                 Address::Tcp { host, port } => {
                     match tokio::net::lookup_host((host.as_str(), *port)).await {
                         Ok(found) => places.extend(found.map(Place::Tcp)),
-                        Err(error) => warn!(host, %error, "the proxies' name is not known"),
+                        Err(error) => warn!(host, %error, "cannot look up the proxies' name"),
                     }
                 }
             }
@@ -224,13 +224,13 @@ async fn ask(place: &Place, options: &Options, timeout: Duration) -> Word {
     let token = token.as_ref().map(Tokens::first);
     match request::post(place, &path, token, timeout + SLACK).await {
         Ok((StatusCode::OK, text)) => {
-            debug!(proxy = %place, text, "a proxy has drained it");
+            debug!(proxy = %place, text, "proxy has drained the backend");
             Word::Drained
         }
         // It does not know the daemon, or not any more.
         Ok((StatusCode::NOT_FOUND, _text)) => Word::Drained,
         Ok((StatusCode::GATEWAY_TIMEOUT, text)) => {
-            info!(proxy = %place, text, "a proxy has builds on it");
+            info!(proxy = %place, text, "proxy still has builds on the backend");
             Word::Bound
         }
         Ok((status, text)) => Word::Refused(format!("{status}: {text}")),
@@ -263,11 +263,11 @@ impl Patience {
         let first = self.0.is_none();
         let since = *self.0.get_or_insert(now);
         if now.saturating_duration_since(since) >= bound {
-            warn!(proxy = %place, error, "a proxy does not drain it, given up");
+            warn!(proxy = %place, error, "proxy does not drain the backend, giving up");
             return Verdict::GiveUp;
         }
         if first {
-            warn!(proxy = %place, error, "a proxy does not drain it, trying again");
+            warn!(proxy = %place, error, "proxy does not drain the backend, trying again");
         }
         Verdict::Wait
     }

@@ -16,7 +16,7 @@ use crate::{
     config::{Config, Pool},
     fleet::Fleet,
     metrics::Metrics,
-    policy::{self, KeyHash, Policy},
+    policy::{self, KeyHash, PolicyKind},
     wire::{
         self, Payload, WireError,
         control::{Attr, CacheOptions, CacheOptionsEntry, Exporter, SolveRequest},
@@ -79,7 +79,7 @@ pub enum ExplainError {
 #[derive(Debug)]
 pub struct Explanation {
     key: Option<AffinityKey>,
-    policy: Policy,
+    policy: PolicyKind,
     /// Names and capacities, the first choice first.
     ranking: Vec<(String, u32)>,
 }
@@ -98,9 +98,9 @@ pub fn explain(config: &Config, parameters: &Parameters) -> Result<Explanation, 
     let fleet = Fleet::new(Metrics::default().into());
     fleet.replace(pool.backends.clone());
     let roster = fleet.roster();
-    let policy = pool.policy.policy;
+    let policy = pool.policy.kind;
     let ranking = match &key {
-        Some(key) if policy == Policy::ConsistentHash => {
+        Some(key) if policy == PolicyKind::ConsistentHash => {
             policy::ranking(KeyHash::new(&key.key), roster.candidates())
         }
         _ => Vec::new(),
@@ -216,7 +216,7 @@ impl fmt::Display for Explanation {
             None => writeln!(f, "key         none: the build is placed by load\nkey_source  none")?,
         }
         writeln!(f, "policy      {}", self.policy)?;
-        if self.policy != Policy::ConsistentHash {
+        if self.policy != PolicyKind::ConsistentHash {
             return writeln!(f, "backends    any, this policy uses no key");
         }
         for (rank, (name, capacity)) in self.ranking.iter().enumerate() {

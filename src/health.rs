@@ -108,7 +108,7 @@ async fn probe(backend: Arc<Backend>, shared: Arc<SharedLinks>, tasks: TaskTrack
             return backend.report_healthy();
         }
         Ok(Err(ProbeError::Open(ProxyError::Shortage { cause }))) => {
-            debug!(backend = backend.name(), cause, "backend cannot be probed");
+            debug!(backend = backend.name(), cause, "cannot probe backend");
             return backend.report_unprobed(Instant::now());
         }
         Ok(Err(error)) => chain(&error),

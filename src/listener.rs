@@ -121,7 +121,7 @@ impl Listener {
             match self.accept().await {
                 Ok(socket) => {
                     if failing {
-                        info!(address = %self.address, "accepts again");
+                        info!(address = %self.address, "accept recovered");
                         failing = false;
                     }
                     receive(socket, context, entry).await;

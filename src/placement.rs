@@ -29,7 +29,7 @@ use crate::{
     fleet::{Backend, BuildCount, Fleet},
     ids::Id,
     metrics::Metrics,
-    policy::{self, KeyHash, Outcome, Policy},
+    policy::{self, KeyHash, Outcome, PolicyKind},
     upstream::SharedLinks,
 };
 
@@ -87,7 +87,7 @@ pub struct Placed {
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
     /// How they are spread.
-    pub policy: policy::Config,
+    pub policy: policy::Policy,
     /// What is remembered of where keys were built.
     pub warm: warm::Config,
     /// How they wait for a backend.
@@ -101,7 +101,7 @@ pub struct Placement {
     fleet: Arc<Fleet>,
     shared: Arc<SharedLinks>,
     /// How builds are spread.
-    policy: policy::Config,
+    policy: policy::Policy,
     /// Builds that wait.
     queue: Queue,
     /// Where keys were built last.
@@ -129,7 +129,7 @@ impl Placement {
     }
 
     /// How builds are spread.
-    pub fn policy(&self) -> &policy::Config {
+    pub fn policy(&self) -> &policy::Policy {
         &self.policy
     }
 
@@ -195,7 +195,7 @@ impl Placement {
 
     /// Notes that a build of `key` is on `backend`: it is warm for it from now on.
     pub fn note_warm(&self, key: KeyHash, backend: &Backend) {
-        if self.policy.policy != Policy::ConsistentHash {
+        if self.policy.kind != PolicyKind::ConsistentHash {
             return;
         }
         let mut warm = self.warm.lock();
@@ -215,7 +215,7 @@ impl Placement {
         let input = || self.directory.recent_companion(&ties.follows, Instant::now());
         let input = wish.linked.then(input).flatten().and_then(|name| self.fleet.find(&name));
         let policy =
-            if wish.by_load { self.policy.with(Policy::LeastSessions) } else { self.policy };
+            if wish.by_load { self.policy.with(PolicyKind::LeastBuilds) } else { self.policy };
         let tied = wish.preferred.clone().or(input).map(|backend| (backend, Outcome::Pinned));
         let oldest = || {
             let oldest = self.fleet.oldest().into_iter().min_by_key(|backend| backend.builds());
@@ -247,7 +247,7 @@ impl Placement {
                 backend = binding.link.backend().name(),
                 key = %key,
                 elsewhere = elsewhere.name(),
-                "build needs a session of another daemon"
+                "build needs sessions on two backends"
             );
         }
     }

@@ -4,7 +4,7 @@
 
 mod candidates;
 mod consistent_hash;
-mod least_sessions;
+mod least_builds;
 mod random;
 mod rank;
 
@@ -28,29 +28,31 @@ const DEFAULT_SLOW_START: Duration = Duration::from_secs(30);
 /// How builds are spread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Policy {
+pub enum PolicyKind {
     /// Any ready backend, each with the same chance.
     Random,
-    /// The one of two random backends that runs fewer builds.
-    LeastSessions,
+    /// The backend, of two drawn at random, that runs fewer builds for its capacity.
+    #[serde(alias = "least-sessions")]
+    #[value(alias = "least-sessions")]
+    LeastBuilds,
     /// The backend that ranks highest for the build's affinity key and is below the load bound;
-    /// least-sessions for a build without a key.
+    /// least-builds for a build without a key.
     #[default]
     ConsistentHash,
 }
 
-impl fmt::Display for Policy {
+impl fmt::Display for PolicyKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Random => "random",
-            Self::LeastSessions => "least-sessions",
+            Self::LeastBuilds => "least-builds",
             Self::ConsistentHash => "consistent-hash",
         })
     }
 }
 
 label_set! {
-    /// How a backend was found; a value of the `outcome` label and the `reason` field of a build's log.
+    /// How a backend was found; a value of the `outcome` label and the `outcome` field of a build's log.
     pub enum Outcome {
         /// The policy's first choice for the key.
         Home = "home",
@@ -115,9 +117,9 @@ impl FromStr for LoadFactor {
 
 /// A policy and its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Config {
+pub struct Policy {
     /// How builds are spread.
-    pub policy: Policy,
+    pub kind: PolicyKind,
     /// The bound of the consistent hash.
     pub load_factor: LoadFactor,
     /// How long a backend that joins a running fleet is given less than its share.
@@ -128,10 +130,10 @@ pub struct Config {
     pub remembers: bool,
 }
 
-impl Default for Config {
+impl Default for Policy {
     fn default() -> Self {
         Self {
-            policy: Policy::default(),
+            kind: PolicyKind::default(),
             load_factor: LoadFactor::default(),
             slow_start: DEFAULT_SLOW_START,
             spread_bake_targets: false,
@@ -140,11 +142,11 @@ impl Default for Config {
     }
 }
 
-impl Config {
-    /// The same settings with another policy.
+impl Policy {
+    /// The same settings of another kind.
     #[must_use]
-    pub fn with(self, policy: Policy) -> Self {
-        Self { policy, ..self }
+    pub fn with(self, kind: PolicyKind) -> Self {
+        Self { kind, ..self }
     }
 }
 
@@ -216,7 +218,7 @@ pub struct Choice {
     /// Builds that ran there.
     pub builds: u32,
     /// Builds that may run there, if that is bounded.
-    pub bound: Option<u64>,
+    pub limit: Option<u64>,
     /// The key's first choice, if another was taken, and why.
     pub passed_over: Option<(usize, Obstacle)>,
 }
@@ -228,7 +230,7 @@ impl Choice {
             outcome,
             rank: None,
             builds: round.candidates.at(place).builds(),
-            bound: None,
+            limit: None,
             passed_over: None,
         }
     }
@@ -245,7 +247,7 @@ pub struct Request<'a> {
     pub tried: &'a [usize],
 }
 
-impl Config {
+impl Policy {
     /// Chooses among `candidates` that are ready, degraded ones only where there is no other, or among all
     /// that are not cordoned when none is ready: a wrong verdict on every one of them must not stop all
     /// builds.
@@ -274,17 +276,17 @@ impl Config {
         round: &Round<'_>,
         rng: &mut impl Rng,
     ) -> Option<Choice> {
-        let place = match (self.policy, request.key) {
-            (Policy::Random, _) => random::choose(round, rng),
-            (Policy::ConsistentHash, Some(KeyHash(key))) => {
+        let place = match (self.kind, request.key) {
+            (PolicyKind::Random, _) => random::choose(round, rng),
+            (PolicyKind::ConsistentHash, Some(KeyHash(key))) => {
                 let settings = consistent_hash::Settings {
                     factor: self.load_factor,
                     remembers: self.remembers,
                 };
                 return consistent_hash::choose(key, request.warm, settings, round);
             }
-            (Policy::LeastSessions | Policy::ConsistentHash, _) => {
-                least_sessions::choose(round, rng)
+            (PolicyKind::LeastBuilds | PolicyKind::ConsistentHash, _) => {
+                least_builds::choose(round, rng)
             }
         };
         place.map(|place| Choice::new(round, place, Outcome::Balanced))

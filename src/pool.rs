@@ -10,7 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     annotations, config,
-    discovery::{self, Register, Target, dns},
+    discovery::{self, Discovery, Target, dns},
     fleet::Fleet,
     health,
     kubernetes::{Access, ClientError},
@@ -65,7 +65,7 @@ pub struct Pool {
     /// What the streams of its listeners share.
     pub proxy: Proxy,
     /// What finds its daemons.
-    pub register: Arc<Register>,
+    pub discovery: Arc<Discovery>,
     /// What its clients meet, unless they speak without TLS.
     pub tls: Option<Arc<tls::Server>>,
     /// Whose connections begin with a PROXY header.
@@ -93,12 +93,12 @@ impl Pool {
         }
         let fleet = Fleet::new(Arc::clone(&metrics)).with_probation(config.probation);
         let fleet = Arc::new(fleet.with_tls(client));
-        let register = Register::new(Arc::clone(&fleet), Arc::clone(&metrics));
+        let discovery = Discovery::new(Arc::clone(&fleet), Arc::clone(&metrics));
         if !config.backends.is_empty() {
-            register.source(&"backend").found(config.backends, None);
+            discovery.source(&"backend").found(config.backends, None);
         }
         for target in config.discover {
-            let feed = register.source(&target);
+            let source = discovery.source(&target);
             let stop = stop.clone();
             match target {
                 Target::Kubernetes(service) => {
@@ -107,13 +107,13 @@ impl Pool {
                         client,
                         service,
                         pods.details,
-                        feed,
+                        source,
                         stop,
                     ));
                 }
                 Target::Dns(name) => {
                     let resolver = dns::resolver(dns_server)?;
-                    tasks.spawn(dns::run(resolver, name, feed, stop));
+                    tasks.spawn(dns::run(resolver, name, source, stop));
                 }
             }
         }
@@ -130,7 +130,7 @@ impl Pool {
             Proxy::new(Arc::clone(&fleet), metrics, placing, rules, commons.clone(), tasks.clone());
         let shared = Arc::clone(&proxy.shared);
         tasks.spawn(health::run(fleet, shared, tasks.clone(), stop.clone()));
-        Ok(Self { proxy, register, tls: server, proxy_protocol: config.proxy_protocol, closing })
+        Ok(Self { proxy, discovery, tls: server, proxy_protocol: config.proxy_protocol, closing })
     }
 
     /// Waits, after the stop, for what has a last word to say.

@@ -80,7 +80,7 @@ impl Refusals {
             let (client, why) = (client.map(field::display), why.map(field::display));
             match why {
                 Some(why) => warn!(limit, client, error = why, held_back, "connection refused"),
-                None => warn!(limit, client, held_back, "idle connection made place for another"),
+                None => warn!(limit, client, held_back, "idle connection closed to admit another"),
             }
         }
     }

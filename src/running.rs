@@ -10,7 +10,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{affinity::AffinityKey, fleet::Backend, placement::Decision, policy::Policy};
+use crate::{affinity::AffinityKey, fleet::Backend, placement::Decision, policy::PolicyKind};
 
 /// One build that has been placed.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub struct RunningBuild {
     /// What its cache is known by.
     pub affinity: Option<AffinityKey>,
     /// The policy in force.
-    pub policy: Policy,
+    pub policy: PolicyKind,
     /// Where it runs.
     pub backend: Arc<Backend>,
     /// Why there.

@@ -34,7 +34,7 @@ impl Signals {
                 _ = self.term.recv() => return "SIGTERM",
                 _ = self.int.recv() => return "SIGINT",
                 _ = self.hup.recv() => {
-                    info!("SIGHUP is ignored: the configuration is read once, at the start");
+                    info!("SIGHUP ignored, the configuration is read only at start");
                 }
             }
         }

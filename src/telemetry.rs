@@ -98,7 +98,7 @@ impl Log {
             LogFormat::Json => builder.json().try_init(),
         };
         // As the standard library prints it, it would wait for whoever reads.
-        panic::set_hook(Box::new(|panic| error!(%panic, "a task has panicked")));
+        panic::set_hook(Box::new(|panic| error!(%panic, "task panicked")));
         Ok(Self(queue))
     }
 

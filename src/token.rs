@@ -167,14 +167,14 @@ impl TokenFile {
         match read {
             Ok(tokens) => {
                 if tokens != state.tokens {
-                    info!(file = %self.path.display(), "admin tokens have changed");
+                    info!(file = %self.path.display(), "admin tokens reloaded");
                 }
                 state.tokens = tokens;
                 state.well = true;
             }
             Err(error) => {
                 if state.well {
-                    warn!(%error, "admin tokens cannot be read, the last ones stay");
+                    warn!(%error, "cannot read admin tokens, the last ones stay valid");
                 }
                 state.well = false;
             }

@@ -130,7 +130,10 @@ impl Link {
                     return Ok(response.map(|stream| Received::new(stream, hold)));
                 }
                 Err(CallError::Unsent(unsent, _)) if attempts < 3 => {
-                    debug!(backend = self.backend().name(), "connection takes no more streams");
+                    debug!(
+                        backend = self.backend().name(),
+                        "upstream connection takes no more streams"
+                    );
                     self.release();
                     request = unsent;
                 }

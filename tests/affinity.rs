@@ -72,9 +72,9 @@ fn two_agents_with_checkouts_of_one_project_build_on_one_daemon() {
     assert_eq!(distinct(&records, "backend").len(), 1, "{records:?}");
     for record in &records {
         assert_eq!(record["key"], "dev.azure.com/contoso/shop/_git/api");
-        assert_eq!((&record["key_source"], &record["reason"]), (&json!("vcs"), &json!("home")));
+        assert_eq!((&record["key_source"], &record["outcome"]), (&json!("vcs"), &json!("home")));
         assert_eq!((&record["rank"], &record["load"]), (&json!(0), &json!(0)));
-        assert_eq!(record["bound"], 4);
+        assert_eq!(record["limit"], 4);
     }
     assert!(!texts[0].contains("CACHED"), "{}", texts[0]);
     assert!(texts[1].contains("CACHED") && texts[2].contains("CACHED"), "{}", texts[1]);
@@ -138,7 +138,7 @@ fn a_hot_project_spills_to_its_second_daemon_and_the_status_page_says_why() {
         status(&proxy, count);
     }
     let listed = status(&proxy, 5);
-    let outcomes: Vec<_> = listed.iter().map(|build| &build["reason"]).collect();
+    let outcomes: Vec<_> = listed.iter().map(|build| &build["outcome"]).collect();
     assert_eq!(outcomes, ["home", "home", "home", "home", "spill"]);
     let (home, spilled) = (&listed[0], &listed[4]);
     assert_eq!(listed[3]["backend"], home["backend"]);
@@ -175,11 +175,11 @@ fn a_key_stays_where_it_is_warm_unless_that_is_turned_off() {
         let home = build(&probe, 1)["backend"].as_str().expect("a name").to_owned();
         assert_eq!(proxy.control("POST", &format!("/backends/{home}/cordon")).0, 200);
         let first = build(&proxy, 1);
-        let told = (&first["reason"], &first["home"], &first["home_is"]);
+        let told = (&first["outcome"], &first["home"], &first["home_is"]);
         assert_eq!(told, (&json!("failover"), &json!(home), &json!("cordoned")));
         assert_eq!(proxy.control("DELETE", &format!("/backends/{home}/cordon")).0, 200);
         let second = build(&proxy, 2);
-        assert_eq!(second["reason"], expected, "{second}");
+        assert_eq!(second["outcome"], expected, "{second}");
         assert_eq!(second["backend"] == first["backend"], expected == "warm");
     }
 }
@@ -223,13 +223,13 @@ fn a_bake_stays_together_against_its_keys_and_spreads_only_if_told() {
         assert_eq!(distinct(&records, "backend").len(), 1, "{records:?}");
     }
     let records = together.records("build ended");
-    assert!(records.iter().any(|record| record["reason"] == "pinned"), "{records:?}");
+    assert!(records.iter().any(|record| record["outcome"] == "pinned"), "{records:?}");
 
     let spread = hashed(&fleet).args(&["--spread-bake-targets"]).start();
     let records = bake(&spread, &contexts, false);
     assert_eq!(distinct(&records, "key").len(), 6);
     assert!(distinct(&records, "backend").len() > 1, "{records:?}");
-    assert!(records.iter().all(|record| record["reason"] != "pinned"), "{records:?}");
+    assert!(records.iter().all(|record| record["outcome"] != "pinned"), "{records:?}");
 }
 
 /// Values that are no name of anything, and no text some of them.

@@ -6,7 +6,7 @@ use buildkit_lb::{
     affinity::{Facts, Rules},
     builds::solve::Solve,
     placement::warm::{self, WarmMemory},
-    policy::{Candidate, Candidates, Config, KeyHash, Policy, Request, Totals},
+    policy::{Candidate, Candidates, KeyHash, Policy, PolicyKind, Request, Totals},
 };
 use rand::{SeedableRng as _, rngs::StdRng};
 
@@ -22,8 +22,8 @@ fn no_policy_allocates_memory_to_choose_among_a_thousand_backends() {
     let keys: Vec<_> = (0..100).map(|key| KeyHash::new(&format!("team/project-{key}"))).collect();
     let now = Instant::now();
     let mut rng = StdRng::seed_from_u64(1);
-    for policy in [Policy::Random, Policy::LeastSessions, Policy::ConsistentHash] {
-        let config = Config::default().with(policy);
+    for policy in [PolicyKind::Random, PolicyKind::LeastBuilds, PolicyKind::ConsistentHash] {
+        let config = Policy::default().with(policy);
         let mut memory = WarmMemory::new(warm::Config::default(), now);
         // A few keys only, so that they are hot: homes are full and most builds spill.
         let allocations = |memory: &WarmMemory, rng: &mut StdRng| {

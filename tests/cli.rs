@@ -82,10 +82,10 @@ fn settings_come_from_flags_over_environment_over_file() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_buildkit-lb"));
     command.args(["print-config", "--config"]).arg(&file);
     command
-        .env("BUILDKIT_LB_POLICY", "least-sessions")
+        .env("BUILDKIT_LB_POLICY", "least-builds")
         .env("BUILDKIT_LB_BACKEND", "a=tcp://a:1,b=tcp://b:1");
     let printed = text(&run(command.args(["--log-level", "debug"])));
-    for line in ["policy = \"least-sessions\"", "\"b=tcp://b:1\"", "log-level = \"debug\""] {
+    for line in ["policy = \"least-builds\"", "\"b=tcp://b:1\"", "log-level = \"debug\""] {
         assert!(printed.contains(line), "{line} is missing in: {printed}");
     }
 }

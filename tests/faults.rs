@@ -868,7 +868,7 @@ async fn a_build_that_needs_sessions_of_two_daemons_is_told_of() {
     eventually("both builds arrive", WAIT, || {
         (fleet[0].seen("Control/Solve").len() == 3).then_some(())
     });
-    let warnings = proxy.records("build needs a session of another daemon");
+    let warnings = proxy.records("build needs sessions on two backends");
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     let told = ["ref", "backend", "key", "elsewhere"].map(|field| &warnings[0][field]);
     let [here, there] = [&fleet[0].name, &fleet[1].name];

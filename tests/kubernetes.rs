@@ -64,7 +64,7 @@ fn under_load(proxy: &Proxy, work: impl FnOnce()) -> u32 {
 fn a_fleet_that_is_scaled_up_and_down_loses_no_build() {
     let cluster = cluster();
     let fleet = Fleet::new(cluster, "scale", "Deployment", 1);
-    let proxy = fleet.proxy("least-sessions");
+    let proxy = fleet.proxy("least-builds");
     ready(&proxy, 1);
     let scale = |count: u32| {
         let replicas = format!("--replicas={count}");
@@ -211,14 +211,14 @@ fn without_the_api_server_the_last_fleet_builds_on() {
     ready(&proxy, 1);
     let builds = under_load(&proxy, || {
         cluster.kill_apiserver();
-        eventually("discovery is in trouble", Duration::from_secs(20), || {
+        eventually("discovery fails", Duration::from_secs(20), || {
             let (code, told) = proxy.admin("GET", "/readyz");
             assert_eq!(code, 200, "{told}");
             told.contains("since").then_some(())
         });
         succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo alone")));
         cluster.start_apiserver();
-        eventually("discovery is well", Duration::from_secs(30), || {
+        eventually("discovery recovers", Duration::from_secs(30), || {
             (!proxy.admin("GET", "/readyz").1.contains("since")).then_some(())
         });
         fleet.kubectl(&cluster, &["scale", "statefulset/buildkitd", "--replicas=2"]);
@@ -234,7 +234,7 @@ fn missing_rights_are_named_once_with_verb_and_resource() {
     cluster.namespace("no-rights");
     let kubeconfig = cluster.account("no-rights", &["rbac.create=false"]);
     let proxy = Builder::default().discover("no-rights/buildkitd", &kubeconfig).start();
-    let failed = || proxy.records("discovery failed, the last fleet stays");
+    let failed = || proxy.records("discovery failed, the fleet stays as it is");
     eventually("the error is told", Duration::from_secs(20), || {
         // It has been tried more than once by then.
         let tries = proxy.metric("buildkit_lb_discovery_errors_total", &["forbidden"]);
@@ -256,7 +256,7 @@ fn a_service_that_does_not_exist_is_waited_for() {
     let kubeconfig = cluster.account("later", &[]);
     let proxy = Builder::default().discover("later/buildkitd", &kubeconfig).start();
     let cause = eventually("it says so", Duration::from_secs(20), || {
-        let record = proxy.records("discovery waits").pop()?;
+        let record = proxy.records("discovery found no endpoints").pop()?;
         record["cause"].as_str().map(str::to_owned)
     });
     assert!(cause.contains("later") && cause.contains("buildkitd"), "{cause}");

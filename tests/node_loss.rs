@@ -37,7 +37,7 @@ fn a_daemon_whose_node_is_lost_is_named_and_the_others_go_on() {
     let daemons = ["lost", "stays"].map(PodDaemon::start);
     let backend = |name: &str, daemon: &PodDaemon| format!("{name}=tcp://{}:1234", daemon.ip());
     let proxy = Builder::default()
-        .policy("least-sessions")
+        .policy("least-builds")
         .backend(&backend("lost", &daemons[0]))
         .backend(&backend("stays", &daemons[1]))
         .start();

@@ -196,13 +196,10 @@ fn without_the_rights_on_pods_builds_go_on_and_each_right_is_named_once() {
     succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo anyway")));
     for (message, error) in [
         (
-            "labels of pods are not known",
+            "cannot read pod labels",
             "cannot list pods in namespace no-pods: grant verbs get, list, watch",
         ),
-        (
-            "pods are not told of their builds",
-            "cannot patch pods in namespace no-pods: grant verb patch",
-        ),
+        ("cannot annotate pods", "cannot patch pods in namespace no-pods: grant verb patch"),
     ] {
         let records = proxy.records(message);
         assert_eq!(records.len(), 1, "{records:?}");

@@ -25,7 +25,7 @@ fn start(amd: &[Buildkitd], arm: &[Buildkitd]) -> Proxy {
              backend = {backends:?}\n"
         )
     };
-    let (amd, arm) = (pool("amd", "consistent-hash", amd), pool("arm", "least-sessions", arm));
+    let (amd, arm) = (pool("amd", "consistent-hash", amd), pool("arm", "least-builds", arm));
     Builder::default().file(&format!("slow-start = '0s'\n{amd}{arm}")).start()
 }
 
@@ -53,7 +53,7 @@ fn each_pool_builds_on_its_own_daemons_by_its_own_policy() {
     assert!(on_amd.iter().all(|name| *name == on_amd[0]), "one key, one daemon: {on_amd:?}");
     assert!(amd.iter().any(|daemon| daemon.name == on_amd[0]));
     assert!(on_arm.iter().all(|name| arm.iter().any(|daemon| daemon.name == *name)));
-    for (pool, policy) in [("amd", "consistent-hash"), ("arm", "least-sessions")] {
+    for (pool, policy) in [("amd", "consistent-hash"), ("arm", "least-builds")] {
         let labels = [&format!("pool=\"{pool}\"")[..], &format!("policy=\"{policy}\"")];
         assert_eq!(proxy.metric("buildkit_lb_route_decisions_total", &labels), 4.0);
         assert_eq!(proxy.metric("buildkit_lb_builds_total", &labels[..1]), 4.0);

@@ -55,7 +55,10 @@ fn every_later_build_of_a_project_finds_all_its_steps_cached_on_its_first_daemon
         // One at a time: load makes none of them spill.
         for (name, context) in &projects {
             let Built { record, cached } = build(&proxy, name, context);
-            assert_eq!((&record["key_source"], &record["reason"]), (&"vcs".into(), &"home".into()));
+            assert_eq!(
+                (&record["key_source"], &record["outcome"]),
+                (&"vcs".into(), &"home".into())
+            );
             let home = homes.entry(name).or_insert_with(|| record["backend"].clone());
             assert_eq!(*home, record["backend"], "{name} in round {round}");
             assert_eq!(cached, if round == 0 { 0 } else { STEPS }, "{name} in round {round}");

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use buildkit_lb::policy::Policy;
+use buildkit_lb::policy::PolicyKind;
 use serde_json::Value;
 
 use crate::{
@@ -50,7 +50,12 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     /// Starts everything, with its files in `dir`.
-    pub(crate) fn start(proxy: &Path, daemons: usize, policy: Policy, dir: &Path) -> Result<Self> {
+    pub(crate) fn start(
+        proxy: &Path,
+        daemons: usize,
+        policy: PolicyKind,
+        dir: &Path,
+    ) -> Result<Self> {
         let daemons = (0..daemons)
             .map(|number| Buildkit::start(&dir.join(backend_name(number))))
             .collect::<Result<Vec<_>>>()?;
@@ -123,7 +128,7 @@ fn read_placements(log: &Path) -> Result<HashMap<String, Placement>> {
         let text = |name: &str| fields[name].as_str().map(str::to_owned);
         if fields["message"] == "build ended"
             && let (Some(build), Some(backend), Some(reason)) =
-                (text("ref"), text("backend"), text("reason"))
+                (text("ref"), text("backend"), text("outcome"))
         {
             let load = fields["load"].as_u64().unwrap_or_default();
             placements.insert(build, Placement { backend, reason, load });

@@ -30,7 +30,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use buildkit_lb::policy::Policy;
+use buildkit_lb::policy::PolicyKind;
 use clap::{Parser, ValueEnum};
 
 use fleet::Fleet;
@@ -55,8 +55,8 @@ enum Disk {
 #[command(about = "Builds projects again and again by each policy, on real daemons")]
 struct Arguments {
     /// Policies to compare, comma separated
-    #[arg(long, value_delimiter = ',', default_values = ["random", "least-sessions", "consistent-hash"])]
-    policy: Vec<Policy>,
+    #[arg(long, value_delimiter = ',', default_values = ["random", "least-builds", "consistent-hash"])]
+    policy: Vec<PolicyKind>,
     /// Sizes of the daemons' disks, comma separated
     #[arg(long, value_delimiter = ',', default_values = ["ample", "scarce"])]
     disk: Vec<Disk>,
@@ -120,7 +120,7 @@ fn main() -> Result<()> {
             Some(limit) => format!("A daemon can keep {:.0} MB of cache", limit / 1e6),
         };
         println!("### {title}\n\n{}", table.markdown("policy"));
-        println!("{}", table.verdicts(&Policy::ConsistentHash.to_string(), outcome::GOALS));
+        println!("{}", table.verdicts(&PolicyKind::ConsistentHash.to_string(), outcome::GOALS));
     }
     Ok(())
 }
@@ -153,7 +153,7 @@ impl Bench<'_> {
         (self.disk == Disk::Scarce).then_some(share * DISK_SLACK)
     }
 
-    fn measure(&self, policy: Policy, dir: &Path) -> Result<Vec<f64>> {
+    fn measure(&self, policy: PolicyKind, dir: &Path) -> Result<Vec<f64>> {
         fs::create_dir_all(dir)?;
         let Arguments { daemons, builds, seed, .. } = *self.arguments;
         let fleet = Fleet::start(&self.arguments.lb, daemons, policy, dir)?;
@@ -181,7 +181,7 @@ impl Bench<'_> {
         Ok(outcome::figures(&outcomes, daemons, wall))
     }
 
-    fn record(&self, policy: Policy, outcomes: &[Outcome]) -> Result<()> {
+    fn record(&self, policy: PolicyKind, outcomes: &[Outcome]) -> Result<()> {
         let Some(path) = &self.arguments.records else { return Ok(()) };
         let disk = format!("{:?}", self.disk).to_lowercase();
         let mut file = fs::OpenOptions::new().append(true).open(path)?;

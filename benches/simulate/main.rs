@@ -15,7 +15,7 @@ mod trace;
 use std::{path::PathBuf, process::ExitCode, sync::Mutex, thread};
 
 use anyhow::{Context as _, Result};
-use buildkit_lb::policy::{Config, KeyHash, LoadFactor, Policy};
+use buildkit_lb::policy::{KeyHash, LoadFactor, Policy, PolicyKind};
 use clap::Parser;
 
 use moves::Moves;
@@ -50,7 +50,7 @@ struct Arguments {
 #[derive(Debug, Clone)]
 struct Column {
     title: String,
-    config: Config,
+    config: Policy,
 }
 
 /// What came of one fleet: an outcome for each column, and the moves.
@@ -103,20 +103,20 @@ fn main() -> Result<ExitCode> {
 }
 
 fn columns() -> Result<Vec<Column>> {
-    let others = [Policy::Random, Policy::LeastSessions]
-        .map(|policy| Column { title: policy.to_string(), config: Config::default().with(policy) });
+    let others = [PolicyKind::Random, PolicyKind::LeastBuilds]
+        .map(|policy| Column { title: policy.to_string(), config: Policy::default().with(policy) });
     let hashes = FACTORS.iter().map(|factor| {
         let load_factor: LoadFactor = factor.parse().map_err(anyhow::Error::msg)?;
         Ok(Column {
             title: (*factor).to_owned(),
-            config: Config { load_factor, ..Config::default() },
+            config: Policy { load_factor, ..Policy::default() },
         })
     });
     others.into_iter().map(Ok).chain(hashes).collect()
 }
 
 /// Runs all columns, two at a time.
-fn outcomes(columns: &[Column], run: impl Fn(Config) -> Outcome + Sync) -> Vec<Outcome> {
+fn outcomes(columns: &[Column], run: impl Fn(Policy) -> Outcome + Sync) -> Vec<Outcome> {
     let outcomes = Mutex::new(vec![Outcome::default(); columns.len()]);
     let next = Mutex::new(0..columns.len());
     thread::scope(|scope| {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use buildkit_lb::policy::{Candidate, Candidates, Config, KeyHash, LoadFactor, Request, Totals};
+use buildkit_lb::policy::{Candidate, Candidates, KeyHash, LoadFactor, Policy, Request, Totals};
 use rand::{SeedableRng as _, rngs::StdRng};
 
 /// Daemons that are lost, each on its own.
@@ -44,7 +44,7 @@ fn homes(daemons: &[usize], keys: &[KeyHash]) -> Vec<usize> {
     let candidate =
         |daemon: &usize| Arc::new(Candidate::new(&format!("buildkitd-{daemon}"), 1, None, &totals));
     let candidates = Candidates::new(daemons.iter().map(candidate).collect(), &totals);
-    let config = Config { load_factor: LoadFactor::OFF, ..Config::default() };
+    let config = Policy { load_factor: LoadFactor::OFF, ..Policy::default() };
     let now = Instant::now();
     let mut rng = StdRng::seed_from_u64(1);
     let home = |key: &KeyHash| {

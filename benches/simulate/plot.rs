@@ -90,7 +90,7 @@ impl Panel {
             let x = self.x(slot, columns.len());
             let label = match column.title.as_str() {
                 "off" => "none",
-                "least-sessions" => "least",
+                "least-builds" => "least",
                 other => other,
             };
             let _ = writeln!(

@@ -7,7 +7,7 @@ use std::{
 
 use buildkit_lb::{
     placement::warm::{self, WarmMemory},
-    policy::{Config, KeyHash, Request},
+    policy::{KeyHash, Policy, Request},
 };
 use rand::{SeedableRng as _, rngs::StdRng};
 
@@ -118,7 +118,7 @@ impl PartialOrd for End {
 
 /// A run in progress.
 struct Run<'a> {
-    config: Config,
+    config: Policy,
     cluster: Cluster,
     memory: WarmMemory,
     keys: &'a [KeyHash],
@@ -131,7 +131,7 @@ struct Run<'a> {
 
 /// Places all `arrivals` on `daemons` daemons.
 pub(crate) fn run(
-    config: Config,
+    config: Policy,
     daemons: usize,
     keys: &[KeyHash],
     arrivals: &[Arrival],

@@ -185,7 +185,7 @@ impl Server {
     fn closed(&self, reason: AdminClosure, from: From) {
         self.families.admin_connection_closed(reason);
         if let Some(held_back) = self.crowded.admit(reason.label(), Instant::now()) {
-            warn!(%reason, %from, held_back, "admin connections closed");
+            warn!(%reason, %from, held_back, "admin connection closed");
         }
     }
 }

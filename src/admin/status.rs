@@ -7,7 +7,7 @@ use humantime::format_rfc3339_seconds;
 use serde_json::{Value, json};
 
 use super::Admin;
-use crate::{discovery::Standing, fleet::Backend, pool::Pool, running::RunningBuild};
+use crate::{discovery::SourceStatus, fleet::Backend, pool::Pool, running::RunningBuild};
 
 /// Answers with all of it.
 pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
@@ -17,7 +17,7 @@ pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
     for pool in admin.pools.iter() {
         let name = pool.name();
         backends.extend(pool.proxy.fleet.backends().iter().map(|backend| told(name, backend)));
-        discovery.extend(pool.register.standings().iter().map(|standing| found(name, standing)));
+        discovery.extend(pool.discovery.statuses().iter().map(|status| source(name, status)));
         builds.extend(pool.proxy.running.builds().iter().map(|build| explained(name, build)));
     }
     Json(json!({
@@ -34,7 +34,7 @@ pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
 fn spread(pool: &Pool) -> Value {
     json!({
         "name": pool.name(),
-        "policy": pool.proxy.placement.policy().policy.to_string(),
+        "policy": pool.proxy.placement.policy().kind.to_string(),
         "ready": pool.proxy.fleet.is_ready(),
     })
 }
@@ -60,15 +60,15 @@ fn told(pool: &str, backend: &Backend) -> Value {
     })
 }
 
-fn found(pool: &str, standing: &Standing) -> Value {
+fn source(pool: &str, status: &SourceStatus) -> Value {
     let time = |time: SystemTime| format_rfc3339_seconds(time).to_string();
     json!({
         "pool": pool,
-        "source": standing.source,
-        "endpoints": standing.endpoints,
-        "last_sync": standing.synced.map(time),
-        "trouble": standing.trouble.as_ref().map(|trouble| &trouble.text),
-        "trouble_since": standing.trouble.as_ref().map(|trouble| time(trouble.since)),
+        "source": status.source,
+        "endpoints": status.endpoints,
+        "last_sync": status.synced.map(time),
+        "error": status.error.as_ref().map(|error| &error.text),
+        "error_since": status.error.as_ref().map(|error| time(error.since)),
     })
 }
 
@@ -83,11 +83,11 @@ fn explained(pool: &str, build: &RunningBuild) -> Value {
         "key": build.key(),
         "key_source": build.key_source(),
         "policy": build.policy.to_string(),
-        "reason": build.decision.outcome.label(),
+        "outcome": build.decision.outcome.label(),
         "backend": build.backend.name(),
         "rank": build.decision.rank,
         "load": build.decision.load,
-        "bound": build.decision.bound,
+        "limit": build.decision.limit,
         "home": home,
         "home_is": home_is,
         "seconds": build.arrived.elapsed().as_secs(),

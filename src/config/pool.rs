@@ -37,7 +37,7 @@ pub struct Pool {
     /// Where more daemons are found.
     pub discover: Vec<Target>,
     /// How builds are spread.
-    pub policy: policy::Config,
+    pub policy: policy::Policy,
     /// How long a degraded backend is avoided the first time; zero if none is to be.
     pub probation: Duration,
     /// What is remembered of where keys were built.
@@ -94,7 +94,7 @@ pub struct PoolSettings {
     )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub discover: Vec<String>,
-    /// How builds are spread: random, least-sessions or consistent-hash [default: consistent-hash].
+    /// How builds are spread: random, least-builds or consistent-hash [default: consistent-hash].
     #[arg(help_heading = "Placement", long, env = "BUILDKIT_LB_POLICY", value_name = "POLICY")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
@@ -321,7 +321,7 @@ impl Pool {
             listen: self.listen.iter().map(ToString::to_string).collect(),
             backend: self.backends.iter().map(static_list::text).collect(),
             discover: self.discover.iter().map(ToString::to_string).collect(),
-            policy: Some(self.policy.policy.to_string()),
+            policy: Some(self.policy.kind.to_string()),
             spread_bake_targets: Some(self.policy.spread_bake_targets),
             slow_start: Some(humantime::format_duration(self.policy.slow_start).to_string()),
             probation: Some(humantime::format_duration(self.probation).to_string()),
@@ -348,20 +348,20 @@ fn check_spread(
     path: &str,
     settings: &PoolSettings,
     problems: &mut Vec<String>,
-) -> (policy::Config, warm::Config, Rules) {
+) -> (policy::Policy, warm::Config, Rules) {
     let policy = check_policy(path, settings, problems);
     let warm = check_warm(path, settings.warm_memory.clone().unwrap_or_default(), problems);
     let affinity = match &settings.affinity {
         Some(table) => Rules::from_table(table.clone(), &format!("{path}affinity"), problems),
         None => Rules::default(),
     };
-    (policy::Config { remembers: warm.enabled, ..policy }, warm, affinity)
+    (policy::Policy { remembers: warm.enabled, ..policy }, warm, affinity)
 }
 
-fn check_policy(path: &str, settings: &PoolSettings, problems: &mut Vec<String>) -> policy::Config {
-    let default = policy::Config::default();
-    let policy = check(settings.policy.as_deref(), &format!("{path}policy"), problems, |text| {
-        parse_word(text, "random, least-sessions or consistent-hash")
+fn check_policy(path: &str, settings: &PoolSettings, problems: &mut Vec<String>) -> policy::Policy {
+    let default = policy::Policy::default();
+    let kind = check(settings.policy.as_deref(), &format!("{path}policy"), problems, |text| {
+        parse_word(text, "random, least-builds or consistent-hash")
     });
     let slow_start = check(
         settings.slow_start.as_deref(),
@@ -380,8 +380,8 @@ fn check_policy(path: &str, settings: &PoolSettings, problems: &mut Vec<String>)
             _ => problems.push(format!("{path}: unknown key")),
         }
     }
-    policy::Config {
-        policy: policy.unwrap_or(default.policy),
+    policy::Policy {
+        kind: kind.unwrap_or(default.kind),
         load_factor: load_factor.unwrap_or(default.load_factor),
         slow_start: slow_start.unwrap_or(default.slow_start),
         spread_bake_targets: settings.spread_bake_targets.unwrap_or_default(),

@@ -3,7 +3,7 @@
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::{pool::DEFAULT_LISTEN, *};
-use crate::policy::{LoadFactor, Policy};
+use crate::policy::{LoadFactor, PolicyKind};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -25,7 +25,7 @@ fn backend(text: &str) -> Settings {
 #[test]
 fn one_backend_is_all_it_needs() {
     let config = load("", backend("tcp://b:1234")).expect("valid");
-    assert_eq!(config.pools[0].policy.policy, Policy::ConsistentHash);
+    assert_eq!(config.pools[0].policy.kind, PolicyKind::ConsistentHash);
     assert_eq!(&*config.pools[0].backends[0].name, "b:1234");
     assert_eq!(config.pools[0].listen[0].to_string(), DEFAULT_LISTEN);
 }
@@ -34,10 +34,18 @@ fn one_backend_is_all_it_needs() {
 fn a_flag_wins_over_the_file() {
     let file = "policy = 'random'\nbackend = ['a=tcp://x:1', 'b=unix:///s']\nmax-connections = 7";
     let flags =
-        pool(PoolSettings { policy: Some("least-sessions".into()), ..PoolSettings::default() });
+        pool(PoolSettings { policy: Some("least-builds".into()), ..PoolSettings::default() });
     let config = load(file, flags).expect("valid");
-    assert_eq!(config.pools[0].policy.policy, Policy::LeastSessions);
+    assert_eq!(config.pools[0].policy.kind, PolicyKind::LeastBuilds);
     assert_eq!((config.pools[0].backends.len(), config.max_connections), (2, Some(7)));
+}
+
+#[test]
+fn the_old_name_of_least_builds_is_still_read() {
+    let file = "policy = 'least-sessions'\nbackend = ['a=tcp://x:1']";
+    let config = load(file, Settings::default()).expect("valid");
+    assert_eq!(config.pools[0].policy.kind, PolicyKind::LeastBuilds);
+    assert!(config.to_toml().contains("policy = \"least-builds\""), "{}", config.to_toml());
 }
 
 #[test]
@@ -131,7 +139,7 @@ fn what_is_printed_reads_back() {
 
 #[test]
 fn pools_have_their_own_addresses_and_what_they_do_not_say_is_common() {
-    let file = "policy = 'least-sessions'\nslow-start = '5s'\nprobation = '9s'\n\
+    let file = "policy = 'least-builds'\nslow-start = '5s'\nprobation = '9s'\n\
                 [[pool]]\nname = 'amd64'\nlisten = 'tcp://0.0.0.0:1'\nbackend = 'tcp://a:1'\n\
                 policy = 'consistent-hash'\nconsistent-hash.load-factor = 2\n\
                 affinity.sources = ['image']\n\
@@ -140,8 +148,8 @@ fn pools_have_their_own_addresses_and_what_they_do_not_say_is_common() {
     let config = load(file, Settings::default()).expect("valid");
     let [amd, arm] = config.pools.as_slice() else { panic!("{config:?}") };
     assert_eq!((amd.name.as_str(), arm.name.as_str()), ("amd64", "arm64"));
-    assert_eq!(amd.policy.policy, Policy::ConsistentHash);
-    assert_eq!(arm.policy.policy, Policy::LeastSessions);
+    assert_eq!(amd.policy.kind, PolicyKind::ConsistentHash);
+    assert_eq!(arm.policy.kind, PolicyKind::LeastBuilds);
     assert_eq!((amd.policy.slow_start, arm.policy.slow_start), (5 * SECOND, 5 * SECOND));
     assert_eq!((amd.probation, arm.probation), (9 * SECOND, 9 * SECOND));
     assert_eq!((arm.listen.len(), arm.discover.len()), (2, 1));

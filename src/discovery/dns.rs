@@ -20,7 +20,7 @@ use hickory_resolver::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Feed;
+use super::Source;
 use crate::{
     address::Address,
     fleet::Endpoint,
@@ -96,7 +96,7 @@ pub fn resolver(server: Option<SocketAddr>) -> Result<TokioResolver, NetError> {
 }
 
 /// Follows `name` until `stop`.
-pub async fn run(resolver: TokioResolver, name: Name, feed: Feed, stop: CancellationToken) {
+pub async fn run(resolver: TokioResolver, name: Name, source: Source, stop: CancellationToken) {
     let mut backoff = Backoff::default();
     loop {
         let looked_up = tokio::select! {
@@ -105,12 +105,12 @@ pub async fn run(resolver: TokioResolver, name: Name, feed: Feed, stop: Cancella
         };
         let wait = match looked_up {
             Ok((endpoints, until)) => {
-                feed.found(endpoints, None);
+                source.found(endpoints, None);
                 backoff = Backoff::default();
                 until.saturating_duration_since(Instant::now()).clamp(SHORTEST, LONGEST)
             }
             Err(error) => {
-                feed.failed(Reason::Unreachable, format!("cannot look up {name}: {error}"));
+                source.failed(Reason::Unreachable, format!("cannot look up {name}: {error}"));
                 backoff.wait()
             }
         };

@@ -23,7 +23,7 @@ use tracing::debug;
 
 use self::labels::ByPod;
 pub use self::service::{Port, Service};
-use super::Feed;
+use super::Source;
 use crate::{
     kubernetes::{failure, known::Known, watching},
     outage::{Backoff, Reason},
@@ -47,13 +47,13 @@ pub async fn run(
     client: Client,
     service: Service,
     pod_details: bool,
-    feed: Feed,
+    source: Source,
     stop: CancellationToken,
 ) {
     let (told, labels) = watch::channel(ByPod::default());
     let details = async {
         if pod_details {
-            labels::follow(&client, &service.namespace, feed.metrics(), &told).await;
+            labels::follow(&client, &service.namespace, source.metrics(), &told).await;
         }
         // Without labels there is nothing to wait for.
         std::future::pending::<()>().await;
@@ -61,7 +61,7 @@ pub async fn run(
     tokio::select! {
         () = stop.cancelled() => {}
         () = details => {}
-        () = follow_always(&client, &service, labels, &feed) => {}
+        () = follow_always(&client, &service, labels, &source) => {}
     }
 }
 
@@ -70,20 +70,20 @@ async fn follow_always(
     client: &Client,
     service: &Service,
     mut labels: watch::Receiver<ByPod>,
-    feed: &Feed,
+    source: &Source,
 ) {
     let mut backoff = Backoff::default();
     loop {
-        let error = follow(client, service, &mut labels, feed, &mut backoff).await;
+        let error = follow(client, service, &mut labels, source, &mut backoff).await;
         match error {
             // The slices are read anew at once; that is how a watch is meant to end.
             Some(error) if failure::is_expired(&error) => {
                 debug!(source = %service, "watch expired");
-                feed.count_error(Reason::Expired);
+                source.count_error(Reason::Expired);
             }
             Some(error) => {
                 let (_verb, reason, text) = failure::describe(&error, SLICES, &service.namespace);
-                feed.failed(reason, text);
+                source.failed(reason, text);
             }
             None => {}
         }
@@ -96,7 +96,7 @@ async fn follow(
     client: &Client,
     service: &Service,
     labels: &mut watch::Receiver<ByPod>,
-    feed: &Feed,
+    source: &Source,
     backoff: &mut Backoff,
 ) -> Option<watcher::Error> {
     let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &service.namespace);
@@ -124,21 +124,21 @@ async fn follow(
                 failed => {
                     // What came before the failure is true all the same.
                     if publish_at.is_some() {
-                        publish(&known, service, labels, feed);
+                        publish(&known, service, labels, source);
                     }
                     return failed.and_then(Result::err);
                 }
             },
             () = due => {
                 publish_at = None;
-                publish(&known, service, labels, feed);
+                publish(&known, service, labels, source);
             }
             Ok(()) = labels.changed() => {
                 if known.is_complete() {
                     publish_at.get_or_insert_with(|| Instant::now() + GATHER);
                 }
             }
-            _ = confirm.tick() => if known.is_complete() { feed.confirmed() },
+            _ = confirm.tick() => if known.is_complete() { source.confirmed() },
         }
     }
 }
@@ -147,7 +147,7 @@ fn publish(
     known: &Known<EndpointSlice>,
     service: &Service,
     labels: &mut watch::Receiver<ByPod>,
-    feed: &Feed,
+    source: &Source,
 ) {
     let mut endpoints = slices::endpoints(known.objects(), &service.port);
     labels::add(&labels.borrow_and_update(), &mut endpoints);
@@ -158,7 +158,7 @@ fn publish(
     for endpoint in &mut endpoints {
         endpoint.server_name = server_name.clone();
     }
-    let waits = match (&endpoints[..], port) {
+    let missing = match (&endpoints[..], port) {
         _ if known.is_empty() => Some(format!(
             "namespace {namespace} has no endpoint slices of a service {name}: \
              is there such a service, with a selector?"
@@ -174,7 +174,7 @@ fn publish(
         )),
         _ => None,
     };
-    feed.found(endpoints, waits);
+    source.found(endpoints, missing);
 }
 
 #[cfg(test)]

@@ -344,7 +344,7 @@ impl Backend {
         let Transition { before, after, lease_ended } = state.apply(event, now);
         if lease_ended && !after.status.departed {
             let (pool, backend) = (self.all_metrics.pool(), self.name());
-            info!(pool, backend, "drain was not renewed, its cordon ends");
+            info!(pool, backend, "drain lease expired, cordon ended");
         }
         if let (Event::Fault(fault, _), false) = (event, after.status.departed) {
             self.all_metrics.upstream_error(&self.name, fault);
@@ -377,13 +377,15 @@ impl Backend {
             Event::Fault(fault, error) if !before.status.ejected => {
                 warn!(pool, backend, fault = fault.label(), error, "backend ejected");
             }
-            Event::ProbePassed if before.status.ejected => info!(pool, backend, "backend is back"),
+            Event::ProbePassed if before.status.ejected => {
+                info!(pool, backend, "backend recovered")
+            }
             Event::Unfit(_, cause) => warn!(pool, backend, cause, "backend degraded"),
             _ => {}
         }
         let (before, state) = (before.name.label(), after.name.label());
         if before != state {
-            info!(pool, backend, before, state, builds = self.builds(), "backend changed");
+            info!(pool, backend, before, state, builds = self.builds(), "backend state changed");
         }
     }
 }

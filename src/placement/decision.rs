@@ -17,7 +17,7 @@ pub struct Decision {
     /// Builds that ran there.
     pub load: u32,
     /// Builds that could run there before the key spilled, if that was bounded.
-    pub bound: Option<u64>,
+    pub limit: Option<u64>,
     /// The key's home, if the build is elsewhere, and what kept it out.
     pub passed_over: Option<(Arc<Backend>, Obstacle)>,
 }
@@ -26,7 +26,7 @@ impl Decision {
     /// `backend`, whatever the policy says.
     pub(super) fn preferred(outcome: Outcome, backend: &Backend) -> Self {
         let load = backend.builds();
-        Self { outcome, rank: None, load, bound: None, passed_over: None }
+        Self { outcome, rank: None, load, limit: None, passed_over: None }
     }
 
     /// A policy chose it from `roster`.
@@ -36,7 +36,7 @@ impl Decision {
             outcome: choice.outcome,
             rank: choice.rank,
             load: choice.builds,
-            bound: choice.bound,
+            limit: choice.limit,
             passed_over: choice.passed_over.map(|(index, obstacle)| (backend(index), obstacle)),
         }
     }

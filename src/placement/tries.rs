@@ -14,7 +14,7 @@ use crate::{
     client::Client,
     error::{ProxyError, first_few},
     fleet::{Backend, BuildCount, Roster},
-    policy::{self, KeyHash, Outcome, Policy},
+    policy::{self, KeyHash, Outcome, PolicyKind},
     upstream::Link,
 };
 
@@ -35,7 +35,7 @@ pub(super) struct Tries {
     /// Whose connection it will be.
     pub(super) client: Client,
     /// Chooses the others.
-    pub(super) policy: policy::Config,
+    pub(super) policy: policy::Policy,
     pub(super) key: Option<KeyHash>,
     /// When all of them have had their time.
     pub(super) deadline: Instant,
@@ -130,7 +130,7 @@ impl Placement {
     /// # Errors
     /// No backend could be reached in time.
     pub async fn any(&self, client: &Client) -> Result<Link, ProxyError> {
-        let policy = self.policy.with(Policy::LeastSessions);
+        let policy = self.policy.with(PolicyKind::LeastBuilds);
         let mut progress = self.progress(Self::deadline()).await;
         loop {
             let request = policy::Request { key: None, warm: None, tried: &progress.tried };

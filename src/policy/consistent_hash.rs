@@ -51,9 +51,9 @@ pub(super) fn choose(
     settings: Settings,
     round: &Round<'_>,
 ) -> Option<Choice> {
-    let bounds = Bounds::new(settings.factor, round);
+    let limits = LoadLimits::new(settings.factor, round);
     let first = rank::first(key, round.candidates);
-    let has_room = |place: &usize| round.takes(*place) && bounds.has_room(*place);
+    let has_room = |place: &usize| round.takes(*place) && limits.has_room(*place);
     let (mut place, mut rank) = match first.places().iter().position(&has_room) {
         Some(rank) => (first.places()[rank], rank),
         None => beyond(key, has_room, round)?,
@@ -62,9 +62,9 @@ pub(super) fn choose(
     if !known(place) {
         if let Some(place) = warm.and_then(|warm| warmest(warm, has_room, round)) {
             let rank = rank::rank(key, round.candidates, place);
-            return Some(bounds.choice(place, Outcome::Warm, rank));
+            return Some(limits.choice(place, Outcome::Warm, rank));
         }
-        let takes_cold = |place: &usize| has_room(place) && bounds.has_room_for_cold(*place);
+        let takes_cold = |place: &usize| has_room(place) && limits.has_room_for_cold(*place);
         if settings.remembers
             && let Some(better) = first.places().iter().position(takes_cold)
         {
@@ -72,9 +72,9 @@ pub(super) fn choose(
         }
     }
     let home = *first.places().first()?;
-    let mut choice = bounds.choice(place, Outcome::Home, rank);
+    let mut choice = limits.choice(place, Outcome::Home, rank);
     if rank > 0 {
-        let obstacle = bounds.obstacle(home);
+        let obstacle = limits.obstacle(home);
         choice.passed_over = Some((round.candidates.index(home), obstacle));
         choice.outcome = match obstacle {
             Obstacle::Full | Obstacle::Busy => Outcome::Spill,
@@ -106,14 +106,14 @@ fn warmest(warm: Warm, has_room: impl Fn(&usize) -> bool, round: &Round<'_>) -> 
 
 /// What each candidate may run.
 #[derive(Debug)]
-struct Bounds<'a> {
+struct LoadLimits<'a> {
     round: &'a Round<'a>,
     /// The builds of all, the one to place included, their weights and the factor in thousandths;
     /// `None` without a bound.
     share: Option<(u64, u64, u16)>,
 }
 
-impl<'a> Bounds<'a> {
+impl<'a> LoadLimits<'a> {
     fn new(factor: LoadFactor, round: &'a Round<'a>) -> Self {
         let (builds, weight) = (round.total_builds() + 1, round.total_weight());
         let share = factor.thousandths().map(|factor| (builds, weight, factor));
@@ -147,7 +147,7 @@ impl<'a> Bounds<'a> {
 
     fn has_room(&self, place: usize) -> bool {
         let builds = u64::from(self.round.candidates.at(place).builds());
-        self.of(place).is_none_or(|bound| builds < bound)
+        self.of(place).is_none_or(|limit| builds < limit)
     }
 
     /// Whether a build that finds no cache anywhere may go there.
@@ -177,7 +177,7 @@ impl<'a> Bounds<'a> {
     fn choice(&self, place: usize, outcome: Outcome, rank: usize) -> Choice {
         Choice {
             rank: Some(rank),
-            bound: self.of(place),
+            limit: self.of(place),
             ..Choice::new(self.round, place, outcome)
         }
     }

@@ -27,13 +27,13 @@ fn equal(count: usize) -> Facts {
 }
 
 impl Facts {
-    fn choose(&self, config: Config, request: &Request<'_>, rng: &mut StdRng) -> Option<Choice> {
+    fn choose(&self, config: Policy, request: &Request<'_>, rng: &mut StdRng) -> Option<Choice> {
         config.choose(request, &self.candidates, self.now, rng)
     }
 
     /// By the consistent hash, with the default bound.
     fn hashed(&self, key: &str) -> Choice {
-        self.choose(Config::default(), &request(key), &mut rng()).expect("a choice")
+        self.choose(Policy::default(), &request(key), &mut rng()).expect("a choice")
     }
 }
 
@@ -53,11 +53,12 @@ fn rng() -> StdRng {
     StdRng::seed_from_u64(7)
 }
 
-fn with(policy: Policy) -> Config {
-    Config::default().with(policy)
+fn with(policy: PolicyKind) -> Policy {
+    Policy::default().with(policy)
 }
 
-const POLICIES: [Policy; 3] = [Policy::Random, Policy::LeastSessions, Policy::ConsistentHash];
+const POLICIES: [PolicyKind; 3] =
+    [PolicyKind::Random, PolicyKind::LeastBuilds, PolicyKind::ConsistentHash];
 
 #[test]
 fn no_candidate_no_choice() {
@@ -147,7 +148,7 @@ fn a_hot_key_spills_to_its_own_second_and_comes_home() {
     let place = || {
         let warm = Some(Warm::new(&facts.all[ranking[0]]));
         let request = Request { warm, ..request("hot") };
-        let choice = facts.choose(Config::default(), &request, &mut rng()).expect("a choice");
+        let choice = facts.choose(Policy::default(), &request, &mut rng()).expect("a choice");
         facts.all[choice.index].start_build();
         choice
     };
@@ -159,7 +160,7 @@ fn a_hot_key_spills_to_its_own_second_and_comes_home() {
     let spilled = place();
     assert_eq!((spilled.index, spilled.outcome), (ranking[1], Outcome::Spill));
     assert_eq!(spilled.passed_over, Some((ranking[0], Obstacle::Full)));
-    assert_eq!((spilled.rank, spilled.bound), (Some(1), Some(4)));
+    assert_eq!((spilled.rank, spilled.limit), (Some(1), Some(4)));
     facts.all[ranking[0]].end_build();
     assert_eq!(place().outcome, Outcome::Home);
 }
@@ -170,28 +171,28 @@ fn a_cold_build_leaves_the_last_room_of_its_home_to_those_that_find_their_cache(
     let ranking = ranking(KeyHash::new("key"), &facts.candidates);
     let (home, second) = (&facts.all[ranking[0]], &facts.all[ranking[1]]);
     facts.all.iter().for_each(|candidate| (0..3).for_each(|_| candidate.start_build()));
-    let choose = |config: Config, warm| {
+    let choose = |config: Policy, warm| {
         let request = Request { warm, ..request("key") };
         facts.choose(config, &request, &mut rng()).expect("a choice")
     };
-    let nobody_has_room_for_it = choose(Config::default(), None);
+    let nobody_has_room_for_it = choose(Policy::default(), None);
     assert_eq!(nobody_has_room_for_it.outcome, Outcome::Home);
     second.end_build();
-    let cold = choose(Config::default(), None);
+    let cold = choose(Policy::default(), None);
     assert_eq!((cold.index, cold.outcome), (ranking[1], Outcome::Spill));
     assert_eq!(cold.passed_over, Some((ranking[0], Obstacle::Busy)));
-    assert_eq!(choose(Config::default(), Some(Warm::new(home))).outcome, Outcome::Home);
-    let forgetful = Config { remembers: false, ..Config::default() };
+    assert_eq!(choose(Policy::default(), Some(Warm::new(home))).outcome, Outcome::Home);
+    let forgetful = Policy { remembers: false, ..Policy::default() };
     assert_eq!(choose(forgetful, None).outcome, Outcome::Home, "any key may be warm there");
 }
 
 #[test]
 fn without_a_bound_nothing_spills() {
     let facts = equal(3);
-    let config = Config { load_factor: LoadFactor::OFF, ..Config::default() };
+    let config = Policy { load_factor: LoadFactor::OFF, ..Policy::default() };
     for _ in 0..50 {
         let choice = facts.choose(config, &request("hot"), &mut rng()).expect("a choice");
-        assert_eq!((choice.outcome, choice.bound), (Outcome::Home, None));
+        assert_eq!((choice.outcome, choice.limit), (Outcome::Home, None));
         facts.all[choice.index].start_build();
     }
 }
@@ -202,7 +203,7 @@ fn what_keeps_a_key_from_its_home_is_told() {
     let home = facts.hashed("key").index;
     let passed_over = |tried: &[usize]| {
         let request = Request { tried, ..request("key") };
-        let choice = facts.choose(Config::default(), &request, &mut rng()).expect("a choice");
+        let choice = facts.choose(Policy::default(), &request, &mut rng()).expect("a choice");
         (choice.outcome, choice.passed_over.map(|(_, obstacle)| obstacle))
     };
     assert_eq!(passed_over(&[home]), (Outcome::Failover, Some(Obstacle::Unreachable)));
@@ -218,7 +219,7 @@ fn a_new_home_is_taken_once_the_warm_backend_is_full() {
     let ranking = ranking(KeyHash::new("key"), &facts.candidates);
     let choose = |warm: Warm| {
         let request = Request { warm: Some(warm), ..request("key") };
-        facts.choose(Config::default(), &request, &mut rng()).expect("a choice")
+        facts.choose(Policy::default(), &request, &mut rng()).expect("a choice")
     };
     let old = &facts.all[ranking[2]];
     let choice = choose(Warm::new(old));
@@ -240,7 +241,7 @@ fn random_reaches_every_backend_evenly_whatever_runs_there() {
     let mut rng = rng();
     let mut seen = [0_u32; 5];
     for _ in 0..10_000 {
-        let choice = facts.choose(with(Policy::Random), &request("same"), &mut rng);
+        let choice = facts.choose(with(PolicyKind::Random), &request("same"), &mut rng);
         seen[choice.expect("a choice").index] += 1;
     }
     assert!(seen.iter().all(|count| (1800..2200).contains(count)), "{seen:?}");
@@ -288,17 +289,17 @@ fn of_two_backends_the_idle_one_is_chosen() {
     facts.all[0].start_build();
     let mut rng = rng();
     for _ in 0..100 {
-        let choice = facts.choose(with(Policy::LeastSessions), &NO_KEY, &mut rng);
+        let choice = facts.choose(with(PolicyKind::LeastBuilds), &NO_KEY, &mut rng);
         assert_eq!(choice.expect("a choice").index, 1);
     }
 }
 
 #[test]
-fn least_sessions_fills_each_by_its_capacity() {
+fn least_builds_fills_each_by_its_capacity() {
     let facts = facts([(0, 1), (1, 1), (2, 2), (3, 6)]);
     let mut rng = rng();
     for _ in 0..1000 {
-        let choice = facts.choose(with(Policy::LeastSessions), &NO_KEY, &mut rng);
+        let choice = facts.choose(with(PolicyKind::LeastBuilds), &NO_KEY, &mut rng);
         facts.all[choice.expect("a choice").index].start_build();
     }
     let loads: Vec<_> = facts.all.iter().map(|candidate| candidate.builds()).collect();
@@ -321,7 +322,7 @@ fn a_new_backend_is_not_flooded_and_keeps_its_rank() {
         (0..20).for_each(|_| old.start_build());
     }
     let mut rng = rng();
-    for policy in [Policy::LeastSessions, Policy::ConsistentHash] {
+    for policy in [PolicyKind::LeastBuilds, PolicyKind::ConsistentHash] {
         let mut given = 0;
         for key in 0..60 {
             let request = request(&key.to_string());
@@ -415,7 +416,7 @@ proptest! {
         let facts = facts(members);
         let factor = f64::from(percent) / 100.0;
         let load_factor = factor.to_string().parse().expect("in range");
-        let config = Config { load_factor, ..Config::default() };
+        let config = Policy { load_factor, ..Policy::default() };
         let capacity = f64::from(facts.all.iter().map(|candidate| candidate.capacity()).sum::<u32>());
         let mut running: Vec<usize> = Vec::new();
         for (key, end) in keys {
@@ -431,8 +432,8 @@ proptest! {
             let count = u32::try_from(running.len()).expect("few");
             let share = f64::from(count) * f64::from(chosen.capacity()) / capacity;
             let least = if facts.all.len() <= 8 { 4.0 } else { 2.0 };
-            let bound = (factor * share).ceil().max(least);
-            prop_assert!(f64::from(chosen.builds()) <= bound, "{} > {bound}", chosen.builds());
+            let limit = (factor * share).ceil().max(least);
+            prop_assert!(f64::from(chosen.builds()) <= limit, "{} > {limit}", chosen.builds());
         }
     }
 
@@ -459,12 +460,12 @@ proptest! {
         let at = |index: usize| &all[index % all.len()];
         let warm = warm.map(|(one, two)| Warm::new(at(one)).and(at(two)));
         let request = Request { key: Some(KeyHash::new(&key)), warm, tried: &[] };
-        let choice = Config::default().choose(&request, &candidates, now, &mut rng());
+        let choice = Policy::default().choose(&request, &candidates, now, &mut rng());
         let choice = choice.expect("a choice");
         if all.iter().any(|candidate| candidate.is_ready()) {
             prop_assert!(all[choice.index].is_ready());
-            let bound = choice.bound.expect("a bound");
-            prop_assert!(u64::from(choice.builds) < bound, "{choice:?}");
+            let limit = choice.limit.expect("a limit");
+            prop_assert!(u64::from(choice.builds) < limit, "{choice:?}");
         }
     }
 

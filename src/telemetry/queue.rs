@@ -111,7 +111,7 @@ impl Shared {
             }
             let total = dropped_records().get();
             if total != told {
-                warn!(dropped = total - told, total, "log records were dropped");
+                warn!(dropped = total - told, total, "log records dropped");
                 told = total;
             }
             self.done();

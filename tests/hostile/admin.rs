@@ -97,7 +97,7 @@ async fn idle_connections_keep_neither_probes_nor_scrapes_out() {
     let held = proxy.process.descriptors().saturating_sub(before);
     assert!(held < 64, "{held} descriptors more than before");
     assert!(proxy.metric("buildkit_lb_admin_connections_closed_total", &["share"]) >= 900.0);
-    assert_eq!(proxy.records("admin connections closed").len(), 1);
+    assert_eq!(proxy.records("admin connection closed").len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,7 +48,7 @@ async fn idle_connections_make_place_for_a_build() {
     eventually("the idle ones have left", Duration::from_secs(10), || {
         (errors(&proxy, "evicted") >= 60.0).then_some(())
     });
-    let told = proxy.records("idle connection made place for another");
+    let told = proxy.records("idle connection closed to admit another");
     assert!(!told.is_empty() && told.len() < 20, "{told:?}");
     assert_eq!(told[0]["client"], "127.0.0.1");
     drop((silent, greeted));
@@ -114,8 +114,8 @@ async fn a_want_of_descriptors_is_told_once_and_passes() {
     rlimit::prlimit(pid, Resource::NOFILE, Some((soft, hard)), None).expect("raised");
     bystander::builds(&proxy).await;
     assert_eq!(proxy.records("accept failed").len(), 1);
-    assert_eq!(proxy.records("accepts again").len(), 1);
-    let limited = &proxy.records("client connections are limited")[0];
+    assert_eq!(proxy.records("accept recovered").len(), 1);
+    let limited = &proxy.records("connection limit set")[0];
     assert!(limited["connections"].as_u64().is_some_and(|count| count > 0), "{limited}");
     drop(waiting);
 }

@@ -59,7 +59,7 @@ fn one_traceparent_for_a_pipeline_leaves_its_builds_spread() {
     all_succeed(commands);
     let builds = builds(&proxy);
     assert_eq!(builds.len(), 9, "{builds:?}");
-    assert!(builds.iter().all(|build| build["reason"] != "pinned"), "{builds:?}");
+    assert!(builds.iter().all(|build| build["outcome"] != "pinned"), "{builds:?}");
     assert_eq!(backends(&builds).len(), 3, "{builds:?}");
 }
 

@@ -79,9 +79,8 @@ async fn builds_go_on_when_nobody_reads_the_log_and_the_reader_is_told_what_it_h
     assert_eq!(proxy.admin("GET", "/livez").0, 200);
     fs::write(&go, "").expect("written");
     let told = eventually("the reader is told", Duration::from_secs(20), || {
-        let told = records(&log)
-            .into_iter()
-            .find(|fields| fields["message"] == "log records were dropped");
+        let told =
+            records(&log).into_iter().find(|fields| fields["message"] == "log records dropped");
         told.and_then(|fields| fields["total"].as_u64())
     });
     assert!(told > 0);

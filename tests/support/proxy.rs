@@ -149,7 +149,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy for `fleet`, least-sessions unless told otherwise.
+    /// A proxy for `fleet`, least-builds unless told otherwise.
     pub(crate) fn in_front_of<'a>(fleet: impl IntoIterator<Item = &'a Buildkitd>) -> Builder {
         fleet
             .into_iter()

@@ -158,7 +158,7 @@ app.kubernetes.io/part-of: buildkit-lb
 {{/* The policy that fits the daemons' names, if none is set. */}}
 {{- define "buildkit-lb.policy" -}}
 {{- if .Values.policy }}{{ .Values.policy }}
-{{- else if eq .Values.buildkitd.mode "deployment" }}least-sessions
+{{- else if eq .Values.buildkitd.mode "deployment" }}least-builds
 {{- else }}consistent-hash{{ end }}
 {{- end }}
 

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::{net::UdpSocket, task::JoinHandle};
 
 use super::*;
-use crate::{discovery::Register, fleet::Fleet, metrics::Metrics};
+use crate::{discovery::Discovery, fleet::Fleet, metrics::Metrics};
 
 type Zone = Arc<Mutex<HashMap<(String, RecordType), Vec<RData>>>>;
 
@@ -19,7 +19,7 @@ type Zone = Arc<Mutex<HashMap<(String, RecordType), Vec<RData>>>>;
 struct Server {
     zone: Zone,
     fleet: Arc<Fleet>,
-    register: Arc<Register>,
+    discovery: Arc<Discovery>,
     _tasks: [JoinHandle<()>; 2],
 }
 
@@ -34,11 +34,11 @@ impl Server {
         let serve = tokio::spawn(serve(socket, Arc::clone(&zone)));
         let metrics = Arc::new(Metrics::default());
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
-        let register = Register::new(Arc::clone(&fleet), metrics);
-        let feed = register.source(&name);
+        let discovery = Discovery::new(Arc::clone(&fleet), metrics);
+        let source = discovery.source(&name);
         let resolver = resolver(Some(address)).expect("a resolver");
-        let run = run(resolver, name.parse().expect("valid"), feed, CancellationToken::new());
-        Self { zone, fleet, register, _tasks: [serve, tokio::spawn(run)] }
+        let run = run(resolver, name.parse().expect("valid"), source, CancellationToken::new());
+        Self { zone, fleet, discovery, _tasks: [serve, tokio::spawn(run)] }
     }
 
     fn fleet(&self) -> Vec<String> {
@@ -101,9 +101,9 @@ async fn addresses_are_followed_and_stay_when_the_name_fails() {
     let changed = ["10.0.0.2=10.0.0.2:1234", "10.0.0.3=10.0.0.3:1234"];
     server.until(|server| server.fleet() == changed).await;
     server.zone.lock().clear();
-    server.until(|server| server.register.standings()[0].trouble.is_some()).await;
-    let trouble = server.register.standings()[0].trouble.clone().expect("trouble");
-    assert!(trouble.stale && trouble.text.contains("all.test:1234"), "{}", trouble.text);
+    server.until(|server| server.discovery.statuses()[0].error.is_some()).await;
+    let error = server.discovery.statuses()[0].error.clone().expect("error");
+    assert!(error.stale && error.text.contains("all.test:1234"), "{}", error.text);
     assert_eq!(server.fleet(), changed);
 }
 

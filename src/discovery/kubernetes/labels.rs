@@ -50,7 +50,7 @@ pub(super) async fn follow(
             let (verb, reason, text) = failure::describe(&error, "pods", namespace);
             metrics.pod_error(verb, reason);
             if outage.failed(&text) {
-                warn!(error = text, "labels of pods are not known");
+                warn!(error = text, "cannot read pod labels");
             }
         }
         tokio::time::sleep(outage.wait()).await;
@@ -74,7 +74,7 @@ async fn follow_once(
         };
         if known.apply(event.modify(strip)) {
             if outage.over() {
-                info!("labels of pods are known");
+                info!("pod labels are read again");
             }
             let now: ByPod = known.objects().filter_map(labels).collect();
             told.send_if_modified(|old| {

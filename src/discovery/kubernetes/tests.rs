@@ -11,7 +11,7 @@ use tower_test::mock::{self, SendResponse};
 
 use super::*;
 use crate::{
-    discovery::{Register, Standing},
+    discovery::{Discovery, SourceStatus},
     fleet::Fleet,
     metrics::Metrics,
 };
@@ -28,7 +28,7 @@ fn whole(code: u16, body: &Value) -> Answer {
 struct Api {
     requests: mock::Handle<Request<Body>, Answer>,
     fleet: Arc<Fleet>,
-    register: Arc<Register>,
+    discovery: Arc<Discovery>,
     _task: JoinHandle<()>,
 }
 
@@ -38,12 +38,12 @@ impl Api {
         let (service, requests) = mock::pair();
         let metrics = Arc::new(Metrics::default());
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
-        let register = Register::new(Arc::clone(&fleet), metrics);
+        let discovery = Discovery::new(Arc::clone(&fleet), metrics);
         let target: Service = "ci/buildkitd".parse().expect("valid");
-        let feed = register.source(&"test");
+        let source = discovery.source(&"test");
         let client = Client::new(service, "ci");
-        let run = run(client, target, false, feed, CancellationToken::new());
-        Self { requests, fleet, register, _task: tokio::spawn(run) }
+        let run = run(client, target, false, source, CancellationToken::new());
+        Self { requests, fleet, discovery, _task: tokio::spawn(run) }
     }
 
     /// The next request's path and query, and where its answer goes.
@@ -62,8 +62,8 @@ impl Api {
         self.fleet.backends().iter().map(|backend| backend.name().to_owned()).collect()
     }
 
-    fn standing(&self) -> Standing {
-        self.register.standings().remove(0)
+    fn status(&self) -> SourceStatus {
+        self.discovery.statuses().remove(0)
     }
 
     /// Lets discovery work until `done`; time is the test's own.
@@ -138,7 +138,7 @@ async fn changes_are_followed_and_several_become_one() {
         events.send(event).await.expect("taken");
     }
     api.until(|api| api.names() == ["a", "d"]).await;
-    assert!(api.standing().synced.is_some() && api.standing().trouble.is_none());
+    assert!(api.status().synced.is_some() && api.status().error.is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -146,17 +146,16 @@ async fn the_last_fleet_stays_while_the_api_server_is_away() {
     let mut api = Api::start();
     api.answer("limit", 200, &list(&[slice("s", &["a", "b"])])).await;
     api.answer("watch=true", 500, &refusal(500)).await;
-    api.until(|api| api.standing().trouble.is_some()).await;
+    api.until(|api| api.status().error.is_some()).await;
     for _ in 0..3 {
         api.answer("limit", 503, &refusal(503)).await;
     }
-    api.until(|api| api.standing().trouble.is_some_and(|trouble| trouble.text.contains("list")))
-        .await;
+    api.until(|api| api.status().error.is_some_and(|error| error.text.contains("list"))).await;
     assert_eq!(api.names(), ["a", "b"]);
-    assert!(api.standing().trouble.expect("trouble").stale);
+    assert!(api.status().error.expect("error").stale);
     api.answer("limit", 200, &list(&[slice("s", &["b", "c"])])).await;
     api.until(|api| api.names() == ["b", "c"]).await;
-    assert!(api.standing().trouble.is_none());
+    assert!(api.status().error.is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,7 +170,7 @@ async fn a_watch_that_expired_is_begun_anew_and_loses_nothing() {
     let (uri, answer) = api.request().await;
     assert!(uri.contains("limit") && !uri.contains("watch=true"), "{uri}");
     assert_eq!(api.names(), ["a"]);
-    assert!(api.standing().trouble.is_none(), "that is no trouble");
+    assert!(api.status().error.is_none(), "that is no error");
     answer.send_response(whole(200, &list(&[slice("s", &["b"])])));
     api.until(|api| api.names() == ["b"]).await;
 }
@@ -180,10 +179,10 @@ async fn a_watch_that_expired_is_begun_anew_and_loses_nothing() {
 async fn what_must_be_granted_is_named() {
     let mut api = Api::start();
     api.answer("limit", 403, &refusal(403)).await;
-    api.until(|api| api.standing().trouble.is_some()).await;
+    api.until(|api| api.status().error.is_some()).await;
     let expected = "cannot list endpointslices.discovery.k8s.io in namespace ci: \
                     grant verbs get, list, watch";
-    assert_eq!(api.standing().trouble.expect("trouble").text, expected);
+    assert_eq!(api.status().error.expect("error").text, expected);
     api.answer("limit", 200, &list(&[slice("s", &["a"])])).await;
     api.until(|api| api.names() == ["a"]).await;
 }
@@ -192,13 +191,13 @@ async fn what_must_be_granted_is_named() {
 async fn a_service_that_is_not_there_is_waited_for() {
     let mut api = Api::start();
     api.answer("limit", 200, &list(&[])).await;
-    api.until(|api| api.standing().trouble.is_some()).await;
-    let trouble = api.standing().trouble.expect("trouble");
-    assert!(!trouble.stale && trouble.text.contains("no endpoint slices of a service buildkitd"));
+    api.until(|api| api.status().error.is_some()).await;
+    let error = api.status().error.expect("error");
+    assert!(!error.stale && error.text.contains("no endpoint slices of a service buildkitd"));
     let (_uri, answer) = api.request().await;
     let (events, response) = watch();
     answer.send_response(response);
     let event = json!({"type": "ADDED", "object": slice("s", &["a"])});
     events.send(event).await.expect("taken");
-    api.until(|api| api.names() == ["a"] && api.standing().trouble.is_none()).await;
+    api.until(|api| api.names() == ["a"] && api.status().error.is_none()).await;
 }
