@@ -200,7 +200,7 @@ async fn keep(
             }
             _ = pace.tick() => {
                 let now = Instant::now();
-                look(fleet, pods, now);
+                observe(fleet, pods, now);
                 if writes.len() >= AT_ONCE || now < refusals.until {
                     continue;
                 }
@@ -217,11 +217,11 @@ async fn keep(
 }
 
 /// Takes over what the fleet is now.
-fn look(fleet: &Fleet, pods: &mut HashMap<Pod, Told>, now: Instant) {
+fn observe(fleet: &Fleet, pods: &mut HashMap<Pod, Told>, now: Instant) {
     let backends = fleet.backends();
     let mut there = HashMap::with_capacity(backends.len());
     for backend in backends.iter() {
-        if let Some(pod) = &backend.place().pod {
+        if let Some(pod) = &backend.location().pod {
             // A session without a build is one that will have some, or has just had one.
             let builds = backend.builds().max(u32::from(backend.is_bound()));
             there.insert(pod.clone(), builds);

@@ -17,12 +17,12 @@ use crate::{
     admin::{self, Admin, Control},
     config::Config,
     connection::Context,
+    connection_limit::ConnectionLimit,
     descriptors::Budget,
     first_message::Reader,
     kubernetes::Access,
-    listener::{Entry, Handshakes, Hops, ListenError, Listener},
+    listener::{Admission, Handshakes, Hops, ListenError, Listener},
     metrics::Families,
-    places::Places,
     pool::{self, Pool, PoolError},
     proxy::Commons,
     shares::{Limits, Shares},
@@ -147,7 +147,7 @@ impl App {
 
         let state = Admin::new(&pools, &families, &leaving, tokens);
         admin::serve((admin, admin_listen), control, state, &background, &stop);
-        let places = Places::new(max_connections(config.max_connections));
+        let limit = ConnectionLimit::new(max_connections(config.max_connections));
         let under_way = Handshakes::limit(MAX_HANDSHAKES);
         let listen = listeners.iter().map(|(_pool, listener)| listener.address().clone()).collect();
         for (pool, listener) in listeners {
@@ -155,13 +155,13 @@ impl App {
             warn_of_plain(listener.address(), pool);
             let handshakes = pool.tls.clone().map(|tls| Handshakes::new(tls, under_way.clone()));
             let hops = Hops::new(&pool.proxy_protocol);
-            let entry = Entry { places: places.clone(), handshakes, hops };
+            let admission = Admission { limit: limit.clone(), handshakes, hops };
             let context = Context {
                 proxy: pool.proxy.clone(),
                 tasks: downstream.clone(),
                 drain: drain.clone(),
             };
-            background.spawn(listener.run(context, entry));
+            background.spawn(listener.run(context, admission));
         }
         Ok(Self {
             pools,

@@ -29,12 +29,12 @@ use crate::{
     fanout,
     first_message::{Unread, joined},
     fleet::Backend,
-    ids::{self, Id, Key, SessionId, TraceId},
+    ids::{self, BindingKey, Id, SessionId, TraceId},
     placement::Wish,
     policy::PolicyKind,
     proxy::Proxy,
     received::Received,
-    relay::{OnEnd, Tally},
+    relay::{ByteCounts, OnEnd},
     upstream::Link,
     wire::returned,
 };
@@ -67,8 +67,8 @@ const STATUS_LOOKUP: Duration = Duration::from_secs(1);
 /// The proxy's own error, or the daemon's reset.
 pub async fn solve(proxy: &Proxy, call: Call) -> CallResult {
     let Ready { link, message, request, build } = Box::pin(bind_solve(proxy, call)).await?;
-    let (tally, on_end) = (build.tally(), build.on_end());
-    proxy.relay(&link, message, *request, tally, on_end).await
+    let (byte_counts, on_end) = (build.byte_counts(), build.on_end());
+    proxy.relay(&link, message, *request, byte_counts, on_end).await
 }
 
 /// A Solve that has its place.
@@ -150,11 +150,11 @@ pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult
     if proxy.rules.read_shared_key() {
         proxy.shared_keys.declare(&id, &call.parts.headers);
     }
-    let key = Key::Session(id);
+    let key = BindingKey::Session(id);
     // The early lease keeps a binding that no Solve holds yet, until the stream itself does.
     let bound = bind_session(proxy, &key, trace, &call.client);
     let bound = parked(proxy.account(), &call.client, &mut call.body, bound).await;
-    let ((Bound { binding, tally }, early), received) = match bound {
+    let ((Bound { binding, byte_counts }, early), received) = match bound {
         Ok(bound) => bound,
         Err(error) => return refuse::session(call.body, error).await,
     };
@@ -165,7 +165,7 @@ pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult
     drop(early);
     let link = binding.link.clone();
     let session = ActiveSession::start(proxy, binding, lease, &call.client);
-    proxy.relay(&link, received, call.into_request(), tally, session.on_end()).await
+    proxy.relay(&link, received, call.into_request(), byte_counts, session.on_end()).await
 }
 
 /// Control/Status: reads the ref, joins that build's binding or the daemon that has its record.
@@ -181,13 +181,14 @@ pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
     };
     let link = status_link(proxy, &client, trace, &id);
     let link = async { message.during(link).await? };
-    let ((link, tally), more) = match parked(proxy.account(), &client, &mut rest, link).await {
+    let ((link, byte_counts), more) = match parked(proxy.account(), &client, &mut rest, link).await
+    {
         Ok(found) => found,
         Err(error) => return refuse::status(error),
     };
     let request = Request::from_parts(parts, rest);
     let message = joined(message.into_bytes(), more, 0);
-    proxy.relay(&link, message, request, tally, OnEnd::new(drop)).await
+    proxy.relay(&link, message, request, byte_counts, OnEnd::new(drop)).await
 }
 
 /// A call with the build's ref in its metadata (LLBBridge): joins the build's binding.
@@ -198,8 +199,8 @@ pub async fn bridge(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
     let trace = ids::trace(&call.parts.headers);
     let link = bridge_link(proxy, &call.client, trace, &id);
     let link = parked(proxy.account(), &call.client, &mut call.body, link).await?;
-    let ((link, tally), received) = link;
-    proxy.relay(&link, received, call.into_request(), tally, OnEnd::new(drop)).await
+    let ((link, byte_counts), received) = link;
+    proxy.relay(&link, received, call.into_request(), byte_counts, OnEnd::new(drop)).await
 }
 
 /// LLBBridge/Return: [`bridge`] for a message that a daemon survives.
@@ -220,20 +221,22 @@ pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
     }
     let link = bridge_link(proxy, &client, ids::trace(&parts.headers), &id);
     let link = async { message.during(link).await? };
-    let ((link, tally), more) = parked(proxy.account(), &client, &mut rest, link).await?;
+    let ((link, byte_counts), more) = parked(proxy.account(), &client, &mut rest, link).await?;
     let request = Request::from_parts(parts, rest);
     let message = joined(message.into_bytes(), more, 0);
-    proxy.relay(&link, message, request, tally, OnEnd::new(drop)).await
+    proxy.relay(&link, message, request, byte_counts, OnEnd::new(drop)).await
 }
 
 /// A call of a method yet unknown that names a session: wherever that is, else any daemon.
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
-pub async fn follow(proxy: &Proxy, call: Call, key: &Key) -> CallResult {
+pub async fn follow(proxy: &Proxy, call: Call, key: &BindingKey) -> CallResult {
     match proxy.known_link(key, &call.client, &call.parts.headers)? {
-        Some((link, tally)) => {
-            proxy.relay(&link, Bytes::new(), call.into_request(), tally, OnEnd::new(drop)).await
+        Some((link, byte_counts)) => {
+            proxy
+                .relay(&link, Bytes::new(), call.into_request(), byte_counts, OnEnd::new(drop))
+                .await
         }
         None => any(proxy, call).await,
     }
@@ -268,7 +271,7 @@ async fn affinity_key(
 
 async fn bind_session(
     proxy: &Proxy,
-    key: &Key,
+    key: &BindingKey,
     trace: Option<TraceId>,
     client: &Client,
 ) -> Result<(Bound, Option<Lease>), ProxyError> {
@@ -291,14 +294,14 @@ async fn bind_session(
     let scattered = is_scattered(proxy, trace);
     let wish = session_wish(key, ended, trace, client.connection, scattered);
     let placed = proxy.placement.place(wish, client, &watch::channel(None).0).await?;
-    let bound = Bound { binding: placed.binding, tally: Arc::default() };
+    let bound = Bound { binding: placed.binding, byte_counts: Arc::default() };
     Ok((bound, Some(placed.lease)))
 }
 
 /// Where a Session belongs that no live Solve names: where its Solve `ended`, else beside its client's
 /// builds if there are any.
 fn session_wish(
-    key: &Key,
+    key: &BindingKey,
     ended: Option<Arc<Backend>>,
     trace: Option<TraceId>,
     connection: u64,
@@ -332,7 +335,7 @@ async fn status_link(
     client: &Client,
     trace: Option<TraceId>,
     id: &Id,
-) -> Result<(Link, Arc<Tally>), ProxyError> {
+) -> Result<(Link, Arc<ByteCounts>), ProxyError> {
     match park(proxy, client, trace, id, STATUS_LOOKUP).await {
         Err(ProxyError::UnknownBuild(_)) => {}
         known => return known,
@@ -353,7 +356,7 @@ async fn bridge_link(
     client: &Client,
     trace: Option<TraceId>,
     id: &Id,
-) -> Result<(Link, Arc<Tally>), ProxyError> {
+) -> Result<(Link, Arc<ByteCounts>), ProxyError> {
     let mut found = pin!(park(proxy, client, trace, id, BRIDGE_PARK));
     tokio::select! {
         biased;
@@ -362,7 +365,7 @@ async fn bridge_link(
     }
     match tokio::time::timeout(WITHDRAWN_PARK, &mut found).await {
         Ok(found) => found,
-        Err(_elapsed) if proxy.directory.is_unseen(&Key::Build(id.clone())) => {
+        Err(_elapsed) if proxy.directory.is_unseen(&BindingKey::Build(id.clone())) => {
             Err(ProxyError::UnknownBuild(id.to_string()))
         }
         Err(_elapsed) => found.await,
@@ -376,11 +379,11 @@ async fn park(
     trace: Option<TraceId>,
     id: &Id,
     unseen: Duration,
-) -> Result<(Link, Arc<Tally>), ProxyError> {
+) -> Result<(Link, Arc<ByteCounts>), ProxyError> {
     if let Some(found) = proxy.known_build(id, client, trace)? {
         return Ok(found);
     }
-    let key = Key::Build(id.clone());
+    let key = BindingKey::Build(id.clone());
     let known = proxy.parking.wait(client, trace, &key, unseen).await?;
     let found = proxy.found(known, &key, client, trace)?;
     found.ok_or_else(|| ProxyError::UnknownBuild(id.to_string()))

@@ -142,7 +142,7 @@ fn with_config(options: Options, run: impl FnOnce(Config) -> ExitCode) -> ExitCo
 fn runtime(worker_threads: usize) -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(worker_threads)
-        .on_thread_park(moderation::before_look)
+        .on_thread_park(moderation::before_poll)
         .enable_all()
         .build()
 }

@@ -19,8 +19,8 @@ use std::{
 };
 
 use self::value::{
-    check, one_line, parse_budget, parse_control, parse_count, parse_duration, parse_host_port,
-    parse_word,
+    check, one_line, parse_budget, parse_choice, parse_control, parse_count, parse_duration,
+    parse_host_port,
 };
 pub use self::{
     pool::{Pool, PoolSettings},
@@ -146,10 +146,10 @@ impl Config {
                 parse_count(text, 1024)
             });
         let log_format = check(settings.log_format.as_deref(), "log-format", problems, |text| {
-            parse_word(text, "text or json")
+            parse_choice(text, "text or json")
         });
         let log_level = check(settings.log_level.as_deref(), "log-level", problems, |text| {
-            parse_word(text, "error, warn, info, debug or trace")
+            parse_choice(text, "error, warn, info, debug or trace")
         });
         let admin_listen = admin_listen?;
         for address in pools.iter().flat_map(|pool| &pool.listen) {

@@ -24,18 +24,18 @@ use tracing::debug;
 use self::{calls::Calls, server::Server};
 use crate::{
     client::{ActiveStreams, Client},
+    connection_limit::{ConnectionPermit, TooManyConnections},
     error::{ProxyError, chain},
     io::{Batched, Flushing, PREFACE_LEN, Socket},
     opening::{self, HTTP1_ANSWER, Opening},
-    places::{NoPlace, Place},
     proxy::Proxy,
 };
 
 /// How long a client may take for its HTTP/2 preface and SETTINGS (grpc-go's own limit is 120 s).
-const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Length of the preface and of an empty SETTINGS frame (RFC 9113 section 3.4).
-const GREETING_LEN: usize = PREFACE_LEN + 9;
+const HANDSHAKE_LEN: usize = PREFACE_LEN + 9;
 
 /// A connection without a build is closed in a drain once it was quiet this long: a client between
 /// its ListWorkers and its Solve, milliseconds apart, must not be cut.
@@ -45,7 +45,7 @@ const QUIET: Duration = Duration::from_millis(500);
 /// at once, if it is there.
 pub const CLOSING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A client without a place has this long to ask something and be told.
+/// A client without a permit has this long to make a call and read the error.
 const TELLING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What every connection needs.
@@ -72,13 +72,13 @@ pub fn client(socket: &Socket) -> Client {
     Client { connection, address: socket.peer(), active: Arc::default() }
 }
 
-/// Serves one connection until it ends, or until somebody else gets its place.
+/// Serves one connection until it ends, or until another client gets its permit.
 ///
 /// Not an async function, which would keep what it is given a second time while the connection lives.
 pub fn serve(
     socket: Socket,
     client: Client,
-    place: Place,
+    permit: ConnectionPermit,
     context: Context,
 ) -> impl Future<Output = ()> + Send {
     let number = client.connection;
@@ -91,14 +91,14 @@ pub fn serve(
             debug!(connection = number, reason, error, "connection ended");
             metrics.connection_error(reason);
         }
-        drop(place);
+        drop(permit);
     })
 }
 
-/// Tells a client that there is no place for its connection, and closes that.
-pub async fn refuse(socket: Socket, client: Client, why: NoPlace, context: Context) {
-    context.proxy.metrics.connection_error("no_place");
-    let refused = ProxyError::NoPlace(why);
+/// Answers the calls of a client that gets no permit, and closes the connection.
+pub async fn refuse(socket: Socket, client: Client, cause: TooManyConnections, context: Context) {
+    context.proxy.metrics.connection_error("too_many_connections");
+    let refused = ProxyError::TooManyConnections(cause);
     let _ = timeout(TELLING_TIMEOUT, Box::pin(drive(socket, client, context, Some(refused)))).await;
 }
 
@@ -110,14 +110,14 @@ fn drive(
 ) -> impl Future<Output = Ended> + Send {
     let io = Batched::with_client(socket);
     let (active, drain) = (Arc::clone(&client.active), context.drain.clone());
-    let deadline = Instant::now() + GREETING_TIMEOUT;
+    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
     let opening = Box::pin(open(io.clone(), client, context, refused, deadline));
     async move {
         let Some(mut connection) = opening.await? else { return Ok(()) };
         let mut ended = Ok(());
         tokio::select! {
             result = &mut connection => return outcome(result, &io),
-            () = ungreeted(&io, deadline) => return Err(no_greeting()),
+            () = handshake_overdue(&io, deadline) => return Err(no_handshake()),
             () = may_close(&drain, &active) => {}
             () = active.dismissed() => ended = Err(evicted()),
         }
@@ -137,15 +137,15 @@ async fn open(
     refused: Option<ProxyError>,
     deadline: Instant,
 ) -> Result<Option<Connection>, (&'static str, String)> {
-    let look = |bytes: &[u8]| (Opening::of(bytes), opening::shown(bytes));
+    let inspect = |bytes: &[u8]| (Opening::of(bytes), opening::shown(bytes));
     let (opening, shown) = tokio::select! {
-        opened = io.first_bytes(look) => opened.map_err(|error| ("io", error.to_string()))?,
-        () = sleep_until(deadline) => return Err(no_greeting()),
+        opened = io.first_bytes(inspect) => opened.map_err(|error| ("io", error.to_string()))?,
+        () = sleep_until(deadline) => return Err(no_handshake()),
         () = quiet(&context.drain) => return Ok(None),
         () = client.active.dismissed() => return Err(evicted()),
     };
     match opening {
-        Opening::Http2 => Ok(Some(greet(io, client, context, refused))),
+        Opening::Http2 => Ok(Some(handshake(io, client, context, refused))),
         Opening::Nothing => Ok(None),
         stranger => {
             let reason = stranger.reason();
@@ -159,24 +159,29 @@ async fn open(
     }
 }
 
-fn greet(io: Batched, client: Client, context: Context, refused: Option<ProxyError>) -> Connection {
+fn handshake(
+    io: Batched,
+    client: Client,
+    context: Context,
+    refused: Option<ProxyError>,
+) -> Connection {
     let Context { proxy, tasks, drain: _ } = context;
     let server = Server::new(io.clone(), Calls { proxy, client, refused }, tasks);
     Box::pin(Flushing::new(server, io))
 }
 
-fn no_greeting() -> (&'static str, String) {
-    ("greeting_timeout", "no HTTP/2 preface".to_owned())
+fn no_handshake() -> (&'static str, String) {
+    ("handshake_timeout", "no HTTP/2 preface".to_owned())
 }
 
 fn evicted() -> (&'static str, String) {
-    ("evicted", "it had no stream, and another client needed its place".to_owned())
+    ("evicted", "it had no stream, and another client needed its permit".to_owned())
 }
 
-/// Completes if the client has not greeted in time.
-async fn ungreeted(io: &Batched, deadline: Instant) {
+/// Completes if the client has not finished the handshake in time.
+async fn handshake_overdue(io: &Batched, deadline: Instant) {
     sleep_until(deadline).await;
-    if io.received() >= GREETING_LEN {
+    if io.received() >= HANDSHAKE_LEN {
         std::future::pending::<()>().await;
     }
 }

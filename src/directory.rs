@@ -35,8 +35,8 @@ use self::{
 use crate::{
     error::ProxyError,
     fleet::{Backend, BindingCount},
-    ids::{Id, Key, TraceId},
-    relay::Tally,
+    ids::{BindingKey, Id, TraceId},
+    relay::ByteCounts,
     upstream::Link,
 };
 
@@ -66,7 +66,7 @@ pub struct Bound {
     /// Where it belongs.
     pub binding: Arc<Binding>,
     /// Bytes of the key's own streams.
-    pub tally: Arc<Tally>,
+    pub byte_counts: Arc<ByteCounts>,
 }
 
 /// What is known of a key.
@@ -103,12 +103,12 @@ impl Default for Directory {
 
 impl Directory {
     /// What is known of `key`.
-    pub fn lookup(&self, key: &Key) -> Lookup {
+    pub fn lookup(&self, key: &BindingKey) -> Lookup {
         self.inner.lock().lookup(key)
     }
 
     /// Whether nothing is known of `key`, not even that its Solve is being placed.
-    pub fn is_unseen(&self, key: &Key) -> bool {
+    pub fn is_unseen(&self, key: &BindingKey) -> bool {
         let mut inner = self.inner.lock();
         !inner.live.is_placing(key) && matches!(inner.lookup(key), Lookup::Unknown)
     }
@@ -118,7 +118,7 @@ impl Directory {
     pub fn lookup_build(&self, build: &Id, caller: Caller) -> Lookup {
         let mut inner = self.inner.lock();
         match inner.which(build, caller) {
-            Ok(Which::First) => inner.lookup(&Key::Build(build.clone())),
+            Ok(Which::First) => inner.lookup(&BindingKey::Build(build.clone())),
             Ok(Which::Namesake(key)) => inner.lookup(&key),
             Ok(Which::Early) => Lookup::Unknown,
             Err(error) => Lookup::Refused(error),
@@ -128,7 +128,7 @@ impl Directory {
     /// Waits until something is known of `key` for `caller`; nothing is if its Solve has not come within
     /// `unseen`. While the Solve is being placed, that takes as long as its own limit allows. Dropping
     /// the future stops waiting.
-    pub async fn bound(&self, key: &Key, caller: Caller, unseen: Duration) -> Lookup {
+    pub async fn bound(&self, key: &BindingKey, caller: Caller, unseen: Duration) -> Lookup {
         let now = tokio::time::Instant::now();
         let (deadline, early) = (now + unseen, now + OWN_SOLVE);
         // Its own Solve may yet come, although another with its ref has come.
@@ -155,10 +155,10 @@ impl Directory {
         }
     }
 
-    fn step(&self, key: &Key, caller: Caller, early_yet: bool) -> Step<'_> {
+    fn step(&self, key: &BindingKey, caller: Caller, early_yet: bool) -> Step<'_> {
         let mut inner = self.inner.lock();
         let which = match key {
-            Key::Build(build) => inner.which(build, caller),
+            BindingKey::Build(build) => inner.which(build, caller),
             _ => Ok(Which::First),
         };
         let key = match &which {
@@ -182,19 +182,19 @@ impl Directory {
         }
     }
 
-    fn is_placing(&self, key: &Key) -> bool {
+    fn is_placing(&self, key: &BindingKey) -> bool {
         self.inner.lock().live.placing.contains_key(key)
     }
 
     /// The backends of those of `keys` that are bound.
-    pub fn backends(&self, keys: &[Key]) -> Vec<Arc<Backend>> {
+    pub fn backends(&self, keys: &[BindingKey]) -> Vec<Arc<Backend>> {
         let inner = self.inner.lock();
         let bound = keys.iter().filter_map(|key| inner.live.bound(key));
         bound.map(|bound| Arc::clone(bound.binding.link.backend())).collect()
     }
 
     /// The first of `keys` that is bound.
-    pub fn first_bound<'a>(&self, keys: &'a [Key]) -> Option<&'a Key> {
+    pub fn first_bound<'a>(&self, keys: &'a [BindingKey]) -> Option<&'a BindingKey> {
         let inner = self.inner.lock();
         keys.iter().find(|key| inner.live.bound(key).is_some())
     }
@@ -202,9 +202,9 @@ impl Directory {
     /// The first of `keys` that is bound to another backend than `binding`'s, and that backend.
     pub fn elsewhere<'a>(
         &self,
-        keys: impl IntoIterator<Item = &'a Key>,
+        keys: impl IntoIterator<Item = &'a BindingKey>,
         binding: &Binding,
-    ) -> Option<(&'a Key, Arc<Backend>)> {
+    ) -> Option<(&'a BindingKey, Arc<Backend>)> {
         let inner = self.inner.lock();
         keys.into_iter().find_map(|key| {
             let other = inner.live.bound(key)?;
@@ -215,7 +215,7 @@ impl Directory {
     }
 
     /// The backend where a build of the same invocation ended a moment ago.
-    pub fn recent_companion(&self, companions: &[Key], now: Instant) -> Option<Arc<str>> {
+    pub fn recent_companion(&self, companions: &[BindingKey], now: Instant) -> Option<Arc<str>> {
         self.inner.lock().memory.recent(companions, now)
     }
 
@@ -231,7 +231,7 @@ impl Directory {
     /// The stream is a call of `trace` and came on `connection`.
     pub fn open_session(
         &self,
-        key: &Key,
+        key: &BindingKey,
         binding: &Arc<Binding>,
         connection: u64,
         trace: Option<TraceId>,
@@ -248,17 +248,17 @@ impl Directory {
     }
 
     /// Remembers that the Solve of `keys` was refused, and tells who waits for it.
-    pub fn refuse(&self, keys: Vec<Key>, error: &ProxyError) {
+    pub fn refuse(&self, keys: Vec<BindingKey>, error: &ProxyError) {
         self.inner.lock().refuse(keys, error);
     }
 
     /// Remembers that `key` belongs to `backend`, as a daemon's history told.
-    pub fn remember(&self, key: Key, backend: Arc<str>) {
+    pub fn remember(&self, key: BindingKey, backend: Arc<str>) {
         self.inner.lock().memory.end(key, backend);
     }
 
     /// Forgets what is remembered of an ended key.
-    pub fn forget(&self, key: &Key) {
+    pub fn forget(&self, key: &BindingKey) {
         self.inner.lock().memory.forget(key);
     }
 
@@ -266,7 +266,7 @@ impl Directory {
     pub fn builds(&self) -> Vec<(String, String)> {
         let inner = self.inner.lock();
         let builds = inner.live.keys.iter().filter_map(|(key, live)| match (key, &live.slot) {
-            (Key::Build(id) | Key::Namesake(id, _), Slot::Bound(binding)) => {
+            (BindingKey::Build(id) | BindingKey::Namesake(id, _), Slot::Bound(binding)) => {
                 Some((id.to_string(), binding.link.backend().name().to_owned()))
             }
             _ => None,
@@ -276,7 +276,7 @@ impl Directory {
 }
 
 impl Inner {
-    fn lookup(&mut self, key: &Key) -> Lookup {
+    fn lookup(&mut self, key: &BindingKey) -> Lookup {
         if let Some(bound) = self.live.bound(key) {
             return Lookup::Live(bound);
         }
@@ -301,13 +301,13 @@ enum Step<'a> {
 /// A place among those who wait for a key.
 struct Parked<'a> {
     directory: &'a Directory,
-    key: Key,
+    key: BindingKey,
     number: u64,
     outcome: oneshot::Receiver<Result<Bound, ProxyError>>,
 }
 
 impl<'a> Parked<'a> {
-    fn new(directory: &'a Directory, inner: &mut Inner, key: &Key, connection: u64) -> Self {
+    fn new(directory: &'a Directory, inner: &mut Inner, key: &BindingKey, connection: u64) -> Self {
         let (number, outcome) = inner.live.park(key, connection);
         Self { directory, key: key.clone(), number, outcome }
     }

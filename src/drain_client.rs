@@ -19,7 +19,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
-use self::request::{Place, RequestError};
+use self::request::{ProxyAddress, RequestError};
 use crate::{address::Address, error::chain, shutdown::Signals, token::Tokens};
 
 /// How soon a proxy that has nothing left is asked again: well within the lease that it gives.
@@ -115,56 +115,62 @@ pub async fn run(options: Options) -> ExitCode {
 async fn drain(options: &Options) -> Result<(), Failure> {
     info!(backend = options.name, timeout = ?options.timeout, "draining");
     let deadline = Instant::now() + options.timeout;
-    let places = places(&options.proxy).await;
-    let board = Board::new(places.len());
-    let all = places.iter().enumerate();
-    let all = join_all(all.map(|(at, place)| follow(place, options, deadline, &board, at)));
+    let addresses = addresses(&options.proxy).await;
+    let board = Board::new(addresses.len());
+    let all = addresses.iter().enumerate();
+    let all = join_all(all.map(|(at, address)| follow(address, options, deadline, &board, at)));
     tokio::select! {
         _ended = all => {}
         () = board.all_settled() => {}
         () = tokio::time::sleep(options.timeout + SLACK) => {}
     }
-    if places.is_empty() || board.0.borrow().iter().any(|verdict| *verdict != Verdict::Done) {
+    if addresses.is_empty() || board.0.borrow().iter().any(|verdict| *verdict != Verdict::Done) {
         return Err(Failure::Left);
     }
     Ok(())
 }
 
 /// All addresses of the proxies; none if no name is known after a while.
-async fn places(proxies: &[Address]) -> Vec<Place> {
+async fn addresses(proxies: &[Address]) -> Vec<ProxyAddress> {
     let began = Instant::now();
     loop {
-        let mut places = Vec::new();
+        let mut addresses = Vec::new();
         for proxy in proxies {
             match proxy {
-                Address::Unix(path) => places.push(Place::Unix(path.clone())),
+                Address::Unix(path) => addresses.push(ProxyAddress::Unix(path.clone())),
                 Address::Tcp { host, port } => {
                     match tokio::net::lookup_host((host.as_str(), *port)).await {
-                        Ok(found) => places.extend(found.map(Place::Tcp)),
+                        Ok(found) => addresses.extend(found.map(ProxyAddress::Tcp)),
                         Err(error) => warn!(host, %error, "cannot look up the proxies' name"),
                     }
                 }
             }
         }
-        places.sort_by_key(ToString::to_string);
-        places.dedup();
-        if !places.is_empty() || began.elapsed() >= ABSENT {
-            return places;
+        addresses.sort_by_key(ToString::to_string);
+        addresses.dedup();
+        if !addresses.is_empty() || began.elapsed() >= ABSENT {
+            return addresses;
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
 /// Asks one proxy until it is given up, or the time is over.
-async fn follow(place: &Place, options: &Options, deadline: Instant, board: &Board, at: usize) {
+async fn follow(
+    address: &ProxyAddress,
+    options: &Options,
+    deadline: Instant,
+    board: &Board,
+    at: usize,
+) {
     let mut patience = Patience::default();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return;
         }
-        let word = ask(place, options, left).await;
-        let verdict = patience.judge(place, &word, Instant::now());
+        let reply = ask(address, options, left).await;
+        let verdict = patience.judge(address, &reply, Instant::now());
         board.set(at, verdict);
         match verdict {
             Verdict::Done => tokio::time::sleep(RENEW).await,
@@ -198,7 +204,7 @@ impl Board {
 
 /// What one proxy says.
 #[derive(Debug)]
-enum Word {
+enum Reply {
     /// Nothing is bound to the daemon.
     Drained,
     /// Something is.
@@ -209,7 +215,7 @@ enum Word {
     Absent(RequestError),
 }
 
-async fn ask(place: &Place, options: &Options, timeout: Duration) -> Word {
+async fn ask(address: &ProxyAddress, options: &Options, timeout: Duration) -> Reply {
     let name = utf8_percent_encode(&options.name, NON_ALPHANUMERIC);
     let seconds = timeout.as_secs().max(1);
     let mut path = format!("/backends/{name}/drain?timeout={seconds}s");
@@ -219,22 +225,22 @@ async fn ask(place: &Place, options: &Options, timeout: Duration) -> Word {
     // Read each time: it may have been changed.
     let token = match options.token_file.as_deref().map(Tokens::read).transpose() {
         Ok(token) => token,
-        Err(error) => return Word::Refused(error.to_string()),
+        Err(error) => return Reply::Refused(error.to_string()),
     };
     let token = token.as_ref().map(Tokens::first);
-    match request::post(place, &path, token, timeout + SLACK).await {
+    match request::post(address, &path, token, timeout + SLACK).await {
         Ok((StatusCode::OK, text)) => {
-            debug!(proxy = %place, text, "proxy has drained the backend");
-            Word::Drained
+            debug!(proxy = %address, text, "proxy has drained the backend");
+            Reply::Drained
         }
         // It does not know the daemon, or not any more.
-        Ok((StatusCode::NOT_FOUND, _text)) => Word::Drained,
+        Ok((StatusCode::NOT_FOUND, _text)) => Reply::Drained,
         Ok((StatusCode::GATEWAY_TIMEOUT, text)) => {
-            info!(proxy = %place, text, "proxy still has builds on the backend");
-            Word::Bound
+            info!(proxy = %address, text, "proxy still has builds on the backend");
+            Reply::Bound
         }
-        Ok((status, text)) => Word::Refused(format!("{status}: {text}")),
-        Err(error) => Word::Absent(error),
+        Ok((status, text)) => Reply::Refused(format!("{status}: {text}")),
+        Err(error) => Reply::Absent(error),
     }
 }
 
@@ -250,24 +256,24 @@ enum Verdict {
 struct Patience(Option<Instant>);
 
 impl Patience {
-    fn judge(&mut self, place: &Place, word: &Word, now: Instant) -> Verdict {
-        let (bound, error) = match word {
-            Word::Drained | Word::Bound => {
+    fn judge(&mut self, address: &ProxyAddress, reply: &Reply, now: Instant) -> Verdict {
+        let (bound, error) = match reply {
+            Reply::Drained | Reply::Bound => {
                 self.0 = None;
-                let drained = matches!(word, Word::Drained);
+                let drained = matches!(reply, Reply::Drained);
                 return if drained { Verdict::Done } else { Verdict::Wait };
             }
-            Word::Refused(text) => (REFUSING, text.clone()),
-            Word::Absent(error) => (ABSENT, chain(error)),
+            Reply::Refused(text) => (REFUSING, text.clone()),
+            Reply::Absent(error) => (ABSENT, chain(error)),
         };
         let first = self.0.is_none();
         let since = *self.0.get_or_insert(now);
         if now.saturating_duration_since(since) >= bound {
-            warn!(proxy = %place, error, "proxy does not drain the backend, giving up");
+            warn!(proxy = %address, error, "proxy does not drain the backend, giving up");
             return Verdict::GiveUp;
         }
         if first {
-            warn!(proxy = %place, error, "proxy does not drain the backend, trying again");
+            warn!(proxy = %address, error, "proxy does not drain the backend, trying again");
         }
         Verdict::Wait
     }
@@ -279,18 +285,18 @@ mod tests {
 
     #[test]
     fn a_proxy_that_refuses_is_given_more_time_than_one_that_is_away() {
-        let place = Place::Unix("/x".into());
+        let address = ProxyAddress::Unix("/x".into());
         let now = Instant::now();
-        let absent = Word::Absent(RequestError::Timeout);
-        let refused = Word::Refused("401".to_owned());
+        let absent = Reply::Absent(RequestError::Timeout);
+        let refused = Reply::Refused("401".to_owned());
         let mut patience = Patience::default();
-        assert_eq!(patience.judge(&place, &absent, now), Verdict::Wait);
-        assert_eq!(patience.judge(&place, &absent, now + ABSENT), Verdict::GiveUp);
-        assert_eq!(patience.judge(&place, &refused, now + ABSENT), Verdict::Wait);
-        assert_eq!(patience.judge(&place, &refused, now + REFUSING), Verdict::GiveUp);
-        assert_eq!(patience.judge(&place, &Word::Bound, now), Verdict::Wait);
+        assert_eq!(patience.judge(&address, &absent, now), Verdict::Wait);
+        assert_eq!(patience.judge(&address, &absent, now + ABSENT), Verdict::GiveUp);
+        assert_eq!(patience.judge(&address, &refused, now + ABSENT), Verdict::Wait);
+        assert_eq!(patience.judge(&address, &refused, now + REFUSING), Verdict::GiveUp);
+        assert_eq!(patience.judge(&address, &Reply::Bound, now), Verdict::Wait);
         let later = now + REFUSING * 2;
-        assert_eq!(patience.judge(&place, &absent, later), Verdict::Wait, "it had answered");
-        assert_eq!(patience.judge(&place, &Word::Drained, later), Verdict::Done);
+        assert_eq!(patience.judge(&address, &absent, later), Verdict::Wait, "it had answered");
+        assert_eq!(patience.judge(&address, &Reply::Drained, later), Verdict::Done);
     }
 }

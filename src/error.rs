@@ -10,7 +10,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tonic::Code;
 
-use crate::{http2_limits::TRAILER_LIST_LEN, places::NoPlace, shares::Over, wire::WireError};
+use crate::{
+    connection_limit::TooManyConnections, http2_limits::TRAILER_LIST_LEN, shares::LimitReached,
+    wire::WireError,
+};
 
 /// Header (or trailer) on every error that the proxy made itself; its value is [`ProxyError::reason`].
 pub const MARKER: HeaderName = HeaderName::from_static("buildkit-lb-error");
@@ -115,18 +118,18 @@ pub enum ProxyError {
     SessionOpen(String),
     /// A build with the same ref runs: a client gave one ref to several of its nodes.
     #[error(
-        "build {build} is running already, and {why}; where all nodes of a builder lead to one pool, \
+        "build {build} is running already, and {cause}; where all nodes of a builder lead to one pool, \
          it needs one node only"
     )]
     RefTaken {
         /// The ref.
         build: String,
         /// What keeps the two from running side by side.
-        why: &'static str,
+        cause: &'static str,
     },
     /// Its client has more calls that wait for their build than the others have.
     #[error("too many calls wait for their build: {0}")]
-    Parked(Over),
+    Parked(LimitReached),
     /// A question to the whole fleet was not answered by one daemon, which could not be left out.
     #[error("the answer is without backend {backend}: {cause}")]
     Incomplete {
@@ -151,9 +154,9 @@ pub enum ProxyError {
     /// A limit that protects the proxy is reached.
     #[error("{0}")]
     Limit(&'static str),
-    /// There is no place for the client's connection.
+    /// The proxy, or one address, has as many connections as it may have.
     #[error("{0}")]
-    NoPlace(NoPlace),
+    TooManyConnections(TooManyConnections),
 }
 
 impl ProxyError {
@@ -195,7 +198,7 @@ impl ProxyError {
             | Self::AnswerTooLarge { .. }
             | Self::Shortage { .. }
             | Self::Parked(_)
-            | Self::NoPlace(_)
+            | Self::TooManyConnections(_)
             | Self::Memory
             | Self::Limit(_) => Code::ResourceExhausted,
             Self::BadAnswer { .. } => Code::Internal,
@@ -223,7 +226,7 @@ impl ProxyError {
             Self::SessionOpen(_) => "session_open",
             Self::RefTaken { .. } => "ref_taken",
             Self::Parked(_) => "parked",
-            Self::NoPlace(_) => "no_place",
+            Self::TooManyConnections(_) => "too_many_connections",
             Self::Memory => "memory",
             Self::Limit(_) => "limit",
         }

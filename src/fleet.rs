@@ -24,8 +24,8 @@ use tracing::info;
 
 use self::{backend::Signals, fitness::Fitness};
 pub use self::{
-    backend::{Backend, BindingCount, BuildCount, Drain},
-    endpoint::{Condition, Endpoint, Labels, Place, Pod},
+    backend::{Backend, BindingCount, BuildCount, DrainGuard},
+    endpoint::{Condition, Endpoint, Labels, Location, Pod},
     fitness::DEFAULT_PROBATION,
     outliers::BuildEnd,
     version::Version,

@@ -74,7 +74,7 @@ pub type TraceId = [u8; 16];
 
 /// What the directory knows a binding by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Key {
+pub enum BindingKey {
     /// A session.
     Session(SessionId),
     /// A build's ref.
@@ -91,7 +91,7 @@ pub enum Key {
     Digest(Id),
 }
 
-impl fmt::Display for Key {
+impl fmt::Display for BindingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Session(id) => id.fmt(f),
@@ -151,7 +151,7 @@ mod tests {
         let shown = [id("7zucm43h0qiq2vm5ixf3kkhl1").to_string(), id("other").to_string()];
         assert!(shown.iter().all(|text| text.len() == 12 && !text.contains("7zu")), "{shown:?}");
         assert_ne!(shown[0], shown[1]);
-        let key = Key::Session(id("other"));
+        let key = BindingKey::Session(id("other"));
         assert_eq!(
             (key.to_string(), format!("{key:?}")),
             (shown[1].clone(), format!("Session({})", shown[1]))

@@ -225,19 +225,19 @@ impl Batched {
         }
     }
 
-    /// What `look` makes of the first bytes that the other side sends; of none, if it has closed. They are
+    /// What `inspect` makes of the first bytes that the other side sends; of none, if it has closed. They are
     /// read once more by whoever reads.
     ///
     /// # Errors
     /// The socket has failed.
-    pub async fn first_bytes<T>(&self, look: impl Fn(&[u8]) -> T) -> io::Result<T> {
+    pub async fn first_bytes<T>(&self, inspect: impl Fn(&[u8]) -> T) -> io::Result<T> {
         poll_fn(|cx| {
             let State { socket, inbox, .. } = &mut *self.shared.state.lock();
             if inbox.unread().is_empty() {
                 let len = ready!(inbox.poll_fill(socket, cx))?;
                 self.note_received(len);
             }
-            Poll::Ready(Ok(look(inbox.unread())))
+            Poll::Ready(Ok(inspect(inbox.unread())))
         })
         .await
     }
@@ -254,16 +254,16 @@ impl Batched {
                 let rest = io::IoSlice::new(&bytes[written..]);
                 written += ready!(outbox.poll_write(socket, cx, &[rest]))?;
             }
-            ready!(outbox.poll_drain(socket, cx))?;
+            ready!(outbox.poll_write_out(socket, cx))?;
             socket.poll_shutdown(cx)
         })
         .await
     }
 
     /// Sends what has been written, as far as the socket takes it.
-    fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write_out(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let State { socket, outbox, .. } = &mut *self.shared.state.lock();
-        outbox.poll_drain(socket, cx)
+        outbox.poll_write_out(socket, cx)
     }
 
     /// Bytes that have been written and not sent.
@@ -327,7 +327,7 @@ impl AsyncWrite for Batched {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let State { socket, outbox, .. } = &mut *self.shared.state.lock();
-        ready!(outbox.poll_drain(socket, cx))?;
+        ready!(outbox.poll_write_out(socket, cx))?;
         socket.poll_shutdown(cx)
     }
 

@@ -22,8 +22,8 @@
 //! - [`policy`] which backend takes a build
 //!
 //! Leaves, which anyone may use and which use no one but each other: [`account`], [`address`],
-//! [`client`], [`descriptors`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`],
-//! [`kubernetes`], [`label`], [`metrics`], [`networks`], [`opening`], [`outage`], [`places`], [`received`],
+//! [`client`], [`connection_limit`], [`descriptors`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`],
+//! [`kubernetes`], [`label`], [`metrics`], [`networks`], [`opening`], [`outage`], [`received`],
 //! [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`], [`wire`].
 
 // Whoever reads our output may be gone, and to print would be to panic then.
@@ -42,6 +42,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod connection;
+pub mod connection_limit;
 pub mod descriptors;
 pub mod directory;
 pub mod discovery;
@@ -64,7 +65,6 @@ pub mod opening;
 pub mod outage;
 pub mod parking;
 pub mod placement;
-pub mod places;
 pub mod policy;
 pub mod pool;
 pub mod proxy;

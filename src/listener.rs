@@ -21,9 +21,9 @@ use crate::{
     address::Address,
     client::Client,
     connection::{self, Context},
+    connection_limit::{ConnectionLimit, ConnectionPermit, TooManyConnections},
     descriptors::is_shortage,
     io::Socket,
-    places::{NoPlace, Place, Places},
     upstream::configure_tcp,
 };
 
@@ -33,21 +33,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections that may wait to be accepted; the system's own limit is below (`net.core.somaxconn`).
 ///
 /// What the standard library asks for, 128, is less than the jobs that one pipeline can start. A client
-/// that finds no place is not refused: its SYN is lost, and it tries again after a second.
+/// that finds the queue full is not refused: its SYN is lost, and it tries again after a second.
 const BACKLOG: u32 = 65_535;
 
 /// A bound socket.
 #[derive(Debug)]
 pub struct Listener {
-    socket: Bound,
+    socket: Listening,
     address: Address,
 }
 
-/// Who may connect, and what comes before HTTP/2.
+/// Admits clients: the limit on connections, and the TLS handshake.
 #[derive(Debug, Clone)]
-pub struct Entry {
-    /// The places of connections.
-    pub places: Places,
+pub struct Admission {
+    /// The limit on connections.
+    pub limit: ConnectionLimit,
     /// The handshakes of clients, if they speak TLS.
     pub handshakes: Option<Handshakes>,
     /// The hops in front that tell their clients' addresses, if there are any.
@@ -55,7 +55,7 @@ pub struct Entry {
 }
 
 #[derive(Debug)]
-enum Bound {
+enum Listening {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
 }
@@ -85,7 +85,7 @@ impl Listener {
                 let listener = listen_tcp(host, *port).await?;
                 let port = listener.local_addr()?.port();
                 let address = Address::Tcp { host: host.clone(), port };
-                Ok(Self { socket: Bound::Tcp(listener), address })
+                Ok(Self { socket: Listening::Tcp(listener), address })
             }
             Address::Unix(path) => {
                 remove_stale(path).await?;
@@ -93,7 +93,7 @@ impl Listener {
                 socket.bind(path)?;
                 let listener = socket.listen(BACKLOG)?;
                 let file = SocketFile::new(path);
-                Ok(Self { socket: Bound::Unix(listener, file), address: address.clone() })
+                Ok(Self { socket: Listening::Unix(listener, file), address: address.clone() })
             }
         }
     }
@@ -103,19 +103,19 @@ impl Listener {
         &self.address
     }
 
-    /// Accepts until the drain begins. A client that finds no place waits a little, with all behind it,
+    /// Accepts until the drain begins. A client that gets no permit waits a little, with all behind it,
     /// and is told then.
-    pub async fn run(self, context: Context, entry: Entry) {
+    pub async fn run(self, context: Context, admission: Admission) {
         let pool = context.proxy.metrics.pool();
-        let tls = entry.handshakes.is_some();
+        let tls = admission.handshakes.is_some();
         info!(address = %self.address, port_name = "grpc", pool, tls, "listening");
         tokio::select! {
             () = context.drain.cancelled() => {}
-            () = self.accept_all(&context, &entry) => {}
+            () = self.accept_all(&context, &admission) => {}
         }
     }
 
-    async fn accept_all(&self, context: &Context, entry: &Entry) {
+    async fn accept_all(&self, context: &Context, admission: &Admission) {
         let mut failing = false;
         loop {
             match self.accept().await {
@@ -124,7 +124,7 @@ impl Listener {
                         info!(address = %self.address, "accept recovered");
                         failing = false;
                     }
-                    receive(socket, context, entry).await;
+                    receive(socket, context, admission).await;
                 }
                 // The client's own doing: it has gone already.
                 Err(error) if !is_shortage(&error) => debug!(%error, "accept failed"),
@@ -141,60 +141,60 @@ impl Listener {
 
     async fn accept(&self) -> io::Result<Socket> {
         Ok(match &self.socket {
-            Bound::Tcp(listener) => {
+            Listening::Tcp(listener) => {
                 let (stream, _peer) = listener.accept().await?;
                 // A client that is gone already; its connection fails at once.
                 let _ = configure_tcp(&stream);
                 Socket::Tcp(stream)
             }
-            Bound::Unix(listener, _file) => Socket::Unix(listener.accept().await?.0),
+            Listening::Unix(listener, _file) => Socket::Unix(listener.accept().await?.0),
         })
     }
 }
 
 /// Serves a connection, after what a hop in front has to tell of it.
-async fn receive(socket: Socket, context: &Context, entry: &Entry) {
+async fn receive(socket: Socket, context: &Context, admission: &Admission) {
     let client = connection::client(&socket);
-    let Some(hops) = entry.hops.as_ref().filter(|hops| hops.have(&client)) else {
-        return serve(socket, client, context, entry).await;
+    let Some(hops) = admission.hops.as_ref().filter(|hops| hops.have(&client)) else {
+        return serve(socket, client, context, admission).await;
     };
     // In a task of its own: the next connection does not wait for this one's header.
     let Some(waiting) = hops.wait().await else { return };
-    let (task, entry) = (context.clone(), entry.clone());
+    let (task, admission) = (context.clone(), admission.clone());
     context.tasks.spawn(async move {
         if let Some((socket, client)) = proxy_header::resolve(socket, client, &task).await {
-            serve(socket, client, &task, &entry).await;
+            serve(socket, client, &task, &admission).await;
         }
         drop(waiting);
     });
 }
 
-/// Gives the client a place, or tells it that there is none.
-async fn serve(socket: Socket, client: Client, context: &Context, entry: &Entry) {
-    let Entry { places, handshakes, hops: _ } = entry;
-    match places.wait(&client).await {
-        Ok(place) => {
-            if place.was_made() {
-                context.proxy.refusals.full(places.limit(), client.address, None);
+/// Serves the client if it gets a permit, and refuses it otherwise.
+async fn serve(socket: Socket, client: Client, context: &Context, admission: &Admission) {
+    let Admission { limit, handshakes, hops: _ } = admission;
+    match limit.wait(&client).await {
+        Ok(permit) => {
+            if permit.evicted_another() {
+                context.proxy.refusals.full(limit.limit(), client.address, None);
             }
             match handshakes {
                 None => {
-                    context.tasks.spawn(connection::serve(socket, client, place, context.clone()))
+                    context.tasks.spawn(connection::serve(socket, client, permit, context.clone()))
                 }
                 Some(handshakes) => context.tasks.spawn(serve_secured(
                     handshakes.clone(),
                     socket,
                     client,
-                    place,
+                    permit,
                     context.clone(),
                 )),
             };
         }
-        Err(why) => {
-            context.proxy.refusals.full(places.limit(), client.address, Some(why));
-            if let Some(teller) = places.teller() {
-                let refusing = refuse(handshakes.clone(), socket, client, why, context.clone());
-                context.tasks.spawn(refusing.map(move |()| drop(teller)));
+        Err(cause) => {
+            context.proxy.refusals.full(limit.limit(), client.address, Some(cause));
+            if let Some(answering) = limit.answer_permit() {
+                let refusing = refuse(handshakes.clone(), socket, client, cause, context.clone());
+                context.tasks.spawn(refusing.map(move |()| drop(answering)));
             }
         }
     }
@@ -204,7 +204,7 @@ async fn serve_secured(
     handshakes: Handshakes,
     socket: Socket,
     client: Client,
-    place: Place,
+    permit: ConnectionPermit,
     context: Context,
 ) {
     // Boxed, so that an open connection does not keep the room for a handshake.
@@ -212,7 +212,7 @@ async fn serve_secured(
     if let Some(Accepted { socket, certificate }) = accepted {
         let certificate = certificate.is_some();
         debug!(connection = client.connection, certificate, "TLS handshake done");
-        connection::serve(socket, client, place, context).await;
+        connection::serve(socket, client, permit, context).await;
     }
 }
 
@@ -220,7 +220,7 @@ async fn refuse(
     handshakes: Option<Handshakes>,
     socket: Socket,
     client: Client,
-    why: NoPlace,
+    cause: TooManyConnections,
     context: Context,
 ) {
     let socket = match handshakes {
@@ -231,7 +231,7 @@ async fn refuse(
             accepted.socket
         }
     };
-    connection::refuse(socket, client, why, context).await;
+    connection::refuse(socket, client, cause, context).await;
 }
 
 /// Listens on the first address of `host` that can be bound.

@@ -1,4 +1,4 @@
-//! The calls that wait for their build: clients share the places, so that nobody can take all of them.
+//! The calls that wait for their build. Clients share a limit, so that no client can use it up.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,9 +6,9 @@ use crate::{
     client::Client,
     directory::{Caller, Directory, Lookup},
     error::ProxyError,
-    ids::{Key, TraceId},
+    ids::{BindingKey, TraceId},
     metrics::Metrics,
-    shares::{Limits, Over, Shares},
+    shares::{LimitReached, Limits, Shares},
 };
 
 /// How many calls may wait at once, a few KB each. A build parks three, a bake of forty targets 161.
@@ -18,22 +18,22 @@ use crate::{
 /// runs.
 const LIMITS: Limits = Limits { total: 100_000, address: 100_000, connection: 5_000 };
 
-/// The places of one directory.
+/// The limit on calls that wait for the bindings of one directory.
 #[derive(Debug)]
 pub struct Parking {
     directory: Directory,
-    places: Shares,
+    limit: Shares,
     metrics: Arc<Metrics>,
 }
 
 impl Parking {
-    /// All places are free.
+    /// No call waits.
     pub fn new(directory: Directory, metrics: Arc<Metrics>) -> Self {
         Self::with(LIMITS, directory, metrics)
     }
 
     fn with(limits: Limits, directory: Directory, metrics: Arc<Metrics>) -> Self {
-        Self { directory, places: Shares::new(limits), metrics }
+        Self { directory, limit: Shares::new(limits), metrics }
     }
 
     /// Waits until something is known of `key`; nothing is if its Solve has not come within `unseen`.
@@ -44,18 +44,18 @@ impl Parking {
         &self,
         client: &Client,
         trace: Option<TraceId>,
-        key: &Key,
+        key: &BindingKey,
         unseen: Duration,
     ) -> Result<Lookup, ProxyError> {
         let caller = Caller { connection: client.connection, trace };
-        let mut place = self.places.take(client, 1).map_err(ProxyError::Parked)?;
+        let mut share = self.limit.take(client, 1).map_err(ProxyError::Parked)?;
         self.metrics.parked_streams.inc();
         let _counted = Counted(&self.metrics);
         tokio::select! {
-            // Whoever is bound at the moment of its eviction goes on.
+            // A call that is bound in the moment of its eviction goes on.
             biased;
             outcome = self.directory.bound(key, caller, unseen) => Ok(outcome),
-            () = place.evicted() => Err(ProxyError::Parked(Over::Total)),
+            () = share.evicted() => Err(ProxyError::Parked(LimitReached::Total)),
         }
     }
 }
@@ -81,8 +81,8 @@ mod tests {
         Client { connection, address, active: Arc::default() }
     }
 
-    fn key(text: &str) -> Key {
-        Key::Build(Id::new(text.as_bytes()).expect("valid"))
+    fn key(text: &str) -> BindingKey {
+        BindingKey::Build(Id::new(text.as_bytes()).expect("valid"))
     }
 
     /// Lets all tasks run until they wait: only then does the paused clock go on.
@@ -95,7 +95,7 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         let limits = Limits { total: 1000, address: 1000, connection: 500 };
         let parking = Arc::new(Parking::with(limits, Directory::default(), Arc::clone(&metrics)));
-        let park = |client: Client, key: Key| {
+        let park = |client: Client, key: BindingKey| {
             let parking = Arc::clone(&parking);
             tokio::spawn(
                 async move { parking.wait(&client, None, &key, Duration::from_secs(14)).await },

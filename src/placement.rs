@@ -66,7 +66,7 @@ impl Wish {
     /// It cannot run where a build with the same ref runs, and nowhere else.
     fn taken(&self) -> ProxyError {
         let build = self.build.as_ref().map(ToString::to_string).unwrap_or_default();
-        ProxyError::RefTaken { build, why: "no other backend can take a second one" }
+        ProxyError::RefTaken { build, cause: "no other backend can take a second one" }
     }
 }
 

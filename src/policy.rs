@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 pub use self::candidates::{Candidate, Candidates, Status, Totals};
-use self::candidates::{Eligible, Round};
+use self::candidates::{Eligible, Round, Row};
 use crate::label::label_set;
 
 /// A new backend gets its full share after this long: enough to pull its first base images.
@@ -209,7 +209,7 @@ label_set! {
 /// A choice and how it came about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Choice {
-    /// Its place among the candidates.
+    /// The index of the chosen candidate, in the order in which the candidates were given.
     pub index: usize,
     /// Why this one.
     pub outcome: Outcome,
@@ -224,12 +224,12 @@ pub struct Choice {
 }
 
 impl Choice {
-    fn new(round: &Round<'_>, place: usize, outcome: Outcome) -> Self {
+    fn new(round: &Round<'_>, row: Row, outcome: Outcome) -> Self {
         Self {
-            index: round.candidates.index(place),
+            index: round.candidates.index(row),
             outcome,
             rank: None,
-            builds: round.candidates.at(place).builds(),
+            builds: round.candidates.at(row).builds(),
             limit: None,
             passed_over: None,
         }
@@ -276,7 +276,7 @@ impl Policy {
         round: &Round<'_>,
         rng: &mut impl Rng,
     ) -> Option<Choice> {
-        let place = match (self.kind, request.key) {
+        let row = match (self.kind, request.key) {
             (PolicyKind::Random, _) => random::choose(round, rng),
             (PolicyKind::ConsistentHash, Some(KeyHash(key))) => {
                 let settings = consistent_hash::Settings {
@@ -289,14 +289,14 @@ impl Policy {
                 least_builds::choose(round, rng)
             }
         };
-        place.map(|place| Choice::new(round, place, Outcome::Balanced))
+        row.map(|row| Choice::new(round, row, Outcome::Balanced))
     }
 }
 
 /// The candidates in the order in which the consistent hash prefers them for `key`.
 pub fn ranking(key: KeyHash, candidates: &Candidates) -> Vec<usize> {
-    let places = rank::all(key.0, candidates);
-    places.into_iter().map(|place| candidates.index(place)).collect()
+    let rows = rank::all(key.0, candidates);
+    rows.into_iter().map(|row| candidates.index(row)).collect()
 }
 
 #[cfg(test)]

@@ -20,13 +20,13 @@ use crate::{
     error::ProxyError,
     first_message::{FirstMessage, Reader, Unread},
     fleet::Fleet,
-    ids::{self, Id, Key, TraceId},
+    ids::{self, BindingKey, Id, TraceId},
     metrics::Metrics,
     parking::Parking,
     placement::{self, Placement},
     received::Received,
     refusals::Refusals,
-    relay::{self, Body, End, OnEnd, ResetError, Tally},
+    relay::{self, Body, ByteCounts, End, OnEnd, ResetError},
     running::Running,
     shares::Shares,
     upstream::{Link, SendError, SharedLinks},
@@ -145,10 +145,10 @@ impl Proxy {
     /// The Solve was refused, or the backend has left.
     pub fn known_link(
         &self,
-        key: &Key,
+        key: &BindingKey,
         client: &Client,
         headers: &HeaderMap,
-    ) -> Result<Option<(Link, Arc<Tally>)>, ProxyError> {
+    ) -> Result<Option<(Link, Arc<ByteCounts>)>, ProxyError> {
         self.found(self.directory.lookup(key), key, client, ids::trace(headers))
     }
 
@@ -162,10 +162,10 @@ impl Proxy {
         build: &Id,
         client: &Client,
         trace: Option<TraceId>,
-    ) -> Result<Option<(Link, Arc<Tally>)>, ProxyError> {
+    ) -> Result<Option<(Link, Arc<ByteCounts>)>, ProxyError> {
         let caller = Caller { connection: client.connection, trace };
         let lookup = self.directory.lookup_build(build, caller);
-        self.found(lookup, &Key::Build(build.clone()), client, trace)
+        self.found(lookup, &BindingKey::Build(build.clone()), client, trace)
     }
 
     /// The same for what is asked of a build's record, which may be of any client's.
@@ -178,9 +178,12 @@ impl Proxy {
         client: &Client,
         headers: &HeaderMap,
     ) -> Result<Option<Link>, ProxyError> {
-        let keys = [Key::Namesake(build.clone(), client.connection), Key::Build(build.clone())];
+        let keys = [
+            BindingKey::Namesake(build.clone(), client.connection),
+            BindingKey::Build(build.clone()),
+        ];
         for key in &keys {
-            if let Some((link, _tally)) = self.known_link(key, client, headers)? {
+            if let Some((link, _byte_counts)) = self.known_link(key, client, headers)? {
                 return Ok(Some(link));
             }
         }
@@ -194,10 +197,10 @@ impl Proxy {
     pub fn found(
         &self,
         lookup: Lookup,
-        key: &Key,
+        key: &BindingKey,
         client: &Client,
         trace: Option<TraceId>,
-    ) -> Result<Option<(Link, Arc<Tally>)>, ProxyError> {
+    ) -> Result<Option<(Link, Arc<ByteCounts>)>, ProxyError> {
         match lookup {
             Lookup::Live(bound) => Ok(Some(self.live_link(key, bound, client, trace))),
             Lookup::Ended(name) => match self.fleet.find(&name) {
@@ -216,19 +219,19 @@ impl Proxy {
     /// the build's own calls, and for nobody else's.
     fn live_link(
         &self,
-        key: &Key,
+        key: &BindingKey,
         bound: Bound,
         client: &Client,
         trace: Option<TraceId>,
-    ) -> (Link, Arc<Tally>) {
+    ) -> (Link, Arc<ByteCounts>) {
         let own = match key {
-            Key::Build(id) => self.carriers.carries(id, client, trace),
-            Key::Namesake(_, connection) => *connection == client.connection,
+            BindingKey::Build(id) => self.carriers.carries(id, client, trace),
+            BindingKey::Namesake(_, connection) => *connection == client.connection,
             _ => false,
         };
         let link = &bound.binding.link;
         let link = if own { link.clone() } else { self.shared.for_call(link.backend(), client) };
-        (link, bound.tally)
+        (link, bound.byte_counts)
     }
 
     /// Relays a call of `client` that any daemon can answer, or that only a daemon can refuse; `prefix`
@@ -271,18 +274,20 @@ impl Proxy {
         link: &Link,
         prefix: Bytes,
         request: Request<Received>,
-        tally: Arc<Tally>,
+        byte_counts: Arc<ByteCounts>,
         mut on_end: OnEnd,
     ) -> impl Future<Output = CallResult> + Send {
         let backend = link.backend();
         // Boxed before anything is waited for: a Solve waits for hours, and each future around it
         // would hold the memory of a request that has been sent.
         let request = Box::new(relay::request(request, |rest| {
-            Body::upload(prefix, rest, Arc::clone(backend), Arc::clone(&tally))
+            Body::upload(prefix, rest, Arc::clone(backend), Arc::clone(&byte_counts))
         }));
         async move {
             match link.send(request).await {
-                Ok(response) => Ok(relay::response(response, Arc::clone(backend), tally, on_end)),
+                Ok(response) => {
+                    Ok(relay::response(response, Arc::clone(backend), byte_counts, on_end))
+                }
                 Err(SendError::Proxy(error)) => {
                     on_end.fire(End::of(&error));
                     Err(error.into())

@@ -11,7 +11,8 @@ use http::Response;
 use tracing::{field, info, warn};
 
 use crate::{
-    error::ProxyError, metrics::Metrics, places::NoPlace, relay::Body, telemetry::Throttle,
+    connection_limit::TooManyConnections, error::ProxyError, metrics::Metrics, relay::Body,
+    telemetry::Throttle,
 };
 
 /// How often a reason is logged: one client may cause thousands of refusals a second.
@@ -72,14 +73,14 @@ impl Refusals {
         }
     }
 
-    /// Logs that all `limit` connections are taken: a client gets none because of `why`, or gets that of
+    /// Logs that all `limit` connections are taken: a client gets none because of `cause`, or gets that of
     /// another one.
-    pub fn full(&self, limit: usize, client: Option<IpAddr>, why: Option<NoPlace>) {
-        let kind = why.map_or("evicted", |_| "no_place");
+    pub fn full(&self, limit: usize, client: Option<IpAddr>, cause: Option<TooManyConnections>) {
+        let kind = cause.map_or("evicted", |_| "too_many_connections");
         if let Some(held_back) = self.full.admit(kind, Instant::now()) {
-            let (client, why) = (client.map(field::display), why.map(field::display));
-            match why {
-                Some(why) => warn!(limit, client, error = why, held_back, "connection refused"),
+            let (client, cause) = (client.map(field::display), cause.map(field::display));
+            match cause {
+                Some(cause) => warn!(limit, client, error = cause, held_back, "connection refused"),
                 None => warn!(limit, client, held_back, "idle connection closed to admit another"),
             }
         }

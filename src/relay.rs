@@ -76,7 +76,7 @@ impl End {
 
 /// Message bytes relayed in each direction.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct ByteCounts {
     /// From client to daemon.
     pub up: AtomicU64,
     /// From daemon to client.
@@ -181,14 +181,14 @@ struct Upload {
     prefix: Bytes,
     rest: Received,
     backend: Arc<Backend>,
-    tally: Arc<Tally>,
+    byte_counts: Arc<ByteCounts>,
 }
 
 #[derive(Debug)]
 struct Download {
     body: Received,
     backend: Arc<Backend>,
-    tally: Arc<Tally>,
+    byte_counts: Arc<ByteCounts>,
     on_end: OnEnd,
     trailers_sent: bool,
 }
@@ -200,13 +200,23 @@ impl Body {
     }
 
     /// The client's body on its way to `backend`, after `prefix`, which was read from it before.
-    pub fn upload(prefix: Bytes, rest: Received, backend: Arc<Backend>, tally: Arc<Tally>) -> Self {
-        Self(Kind::Upload(Box::new(Upload { prefix, rest, backend, tally })))
+    pub fn upload(
+        prefix: Bytes,
+        rest: Received,
+        backend: Arc<Backend>,
+        byte_counts: Arc<ByteCounts>,
+    ) -> Self {
+        Self(Kind::Upload(Box::new(Upload { prefix, rest, backend, byte_counts })))
     }
 
     /// The body of a daemon's response on its way to the client.
-    fn download(body: Received, backend: Arc<Backend>, tally: Arc<Tally>, on_end: OnEnd) -> Self {
-        let download = Download { body, backend, tally, on_end, trailers_sent: false };
+    fn download(
+        body: Received,
+        backend: Arc<Backend>,
+        byte_counts: Arc<ByteCounts>,
+        on_end: OnEnd,
+    ) -> Self {
+        let download = Download { body, backend, byte_counts, on_end, trailers_sent: false };
         Self(Kind::Download(Box::new(download)))
     }
 
@@ -230,7 +240,7 @@ impl Body {
 pub fn response(
     response: Response<Received>,
     backend: Arc<Backend>,
-    tally: Arc<Tally>,
+    byte_counts: Arc<ByteCounts>,
     mut on_end: OnEnd,
 ) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
@@ -244,7 +254,7 @@ pub fn response(
         on_end.fire(End::Finished(status_code(&parts.headers)));
         return Response::from_parts(parts, Body::default());
     }
-    Response::from_parts(parts, Body::download(body, backend, tally, on_end))
+    Response::from_parts(parts, Body::download(body, backend, byte_counts, on_end))
 }
 
 /// Swaps the body of a request, dropping what belongs to the downstream connection.
@@ -271,7 +281,7 @@ impl Upload {
         } else {
             mem::take(&mut self.prefix)
         };
-        self.tally.up.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.byte_counts.up.fetch_add(data.len() as u64, Ordering::Relaxed);
         self.backend.metrics().bytes_up.inc_by(data.len() as u64);
         Poll::Ready(Some(Ok(Frame::data(data))))
     }
@@ -304,7 +314,7 @@ impl Download {
             }
             self.on_end.fire(End::Finished(status_code(trailers)));
         } else if let Some(data) = frame.data_ref() {
-            self.tally.down.fetch_add(data.len() as u64, Ordering::Relaxed);
+            self.byte_counts.down.fetch_add(data.len() as u64, Ordering::Relaxed);
             self.backend.metrics().bytes_down.inc_by(data.len() as u64);
             if self.body.is_end_stream() {
                 self.on_end.fire(End::Finished(None));

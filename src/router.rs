@@ -3,7 +3,7 @@
 
 use http::HeaderMap;
 
-use crate::ids::{self, Id, Key, SessionId};
+use crate::ids::{self, BindingKey, Id, SessionId};
 
 /// What to do with a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub enum Route {
     /// The same, once its message is known to be complete.
     Return(Id),
     /// Follow this key if it is known, else go to any daemon.
-    Follow(Key),
+    Follow(BindingKey),
     /// Ask all daemons for their disk usage.
     DiskUsage,
     /// Let all daemons prune.
@@ -138,7 +138,7 @@ fn by_session(headers: &HeaderMap) -> Route {
 fn by_ids(headers: &HeaderMap) -> Route {
     match (ids::build(headers), ids::session(headers)) {
         (Some(build), _) => Route::Build(build),
-        (None, Some(session)) => Route::Follow(Key::Session(session)),
+        (None, Some(session)) => Route::Follow(BindingKey::Session(session)),
         (None, None) => Route::Any,
     }
 }
@@ -199,7 +199,7 @@ mod tests {
         let build = headers(&[("buildkit-controlapi-buildid", "r1")]);
         assert_eq!(route(path, &build), Route::Build(id("r1")));
         let session = headers(&[("x-docker-expose-session-uuid", "s1")]);
-        assert_eq!(route(path, &session), Route::Follow(Key::Session(session_id("s1"))));
+        assert_eq!(route(path, &session), Route::Follow(BindingKey::Session(session_id("s1"))));
         assert_eq!(route(path, &HeaderMap::new()), Route::Any);
     }
 

@@ -61,13 +61,13 @@ pub struct Running(Arc<Mutex<(u64, Builds)>>);
 
 impl Running {
     /// Lists a build for as long as the entry lives.
-    pub fn enter(&self, build: RunningBuild) -> Entry {
+    pub fn enter(&self, build: RunningBuild) -> RunningGuard {
         let build = Arc::new(build);
         let mut list = self.0.lock();
         list.0 += 1;
         let number = list.0;
         list.1.insert(number, Arc::clone(&build));
-        Entry { build, number, running: self.clone() }
+        RunningGuard { build, number, running: self.clone() }
     }
 
     /// The builds in the order of their placing.
@@ -78,13 +78,13 @@ impl Running {
 
 /// A place in the list.
 #[derive(Debug)]
-pub struct Entry {
+pub struct RunningGuard {
     build: Arc<RunningBuild>,
     number: u64,
     running: Running,
 }
 
-impl std::ops::Deref for Entry {
+impl std::ops::Deref for RunningGuard {
     type Target = RunningBuild;
 
     fn deref(&self) -> &RunningBuild {
@@ -92,7 +92,7 @@ impl std::ops::Deref for Entry {
     }
 }
 
-impl Drop for Entry {
+impl Drop for RunningGuard {
     fn drop(&mut self) {
         self.running.0.lock().1.remove(&self.number);
     }

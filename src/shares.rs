@@ -27,17 +27,17 @@ pub struct Limits {
     pub connection: u64,
 }
 
-/// Which limit is in the way of a client.
+/// Which limit a client has reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Over {
-    /// Its connection has all that one connection may have.
-    #[error("this connection has its whole share")]
+pub enum LimitReached {
+    /// The limit of one connection.
+    #[error("this connection has reached its limit")]
     Connection,
-    /// Its address has all that one address may have, and no connection of it has more than this one.
-    #[error("this client's address has its whole share")]
+    /// The limit of one address, and no other connection of the address has more than this one.
+    #[error("this client's address has reached its limit")]
     Address,
-    /// Nothing is free, and no other client has more than this one.
-    #[error("nothing is free")]
+    /// The limit of all clients, and no other client has more than this one.
+    #[error("the limit of all clients together is reached")]
     Total,
 }
 
@@ -60,8 +60,8 @@ impl Shares {
     /// Takes `amount` for `client`, from a heavier client if need be.
     ///
     /// # Errors
-    /// The limit that is in the way.
-    pub fn take(&self, client: &Client, amount: u64) -> Result<Share, Over> {
+    /// The limit that the client has reached.
+    pub fn take(&self, client: &Client, amount: u64) -> Result<Share, LimitReached> {
         let holder = Holder { address: network(client.address), connection: client.connection };
         let (kept, evicted) = oneshot::channel();
         let id = self.0.ledger.lock().take(holder, amount, kept)?;
@@ -75,8 +75,8 @@ impl Shares {
     /// always finds some.
     ///
     /// # Errors
-    /// The limit that is in the way.
-    pub fn take_spare(&self, client: &Client, amount: u64) -> Result<Share, Over> {
+    /// The limit that the client has reached.
+    pub fn take_spare(&self, client: &Client, amount: u64) -> Result<Share, LimitReached> {
         let holder = Holder { address: network(client.address), connection: client.connection };
         let (kept, evicted) = oneshot::channel();
         let id = self.0.ledger.lock().take_spare(holder, amount, kept)?;
@@ -108,8 +108,8 @@ impl Share {
     /// Takes `more` on top, from a heavier client if need be.
     ///
     /// # Errors
-    /// The limit that is in the way; what it had it keeps.
-    pub fn grow(&mut self, more: u64) -> Result<(), Over> {
+    /// The limit that the client has reached. The share stays as large as it was.
+    pub fn grow(&mut self, more: u64) -> Result<(), LimitReached> {
         self.shares.0.ledger.lock().grow(self.holder, self.id, more)
     }
 
@@ -167,7 +167,7 @@ mod tests {
     fn what_is_given_back_is_free_again() {
         let shares = shares(2, 2, 2);
         let first = shares.take(&client(1, 1), 2).expect("free");
-        assert_eq!(shares.take(&client(1, 1), 1).err(), Some(Over::Connection));
+        assert_eq!(shares.take(&client(1, 1), 1).err(), Some(LimitReached::Connection));
         drop(first);
         assert_eq!(shares.used(), 0);
         assert!(shares.take(&client(1, 1), 2).is_ok());
@@ -184,7 +184,7 @@ mod tests {
             while let Ok(share) = take() {
                 held.push(share);
             }
-            assert_eq!(take().err(), Some(Over::Address));
+            assert_eq!(take().err(), Some(LimitReached::Address));
             counts.push(held.len() - before);
         }
         assert_eq!(counts[0], 75, "one alone may have three quarters");
@@ -196,9 +196,9 @@ mod tests {
     fn one_connection_and_one_address_have_their_limits() {
         let shares = shares(100, 5, 3);
         let _first = shares.take(&client(1, 1), 3).expect("free");
-        assert_eq!(shares.take(&client(1, 1), 1).err(), Some(Over::Connection));
+        assert_eq!(shares.take(&client(1, 1), 1).err(), Some(LimitReached::Connection));
         let _second = shares.take(&client(1, 2), 2).expect("free");
-        assert_eq!(shares.take(&client(1, 2), 1).err(), Some(Over::Address));
+        assert_eq!(shares.take(&client(1, 2), 1).err(), Some(LimitReached::Address));
         assert!(shares.take(&client(2, 3), 3).is_ok());
     }
 
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(shares.used(), 10);
         assert_eq!(greedy.iter_mut().map(gone).filter(|gone| *gone).count(), 3);
         assert!(gone(&mut greedy[9]), "what it took last goes first");
-        assert_eq!(shares.take(&client(1, 1), 1).err(), Some(Over::Total));
+        assert_eq!(shares.take(&client(1, 1), 1).err(), Some(LimitReached::Total));
     }
 
     #[test]
@@ -230,7 +230,7 @@ mod tests {
         let shares = shares(10, 10, 10);
         let mut small = shares.take(&client(1, 1), 1).expect("free");
         let mut large = shares.take(&client(2, 2), 9).expect("free");
-        assert_eq!(large.grow(1).err(), Some(Over::Total));
+        assert_eq!(large.grow(1).err(), Some(LimitReached::Total));
         assert!(!gone(&mut large));
         small.grow(3).expect("from the heavy one");
         assert!(gone(&mut large) && !gone(&mut small));

@@ -56,7 +56,7 @@ pub enum WireError {
     /// The bytes are not the expected protobuf message.
     #[error("not a valid protobuf message")]
     Protobuf(#[from] prost::DecodeError),
-    /// The same, found by walking over it.
+    /// The bytes are not a protobuf message at all.
     #[error(transparent)]
     Malformed(#[from] fields::Malformed),
 }
@@ -144,15 +144,15 @@ pub fn encode<M: Message>(message: &M) -> Bytes {
     framed.freeze()
 }
 
-/// Cuts a byte stream into its framed messages, keeping each message's bytes as they came.
+/// Splits a byte stream into its framed messages, and keeps the bytes of each message as they came.
 #[derive(Debug)]
-pub struct Messages {
+pub struct MessageDecoder {
     pending: BytesMut,
     limit: usize,
 }
 
-impl Messages {
-    /// A cutter that accepts messages of up to `limit` bytes.
+impl MessageDecoder {
+    /// A decoder that accepts messages of up to `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self { pending: BytesMut::new(), limit }
     }
@@ -165,7 +165,7 @@ impl Messages {
     /// The length of the next message, prefix included, once its prefix has come.
     ///
     /// # Errors
-    /// As for [`Self::cut`].
+    /// As for [`Self::next_message`].
     pub fn announced(&self) -> Result<Option<usize>, WireError> {
         first_message_len(&self.pending, self.limit)
     }
@@ -174,7 +174,7 @@ impl Messages {
     ///
     /// # Errors
     /// The prefix of the next message is not acceptable; the rest of the stream is then unreadable.
-    pub fn cut(&mut self) -> Result<Option<Bytes>, WireError> {
+    pub fn next_message(&mut self) -> Result<Option<Bytes>, WireError> {
         match first_message_len(&self.pending, self.limit)? {
             Some(end) if self.pending.len() >= end => Ok(Some(self.pending.split_to(end).freeze())),
             _ => Ok(None),
@@ -250,31 +250,31 @@ mod tests {
                 [&[0][..], &len, payload].concat()
             };
             let sent: Vec<_> = payloads.iter().map(framed).collect();
-            let mut messages = Messages::new(100);
+            let mut messages = MessageDecoder::new(100);
             let mut seen = Vec::new();
             for part in sent.concat().chunks(piece) {
                 messages.push(part);
-                while let Some(message) = messages.cut().expect("valid") {
+                while let Some(message) = messages.next_message().expect("valid") {
                     seen.push(message.to_vec());
                 }
             }
             prop_assert_eq!(seen, sent);
             messages.push(&garbage);
-            while let Ok(Some(_)) = messages.cut() {}
+            while let Ok(Some(_)) = messages.next_message() {}
         }
     }
 
     #[test]
-    fn messages_are_cut_wherever_the_stream_was_split() {
+    fn messages_are_found_wherever_the_stream_was_split() {
         let one = encode(&RefRequest { r#ref: "one".into() });
         let two = encode(&RefRequest { r#ref: "two".into() });
         let stream = [&one[..], &two[..]].concat();
         for split in 0..stream.len() {
-            let mut messages = Messages::new(100);
+            let mut messages = MessageDecoder::new(100);
             let mut seen = Vec::new();
             for part in [&stream[..split], &stream[split..]] {
                 messages.push(part);
-                while let Some(message) = messages.cut().expect("valid") {
+                while let Some(message) = messages.next_message().expect("valid") {
                     seen.push(message);
                 }
             }

@@ -215,10 +215,10 @@ async fn ids_that_are_too_long_do_not_hurt() {
 async fn malformed_http2_ends_its_connection_alone() {
     let victim = Victim::start().await;
     let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    let greeted = [PREFACE, &settings].concat();
-    let with = |frame: &[u8]| [&greeted[..], frame].concat();
+    let handshake = [PREFACE, &settings].concat();
+    let with = |frame: &[u8]| [&handshake[..], frame].concat();
     for bad in [
-        b"GET / HTTP/1.1\r\nHost: x\r\n\r\nmore than a greeting".to_vec(),
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\nlonger than a preface".to_vec(),
         vec![0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03, 0, 0, 0, 0, 0],
         // DATA on stream 0, HEADERS with garbage, a frame above the limit, SETTINGS of odd length
         with(&[0, 0, 1, 0, 0, 0, 0, 0, 0, 7]),
@@ -267,7 +267,7 @@ async fn who_sends_nothing_is_dropped_and_a_health_check_is_no_error() {
     }
     eventually("the two are counted", Duration::from_secs(5), || {
         let errors = |reason| victim.proxy.metric("buildkit_lb_connection_errors_total", reason);
-        (errors(&["greeting_timeout"]) == 2.0 && errors(&[]) == 2.0).then_some(())
+        (errors(&["handshake_timeout"]) == 2.0 && errors(&[]) == 2.0).then_some(())
     });
     victim.unharmed().await;
 }
@@ -367,7 +367,7 @@ async fn floods_of_small_frames_take_no_memory() {
         ("CONTINUATION", started, Frame::new(CONTINUATION, 0, 1, vec![0, 1, b'a', 1, b'b'])),
     ];
     for (what, first, frame) in floods {
-        let mut flooder = RawFrames::greeted(&victim.proxy.socket()).await;
+        let mut flooder = RawFrames::handshaken(&victim.proxy.socket()).await;
         flooder.write(&first).await;
         let many = frame.encode().repeat(1000);
         // It reads nothing, and may be cut off or kept from sending more.

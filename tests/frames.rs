@@ -179,7 +179,7 @@ async fn a_clients_pings_are_answered_and_the_daemon_gets_none() {
     let client = tapped.client().await;
     let build = tapped.build(&client, "r").await;
     let mut session = client.session("r").await.answered().await.expect("headers");
-    let mut raw = RawFrames::greeted(&tapped.proxy.socket()).await;
+    let mut raw = RawFrames::handshaken(&tapped.proxy.socket()).await;
     for number in 0..300_u64 {
         // grpc-go measures its bandwidth with a ping after every burst of data.
         let payload = number.to_be_bytes().to_vec();
@@ -390,7 +390,7 @@ async fn windows_are_small_until_something_is_bound_and_large_from_then_on() {
     const SMALL: usize = 64 << 10;
     const LARGE: usize = 1 << 20;
     let (daemon, proxy) = with_a_reader().await;
-    let mut client = RawFrames::greeted(&proxy.socket()).await;
+    let mut client = RawFrames::handshaken(&proxy.socket()).await;
     let first = client.until(is_settings).await.expect("settings");
     assert_eq!(window(&first), Some(SMALL as u32));
     client.send(&Frame::new(SETTINGS, ACK, 0, Bytes::new())).await;
@@ -429,7 +429,7 @@ async fn windows_are_small_until_something_is_bound_and_large_from_then_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_confirms_no_settings_keeps_small_windows_and_is_served() {
     let (_daemon, proxy) = with_a_reader().await;
-    let mut client = RawFrames::greeted(&proxy.socket()).await;
+    let mut client = RawFrames::handshaken(&proxy.socket()).await;
     let uuid = [("x-docker-expose-session-uuid", "s")];
     let session = call_block("/moby.buildkit.v1.Control/Session", &uuid);
     client.send(&Frame::new(HEADERS, END_HEADERS, 1, session)).await;
@@ -457,7 +457,7 @@ async fn a_client_that_reads_nothing_holds_up_nobody_else() {
         }
     });
     let proxy = Builder::default().backend(&daemon.backend()).start();
-    let mut stuck = RawFrames::greeted(&proxy.socket()).await;
+    let mut stuck = RawFrames::handshaken(&proxy.socket()).await;
     let block = call_block("/containerd.services.content.v1.Content/Status", &[]);
     for number in 0..STREAMS {
         // Its window of 64 KiB, shared by all its streams, is all it ever grants.

@@ -181,10 +181,10 @@ fn a_drain_waits_for_nobody_who_can_have_no_build() {
     let fleet = Buildkitd::fleet(1);
     let mut proxy = Proxy::in_front_of(&fleet).start();
     let silent = std::net::TcpStream::connect(proxy.socket()).expect("accepted");
-    // Greets, and answers nothing: neither a GOAWAY nor the PING behind it.
+    // Sends its preface, and then answers neither the GOAWAY nor the PING behind it.
     let mut deaf = std::net::TcpStream::connect(proxy.socket()).expect("accepted");
-    let greeting = [PREFACE, &[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]].concat();
-    deaf.write_all(&greeting).expect("sent");
+    let preface = [PREFACE, &[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]].concat();
+    deaf.write_all(&preface).expect("sent");
     let context = Context::busybox("RUN sleep 4; echo not-cut");
     let mut build = buildctl_build(&proxy.addr(), &context);
     let client = build.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");

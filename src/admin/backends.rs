@@ -33,7 +33,7 @@ pub(super) struct Which {
 /// The same, and how long a drain lasts.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Drain {
+pub(super) struct DrainQuery {
     pool: Option<String>,
     timeout: Option<String>,
     lease: Option<String>,
@@ -57,7 +57,7 @@ pub(super) async fn drain(
     Allowed(caller): Allowed,
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    Query(query): Query<Drain>,
+    Query(query): Query<DrainQuery>,
 ) -> Result<(StatusCode, String), Refusal> {
     let _waits = caller.seat.wait();
     let mut members = find(&admin, &name, query.pool.as_deref())?;

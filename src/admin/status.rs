@@ -40,7 +40,7 @@ fn spread(pool: &Pool) -> Value {
 }
 
 fn told(pool: &str, backend: &Backend) -> Value {
-    let place = backend.place();
+    let location = backend.location();
     json!({
         "pool": pool,
         "name": backend.name(),
@@ -53,10 +53,10 @@ fn told(pool: &str, backend: &Backend) -> Value {
         "buildkit_version": backend.version().map(|version| version.to_string()),
         "builds": backend.builds(),
         "capacity": backend.capacity(),
-        "zone": place.zone.as_deref(),
-        "node": place.node.as_deref(),
-        "version": place.labels.version.as_deref(),
-        "architecture": place.labels.architecture.as_deref(),
+        "zone": location.zone.as_deref(),
+        "node": location.node.as_deref(),
+        "version": location.labels.version.as_deref(),
+        "architecture": location.labels.architecture.as_deref(),
     })
 }
 

@@ -8,7 +8,7 @@ use twox_hash::XxHash3_64;
 use super::{normal, rules::Rules};
 use crate::wire::{
     fields::{Fields, Malformed, Value, text as field},
-    solve::{Cache, Entry, Part, parts},
+    solve::{Cache, CacheEntry, SolveField, visit_fields},
 };
 
 /// Longer values are cut: a URL or image name never is this long.
@@ -55,7 +55,7 @@ impl Facts {
         let mut reading =
             Reading { rules, attrs: 0, facts: Self::default(), found: Found::default() };
         let mut broken = Ok(());
-        parts(request, |part| broken = broken.and(reading.take(part)))?;
+        visit_fields(request, |field| broken = broken.and(reading.take(field)))?;
         broken?;
         let Reading { attrs, mut facts, found, .. } = reading;
         if attrs > MAX_ATTRS {
@@ -95,13 +95,15 @@ struct Found<'a> {
 }
 
 impl<'a> Reading<'a, '_> {
-    fn take(&mut self, part: Part<'a>) -> Result<(), Malformed> {
-        match part {
-            Part::Definition(definition) => self.found.definition = definition,
-            Part::Option { name, value } if self.counts() => self.option(name, value),
-            Part::ExporterAttr { name: b"name", value } if self.counts() => self.images(value),
-            Part::ExporterAttr { .. } => self.attrs += 1,
-            Part::Cache(cache) if self.counts() => self.cache(cache)?,
+    fn take(&mut self, field: SolveField<'a>) -> Result<(), Malformed> {
+        match field {
+            SolveField::Definition(definition) => self.found.definition = definition,
+            SolveField::Option { name, value } if self.counts() => self.option(name, value),
+            SolveField::ExporterAttr { name: b"name", value } if self.counts() => {
+                self.images(value)
+            }
+            SolveField::ExporterAttr { .. } => self.attrs += 1,
+            SolveField::Cache(cache) if self.counts() => self.cache(cache)?,
             _ => {}
         }
         Ok(())
@@ -141,7 +143,7 @@ impl<'a> Reading<'a, '_> {
         Ok(())
     }
 
-    fn reference(&mut self, entry: Entry<'a>) -> Result<Option<String>, Malformed> {
+    fn reference(&mut self, entry: CacheEntry<'a>) -> Result<Option<String>, Malformed> {
         let (mut reference, mut name) = (None, None);
         entry.attrs(|key, value| match key {
             b"ref" if self.counts() => reference = text(value),
@@ -205,8 +207,10 @@ fn gateway(facts: &Facts, request: &[u8]) -> Result<Option<String>, Malformed> {
         return Ok(None);
     }
     let mut names = BTreeSet::new();
-    parts(request, |part| match part {
-        Part::Option { name, .. } if name.starts_with(b"build-arg:") || name == b"filename" => {
+    visit_fields(request, |field| match field {
+        SolveField::Option { name, .. }
+            if name.starts_with(b"build-arg:") || name == b"filename" =>
+        {
             names.extend(text(name));
             if names.len() > MAX_ARGS {
                 names.pop_last();

@@ -14,13 +14,13 @@ use crate::{
     client::{ActiveStream, Client},
     directory::{Binding, Lease, Lookup, Placing},
     fleet::{BuildCount, BuildEnd, Fleet},
-    ids::Key,
+    ids::BindingKey,
     metrics::{Metrics, RouteDecision, SessionResult, code_name},
     placement::Placed,
     policy::KeyHash,
     proxy::Proxy,
-    relay::{End, OnEnd, Tally},
-    running::{Entry, RunningBuild},
+    relay::{ByteCounts, End, OnEnd},
+    running::{RunningBuild, RunningGuard},
     shares::network,
 };
 
@@ -29,11 +29,11 @@ use crate::{
 pub(super) struct ActiveBuild {
     metrics: Arc<Metrics>,
     fleet: Arc<Fleet>,
-    build: Entry,
+    build: RunningGuard,
     /// A client's probe, which ends well on a daemon that cannot build.
     internal: bool,
-    tally: Arc<Tally>,
-    session_tally: Arc<Tally>,
+    byte_counts: Arc<ByteCounts>,
+    session_byte_counts: Arc<ByteCounts>,
     _binding: Arc<Binding>,
     _lease: Lease,
     _count: BuildCount,
@@ -52,10 +52,10 @@ impl ActiveBuild {
         client: &Client,
         arrived: Instant,
     ) -> Self {
-        let tally = |of: fn(&Key) -> bool| {
+        let byte_counts = |of: fn(&BindingKey) -> bool| {
             let key = placing.own().iter().find(|key| of(key));
             match key.map(|key| proxy.directory.lookup(key)) {
-                Some(Lookup::Live(bound)) => bound.tally,
+                Some(Lookup::Live(bound)) => bound.byte_counts,
                 _ => Arc::default(),
             }
         };
@@ -75,8 +75,8 @@ impl ActiveBuild {
             fleet: Arc::clone(&proxy.fleet),
             build: proxy.running.enter(build),
             internal: solve.internal,
-            tally: tally(|key| !matches!(key, Key::Session(_))),
-            session_tally: tally(|key| matches!(key, Key::Session(_))),
+            byte_counts: byte_counts(|key| !matches!(key, BindingKey::Session(_))),
+            session_byte_counts: byte_counts(|key| matches!(key, BindingKey::Session(_))),
             _count: placed.count,
             _binding: placed.binding,
             _lease: placed.lease,
@@ -94,8 +94,8 @@ impl ActiveBuild {
     }
 
     /// Where the build's own bytes are counted.
-    pub(super) fn tally(&self) -> Arc<Tally> {
-        Arc::clone(&self.tally)
+    pub(super) fn byte_counts(&self) -> Arc<ByteCounts> {
+        Arc::clone(&self.byte_counts)
     }
 
     /// Ends with the Solve's stream.
@@ -131,12 +131,12 @@ impl ActiveBuild {
         let build = &*self.build;
         let duration = build.arrived.elapsed();
         let backend = build.backend.name();
-        let place = build.backend.place();
+        let location = build.backend.location();
         let metrics = &self.metrics;
         metrics.build_ended(backend, end.code(), duration);
         let (home, home_is) = build.home();
-        let (up, down) = bytes(&self.tally);
-        let (session_up, session_down) = bytes(&self.session_tally);
+        let (up, down) = bytes(&self.byte_counts);
+        let (session_up, session_down) = bytes(&self.session_byte_counts);
         info!(
             pool = metrics.pool(),
             r#ref = build.build,
@@ -147,9 +147,9 @@ impl ActiveBuild {
             policy = %build.policy,
             outcome = build.decision.outcome.label(),
             backend,
-            node = place.node.as_deref(),
-            zone = place.zone.as_deref(),
-            version = place.labels.version.as_deref(),
+            node = location.node.as_deref(),
+            zone = location.zone.as_deref(),
+            version = location.labels.version.as_deref(),
             rank = build.decision.rank,
             load = build.decision.load,
             limit = build.decision.limit,
@@ -211,8 +211,8 @@ fn hashed(value: &impl Hash) -> u64 {
     STATE.hash_one(value)
 }
 
-fn bytes(tally: &Tally) -> (u64, u64) {
-    (tally.up.load(Ordering::Relaxed), tally.down.load(Ordering::Relaxed))
+fn bytes(byte_counts: &ByteCounts) -> (u64, u64) {
+    (byte_counts.up.load(Ordering::Relaxed), byte_counts.down.load(Ordering::Relaxed))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use crate::{
     affinity::AffinityKey,
     directory::{Caller, Placing, Ties},
-    ids::{Id, Key, SessionId, TraceId},
+    ids::{BindingKey, Id, SessionId, TraceId},
     placement::Wish,
     policy::KeyHash,
     wire::{
         fields::Malformed,
-        solve::{Part, parts},
+        solve::{SolveField, visit_fields},
     },
 };
 
@@ -46,21 +46,21 @@ impl Solve {
     pub fn read(request: &[u8]) -> Result<Self, Malformed> {
         let mut solve = Self::default();
         let mut policy_session = None;
-        parts(request, |part| match part {
-            Part::SourcePolicySession(id) => policy_session = SessionId::new(id),
-            part => solve.take(part),
+        visit_fields(request, |field| match field {
+            SolveField::SourcePolicySession(id) => policy_session = SessionId::new(id),
+            field => solve.take(field),
         })?;
         policy_session.into_iter().for_each(|id| solve.share(id));
         Ok(solve)
     }
 
     /// The own ids of a Solve of which only the `start` can be read.
-    pub fn ids_at_start(start: &[u8]) -> Vec<Key> {
+    pub fn ids_at_start(start: &[u8]) -> Vec<BindingKey> {
         let mut solve = Self::default();
         // It breaks off somewhere.
-        let _ = parts(start, |part| solve.take(part));
-        let session = solve.session.map(Key::Session);
-        session.into_iter().chain(solve.build.map(Key::Build)).collect()
+        let _ = visit_fields(start, |field| solve.take(field));
+        let session = solve.session.map(BindingKey::Session);
+        session.into_iter().chain(solve.build.map(BindingKey::Build)).collect()
     }
 
     /// Whether it names more sessions of others than any build needs.
@@ -68,12 +68,12 @@ impl Solve {
         self.shared.len() > MAX_SHARED_SESSIONS
     }
 
-    fn take(&mut self, part: Part<'_>) {
-        match part {
-            Part::Ref(id) => self.build = Id::new(id),
-            Part::Session(id) => self.session = SessionId::new(id),
-            Part::Internal(internal) => self.internal = internal,
-            Part::Option { name, value } => self.option(name, value),
+    fn take(&mut self, field: SolveField<'_>) {
+        match field {
+            SolveField::Ref(id) => self.build = Id::new(id),
+            SolveField::Session(id) => self.session = SessionId::new(id),
+            SolveField::Internal(internal) => self.internal = internal,
+            SolveField::Option { name, value } => self.option(name, value),
             _ => {}
         }
     }
@@ -93,8 +93,8 @@ impl Solve {
     }
 
     /// The ids it is bound by, the strongest first: a session that already serves files decides.
-    fn keys(&self, own: &[Key]) -> Vec<Key> {
-        let shared = self.shared.iter().cloned().map(Key::Session);
+    fn keys(&self, own: &[BindingKey]) -> Vec<BindingKey> {
+        let shared = self.shared.iter().cloned().map(BindingKey::Session);
         shared.chain(own.iter().cloned()).collect()
     }
 
@@ -130,16 +130,20 @@ impl Solve {
     /// (`TRACEPARENT`). It only leads a linked target, whose input is elsewhere if it is not here, and
     /// builds of buildx behind a hop that makes connections say nothing. buildctl, which sets no
     /// `filename`, builds one target each.
-    fn follows(&self, trace: Option<TraceId>, connection: u64, scattered: bool) -> Vec<Key> {
+    fn follows(&self, trace: Option<TraceId>, connection: u64, scattered: bool) -> Vec<BindingKey> {
         invocation(trace, connection, self.linked || scattered && self.groups)
     }
 }
 
 /// The keys of an invocation, the strongest first; `by_trace` if its trace alone is one.
-pub(super) fn invocation(trace: Option<TraceId>, connection: u64, by_trace: bool) -> Vec<Key> {
-    let Some(trace) = trace else { return vec![Key::Connection(connection)] };
-    let by_trace = by_trace.then_some(Key::Trace(trace));
-    std::iter::once(Key::TraceOnConnection(trace, connection)).chain(by_trace).collect()
+pub(super) fn invocation(
+    trace: Option<TraceId>,
+    connection: u64,
+    by_trace: bool,
+) -> Vec<BindingKey> {
+    let Some(trace) = trace else { return vec![BindingKey::Connection(connection)] };
+    let by_trace = by_trace.then_some(BindingKey::Trace(trace));
+    std::iter::once(BindingKey::TraceOnConnection(trace, connection)).chain(by_trace).collect()
 }
 
 #[cfg(test)]
@@ -159,8 +163,8 @@ mod tests {
         Solve::read(&request.encode_to_vec()).expect("valid")
     }
 
-    fn session(text: &str) -> Key {
-        Key::Session(SessionId::new(text.as_bytes()).expect("valid"))
+    fn session(text: &str) -> BindingKey {
+        BindingKey::Session(SessionId::new(text.as_bytes()).expect("valid"))
     }
 
     /// What it wishes as a call of a trace on connection 7.
@@ -186,7 +190,7 @@ mod tests {
             ..Default::default()
         };
         let solve = read(&request);
-        let keys = [session("shared"), session("own"), Key::Build(id("r"))];
+        let keys = [session("shared"), session("own"), BindingKey::Build(id("r"))];
         assert_eq!(solve.keys(&keys[1..]), keys);
         assert!(!solve.linked);
     }
@@ -212,14 +216,14 @@ mod tests {
         let buildx = solve(&[("filename", "Dockerfile")]);
         let linked = solve(&[("filename", "Dockerfile"), ("context:base", "input:0-b")]);
         let trace = [1; 16];
-        let (here, anywhere) = (Key::TraceOnConnection(trace, 7), Key::Trace(trace));
+        let (here, anywhere) = (BindingKey::TraceOnConnection(trace, 7), BindingKey::Trace(trace));
         let follows = |solve: &Solve, hop| solve.follows(Some(trace), 7, hop);
         for (solve, direct, behind_a_hop) in [(&buildctl, 1, 1), (&buildx, 1, 2), (&linked, 2, 2)] {
             let both = [here.clone(), anywhere.clone()];
             assert_eq!(follows(solve, false), both[..direct]);
             assert_eq!(follows(solve, true), both[..behind_a_hop]);
         }
-        assert_eq!(buildx.follows(None, 7, true), [Key::Connection(7)]);
+        assert_eq!(buildx.follows(None, 7, true), [BindingKey::Connection(7)]);
         // A later target that is linked finds it by trace, wherever it comes from.
         assert_eq!(wish(&buildx, false).ties.attracts, [here, anywhere]);
     }
@@ -254,7 +258,7 @@ mod tests {
             ..Default::default()
         };
         let start = request.encode_to_vec();
-        let keys = [session("own"), Key::Build(id("r"))];
+        let keys = [session("own"), BindingKey::Build(id("r"))];
         assert_eq!(Solve::ids_at_start(&start[..100]), keys);
         assert_eq!(Solve::ids_at_start(&start[..2]), []);
     }

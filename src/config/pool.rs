@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     tls::{Tls, TlsSettings},
-    value::{check, list, parse_count, parse_duration, parse_word, table, text, truth},
+    value::{boolean, check, list, parse_choice, parse_count, parse_duration, table, text},
 };
 use crate::{
     address::Address,
@@ -172,7 +172,7 @@ impl PoolSettings {
             "backend" => self.backend = list(path, value, problems),
             "discover" => self.discover = list(path, value, problems),
             "policy" => self.policy = text(path, value, problems),
-            "spread-bake-targets" => self.spread_bake_targets = truth(path, &value, problems),
+            "spread-bake-targets" => self.spread_bake_targets = boolean(path, &value, problems),
             "slow-start" => self.slow_start = text(path, value, problems),
             "probation" => self.probation = text(path, value, problems),
             "max-wait" => self.max_wait = text(path, value, problems),
@@ -361,7 +361,7 @@ fn check_spread(
 fn check_policy(path: &str, settings: &PoolSettings, problems: &mut Vec<String>) -> policy::Policy {
     let default = policy::Policy::default();
     let kind = check(settings.policy.as_deref(), &format!("{path}policy"), problems, |text| {
-        parse_word(text, "random, least-builds or consistent-hash")
+        parse_choice(text, "random, least-builds or consistent-hash")
     });
     let slow_start = check(
         settings.slow_start.as_deref(),
@@ -406,7 +406,7 @@ fn check_warm(path: &str, table: toml::Table, problems: &mut Vec<String>) -> war
     for (key, value) in table {
         let path = format!("{path}warm-memory.{key}");
         match key.as_str() {
-            "enabled" => warm.enabled = truth(&path, &value, problems).unwrap_or(warm.enabled),
+            "enabled" => warm.enabled = boolean(&path, &value, problems).unwrap_or(warm.enabled),
             "max-keys" => {
                 let text = text(&path, value, problems);
                 let keys = check(text.as_deref(), &path, problems, parse_warm_keys);

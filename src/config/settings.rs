@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{
     pool::PoolSettings,
-    value::{table, text, truth},
+    value::{boolean, table, text},
 };
 
 /// A longer file is none of ours: a thousand pools fit.
@@ -192,9 +192,9 @@ impl Settings {
         for (key, value) in entries {
             match key.as_str() {
                 "dns-server" => settings.dns_server = text(&key, value, problems),
-                "pod-details" => settings.pod_details = truth(&key, &value, problems),
-                "pod-deletion-cost" => settings.pod_deletion_cost = truth(&key, &value, problems),
-                "safe-to-evict" => settings.safe_to_evict = truth(&key, &value, problems),
+                "pod-details" => settings.pod_details = boolean(&key, &value, problems),
+                "pod-deletion-cost" => settings.pod_deletion_cost = boolean(&key, &value, problems),
+                "safe-to-evict" => settings.safe_to_evict = boolean(&key, &value, problems),
                 "admin-listen" => settings.admin_listen = text(&key, value, problems),
                 "control-listen" => settings.control_listen = text(&key, value, problems),
                 "admin-token-file" => settings.admin_token_file = text(&key, value, problems),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::value::{check, parse_word, text};
+use super::value::{check, parse_choice, text};
 use crate::tls::{self, ClientAuth, Files, ServerNames};
 
 /// The settings as they are written.
@@ -212,7 +212,7 @@ fn check_clients(
 ) -> Option<ClientSide> {
     let key = format!("{path}tls-client-auth");
     let client_auth = check(settings.tls_client_auth.as_deref(), &key, problems, |text| {
-        parse_word(text, "off, optional or required")
+        parse_choice(text, "off, optional or required")
     });
     let Some(first) = settings.files().key() else {
         if settings.tls_client_auth.is_some() {

@@ -41,12 +41,12 @@ pub(super) fn text(key: &str, value: toml::Value, problems: &mut Vec<String>) ->
 }
 
 /// True or false.
-pub(super) fn truth(key: &str, value: &toml::Value, problems: &mut Vec<String>) -> Option<bool> {
-    let truth = value.as_bool();
-    if truth.is_none() {
+pub(super) fn boolean(key: &str, value: &toml::Value, problems: &mut Vec<String>) -> Option<bool> {
+    let boolean = value.as_bool();
+    if boolean.is_none() {
         problems.push(format!("{key}: must be true or false"));
     }
-    truth
+    boolean
 }
 
 /// A table.
@@ -127,7 +127,7 @@ pub(super) fn parse_budget(text: &str) -> Result<u64, String> {
 }
 
 /// One of the words of an enum.
-pub(super) fn parse_word<T: DeserializeOwned>(text: &str, words: &str) -> Result<T, String> {
+pub(super) fn parse_choice<T: DeserializeOwned>(text: &str, words: &str) -> Result<T, String> {
     T::deserialize(toml::Value::String(text.to_owned()))
         .map_err(|_unknown| format!("`{text}` is not one of {words}"))
 }

@@ -24,7 +24,7 @@ use crate::{
 pub(super) struct Calls {
     pub(super) proxy: Proxy,
     pub(super) client: Client,
-    /// What each call is answered with, if there is no place for the connection.
+    /// What each call is answered with, if the connection has no permit.
     pub(super) refused: Option<ProxyError>,
 }
 

@@ -12,21 +12,21 @@ use tokio::{
 };
 
 use super::{Binding, Directory, Inner, Told, Waiting, live::Slot, waiting::publish};
-use crate::{error::ProxyError, ids::Key};
+use crate::{error::ProxyError, ids::BindingKey};
 
 /// What a Solve, or a Session that no Solve names, is known by and belongs with.
 #[derive(Debug, Clone, Default)]
 pub struct Ties {
     /// The ids that bind it, the strongest first.
-    pub keys: Vec<Key>,
+    pub keys: Vec<BindingKey>,
     /// Of these, the ones that are a Solve's own.
-    pub own: Vec<Key>,
+    pub own: Vec<BindingKey>,
     /// Where it looks for a live build to join, the strongest first.
-    pub follows: Vec<Key>,
+    pub follows: Vec<BindingKey>,
     /// Where later builds find it.
-    pub attracts: Vec<Key>,
+    pub attracts: Vec<BindingKey>,
     /// Builds with the same ref: it waits until they are placed, and must not go where they are.
-    pub apart: Vec<Key>,
+    pub apart: Vec<BindingKey>,
     /// The connection that it came on.
     pub connection: u64,
 }
@@ -126,11 +126,11 @@ impl Inner {
         ties: &Ties,
         binding: &Arc<Binding>,
     ) -> Lease {
-        let keys: Vec<Key> = ties.keys.iter().chain(&ties.attracts).cloned().collect();
+        let keys: Vec<BindingKey> = ties.keys.iter().chain(&ties.attracts).cloned().collect();
         for key in &keys {
             let solved_on = ties.own.contains(key).then_some(ties.connection);
             let live = self.live.hold(key, binding, solved_on);
-            if solved_on.is_some() && matches!(key, Key::Session(_)) {
+            if solved_on.is_some() && matches!(key, BindingKey::Session(_)) {
                 live.build = ties.own.last().cloned();
             }
             // A live key has no past: an old refusal of it must not answer again.
@@ -144,7 +144,7 @@ impl Inner {
     pub(super) fn open(
         &mut self,
         directory: &Directory,
-        key: &Key,
+        key: &BindingKey,
         binding: &Arc<Binding>,
         connection: u64,
     ) -> (Lease, bool) {
@@ -160,10 +160,13 @@ impl Inner {
     }
 
     /// Tells who is parked on `keys`, and who comes later, that their Solve was refused.
-    pub(super) fn refuse(&mut self, keys: Vec<Key>, error: &ProxyError) {
+    pub(super) fn refuse(&mut self, keys: Vec<BindingKey>, error: &ProxyError) {
         for key in keys {
             self.live.refuse(&key, error);
-            if matches!(key, Key::Session(_) | Key::Build(_) | Key::Namesake(..)) {
+            if matches!(
+                key,
+                BindingKey::Session(_) | BindingKey::Build(_) | BindingKey::Namesake(..)
+            ) {
                 self.memory.refuse(key, error.clone());
             }
         }
@@ -178,7 +181,7 @@ pub struct Claim {
     directory: Directory,
     ties: Arc<Ties>,
     /// The keys that wait for the decision.
-    keys: Vec<Key>,
+    keys: Vec<BindingKey>,
     /// Closes on drop: claims that wait try again.
     told: Told,
 }
@@ -215,7 +218,7 @@ impl Drop for Claim {
 #[derive(Debug)]
 pub struct Lease {
     directory: Weak<Mutex<Inner>>,
-    keys: Vec<Key>,
+    keys: Vec<BindingKey>,
     session: bool,
 }
 
@@ -234,8 +237,8 @@ impl Drop for Lease {
 #[derive(Debug)]
 pub struct Placing {
     directory: Directory,
-    own: Vec<Key>,
-    apart: Vec<Key>,
+    own: Vec<BindingKey>,
+    apart: Vec<BindingKey>,
     placed: watch::Receiver<Option<Waiting>>,
     /// Closes on drop: who waits looks again.
     told: Told,
@@ -244,8 +247,8 @@ pub struct Placing {
 impl Placing {
     pub(super) fn new(
         directory: &Directory,
-        own: Vec<Key>,
-        apart: Vec<Key>,
+        own: Vec<BindingKey>,
+        apart: Vec<BindingKey>,
         placed: watch::Receiver<Option<Waiting>>,
         told: Told,
     ) -> Self {
@@ -258,12 +261,12 @@ impl Placing {
     }
 
     /// The Solve's own keys: its session's, then its build's.
-    pub fn own(&self) -> &[Key] {
+    pub fn own(&self) -> &[BindingKey] {
         &self.own
     }
 
     /// The keys of other builds that have the same ref.
-    pub fn apart(&self) -> &[Key] {
+    pub fn apart(&self) -> &[BindingKey] {
         &self.apart
     }
 }

@@ -10,7 +10,7 @@ use lru::LruCache;
 
 use crate::{
     error::ProxyError,
-    ids::{Key, TraceId},
+    ids::{BindingKey, TraceId},
 };
 
 /// Ended keys remembered. A build leaves four at most, 250 bytes each: the last 15 000 builds in 15 MB,
@@ -42,7 +42,7 @@ pub(super) enum Remembered {
 /// The memory of one directory.
 #[derive(Debug)]
 pub(super) struct Memory {
-    keys: LruCache<Key, Remembered>,
+    keys: LruCache<BindingKey, Remembered>,
     /// Traces of which one build's calls came on several connections.
     scattered: LruCache<TraceId, ()>,
 }
@@ -52,26 +52,26 @@ impl Memory {
         Self { keys: LruCache::new(REMEMBERED), scattered: LruCache::new(SCATTERED) }
     }
 
-    pub(super) fn get(&mut self, key: &Key) -> Option<&Remembered> {
+    pub(super) fn get(&mut self, key: &BindingKey) -> Option<&Remembered> {
         self.keys.get(key)
     }
 
     /// Notes that `key` ended on `backend`.
-    pub(super) fn end(&mut self, key: Key, backend: Arc<str>) {
+    pub(super) fn end(&mut self, key: BindingKey, backend: Arc<str>) {
         self.keys.put(key, Remembered::Ended { backend, at: Instant::now() });
     }
 
     /// Notes that the Solve of `key` was refused.
-    pub(super) fn refuse(&mut self, key: Key, error: ProxyError) {
+    pub(super) fn refuse(&mut self, key: BindingKey, error: ProxyError) {
         self.keys.put(key, Remembered::Refused(error));
     }
 
-    pub(super) fn forget(&mut self, key: &Key) {
+    pub(super) fn forget(&mut self, key: &BindingKey) {
         self.keys.pop(key);
     }
 
     /// The backend where the first of `companions` ended a moment ago.
-    pub(super) fn recent(&mut self, companions: &[Key], now: Instant) -> Option<Arc<str>> {
+    pub(super) fn recent(&mut self, companions: &[BindingKey], now: Instant) -> Option<Arc<str>> {
         companions.iter().find_map(|key| match self.keys.get(key) {
             Some(Remembered::Ended { backend, at }) if now < *at + COMPANION_GRACE => {
                 Some(Arc::clone(backend))

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::{Directory, Inner, claim::Placing};
 use crate::{
     error::ProxyError,
-    ids::{Id, Key, SessionId, TraceId},
+    ids::{BindingKey, Id, SessionId, TraceId},
 };
 
 /// Where a call came from.
@@ -30,7 +30,7 @@ pub(super) enum Which {
     /// The one that is known by its ref.
     First,
     /// A later one.
-    Namesake(Key),
+    Namesake(BindingKey),
     /// The first one, unless a Solve with the same ref comes on the call's own connection in a moment:
     /// the calls of one build come in any order.
     Early,
@@ -38,8 +38,8 @@ pub(super) enum Which {
 
 /// Calls of builds with the same ref come on connections that say nothing of whose they are.
 fn mixed(build: &Id) -> ProxyError {
-    let why = "calls on this connection cannot be told from those of the other build";
-    ProxyError::RefTaken { build: build.to_string(), why }
+    let cause = "calls on this connection cannot be told from those of the other build";
+    ProxyError::RefTaken { build: build.to_string(), cause }
 }
 
 impl Directory {
@@ -56,11 +56,12 @@ impl Directory {
     ) -> Result<Placing, ProxyError> {
         let mut inner = self.inner.lock();
         let mut apart = Vec::new();
-        let mut keys: Vec<Key> = session.cloned().map(Key::Session).into_iter().collect();
+        let mut keys: Vec<BindingKey> =
+            session.cloned().map(BindingKey::Session).into_iter().collect();
         if let Some(build) = build {
             apart = inner.others(build, keys.first(), caller)?;
             keys.push(if apart.is_empty() {
-                Key::Build(build.clone())
+                BindingKey::Build(build.clone())
             } else {
                 inner.live.add_namesake(build, caller.connection)
             });
@@ -78,10 +79,10 @@ impl Inner {
     fn others(
         &mut self,
         build: &Id,
-        session: Option<&Key>,
+        session: Option<&BindingKey>,
         caller: Caller,
-    ) -> Result<Vec<Key>, ProxyError> {
-        let key = Key::Build(build.clone());
+    ) -> Result<Vec<BindingKey>, ProxyError> {
+        let key = BindingKey::Build(build.clone());
         let first = self.live.came_on(&key);
         let again = session.is_some_and(|session| self.live.came_on(session).is_some());
         if again || first.is_none_or(|first| first == caller.connection) {
@@ -95,7 +96,7 @@ impl Inner {
         }
         let namesakes = self.live.namesakes.get(build).into_iter().flat_map(|all| &all.on);
         let namesakes = namesakes.filter(|on| **on != caller.connection);
-        let namesakes = namesakes.map(|on| Key::Namesake(build.clone(), *on));
+        let namesakes = namesakes.map(|on| BindingKey::Namesake(build.clone(), *on));
         Ok(std::iter::once(key).chain(namesakes).collect())
     }
 
@@ -104,13 +105,13 @@ impl Inner {
     /// # Errors
     /// Several have it, and none came on the caller's connection.
     pub(super) fn which(&mut self, build: &Id, caller: Caller) -> Result<Which, ProxyError> {
-        let key = Key::Build(build.clone());
+        let key = BindingKey::Build(build.clone());
         let first = self.live.came_on(&key);
         if let Some(namesakes) = self.live.namesakes.get(build) {
             return match first {
                 _ if namesakes.mixed => Err(mixed(build)),
                 _ if namesakes.on.contains(&caller.connection) => {
-                    Ok(Which::Namesake(Key::Namesake(build.clone(), caller.connection)))
+                    Ok(Which::Namesake(BindingKey::Namesake(build.clone(), caller.connection)))
                 }
                 Some(first) if first != caller.connection => Err(mixed(build)),
                 _ => Ok(Which::First),
@@ -119,7 +120,7 @@ impl Inner {
         if first == Some(caller.connection) {
             return Ok(Which::First);
         }
-        let namesake = Key::Namesake(build.clone(), caller.connection);
+        let namesake = BindingKey::Namesake(build.clone(), caller.connection);
         if self.memory.get(&namesake).is_some() {
             return Ok(Which::Namesake(namesake));
         }
@@ -129,7 +130,7 @@ impl Inner {
     }
 
     /// Whether calls of this build, or of its client, come on several connections.
-    fn scattered(&mut self, build: &Key, caller: Caller) -> bool {
+    fn scattered(&mut self, build: &BindingKey, caller: Caller) -> bool {
         self.live.keys.get(build).is_some_and(|live| live.scattered)
             || caller.trace.is_some_and(|trace| self.memory.is_scattered(&trace))
     }

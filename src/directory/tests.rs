@@ -10,8 +10,8 @@ use crate::{
     ids::{Id, SessionId},
 };
 
-fn key(text: &str) -> Key {
-    Key::Build(Id::new(text.as_bytes()).expect("valid"))
+fn key(text: &str) -> BindingKey {
+    BindingKey::Build(Id::new(text.as_bytes()).expect("valid"))
 }
 
 /// A call of connection `connection`, without a trace.
@@ -23,8 +23,8 @@ fn id(text: &str) -> Id {
     Id::new(text.as_bytes()).expect("valid")
 }
 
-fn session(text: &str) -> Key {
-    Key::Session(SessionId::new(text.as_bytes()).expect("valid"))
+fn session(text: &str) -> BindingKey {
+    BindingKey::Session(SessionId::new(text.as_bytes()).expect("valid"))
 }
 
 fn binding(index: usize) -> Arc<Binding> {
@@ -33,7 +33,7 @@ fn binding(index: usize) -> Arc<Binding> {
 }
 
 /// A ties for `keys` beside builds under `companions`.
-fn ties(keys: &[Key], companions: &[Key]) -> Arc<Ties> {
+fn ties(keys: &[BindingKey], companions: &[BindingKey]) -> Arc<Ties> {
     let (follows, attracts) = (companions.to_vec(), companions.to_vec());
     Arc::new(Ties {
         keys: keys.to_vec(),
@@ -50,7 +50,7 @@ fn claim(directory: &Directory, ties: &Arc<Ties>) -> Option<Claimed> {
     directory.claim(ties, &watch::channel(None).0, Duration::from_secs(12)).now_or_never().flatten()
 }
 
-fn decide(directory: &Directory, keys: &[Key], companions: &[Key]) -> Claim {
+fn decide(directory: &Directory, keys: &[BindingKey], companions: &[BindingKey]) -> Claim {
     match claim(directory, &ties(keys, companions)) {
         Some(Claimed::Decide(decision)) => decision,
         other => panic!("expected a decision, found {other:?}"),
@@ -58,7 +58,7 @@ fn decide(directory: &Directory, keys: &[Key], companions: &[Key]) -> Claim {
 }
 
 /// Waits for `key` as a stream whose Solve is to come within a second.
-fn parked(directory: &Directory, key: Key) -> JoinHandle<Lookup> {
+fn parked(directory: &Directory, key: BindingKey) -> JoinHandle<Lookup> {
     let directory = directory.clone();
     tokio::spawn(async move { directory.bound(&key, on(1), Duration::from_secs(1)).await })
 }
@@ -210,7 +210,7 @@ fn a_key_on_another_backend_is_found() {
 #[test]
 fn an_abandoned_decision_frees_its_keys() {
     let directory = Directory::default();
-    drop(decide(&directory, &[key("r")], &[Key::Connection(1)]));
+    drop(decide(&directory, &[key("r")], &[BindingKey::Connection(1)]));
     assert!(directory.inner.lock().live.keys.is_empty());
     assert!(matches!(directory.lookup(&key("r")), Lookup::Unknown));
 }
@@ -218,7 +218,7 @@ fn an_abandoned_decision_frees_its_keys() {
 #[test]
 fn a_probe_follows_companions_and_pins_nothing() {
     let directory = Directory::default();
-    let companions = [Key::Trace([1; 16])];
+    let companions = [BindingKey::Trace([1; 16])];
     let probe = |name| {
         let ties = (*ties(&[key(name)], &companions)).clone();
         claim(&directory, &Arc::new(Ties { attracts: Vec::new(), ..ties }))

@@ -5,7 +5,7 @@ use std::{fmt, time::SystemTime};
 use tokio::sync::watch;
 
 use super::{Caller, Directory, Step};
-use crate::ids::Key;
+use crate::ids::BindingKey;
 
 /// Where a Solve that waits for its turn stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,11 @@ impl Directory {
     /// Waits until the Solve that a call of `caller` with `key` belongs to waits for its turn, which
     /// may never be. What it waits for is published until it is placed, refused or gone; then the channel
     /// closes.
-    pub async fn queued(&self, key: &Key, caller: Caller) -> watch::Receiver<Option<Waiting>> {
+    pub async fn queued(
+        &self,
+        key: &BindingKey,
+        caller: Caller,
+    ) -> watch::Receiver<Option<Waiting>> {
         loop {
             match self.step(key, caller, false) {
                 Step::Known(_) => std::future::pending().await,
@@ -72,7 +76,7 @@ impl Directory {
 
 impl Directory {
     /// Lets the calls that wait for one of `keys` look again, because their Solve waits for its turn.
-    pub fn look_again(&self, keys: &[Key]) {
+    pub fn look_again(&self, keys: &[BindingKey]) {
         let mut inner = self.inner.lock();
         keys.iter().for_each(|key| inner.live.wake(key, None));
     }

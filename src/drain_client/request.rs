@@ -26,12 +26,12 @@ const MAX_ANSWER: usize = 64 * 1024;
 
 /// Where one proxy is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Place {
+pub(super) enum ProxyAddress {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for ProxyAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
@@ -59,7 +59,7 @@ pub(super) enum RequestError {
 
 /// POSTs to `path`, and waits for the answer at most `limit`.
 pub(super) async fn post(
-    place: &Place,
+    address: &ProxyAddress,
     path: &str,
     token: Option<&str>,
     limit: Duration,
@@ -69,14 +69,14 @@ pub(super) async fn post(
         request = request.header(AUTHORIZATION, format!("Bearer {token}"));
     }
     let request = request.body(Empty::new())?;
-    let exchanged = match place {
-        Place::Tcp(address) => {
+    let exchanged = match address {
+        ProxyAddress::Tcp(address) => {
             let stream = connected(TcpStream::connect(address)).await?;
             // A proxy that is gone already; the exchange fails at once.
             let _ = configure_tcp(&stream);
             tokio::time::timeout(limit, exchange(stream, request)).await
         }
-        Place::Unix(path) => {
+        ProxyAddress::Unix(path) => {
             let stream = connected(UnixStream::connect(path)).await?;
             tokio::time::timeout(limit, exchange(stream, request)).await
         }

@@ -17,7 +17,7 @@ use crate::{
     client::Client,
     error::{ProxyError, chain, first_few},
     fleet::Backend,
-    ids::Key,
+    ids::BindingKey,
     proxy::Proxy,
     relay::{self, Body, ResetError},
     upstream::{Link, SendError},
@@ -108,7 +108,7 @@ pub(super) fn left_out(backend: &Backend, parts: &Parts, error: &ReplyError) {
 pub(super) async fn search<F>(
     proxy: &Proxy,
     client: &Client,
-    key: Key,
+    key: BindingKey,
     has: impl Fn(Arc<Backend>, Link) -> F,
 ) -> Option<Link>
 where

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     call::{Call, CallResult},
     client::Client,
-    ids::{Id, Key},
+    ids::{BindingKey, Id},
     proxy::Proxy,
     upstream::Link,
     wire::content::{InfoRequest, content_client::ContentClient},
@@ -53,8 +53,8 @@ pub async fn list(proxy: &Proxy, call: Call) -> CallResult {
 
 /// A daemon that has the blob, found once and remembered: reads of one blob come in ranges.
 async fn holder(proxy: &Proxy, client: &Client, headers: &HeaderMap, digest: &Id) -> Option<Link> {
-    let key = Key::Digest(digest.clone());
-    if let Ok(Some((link, _tally))) = proxy.known_link(&key, client, headers) {
+    let key = BindingKey::Digest(digest.clone());
+    if let Ok(Some((link, _byte_counts))) = proxy.known_link(&key, client, headers) {
         return Some(link);
     }
     search(proxy, client, key, |_backend, link| has_blob(link, digest)).await

@@ -15,7 +15,7 @@ use crate::{
     call::{Call, CallResult},
     client::Client,
     fleet::{Backend, Version},
-    ids::{Id, Key},
+    ids::{BindingKey, Id},
     proxy::Proxy,
     upstream::Link,
     wire::{
@@ -112,7 +112,7 @@ pub async fn update(proxy: &Proxy, call: Call) -> CallResult {
 
 /// Asks all daemons for the record of `id`; remembers who has it.
 pub async fn locate(proxy: &Proxy, client: &Client, id: &Id) -> Option<Link> {
-    let key = Key::Build(id.clone());
+    let key = BindingKey::Build(id.clone());
     search(proxy, client, key, |backend, link| has_record(backend, link, id)).await
 }
 
@@ -187,8 +187,8 @@ fn learn(proxy: &Proxy, backend: &Backend, message: &Bytes) -> BuildHistoryEvent
     let event: BuildHistoryEvent = wire::decode(message).unwrap_or_default();
     if let Some(id) = event.record.as_ref().and_then(|record| Id::new(&record.r#ref)) {
         match event.r#type() {
-            BuildHistoryEventType::Deleted => proxy.directory.forget(&Key::Build(id)),
-            _ => proxy.directory.remember(Key::Build(id), backend.shared_name()),
+            BuildHistoryEventType::Deleted => proxy.directory.forget(&BindingKey::Build(id)),
+            _ => proxy.directory.remember(BindingKey::Build(id), backend.shared_name()),
         }
     }
     event

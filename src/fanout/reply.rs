@@ -17,7 +17,7 @@ use crate::{
     fleet::Backend,
     metrics::code_name,
     received::Received,
-    wire::{MAX_MESSAGE_LEN, Messages, WireError},
+    wire::{MAX_MESSAGE_LEN, MessageDecoder, WireError},
 };
 
 /// Why a backend is left out of an answer.
@@ -61,7 +61,7 @@ pub(super) struct Reply {
     pub(super) headers: HeaderMap,
     body: Received,
     trailers: Option<HeaderMap>,
-    messages: Messages,
+    messages: MessageDecoder,
     held: Held,
     handed_on: bool,
     /// How long the daemon may be silent; for ever if it waits for events.
@@ -81,7 +81,7 @@ impl Reply {
             headers: parts.headers,
             body,
             trailers: None,
-            messages: Messages::new(MAX_MESSAGE_LEN),
+            messages: MessageDecoder::new(MAX_MESSAGE_LEN),
             held,
             handed_on: false,
             patience,
@@ -98,7 +98,7 @@ impl Reply {
         loop {
             if let Some(len) = self.messages.announced()? {
                 self.held.hold(len).await?;
-                if let Some(message) = self.messages.cut()? {
+                if let Some(message) = self.messages.next_message()? {
                     self.handed_on = true;
                     return Ok(Some(message));
                 }

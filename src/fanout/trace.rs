@@ -2,7 +2,7 @@
 
 use crate::{
     call::{Call, CallResult},
-    ids::{Key, TraceId},
+    ids::{BindingKey, TraceId},
     proxy::Proxy,
     wire::fields::{Fields, Malformed, Value},
 };
@@ -16,14 +16,17 @@ pub async fn export(proxy: &Proxy, call: Call) -> CallResult {
     let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
     let trace = message.read(first_trace).await.ok().flatten();
     // One trace may be that of many builds; those on the caller's own connection come first.
-    let keys =
-        trace.map(|trace| [Key::TraceOnConnection(trace, client.connection), Key::Trace(trace)]);
+    let keys = trace.map(|trace| {
+        [BindingKey::TraceOnConnection(trace, client.connection), BindingKey::Trace(trace)]
+    });
     let known = keys
         .iter()
         .flatten()
         .find_map(|key| proxy.known_link(key, &client, &parts.headers).ok().flatten());
     match known {
-        Some((link, _tally)) => proxy.relay_call(&link, parts, message.into_bytes(), rest).await,
+        Some((link, _byte_counts)) => {
+            proxy.relay_call(&link, parts, message.into_bytes(), rest).await
+        }
         None => proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await,
     }
 }

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::{
-    Endpoint, Place, Version,
+    Endpoint, Location, Version,
     state::{Event, Published, State, Transition},
 };
 use crate::{
@@ -71,7 +71,7 @@ pub struct Backend {
     tls: Option<Tls>,
     /// What the policies know of it: status, load, capacity.
     pub(super) candidate: Arc<Candidate>,
-    place: ArcSwap<Place>,
+    location: ArcSwap<Location>,
     state: Mutex<State>,
     /// What it said when it was probed last.
     version: ArcSwapOption<Version>,
@@ -99,7 +99,7 @@ impl Backend {
             name: endpoint.name,
             address: endpoint.address,
             candidate: Arc::new(candidate),
-            place: ArcSwap::from_pointee(endpoint.place),
+            location: ArcSwap::from_pointee(endpoint.location),
             state: Mutex::new(State::new(endpoint.condition)),
             version: ArcSwapOption::empty(),
             bindings: AtomicUsize::new(0),
@@ -142,8 +142,8 @@ impl Backend {
     }
 
     /// Where it runs.
-    pub fn place(&self) -> Arc<Place> {
-        self.place.load_full()
+    pub fn location(&self) -> Arc<Location> {
+        self.location.load_full()
     }
 
     /// What the policies know of it.
@@ -228,9 +228,9 @@ impl Backend {
     ///
     /// The cordon ends when nobody has asked again for so long, when the daemon has been away and is back,
     /// or by [`Self::set_cordoned`].
-    pub fn start_drain(self: &Arc<Self>, lease: Duration) -> Drain {
+    pub fn start_drain(self: &Arc<Self>, lease: Duration) -> DrainGuard {
         self.apply(Event::DrainStarted, Instant::now());
-        Drain { backend: Arc::clone(self), lease }
+        DrainGuard { backend: Arc::clone(self), lease }
     }
 
     /// Ends what was to last until `now`: the cordon of a drain that nobody has asked for again, a probation.
@@ -241,8 +241,8 @@ impl Backend {
     /// Takes over what discovery says now.
     pub(super) fn update(&self, endpoint: &Endpoint) {
         self.set_capacity(endpoint.capacity);
-        if **self.place.load() != endpoint.place {
-            self.place.store(Arc::new(endpoint.place.clone()));
+        if **self.location.load() != endpoint.location {
+            self.location.store(Arc::new(endpoint.location.clone()));
         }
         self.apply(Event::Listed(endpoint.condition), Instant::now());
     }
@@ -431,12 +431,12 @@ impl Drop for BindingCount {
 
 /// One open request to drain a backend. The backend stays cordoned for a lease when it ends.
 #[derive(Debug)]
-pub struct Drain {
+pub struct DrainGuard {
     backend: Arc<Backend>,
     lease: Duration,
 }
 
-impl Drop for Drain {
+impl Drop for DrainGuard {
     fn drop(&mut self) {
         let now = Instant::now();
         self.backend.apply(Event::DrainEnded(now + self.lease), now);

@@ -16,14 +16,14 @@ pub struct Endpoint {
     /// Whether it may be given builds, in the eyes of whoever runs it.
     pub condition: Condition,
     /// Where it runs.
-    pub place: Place,
+    pub location: Location,
     /// Which name its certificate has, if it speaks TLS.
     pub server_name: Expected,
 }
 
 /// Where a daemon runs and as what, as far as discovery says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Location {
     /// Its failure domain, as `topology.kubernetes.io/zone` names it.
     pub zone: Option<Arc<str>>,
     /// The machine.
@@ -84,7 +84,7 @@ impl Endpoint {
             address,
             capacity: NonZeroU32::MIN,
             condition: Condition::default(),
-            place: Place::default(),
+            location: Location::default(),
         }
     }
 }

@@ -105,7 +105,7 @@ impl<F: Future> Future for Flushing<F> {
                 return Poll::Pending;
             }
             // A failed write shows up as an error of the connection's next read or write.
-            *this.owing = this.io.poll_drain(asking).is_pending();
+            *this.owing = this.io.poll_write_out(asking).is_pending();
             // What the socket does not take now is sent as soon as it does.
             *this.waited = if *this.owing { u8::MAX } else { 0 };
         }

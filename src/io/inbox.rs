@@ -40,7 +40,7 @@ pub(super) struct Inbox {
     /// The head that is being handed on, and how much of it has been.
     head: Head,
     head_given: usize,
-    /// What is handed on as it comes: of the greeting, or of a frame's payload.
+    /// What is handed on as it comes: of the preface, or of a frame's payload.
     plain: usize,
     /// DATA that is handed on in other frames than it came in.
     run: Run,
@@ -60,8 +60,8 @@ struct Run {
 }
 
 impl Inbox {
-    /// Empty. The first `greeting` bytes are no frames.
-    pub(super) fn new(greeting: usize) -> Self {
+    /// Empty. The first `preface` bytes are no frames.
+    pub(super) fn new(preface: usize) -> Self {
         Self {
             buffer: Vec::new(),
             taken: 0,
@@ -70,7 +70,7 @@ impl Inbox {
             partial_len: 0,
             head: [0; HEAD_LEN],
             head_given: HEAD_LEN,
-            plain: greeting,
+            plain: preface,
             run: Run::default(),
         }
     }
@@ -290,7 +290,7 @@ mod tests {
     }
 
     /// Sends `wire` in pieces of `sent` bytes and reads it with `room` bytes of room at a time.
-    async fn pass(greeting: usize, wire: Vec<u8>, sent: usize, room: usize) -> Vec<u8> {
+    async fn pass(preface: usize, wire: Vec<u8>, sent: usize, room: usize) -> Vec<u8> {
         let (socket, mut other) = UnixStream::pair().expect("a pair");
         let mut socket = Socket::Unix(socket);
         let sender = tokio::spawn(async move {
@@ -299,7 +299,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         });
-        let mut inbox = Inbox::new(greeting);
+        let mut inbox = Inbox::new(preface);
         let mut received = Vec::new();
         let mut memory = vec![0; room];
         loop {

@@ -1,11 +1,11 @@
-//! When a thread waits a moment before it looks for more, so that bulk data comes in larger pieces.
+//! Interrupt moderation: a thread that moves only bulk data delays its poll, so that data comes in larger pieces.
 //!
-//! A sender's system call wakes the proxy for each 32 to 64 KiB, and a wake-up costs as much as half of
-//! the copying. Network cards have the same problem and the same answer, interrupt moderation.
+//! Each system call of a sender wakes the proxy for 32 to 64 KiB, and a wake-up costs as much as half of the
+//! copying. Network cards have the same problem, and solve it the same way.
 //!
-//! Nobody pays for it with time: as long as calls begin or end on the thread, it looks at once; and a
-//! transfer that was faster without waits is left alone for a while. gRPC lets its windows grow only
-//! while answers are prompt, so a transfer begins without waits, too.
+//! No call becomes slower: while calls begin or end on the thread, it polls immediately. If delays slow a transfer
+//! down, the thread stops delaying for a while. A transfer begins without delays, because gRPC lets its windows grow
+//! only while answers come fast.
 
 use std::{
     cell::RefCell,
@@ -13,87 +13,88 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long bulk data gathers.
-const MOMENT: Duration = Duration::from_micros(250);
+/// How long a poll is delayed, so that bulk data gathers.
+const DELAY: Duration = Duration::from_micros(250);
 
-/// Bytes of one look, on average, above which they are bulk data. Window updates are looks, too.
+/// Data is bulk data if a poll finds more bytes than this on average. Polls that find window updates count, too.
 const BULK_LEN: usize = 24 * 1024;
 
-/// How many looks the average is of.
-const LOOKS: usize = 32;
+/// The number of polls in the average.
+const POLLS: usize = 32;
 
-/// Looks at once after a call has begun or ended: the next part of whatever it belongs to is due.
-const PROMPT_LOOKS: u8 = 16;
+/// Polls without delay after a call has begun or ended: the next call of the same build is due.
+const IMMEDIATE_POLLS: u8 = 16;
 
-/// What the speed of a transfer is measured over; one that takes much longer has paused.
+/// The time over which the speed of a transfer is measured. If a slice takes much longer, the transfer has paused.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// How long is waited before the speed without waits is measured again.
-const WAITING_SLICES: u8 = 10;
+/// Slices with delays, before the speed without delays is measured again.
+const DELAYED_SLICES: u8 = 10;
 
-/// How long is not waited after waits have made a transfer slower.
+/// Slices without delays after delays have slowed a transfer down.
 const RESTING_SLICES: u8 = 10;
 
-/// Slower is what falls below this part of the speed without waits; other load makes for the rest.
+/// Delays have slowed a transfer down if its speed falls below this part of the speed without delays. Smaller
+/// differences come from other load.
 const SLOWER: f64 = 0.75;
 
 thread_local! {
     static TRAFFIC: RefCell<Traffic> = const { RefCell::new(Traffic::NONE) };
 }
 
-/// What a thread's connections receive, and whether it may wait for more.
+/// What the connections of a thread receive, and whether the thread may delay its next poll.
 #[derive(Debug)]
 struct Traffic {
-    /// Bytes since the last look.
+    /// Bytes received since the last poll.
     received: usize,
-    /// Bytes a look.
+    /// Average bytes per poll.
     average: usize,
-    /// Looks that must be at once.
-    prompt: u8,
+    /// Polls that must not be delayed.
+    immediate: u8,
     phase: Phase,
-    /// Bytes a second without waits.
+    /// Bytes per second without delays.
     speed: f64,
-    /// Since when the speed is measured, and the bytes since.
+    /// When the current slice began, and the bytes received since.
     slice: Option<(Instant, usize)>,
 }
 
-/// What a transfer is in, and for how many slices more.
+/// Whether polls are delayed, and for how many more slices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    Prompt(u8),
-    Waiting(u8),
+    Immediate(u8),
+    Delayed(u8),
 }
 
 impl Traffic {
     const NONE: Self = Self {
         received: 0,
         average: 0,
-        prompt: 0,
-        phase: Phase::Prompt(1),
+        immediate: 0,
+        phase: Phase::Immediate(1),
         speed: 0.0,
         slice: None,
     };
 
-    /// Whether the look at `now` can wait; all that was received before has been dealt with.
-    fn can_wait(&mut self, now: Instant) -> bool {
+    /// Whether the poll at `now` may be delayed. All bytes received before have been handled.
+    fn may_delay(&mut self, now: Instant) -> bool {
         let received = mem::take(&mut self.received);
         if received == 0 {
             return false;
         }
-        self.average = self.average - self.average / LOOKS + received / LOOKS;
+        self.average = self.average - self.average / POLLS + received / POLLS;
         if self.average < BULK_LEN {
-            (self.phase, self.slice) = (Phase::Prompt(1), None);
+            (self.phase, self.slice) = (Phase::Immediate(1), None);
             return false;
         }
         self.judge(received, now);
-        if self.prompt > 0 {
-            self.prompt -= 1;
+        if self.immediate > 0 {
+            self.immediate -= 1;
             return false;
         }
-        matches!(self.phase, Phase::Waiting(_))
+        matches!(self.phase, Phase::Delayed(_))
     }
 
-    /// Moves on to the next phase when it is time.
+    /// Measures the speed, and starts the next phase when the current one is over.
     fn judge(&mut self, received: usize, now: Instant) {
         let Some((began, bytes)) = &mut self.slice else {
             self.slice = Some((now, 0));
@@ -110,36 +111,36 @@ impl Traffic {
             return;
         }
         self.phase = match self.phase {
-            Phase::Prompt(left @ 2..) => Phase::Prompt(left - 1),
-            Phase::Prompt(_) => {
+            Phase::Immediate(left @ 2..) => Phase::Immediate(left - 1),
+            Phase::Immediate(_) => {
                 self.speed = speed;
-                Phase::Waiting(WAITING_SLICES)
+                Phase::Delayed(DELAYED_SLICES)
             }
-            Phase::Waiting(_) if speed < self.speed * SLOWER => Phase::Prompt(RESTING_SLICES),
-            Phase::Waiting(left @ 2..) => Phase::Waiting(left - 1),
-            Phase::Waiting(_) => Phase::Prompt(1),
+            Phase::Delayed(_) if speed < self.speed * SLOWER => Phase::Immediate(RESTING_SLICES),
+            Phase::Delayed(left @ 2..) => Phase::Delayed(left - 1),
+            Phase::Delayed(_) => Phase::Immediate(1),
         };
     }
 }
 
-/// Notes `len` bytes that came.
+/// Counts `len` received bytes.
 pub(crate) fn received(len: usize) {
     TRAFFIC.with_borrow_mut(|traffic| traffic.received += len);
 }
 
-/// Notes that a call begins, is answered or ends.
+/// Notes that a call begins, gets its answer or ends.
 pub(super) fn call_moved() {
-    TRAFFIC.with_borrow_mut(|traffic| traffic.prompt = PROMPT_LOOKS);
+    TRAFFIC.with_borrow_mut(|traffic| traffic.immediate = IMMEDIATE_POLLS);
 }
 
-/// Lets bulk data gather. The runtime calls it each time a thread has nothing left to do.
-pub fn before_look() {
-    if TRAFFIC.with_borrow_mut(|traffic| traffic.can_wait(Instant::now())) {
-        thread::sleep(MOMENT);
+/// Delays the poll if bulk data should gather. The runtime calls this each time a thread runs out of work.
+pub fn before_poll() {
+    if TRAFFIC.with_borrow_mut(|traffic| traffic.may_delay(Instant::now())) {
+        thread::sleep(DELAY);
     }
 }
 
-/// Bytes that the thread has received since it last looked.
+/// Bytes that the thread has received since its last poll.
 #[cfg(test)]
 pub(crate) fn unseen() -> usize {
     TRAFFIC.with_borrow(|traffic| traffic.received)
@@ -162,66 +163,69 @@ mod tests {
             Self { traffic: Traffic::NONE, now: Instant::now() }
         }
 
-        /// Looks that wait of those in `millis` ms, one each ms; each brings `len` bytes, or `waited`
-        /// bytes if it has waited.
-        fn waits(&mut self, millis: usize, len: usize, waited: usize) -> usize {
-            let mut waits = 0;
-            let mut waiting = false;
+        /// The number of delayed polls in `millis` ms, with one poll per ms. A poll finds `len` bytes, or `delayed_len`
+        /// bytes if it was delayed.
+        fn delays(&mut self, millis: usize, len: usize, delayed_len: usize) -> usize {
+            let mut delays = 0;
+            let mut delayed = false;
             for _ in 0..millis {
-                self.traffic.received += if waiting { waited } else { len };
+                self.traffic.received += if delayed { delayed_len } else { len };
                 self.now += Duration::from_millis(1);
-                waiting = self.traffic.can_wait(self.now);
-                waits += usize::from(waiting);
+                delayed = self.traffic.may_delay(self.now);
+                delays += usize::from(delayed);
             }
-            waits
+            delays
         }
     }
 
     #[test]
     fn bulk_data_gathers_after_a_while() {
         let mut thread = Thread::new();
-        assert_eq!(thread.waits(40, MIB, MIB), 0);
-        let waits = thread.waits(2000, MIB, MIB);
-        assert!((1700..1900).contains(&waits), "{waits} of 2000, the rest measures");
+        assert_eq!(thread.delays(40, MIB, MIB), 0);
+        let delays = thread.delays(2000, MIB, MIB);
+        assert!(
+            (1700..1900).contains(&delays),
+            "{delays} of 2000, the other polls measure the speed"
+        );
     }
 
     #[test]
-    fn a_transfer_that_waits_slow_down_is_left_alone() {
+    fn a_transfer_that_delays_slow_down_is_left_alone() {
         let mut thread = Thread::new();
-        let waits = thread.waits(5000, MIB, MIB / 2);
-        assert!((1..600).contains(&waits), "{waits} of 5000, to try again");
+        let delays = thread.delays(5000, MIB, MIB / 2);
+        assert!((1..600).contains(&delays), "{delays} of 5000, to measure again");
     }
 
     #[test]
-    fn little_data_never_waits_and_ends_the_waits() {
+    fn little_data_is_never_delayed_and_ends_the_delays() {
         let mut thread = Thread::new();
-        assert_eq!(thread.waits(1000, 4096, 4096), 0);
-        assert!(thread.waits(500, 100_000, 100_000) > 100);
-        assert!(thread.waits(100, 100, 100) < 60);
-        assert_eq!(thread.waits(100, 100, 100), 0);
+        assert_eq!(thread.delays(1000, 4096, 4096), 0);
+        assert!(thread.delays(500, 100_000, 100_000) > 100);
+        assert!(thread.delays(100, 100, 100) < 60);
+        assert_eq!(thread.delays(100, 100, 100), 0);
     }
 
     #[test]
-    fn calls_make_looks_prompt() {
+    fn calls_make_polls_immediate() {
         let mut thread = Thread::new();
-        thread.waits(100, MIB, MIB);
-        thread.traffic.prompt = PROMPT_LOOKS;
-        assert_eq!(thread.waits(PROMPT_LOOKS.into(), MIB, MIB), 0);
-        assert_eq!(thread.waits(1, MIB, MIB), 1);
+        thread.delays(100, MIB, MIB);
+        thread.traffic.immediate = IMMEDIATE_POLLS;
+        assert_eq!(thread.delays(IMMEDIATE_POLLS.into(), MIB, MIB), 0);
+        assert_eq!(thread.delays(1, MIB, MIB), 1);
     }
 
     #[test]
     fn a_pause_is_not_slowness() {
         let mut thread = Thread::new();
-        assert!(thread.waits(100, MIB, MIB) > 0);
+        assert!(thread.delays(100, MIB, MIB) > 0);
         thread.now += Duration::from_secs(60);
-        assert_eq!(thread.waits(10, MIB, MIB), 10);
+        assert_eq!(thread.delays(10, MIB, MIB), 10);
     }
 
     #[test]
-    fn nothing_received_is_nothing_to_wait_for() {
+    fn a_poll_is_not_delayed_if_nothing_was_received() {
         let mut thread = Thread::new();
-        thread.waits(100, MIB, MIB);
-        assert!(!thread.traffic.can_wait(thread.now));
+        thread.delays(100, MIB, MIB);
+        assert!(!thread.traffic.may_delay(thread.now));
     }
 }

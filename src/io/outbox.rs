@@ -62,7 +62,7 @@ impl Outbox {
     ) -> Poll<io::Result<usize>> {
         let shown = payload::take_shown();
         if self.0.as_ref().is_some_and(|batch| batch.len >= BATCH_LEN) {
-            ready!(self.poll_drain(socket, cx))?;
+            ready!(self.poll_write_out(socket, cx))?;
         }
         let batch =
             self.0.get_or_insert_with(|| POOL.with_borrow_mut(Vec::pop).unwrap_or_default());
@@ -79,7 +79,7 @@ impl Outbox {
     }
 
     /// Sends what has been written, as far as the socket takes it.
-    pub(super) fn poll_drain(
+    pub(super) fn poll_write_out(
         &mut self,
         socket: &mut Socket,
         cx: &mut Context<'_>,
@@ -199,7 +199,7 @@ mod tests {
             .await
             .expect("written");
         }
-        std::future::poll_fn(|cx| outbox.poll_drain(&mut socket, cx)).await.expect("sent");
+        std::future::poll_fn(|cx| outbox.poll_write_out(&mut socket, cx)).await.expect("sent");
         assert!(outbox.0.is_none(), "an empty outbox holds no memory");
         assert_eq!(reader.await.expect("no panic"), expected);
     }

@@ -78,8 +78,8 @@ impl Handshakes {
         context: &Context,
     ) -> Result<Option<Accepted>, Failure> {
         let mut io = ReadAhead::new(socket);
-        let look = |bytes: &[u8]| (Opening::of(bytes), opening::shown(bytes));
-        let (opening, shown) = io.first_bytes(look).await.map_err(|error| lost(&error))?;
+        let inspect = |bytes: &[u8]| (Opening::of(bytes), opening::shown(bytes));
+        let (opening, shown) = io.first_bytes(inspect).await.map_err(|error| lost(&error))?;
         match opening {
             Opening::Nothing => return Ok(None),
             Opening::Tls => {}
@@ -129,11 +129,11 @@ fn too_slow() -> Failure {
 }
 
 fn too_many() -> Failure {
-    let text = "others with fewer TLS handshakes under way needed this one's place".to_owned();
+    let text = "others with fewer TLS handshakes under way needed this one's permit".to_owned();
     Failure { reason: "tls_busy", text }
 }
 
 fn evicted() -> Failure {
-    let text = "it had no stream, and another client needed its place".to_owned();
+    let text = "it had no stream, and another client needed its permit".to_owned();
     Failure { reason: "evicted", text }
 }

@@ -196,6 +196,10 @@ pub(super) fn tag(hash: u64) -> u32 {
     tag
 }
 
+/// The index of a candidate in the table [`Candidates`], which is sorted by capacity.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Row(pub(super) usize);
+
 /// Candidates of the same capacity: they rank by hash alone.
 #[derive(Debug)]
 pub(super) struct Class {
@@ -203,12 +207,22 @@ pub(super) struct Class {
     pub(super) range: Range<usize>,
 }
 
+impl Class {
+    pub(super) fn has(&self, row: Row) -> bool {
+        self.range.contains(&row.0)
+    }
+
+    pub(super) fn rows(&self) -> impl Iterator<Item = Row> {
+        self.range.clone().map(Row)
+    }
+}
+
 /// All candidates of one fleet snapshot, by class.
 #[derive(Debug, Default)]
 pub struct Candidates {
     hashes: Box<[u64]>,
     candidates: Box<[Arc<Candidate>]>,
-    /// Place in the caller's order.
+    /// The index of each candidate in the caller's order.
     index: Box<[usize]>,
     classes: Box<[Class]>,
     /// When the last of them joined a running fleet.
@@ -217,16 +231,16 @@ pub struct Candidates {
 }
 
 impl Candidates {
-    /// Candidates that share `totals`; a choice names their place in this order.
+    /// Candidates that share `totals`; a choice names their index in this order.
     pub fn new(candidates: Vec<Arc<Candidate>>, totals: &Arc<Totals>) -> Self {
         let mut order: Vec<(usize, Arc<Candidate>)> = candidates.into_iter().enumerate().collect();
         order.sort_by_key(|(index, candidate)| (candidate.capacity(), *index));
         let mut classes: Vec<Class> = Vec::new();
-        for (place, (_, candidate)) in order.iter().enumerate() {
+        for (index, (_, candidate)) in order.iter().enumerate() {
             match classes.last_mut() {
                 Some(class) if class.capacity == candidate.capacity() => class.range.end += 1,
                 _ => {
-                    classes.push(Class { capacity: candidate.capacity(), range: place..place + 1 });
+                    classes.push(Class { capacity: candidate.capacity(), range: index..index + 1 });
                 }
             }
         }
@@ -258,17 +272,21 @@ impl Candidates {
         &self.classes
     }
 
-    /// Where in the caller's order the candidate at `place` stands.
-    pub(super) fn index(&self, place: usize) -> usize {
-        self.index[place]
+    /// The index in the caller's order of the candidate in `row`.
+    pub(super) fn index(&self, row: Row) -> usize {
+        self.index[row.0]
     }
 
-    pub(super) fn at(&self, place: usize) -> &Candidate {
-        &self.candidates[place]
+    pub(super) fn hash(&self, row: Row) -> u64 {
+        self.hashes[row.0]
     }
 
-    pub(super) fn with_tag(&self, wanted: u32) -> Option<usize> {
-        self.hashes.iter().position(|hash| tag(*hash) == wanted)
+    pub(super) fn at(&self, row: Row) -> &Candidate {
+        &self.candidates[row.0]
+    }
+
+    pub(super) fn with_tag(&self, wanted: u32) -> Option<Row> {
+        self.hashes.iter().position(|hash| tag(*hash) == wanted).map(Row)
     }
 }
 
@@ -302,21 +320,21 @@ pub(super) struct Round<'a> {
     pub(super) candidates: &'a Candidates,
     pub(super) now: Instant,
     pub(super) slow_start: Duration,
-    /// Places in the caller's order that did not accept.
+    /// Indices, in the caller's order, of the candidates that did not accept.
     pub(super) tried: &'a [usize],
     pub(super) eligible: Eligible,
 }
 
 impl Round<'_> {
-    /// Whether the candidate at `place` may be chosen.
-    pub(super) fn takes(&self, place: usize) -> bool {
-        let candidate = self.candidates.at(place);
+    /// Whether the candidate at `row` may be chosen.
+    pub(super) fn takes(&self, row: Row) -> bool {
+        let candidate = self.candidates.at(row);
         self.eligible.has(candidate)
-            && (self.tried.is_empty() || !self.tried.contains(&self.candidates.index[place]))
+            && (self.tried.is_empty() || !self.tried.contains(&self.candidates.index(row)))
     }
 
-    pub(super) fn weight(&self, place: usize) -> u64 {
-        self.candidates.at(place).weight(self.now, self.slow_start)
+    pub(super) fn weight(&self, row: Row) -> u64 {
+        self.candidates.at(row).weight(self.now, self.slow_start)
     }
 
     /// Builds that the fit ones run.
@@ -339,19 +357,19 @@ impl Round<'_> {
     /// Any that may be chosen except `not`, each with the chance of its weight.
     pub(super) fn draw(
         &self,
-        not: Option<usize>,
+        not: Option<Row>,
         weigh: impl Fn(&Class) -> u64,
         rng: &mut impl Rng,
-    ) -> Option<usize> {
-        let good = |place: &usize| Some(*place) != not && self.takes(*place);
+    ) -> Option<Row> {
+        let good = |row: &Row| Some(*row) != not && self.takes(*row);
         let total = self.candidates.classes.iter().map(&weigh).sum::<u64>();
         if total == 0 {
             return None;
         }
         for _ in 0..DRAWS {
-            let place = self.nth(rng.random_range(0..total), &weigh);
-            if good(&place) {
-                return Some(place);
+            let row = self.nth(rng.random_range(0..total), &weigh);
+            if good(&row) {
+                return Some(row);
             }
         }
         // Few take builds: each in turn is kept with its share of the weight seen so far.
@@ -359,28 +377,28 @@ impl Round<'_> {
         let mut kept = None;
         for class in &self.candidates.classes {
             let weight = weigh(class) / class.range.len() as u64;
-            for place in class.range.clone().filter(good) {
+            for row in class.rows().filter(good) {
                 seen += weight;
                 if rng.random_range(0..seen) < weight {
-                    kept = Some(place);
+                    kept = Some(row);
                 }
             }
         }
         kept
     }
 
-    /// The place at which the sum of the weights passes `at`.
-    fn nth(&self, mut at: u64, weigh: impl Fn(&Class) -> u64) -> usize {
+    /// The row in which the sum of the weights passes `at`.
+    fn nth(&self, mut at: u64, weigh: impl Fn(&Class) -> u64) -> Row {
         for class in &self.candidates.classes {
             let whole = weigh(class);
             if at < whole {
                 let each = (whole / class.range.len() as u64).max(1);
                 let offset = usize::try_from(at / each).unwrap_or_default();
-                return class.range.start + offset;
+                return Row(class.range.start + offset);
             }
             at -= whole;
         }
-        0
+        Row(0)
     }
 }
 

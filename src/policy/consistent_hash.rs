@@ -7,7 +7,7 @@
 
 use super::{
     Choice, LoadFactor, Obstacle, Outcome, Warm,
-    candidates::{Eligible, Round},
+    candidates::{Eligible, Round, Row},
     rank,
 };
 
@@ -53,26 +53,26 @@ pub(super) fn choose(
 ) -> Option<Choice> {
     let limits = LoadLimits::new(settings.factor, round);
     let first = rank::first(key, round.candidates);
-    let has_room = |place: &usize| round.takes(*place) && limits.has_room(*place);
-    let (mut place, mut rank) = match first.places().iter().position(&has_room) {
-        Some(rank) => (first.places()[rank], rank),
+    let has_room = |row: &Row| round.takes(*row) && limits.has_room(*row);
+    let (mut row, mut rank) = match first.rows().iter().position(&has_room) {
+        Some(rank) => (first.rows()[rank], rank),
         None => beyond(key, has_room, round)?,
     };
-    let known = |place: usize| warm.is_some_and(|warm| warm.has(round.candidates.at(place).tag()));
-    if !known(place) {
-        if let Some(place) = warm.and_then(|warm| warmest(warm, has_room, round)) {
-            let rank = rank::rank(key, round.candidates, place);
-            return Some(limits.choice(place, Outcome::Warm, rank));
+    let known = |row: Row| warm.is_some_and(|warm| warm.has(round.candidates.at(row).tag()));
+    if !known(row) {
+        if let Some(row) = warm.and_then(|warm| warmest(warm, has_room, round)) {
+            let rank = rank::rank(key, round.candidates, row);
+            return Some(limits.choice(row, Outcome::Warm, rank));
         }
-        let takes_cold = |place: &usize| has_room(place) && limits.has_room_for_cold(*place);
+        let takes_cold = |row: &Row| has_room(row) && limits.has_room_for_cold(*row);
         if settings.remembers
-            && let Some(better) = first.places().iter().position(takes_cold)
+            && let Some(better) = first.rows().iter().position(takes_cold)
         {
-            (place, rank) = (first.places()[better], better);
+            (row, rank) = (first.rows()[better], better);
         }
     }
-    let home = *first.places().first()?;
-    let mut choice = limits.choice(place, Outcome::Home, rank);
+    let home = *first.rows().first()?;
+    let mut choice = limits.choice(row, Outcome::Home, rank);
     if rank > 0 {
         let obstacle = limits.obstacle(home);
         choice.passed_over = Some((round.candidates.index(home), obstacle));
@@ -89,18 +89,14 @@ pub(super) fn choose(
 
 /// The best below its bound when none of the first is. Counts change under us and rounds may exclude
 /// who has room: when all seem full, the best is as good as any.
-fn beyond(
-    key: u64,
-    has_room: impl Fn(&usize) -> bool,
-    round: &Round<'_>,
-) -> Option<(usize, usize)> {
-    let place = rank::best(key, round.candidates, |place| has_room(&place))
-        .or_else(|| rank::best(key, round.candidates, |place| round.takes(place)))?;
-    Some((place, rank::rank(key, round.candidates, place)))
+fn beyond(key: u64, has_room: impl Fn(&Row) -> bool, round: &Round<'_>) -> Option<(Row, usize)> {
+    let row = rank::best(key, round.candidates, |row| has_room(&row))
+        .or_else(|| rank::best(key, round.candidates, |row| round.takes(row)))?;
+    Some((row, rank::rank(key, round.candidates, row)))
 }
 
 /// Where the key was built last, if there is room.
-fn warmest(warm: Warm, has_room: impl Fn(&usize) -> bool, round: &Round<'_>) -> Option<usize> {
+fn warmest(warm: Warm, has_room: impl Fn(&Row) -> bool, round: &Round<'_>) -> Option<Row> {
     warm.tags().filter_map(|tag| round.candidates.with_tag(tag)).find(has_room)
 }
 
@@ -108,7 +104,7 @@ fn warmest(warm: Warm, has_room: impl Fn(&usize) -> bool, round: &Round<'_>) -> 
 #[derive(Debug)]
 struct LoadLimits<'a> {
     round: &'a Round<'a>,
-    /// The builds of all, the one to place included, their weights and the factor in thousandths;
+    /// The builds of all, the one to row included, their weights and the factor in thousandths;
     /// `None` without a bound.
     share: Option<(u64, u64, u16)>,
 }
@@ -122,63 +118,59 @@ impl<'a> LoadLimits<'a> {
         Self { round, share: share.filter(|_| bounded) }
     }
 
-    /// Builds that the candidate may run, the one to place included.
-    fn of(&self, place: usize) -> Option<u64> {
+    /// Builds that the candidate may run, the one to row included.
+    fn of(&self, row: Row) -> Option<u64> {
         let factor = self.share?.2;
         let candidates = self.round.candidates;
-        let full = u64::from(candidates.at(place).capacity()) * super::candidates::FULL_SHARE;
-        let least = if self.round.weight(place) < full {
+        let full = u64::from(candidates.at(row).capacity()) * super::candidates::FULL_SHARE;
+        let least = if self.round.weight(row) < full {
             ALWAYS_ALLOWED_STARTING
         } else if candidates.len() <= SMALL_FLEET {
             ALWAYS_ALLOWED_SMALL
         } else {
             ALWAYS_ALLOWED
         };
-        Some(self.part(place, factor)?.max(least))
+        Some(self.part(row, factor)?.max(least))
     }
 
     /// So many thousandths of the candidate's share of all builds, rounded up.
-    fn part(&self, place: usize, thousandths: u16) -> Option<u64> {
+    fn part(&self, row: Row, thousandths: u16) -> Option<u64> {
         let (builds, total, _) = self.share?;
-        let builds = u128::from(builds) * u128::from(self.round.weight(place));
+        let builds = u128::from(builds) * u128::from(self.round.weight(row));
         let part = (builds * u128::from(thousandths)).div_ceil(u128::from(total) * 1000);
         Some(u64::try_from(part).unwrap_or(u64::MAX))
     }
 
-    fn has_room(&self, place: usize) -> bool {
-        let builds = u64::from(self.round.candidates.at(place).builds());
-        self.of(place).is_none_or(|limit| builds < limit)
+    fn has_room(&self, row: Row) -> bool {
+        let builds = u64::from(self.round.candidates.at(row).builds());
+        self.of(row).is_none_or(|limit| builds < limit)
     }
 
     /// Whether a build that finds no cache anywhere may go there.
-    fn has_room_for_cold(&self, place: usize) -> bool {
-        let builds = u64::from(self.round.candidates.at(place).builds());
-        self.part(place, COLD_SHARE).is_none_or(|part| builds < part.max(COLD_ALLOWED))
+    fn has_room_for_cold(&self, row: Row) -> bool {
+        let builds = u64::from(self.round.candidates.at(row).builds());
+        self.part(row, COLD_SHARE).is_none_or(|part| builds < part.max(COLD_ALLOWED))
     }
 
     /// Why the candidate was not chosen.
-    fn obstacle(&self, place: usize) -> Obstacle {
-        let candidate = self.round.candidates.at(place);
+    fn obstacle(&self, row: Row) -> Obstacle {
+        let candidate = self.round.candidates.at(row);
         if candidate.is_cordoned() {
             Obstacle::Cordoned
-        } else if self.round.tried.contains(&self.round.candidates.index(place)) {
+        } else if self.round.tried.contains(&self.round.candidates.index(row)) {
             Obstacle::Unreachable
         } else if !candidate.is_ready() {
             Obstacle::Unhealthy
         } else if candidate.is_degraded() {
             Obstacle::Degraded
-        } else if self.has_room(place) {
+        } else if self.has_room(row) {
             Obstacle::Busy
         } else {
             Obstacle::Full
         }
     }
 
-    fn choice(&self, place: usize, outcome: Outcome, rank: usize) -> Choice {
-        Choice {
-            rank: Some(rank),
-            limit: self.of(place),
-            ..Choice::new(self.round, place, outcome)
-        }
+    fn choice(&self, row: Row, outcome: Outcome, rank: usize) -> Choice {
+        Choice { rank: Some(rank), limit: self.of(row), ..Choice::new(self.round, row, outcome) }
     }
 }

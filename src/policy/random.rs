@@ -2,8 +2,8 @@
 
 use rand::Rng;
 
-use super::candidates::{Class, Round};
+use super::candidates::{Class, Round, Row};
 
-pub(super) fn choose(round: &Round<'_>, rng: &mut impl Rng) -> Option<usize> {
+pub(super) fn choose(round: &Round<'_>, rng: &mut impl Rng) -> Option<Row> {
     round.draw(None, |class: &Class| class.range.len() as u64, rng)
 }

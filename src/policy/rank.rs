@@ -5,7 +5,7 @@
 //! 1998). The score is -ln(u) / capacity for u between 0 and 1 from the hash, the lowest wins: the
 //! chance to win is in proportion to the capacity. Among equals that is the order of the hashes.
 
-use super::candidates::Candidates;
+use super::candidates::{Candidates, Row};
 
 /// The first ranks, which a decision looks at before it looks at all.
 ///
@@ -23,16 +23,16 @@ struct Score {
     rest: u64,
 }
 
-/// The first places of a key's ranking, the best first.
+/// The rows of the best candidates for a key, the best first.
 #[derive(Debug)]
 pub(super) struct First {
-    places: [usize; FIRST],
+    rows: [Row; FIRST],
     len: usize,
 }
 
 impl First {
-    pub(super) fn places(&self) -> &[usize] {
-        &self.places[..self.len]
+    pub(super) fn rows(&self) -> &[Row] {
+        &self.rows[..self.len]
     }
 }
 
@@ -48,52 +48,48 @@ pub(super) fn first(key: u64, candidates: &Candidates) -> First {
                 let mut best = Best::default();
                 best.add_class(key, &candidates.hashes()[class.range.clone()], class.range.start);
                 for entry in &best.entries[..best.len] {
-                    if !scored.add(Score::new(entry.hash, class.capacity), entry.place) {
+                    if !scored.add(Score::new(entry.hash, class.capacity), entry.row) {
                         break;
                     }
                 }
             }
-            return First { places: scored.entries.map(|(_, place)| place), len: scored.len };
+            return First { rows: scored.entries.map(|(_, row)| row), len: scored.len };
         }
     }
-    First { places: best.entries.map(|entry| entry.place), len: best.len }
+    First { rows: best.entries.map(|entry| entry.row), len: best.len }
 }
 
-/// All places of the ranking for `key`, the best first.
-pub(super) fn all(key: u64, candidates: &Candidates) -> Vec<usize> {
+/// The rows of all candidates, the best for `key` first.
+pub(super) fn all(key: u64, candidates: &Candidates) -> Vec<Row> {
     let mut scored: Vec<_> = scores(key, candidates).collect();
     scored.sort_by(|(a, _), (b, _)| a.cost.total_cmp(&b.cost).then(a.rest.cmp(&b.rest)));
-    scored.into_iter().map(|(_, place)| place).collect()
+    scored.into_iter().map(|(_, row)| row).collect()
 }
 
-/// How many candidates rank before the one at `place`.
-pub(super) fn rank(key: u64, candidates: &Candidates, place: usize) -> usize {
-    let hash = mix(candidates.hashes()[place], key);
+/// How many candidates rank before the one in `row`.
+pub(super) fn rank(key: u64, candidates: &Candidates, row: Row) -> usize {
+    let hash = mix(candidates.hash(row), key);
     match candidates.classes() {
         [_one] => candidates.hashes().iter().filter(|other| mix(**other, key) > hash).count(),
         classes => {
-            let own = classes.iter().find(|class| class.range.contains(&place));
+            let own = classes.iter().find(|class| class.has(row));
             let own = own.map(|class| Score::new(hash, class.capacity));
             scores(key, candidates).filter(|(score, _)| Some(*score) < own).count()
         }
     }
 }
 
-/// The best place that `wanted` accepts.
-pub(super) fn best(
-    key: u64,
-    candidates: &Candidates,
-    wanted: impl Fn(usize) -> bool,
-) -> Option<usize> {
-    let wanted = scores(key, candidates).filter(|(_, place)| wanted(*place));
-    wanted.reduce(|best, next| if next.0 < best.0 { next } else { best }).map(|(_, place)| place)
+/// The row of the best candidate that `wanted` accepts.
+pub(super) fn best(key: u64, candidates: &Candidates, wanted: impl Fn(Row) -> bool) -> Option<Row> {
+    let wanted = scores(key, candidates).filter(|(_, row)| wanted(*row));
+    wanted.reduce(|best, next| if next.0 < best.0 { next } else { best }).map(|(_, row)| row)
 }
 
-fn scores(key: u64, candidates: &Candidates) -> impl Iterator<Item = (Score, usize)> {
+fn scores(key: u64, candidates: &Candidates) -> impl Iterator<Item = (Score, Row)> {
     candidates.classes().iter().flat_map(move |class| {
-        class.range.clone().map(move |place| {
-            (Score::new(mix(candidates.hashes()[place], key), class.capacity), place)
-        })
+        class
+            .rows()
+            .map(move |row| (Score::new(mix(candidates.hash(row), key), class.capacity), row))
     })
 }
 
@@ -136,15 +132,15 @@ fn cost(hash: u64) -> f64 {
 }
 
 #[derive(Debug, Default, Clone, Copy)]
-struct Entry {
+struct Ranked {
     hash: u64,
-    place: usize,
+    row: Row,
 }
 
 /// The highest hashes so far, the highest first.
 #[derive(Debug, Default)]
 struct Best {
-    entries: [Entry; FIRST],
+    entries: [Ranked; FIRST],
     len: usize,
 }
 
@@ -157,7 +153,7 @@ impl Best {
         if self.len < FIRST.min(hashes.len()) {
             self.len = 0;
             for (offset, hash) in hashes.iter().enumerate() {
-                self.insert(Entry { hash: mix(*hash, key), place: start + offset });
+                self.insert(Ranked { hash: mix(*hash, key), row: Row(start + offset) });
             }
         }
     }
@@ -166,7 +162,7 @@ impl Best {
         for (offset, hash) in hashes.iter().enumerate() {
             let hash = mix(*hash, key);
             if hash > least {
-                self.insert(Entry { hash, place: start + offset });
+                self.insert(Ranked { hash, row: Row(start + offset) });
                 if self.len == FIRST {
                     least = self.entries[FIRST - 1].hash;
                 }
@@ -176,7 +172,7 @@ impl Best {
 
     /// Of equal ones the first stays before.
     #[inline(never)]
-    fn insert(&mut self, entry: Entry) {
+    fn insert(&mut self, entry: Ranked) {
         let mut at = self.len;
         if at == FIRST {
             at -= 1;
@@ -196,26 +192,26 @@ impl Best {
 /// The lowest scores so far, the lowest first.
 #[derive(Debug)]
 struct Scored {
-    entries: [(Score, usize); FIRST],
+    entries: [(Score, Row); FIRST],
     len: usize,
 }
 
 impl Default for Scored {
     fn default() -> Self {
-        Self { entries: [(Score { cost: f64::INFINITY, rest: 0 }, 0); FIRST], len: 0 }
+        Self { entries: [(Score { cost: f64::INFINITY, rest: 0 }, Row(0)); FIRST], len: 0 }
     }
 }
 
 impl Scored {
     /// Returns whether it is among them.
-    fn add(&mut self, score: Score, place: usize) -> bool {
+    fn add(&mut self, score: Score, row: Row) -> bool {
         let at = self.entries[..self.len].partition_point(|(other, _)| *other <= score);
         if at == FIRST {
             return false;
         }
         self.len = (self.len + 1).min(FIRST);
         self.entries[at..self.len].rotate_right(1);
-        self.entries[at] = (score, place);
+        self.entries[at] = (score, row);
         true
     }
 }

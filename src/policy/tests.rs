@@ -100,7 +100,7 @@ fn the_first_ranks_are_those_of_the_whole_ranking() {
             let key = KeyHash::new(&key.to_string());
             let first = rank::first(key.0, &facts.candidates);
             let all = rank::all(key.0, &facts.candidates);
-            assert_eq!(first.places(), &all[..8]);
+            assert_eq!(first.rows(), &all[..8]);
             assert_eq!(rank::rank(key.0, &facts.candidates, all[20]), 20);
             assert_eq!(rank::best(key.0, &facts.candidates, |_| true), Some(all[0]));
         }
@@ -123,7 +123,7 @@ fn a_large_fleet_shares_the_keys_evenly() {
     let facts = equal(1000);
     let mut homes = vec![0_u32; 1000];
     for key in 0..20_000 {
-        homes[rank::first(KeyHash::new(&key.to_string()).0, &facts.candidates).places()[0]] += 1;
+        homes[rank::first(KeyHash::new(&key.to_string()).0, &facts.candidates).rows()[0].0] += 1;
     }
     // Twenty expected: a thousand draws of chance alone keep within this but once in many.
     assert!(homes.iter().all(|count| (3..48).contains(count)), "{homes:?}");

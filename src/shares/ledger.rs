@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Limits, Over};
+use super::{LimitReached, Limits};
 
 type Address = Option<IpAddr>;
 
@@ -68,7 +68,7 @@ impl Ledger {
         holder: Holder,
         amount: u64,
         kept: oneshot::Sender<()>,
-    ) -> Result<u64, Over> {
+    ) -> Result<u64, LimitReached> {
         self.make_room(holder, amount)?;
         Ok(self.enter(holder, amount, kept))
     }
@@ -79,16 +79,16 @@ impl Ledger {
         holder: Holder,
         amount: u64,
         kept: oneshot::Sender<()>,
-    ) -> Result<u64, Over> {
+    ) -> Result<u64, LimitReached> {
         let (address, connection) = self.weights(holder);
         if connection.saturating_add(amount) > self.limits.connection {
-            return Err(Over::Connection);
+            return Err(LimitReached::Connection);
         }
         let address = address.saturating_add(amount);
         let left = self.limits.total.saturating_sub(self.used).checked_sub(amount);
-        let left = left.ok_or(Over::Total)?;
+        let left = left.ok_or(LimitReached::Total)?;
         if address > self.limits.address.min(left.saturating_mul(SPARE)) {
-            return Err(Over::Address);
+            return Err(LimitReached::Address);
         }
         Ok(self.enter(holder, amount, kept))
     }
@@ -103,10 +103,10 @@ impl Ledger {
         id
     }
 
-    pub(super) fn grow(&mut self, holder: Holder, id: u64, more: u64) -> Result<(), Over> {
+    pub(super) fn grow(&mut self, holder: Holder, id: u64, more: u64) -> Result<(), LimitReached> {
         if !self.has(holder, id) {
             // Evicted: its holder is about to learn of it.
-            return Err(Over::Total);
+            return Err(LimitReached::Total);
         }
         self.make_room(holder, more)?;
         self.change(holder, |connection| {
@@ -152,21 +152,22 @@ impl Ledger {
     }
 
     /// Evicts from who is heavier than `holder` would be, until `amount` more is within all limits.
-    fn make_room(&mut self, holder: Holder, amount: u64) -> Result<(), Over> {
+    fn make_room(&mut self, holder: Holder, amount: u64) -> Result<(), LimitReached> {
         let (address, connection) = self.weights(holder);
         if connection.saturating_add(amount) > self.limits.connection {
-            return Err(Over::Connection);
+            return Err(LimitReached::Connection);
         }
         let lacking = address.saturating_add(amount).saturating_sub(self.limits.address);
         if lacking > 0 {
-            self.evict_connections(holder, connection + amount, lacking).ok_or(Over::Address)?;
+            self.evict_connections(holder, connection + amount, lacking)
+                .ok_or(LimitReached::Address)?;
         }
         let lacking = self.used.saturating_add(amount).saturating_sub(self.limits.total);
         if lacking > 0 {
             let (address, _) = self.weights(holder);
             self.evict_addresses(holder, address + amount, lacking)
                 .or_else(|| self.evict_connections(holder, connection + amount, lacking))
-                .ok_or(Over::Total)?;
+                .ok_or(LimitReached::Total)?;
         }
         Ok(())
     }

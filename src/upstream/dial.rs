@@ -28,7 +28,7 @@ use crate::{
     fleet::{Backend, Fault},
     http2_limits::{DAEMON_HEADER_LIST_LEN, FRAME_LEN, SEND_BUFFER_LEN},
     io::{Batched, Flushing, Payload, Secured, Socket},
-    shares::{Over, Share, Shares},
+    shares::{LimitReached, Share, Shares},
     tls,
 };
 
@@ -69,7 +69,7 @@ pub(super) enum DialError {
     /// We lack what a connection takes.
     Shortage(Arc<str>),
     /// Its client, or all clients together, have as many connections as they may.
-    Over(Over),
+    LimitReached(LimitReached),
 }
 
 /// Receive windows of each stream and of the whole connection.
@@ -106,10 +106,10 @@ impl DialError {
                 ProxyError::Connect { backend, cause: cause.to_string() }
             }
             Self::Shortage(cause) => ProxyError::Shortage { cause: cause.to_string() },
-            Self::Over(Over::Total) => {
+            Self::LimitReached(LimitReached::Total) => {
                 ProxyError::Limit("the proxy has as many connections to backends as it may")
             }
-            Self::Over(Over::Connection | Over::Address) => {
+            Self::LimitReached(LimitReached::Connection | LimitReached::Address) => {
                 ProxyError::Limit("this client has as many connections to backends as one may")
             }
         }
@@ -135,7 +135,7 @@ pub(super) struct Owner {
 
 impl Owner {
     fn share(&self) -> Result<Share, DialError> {
-        self.connections.take_spare(&self.client, 1).map_err(DialError::Over)
+        self.connections.take_spare(&self.client, 1).map_err(DialError::LimitReached)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a SolveRequest tells of where its build belongs, part by part.
+//! What a SolveRequest tells of where its build belongs, field by field.
 //!
 //! Numbers are BuildKit's (api/services/control/control.proto, v0.32.2); the other fields are the
 //! daemon's alone. A field of another wire type than expected is passed over: a daemon says best what is
@@ -6,9 +6,9 @@
 
 use super::fields::{Fields, Malformed, Value, entry};
 
-/// One part of a SolveRequest that the proxy has a use for.
+/// One field of a SolveRequest that the proxy has a use for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part<'a> {
+pub enum SolveField<'a> {
     /// The build's ref.
     Ref(&'a [u8]),
     /// A serialised build definition.
@@ -37,24 +37,24 @@ pub enum Part<'a> {
     Cache(Cache<'a>),
 }
 
-/// A place of a build cache.
+/// One entry of a request's cache exports or imports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cache<'a> {
     /// An entry of `exports`.
-    Export(Entry<'a>),
+    Export(CacheEntry<'a>),
     /// The one export of clients before v0.4.
     OldExport(&'a [u8]),
     /// An entry of `imports`.
-    Import(Entry<'a>),
+    Import(CacheEntry<'a>),
     /// An import of clients before v0.4.
     OldImport(&'a [u8]),
 }
 
 /// A serialised CacheOptionsEntry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry<'a>(&'a [u8]);
+pub struct CacheEntry<'a>(&'a [u8]);
 
-impl<'a> Entry<'a> {
+impl<'a> CacheEntry<'a> {
     /// Calls `visit` with the name and value of each attribute.
     ///
     /// # Errors
@@ -64,30 +64,33 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Calls `visit` with each part of `request`, in the order they stand in it.
+/// Calls `visit` with each field of `request`, in the order they stand in it.
 ///
 /// # Errors
 /// `request` is no protobuf message. `visit` has been called with what came before.
-pub fn parts<'a>(request: &'a [u8], mut visit: impl FnMut(Part<'a>)) -> Result<(), Malformed> {
+pub fn visit_fields<'a>(
+    request: &'a [u8],
+    mut visit: impl FnMut(SolveField<'a>),
+) -> Result<(), Malformed> {
     for field in Fields::new(request) {
         match field? {
-            (1, Value::Bytes(id)) => visit(Part::Ref(id)),
-            (2, Value::Bytes(definition)) => visit(Part::Definition(definition)),
+            (1, Value::Bytes(id)) => visit(SolveField::Ref(id)),
+            (2, Value::Bytes(definition)) => visit(SolveField::Definition(definition)),
             (4, Value::Bytes(attr)) => {
                 let (name, value) = entry(attr)?;
-                visit(Part::ExporterAttr { name, value });
+                visit(SolveField::ExporterAttr { name, value });
             }
-            (5, Value::Bytes(id)) => visit(Part::Session(id)),
+            (5, Value::Bytes(id)) => visit(SolveField::Session(id)),
             (7, Value::Bytes(attr)) => {
                 let (name, value) = entry(attr)?;
-                visit(Part::Option { name, value });
+                visit(SolveField::Option { name, value });
             }
-            (8, Value::Bytes(cache)) => caches(cache, |cache| visit(Part::Cache(cache)))?,
-            (11, Value::Number(internal)) => visit(Part::Internal(internal != 0)),
+            (8, Value::Bytes(cache)) => caches(cache, |cache| visit(SolveField::Cache(cache)))?,
+            (11, Value::Number(internal)) => visit(SolveField::Internal(internal != 0)),
             (13, Value::Bytes(exporter)) => {
-                attrs(exporter, |name, value| visit(Part::ExporterAttr { name, value }))?;
+                attrs(exporter, |name, value| visit(SolveField::ExporterAttr { name, value }))?;
             }
-            (15, Value::Bytes(id)) => visit(Part::SourcePolicySession(id)),
+            (15, Value::Bytes(id)) => visit(SolveField::SourcePolicySession(id)),
             _ => {}
         }
     }
@@ -99,8 +102,8 @@ fn caches<'a>(options: &'a [u8], mut visit: impl FnMut(Cache<'a>)) -> Result<(),
         match field? {
             (1, Value::Bytes(reference)) => visit(Cache::OldExport(reference)),
             (2, Value::Bytes(reference)) => visit(Cache::OldImport(reference)),
-            (4, Value::Bytes(entry)) => visit(Cache::Export(Entry(entry))),
-            (5, Value::Bytes(entry)) => visit(Cache::Import(Entry(entry))),
+            (4, Value::Bytes(entry)) => visit(Cache::Export(CacheEntry(entry))),
+            (5, Value::Bytes(entry)) => visit(Cache::Import(CacheEntry(entry))),
             _ => {}
         }
     }

@@ -129,14 +129,14 @@ async fn the_admin_port_answers_when_clients_have_taken_all_descriptors() {
     let daemon = Buildkitd::start("only");
     let proxy = Proxy::in_front_of([&daemon]).descriptors(128).start();
     proxy.wait_ready(1, Duration::from_secs(20));
-    // Clients that have said who they are, and stay.
-    let greeting = [PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
-    let greeted = || {
+    // Clients that have finished the handshake, and stay.
+    let handshake = [PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+    let connect = || {
         let mut stream = TcpStream::connect(proxy.socket()).expect("connected");
-        stream.write_all(&greeting).expect("written");
+        stream.write_all(&handshake).expect("written");
         stream
     };
-    let clients: Vec<_> = (0..200).map(|_| greeted()).collect();
+    let clients: Vec<_> = (0..200).map(|_| connect()).collect();
     eventually("the proxy holds what it may", Duration::from_secs(20), || {
         (proxy.process.descriptors() >= 110 || clients.iter().any(|c| !is_open(c))).then_some(())
     });

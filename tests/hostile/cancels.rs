@@ -57,7 +57,7 @@ async fn a_client_that_cancels_its_calls_ejects_no_daemon() {
     let too_long = [("content-length", "99")];
     let attack = async {
         for _ in 0..10 {
-            let mut client = RawFrames::greeted(&proxy.socket()).await;
+            let mut client = RawFrames::handshaken(&proxy.socket()).await;
             for (stream, (path, headers)) in
                 [(WRITE, &[][..]), (WATCH, &[][..]), (EXEC, &build[..])].into_iter().enumerate()
             {
@@ -173,7 +173,7 @@ async fn no_frames_of_a_client_are_a_daemons_fault() {
                 if rng.random_ratio(1, 4) {
                     sent = mutated(&sent, &mut rng);
                 }
-                let mut client = RawFrames::greeted(&proxy.socket()).await;
+                let mut client = RawFrames::handshaken(&proxy.socket()).await;
                 for piece in sent.chunks(rng.random_range(1..8)) {
                     client.write(&piece.concat()).await;
                     tokio::task::yield_now().await;

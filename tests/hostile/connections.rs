@@ -40,9 +40,9 @@ async fn idle_connections_make_place_for_a_build() {
     let silent: Vec<_> =
         (0..40).map(|_| TcpStream::connect(proxy.socket()).expect("accepted")).collect();
     bystander::builds(&proxy).await;
-    let mut greeted = Vec::new();
+    let mut handshaken = Vec::new();
     for _ in 0..40 {
-        greeted.push(RawFrames::greeted(&proxy.socket()).await);
+        handshaken.push(RawFrames::handshaken(&proxy.socket()).await);
     }
     bystander::builds(&proxy).await;
     eventually("the idle ones have left", Duration::from_secs(10), || {
@@ -51,7 +51,7 @@ async fn idle_connections_make_place_for_a_build() {
     let told = proxy.records("idle connection closed to admit another");
     assert!(!told.is_empty() && told.len() < 20, "{told:?}");
     assert_eq!(told[0]["client"], "127.0.0.1");
-    drop((silent, greeted));
+    drop((silent, handshaken));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,14 +64,18 @@ async fn an_address_that_uses_all_it_may_have_is_told_so_and_another_builds() {
         calls.push((client.control("ListenBuildHistory").await.answered().await, client));
     }
     let one_more = stranger(&proxy).await.control("ListWorkers").await.ended().await;
-    assert_eq!((one_more.code(), one_more.marker()), (Some(8), Some("no_place")), "{one_more:?}");
+    assert_eq!(
+        (one_more.code(), one_more.marker()),
+        (Some(8), Some("too_many_connections")),
+        "{one_more:?}"
+    );
     assert!(one_more.message().contains("as many connections as one address"), "{one_more:?}");
-    assert_eq!(errors(&proxy, "no_place"), 1.0);
+    assert_eq!(errors(&proxy, "too_many_connections"), 1.0);
     assert_eq!(proxy.records("connection refused")[0]["client"], "127.0.0.2");
     bystander::builds(&proxy).await;
     assert!(calls.iter().all(|(answered, _)| answered.is_ok()), "calls go on");
     drop(calls);
-    eventually("a place is free again", Duration::from_secs(10), || {
+    eventually("a permit is free again", Duration::from_secs(10), || {
         (proxy.metric("buildkit_lb_connections_active", &[]) == 0.0).then_some(())
     });
     let again = stranger(&proxy).await.control("ListWorkers").await.ended().await;
@@ -79,7 +83,7 @@ async fn an_address_that_uses_all_it_may_have_is_told_so_and_another_builds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_listener_that_nobody_uses_holds_no_place() {
+async fn a_listener_that_nobody_uses_holds_no_permit() {
     let fleet = Buildkitd::fleet(1);
     let pools = ["a", "b", "c"].map(|name| {
         let (listen, backend) = ("tcp://127.0.0.1:0", fleet[0].backend());

@@ -21,7 +21,7 @@ async fn refused_calls(proxy: &Proxy, count: usize) {
 async fn failed_connections(proxy: &Proxy, count: usize) {
     for _ in 0..count {
         let mut stream = tokio::net::TcpStream::connect(proxy.socket()).await.expect("accepted");
-        let bytes = [&b"no HTTP/2 at all, and longer than its greeting"[..], &[0; 100]].concat();
+        let bytes = [&b"no HTTP/2 at all, and longer than a preface"[..], &[0; 100]].concat();
         tokio::io::AsyncWriteExt::write_all(&mut stream, &bytes).await.expect("sent");
         let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut Vec::new()).await;
     }

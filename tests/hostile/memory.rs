@@ -175,7 +175,7 @@ async fn metadata_that_a_table_makes_long_is_counted_as_what_it_becomes() {
     let attack = async {
         let mut clients = Vec::new();
         for _ in 0..10 {
-            let mut client = RawFrames::greeted(&proxy.socket()).await;
+            let mut client = RawFrames::handshaken(&proxy.socket()).await;
             let mut frames = Vec::new();
             for number in 0..500 {
                 let build = format!("nobody-{number}");

@@ -35,7 +35,7 @@ async fn a_client_whose_calls_wait_for_nobody_is_refused_alone() {
     bystander::builds(&proxy).await;
     drop(calls);
     drop(attacker);
-    eventually("all places are free again", Duration::from_secs(10), || {
+    eventually("no call waits any more", Duration::from_secs(10), || {
         (parked() == 0.0).then_some(())
     });
 }

@@ -152,7 +152,7 @@ async fn an_answer_that_stops_in_the_middle_is_asked_of_another_daemon() {
     let proxy =
         Builder::default().backend(&fleet[0].backend()).backend(&fleet[1].backend()).start();
     proxy.wait_ready(2, Duration::from_secs(10));
-    let mut client = RawFrames::greeted(&proxy.socket()).await;
+    let mut client = RawFrames::handshaken(&proxy.socket()).await;
     let block = call_block("/moby.buildkit.v1.Control/ListWorkers", &[]);
     let mut stream = 1;
     while fleet[0].seen("Control/ListWorkers").is_empty() {

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use buildkit_lb::wire::{self, Messages, control::RefRequest};
+use buildkit_lb::wire::{self, MessageDecoder, control::RefRequest};
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Response, request::Parts};
@@ -343,7 +343,7 @@ pub(crate) fn trailers(code: i32, message: &'static str) -> HeaderMap {
 
 /// The messages in a body.
 pub(crate) fn messages(body: &[u8]) -> Vec<Bytes> {
-    let mut cutter = Messages::new(wire::MAX_MESSAGE_LEN);
-    cutter.push(body);
-    std::iter::from_fn(|| cutter.cut().expect("framed messages")).collect()
+    let mut decoder = MessageDecoder::new(wire::MAX_MESSAGE_LEN);
+    decoder.push(body);
+    std::iter::from_fn(|| decoder.next_message().expect("framed messages")).collect()
 }

@@ -136,8 +136,8 @@ impl RawFrames {
         Self { socket, pending: BytesMut::new() }
     }
 
-    /// Connects and greets like a client.
-    pub(crate) async fn greeted(socket: &str) -> Self {
+    /// Connects, and sends the preface and empty SETTINGS of a client.
+    pub(crate) async fn handshaken(socket: &str) -> Self {
         let mut client = Self::connect(socket).await;
         client.write(PREFACE).await;
         client.send(&Frame::new(SETTINGS, 0, 0, Bytes::new())).await;

@@ -30,7 +30,7 @@ impl Server {
             zone.iter().map(|(name, kind, data)| ((format!("{name}."), *kind), data.clone()));
         let zone: Zone = Arc::new(Mutex::new(entries.collect()));
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
-        let address = socket.local_addr().expect("bound");
+        let address = socket.local_addr().expect("listening");
         let serve = tokio::spawn(serve(socket, Arc::clone(&zone)));
         let metrics = Arc::new(Metrics::default());
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));

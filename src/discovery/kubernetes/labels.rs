@@ -27,11 +27,11 @@ pub(super) type ByPod = HashMap<Arc<str>, Labels>;
 
 /// Adds to `endpoints` what is known of their pods.
 pub(super) fn add(labels: &ByPod, endpoints: &mut [Endpoint]) {
-    for place in endpoints.iter_mut().map(|endpoint| &mut endpoint.place) {
-        let known = place.pod.as_ref().and_then(|pod| labels.get(&pod.uid));
+    for location in endpoints.iter_mut().map(|endpoint| &mut endpoint.location) {
+        let known = location.pod.as_ref().and_then(|pod| labels.get(&pod.uid));
         if let Some(known) = known {
-            place.labels = known.clone();
-            place.zone = place.zone.take().or_else(|| known.zone.clone());
+            location.labels = known.clone();
+            location.zone = location.zone.take().or_else(|| known.zone.clone());
         }
     }
 }

@@ -16,7 +16,7 @@ use k8s_openapi::api::discovery::v1::{
 use super::Port;
 use crate::{
     address::Address,
-    fleet::{Condition, Endpoint, Labels, Place, Pod},
+    fleet::{Condition, Endpoint, Labels, Location, Pod},
 };
 
 /// Names of ports to look for if none is asked for, the most telling first.
@@ -31,7 +31,7 @@ struct PodEntry {
     family: u8,
     address: Address,
     condition: Condition,
-    place: Place,
+    location: Location,
 }
 
 /// The daemons that `slices` tell of, sorted by name: each name once, each address once.
@@ -48,7 +48,7 @@ pub(super) fn endpoints<'a>(
                 family,
                 address: Address::Tcp { host: host.to_owned(), port },
                 condition: condition(entry.conditions.as_ref()),
-                place: Place {
+                location: Location {
                     zone: entry.zone.as_deref().map(Into::into),
                     node: entry.node_name.as_deref().map(Into::into),
                     pod: pod(slice, entry),
@@ -93,9 +93,9 @@ impl PodEntry {
         if (other.family, other.address.to_string()) < (self.family, self.address.to_string()) {
             (self.family, self.address) = (other.family, other.address);
         }
-        self.place.zone = self.place.zone.take().or(other.place.zone);
-        self.place.node = self.place.node.take().or(other.place.node);
-        self.place.pod = self.place.pod.take().or(other.place.pod);
+        self.location.zone = self.location.zone.take().or(other.location.zone);
+        self.location.node = self.location.node.take().or(other.location.node);
+        self.location.pod = self.location.pod.take().or(other.location.pod);
     }
 }
 
@@ -114,7 +114,10 @@ fn one_of_each(pods: HashMap<Identity, PodEntry>) -> Vec<Endpoint> {
         }
         addresses.insert(pod.address.clone(), ());
         let endpoint = Endpoint::new(name, pod.address);
-        names.insert(name, Endpoint { condition: pod.condition, place: pod.place, ..endpoint });
+        names.insert(
+            name,
+            Endpoint { condition: pod.condition, location: pod.location, ..endpoint },
+        );
     }
     names.into_values().collect()
 }

@@ -187,12 +187,12 @@ fn zone_node_and_pod_are_kept() {
         target.namespace = Some("ci".to_owned());
     }
     let found = endpoints(&[v4(vec![entry])], &Port::Usual);
-    let place = &found[0].place;
+    let location = &found[0].location;
     assert_eq!(
-        (place.zone.as_deref(), place.node.as_deref()),
+        (location.zone.as_deref(), location.node.as_deref()),
         (Some("westeurope-1"), Some("node-7"))
     );
-    let pod = place.pod.as_ref().map(|pod| (&*pod.namespace, &*pod.name, &*pod.uid));
+    let pod = location.pod.as_ref().map(|pod| (&*pod.namespace, &*pod.name, &*pod.uid));
     assert_eq!(pod, Some(("ci", "a", "uid-of-a")));
 }
 

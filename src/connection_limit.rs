@@ -1,0 +1,298 @@
+//! The limit on client connections, which the addresses of clients share.
+//!
+//! Each connection holds a permit. If no permit is free, the oldest connection without a stream is closed, at the
+//! address that has the most connections. A connection with an open call stays: closing it could end a build.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    client::{ActiveStreams, Client},
+    shares::network,
+};
+
+/// One address leaves an eighth of all permits to others.
+const LEFT_TO_OTHERS: usize = 8;
+
+/// Connections that are closing at once, at most. Each still holds a descriptor, beyond the limit.
+const LEAVING: usize = 32;
+
+/// Clients without a permit that are answered at once, at most; the connections of others are closed unanswered.
+const ANSWERED: usize = 32;
+
+/// How long a client waits for a permit before it is refused. A gRPC client waits 20 s for a connection, and
+/// then prints no cause.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The limit and the permits that are taken. Clones share them.
+#[derive(Debug, Clone)]
+pub struct ConnectionLimit(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    limit: usize,
+    ledger: Mutex<Ledger>,
+    freed: Notify,
+    answered: Arc<Semaphore>,
+}
+
+type Connections = BTreeMap<u64, Arc<ActiveStreams>>;
+
+#[derive(Debug, Default)]
+struct Ledger {
+    taken: usize,
+    leaving: usize,
+    addresses: HashMap<Option<IpAddr>, Connections>,
+    /// When the first of the clients that wait now began to wait.
+    full_since: Option<Instant>,
+}
+
+/// Why a client gets no permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TooManyConnections {
+    /// Its address has as many connections as one address may have.
+    #[error("this client's address has as many connections as one address may have")]
+    Address,
+    /// All permits are taken, and every connection that could be closed has an open call.
+    #[error("the proxy has as many connections as it may have, and all are in use")]
+    All,
+}
+
+impl ConnectionLimit {
+    /// `limit` permits, all of them free.
+    pub fn new(limit: usize) -> Self {
+        let answered = Arc::new(Semaphore::new(ANSWERED));
+        Self(Arc::new(Inner { limit, ledger: Mutex::default(), freed: Notify::new(), answered }))
+    }
+
+    /// Takes a permit for `client`. If none is free, an idle connection is closed for it.
+    ///
+    /// # Errors
+    /// No permit is free, and no connection can be closed.
+    pub fn take(&self, client: &Client) -> Result<ConnectionPermit, TooManyConnections> {
+        let Inner { limit, ledger, .. } = &*self.0;
+        let address = network(client.address);
+        let mut ledger = ledger.lock();
+        let own = ledger.count(address);
+        let evicted_another = if own >= (limit - limit / LEFT_TO_OTHERS).max(1) {
+            if !ledger.evict_one_of(address) {
+                // Permits are free again once the connections that are closing have closed.
+                let soon = ledger.leaving >= LEAVING;
+                return Err(if soon {
+                    TooManyConnections::All
+                } else {
+                    TooManyConnections::Address
+                });
+            }
+            true
+        } else if ledger.taken >= *limit {
+            ledger.evict_any(own).then_some(()).ok_or(TooManyConnections::All)?;
+            true
+        } else {
+            false
+        };
+        ledger.taken += 1;
+        ledger.full_since = None;
+        let active = Arc::clone(&client.active);
+        ledger.addresses.entry(address).or_default().insert(client.connection, active);
+        Ok(ConnectionPermit {
+            limit: self.clone(),
+            address,
+            connection: client.connection,
+            evicted_another,
+        })
+    }
+
+    /// Takes a permit, and waits for one, but no longer than 5 s after the first client that still waits began.
+    ///
+    /// # Errors
+    /// No permit became free.
+    pub async fn wait(&self, client: &Client) -> Result<ConnectionPermit, TooManyConnections> {
+        loop {
+            let freed = self.0.freed.notified();
+            let full = match self.take(client) {
+                Err(TooManyConnections::All) => TooManyConnections::All,
+                result => return result,
+            };
+            let since = *self.0.ledger.lock().full_since.get_or_insert_with(Instant::now);
+            let left = WAIT_TIMEOUT.checked_sub(since.elapsed()).ok_or(full)?;
+            if tokio::time::timeout(left, freed).await.is_err() {
+                return Err(full);
+            }
+        }
+    }
+
+    /// The right to answer a client that gets no permit.
+    pub fn answer_permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.answered).try_acquire_owned().ok()
+    }
+
+    /// The number of permits.
+    pub fn limit(&self) -> usize {
+        self.0.limit
+    }
+}
+
+impl Ledger {
+    fn count(&self, address: Option<IpAddr>) -> usize {
+        self.addresses.get(&address).map_or(0, BTreeMap::len)
+    }
+
+    /// Closes an idle connection of the address that has the most connections, if those are at least `least`.
+    fn evict_any(&mut self, least: usize) -> bool {
+        let mut addresses: Vec<_> =
+            self.addresses.iter().map(|(address, all)| (all.len(), *address)).collect();
+        addresses.sort_unstable_by_key(|(count, _)| std::cmp::Reverse(*count));
+        let heavy = addresses.into_iter().take_while(|(count, _)| *count >= least);
+        heavy.into_iter().any(|(_, address)| self.evict_one_of(address))
+    }
+
+    /// Closes the oldest idle connection of `address`.
+    fn evict_one_of(&mut self, address: Option<IpAddr>) -> bool {
+        if self.leaving >= LEAVING {
+            return false;
+        }
+        let Some(connections) = self.addresses.get_mut(&address) else { return false };
+        let idle = connections.iter().find(|(_, active)| active.is_silent());
+        let Some(number) = idle.map(|(number, _)| *number) else { return false };
+        if let Some(active) = connections.remove(&number) {
+            active.dismiss();
+        }
+        self.taken -= 1;
+        self.leaving += 1;
+        true
+    }
+
+    fn leave(&mut self, address: Option<IpAddr>, connection: u64) {
+        let connections = self.addresses.get_mut(&address);
+        let still_held =
+            connections.is_some_and(|connections| connections.remove(&connection).is_some());
+        if still_held {
+            self.taken -= 1;
+        } else {
+            self.leaving -= 1;
+        }
+        if self.count(address) == 0 {
+            self.addresses.remove(&address);
+        }
+    }
+}
+
+/// The right to one connection, until dropped.
+#[derive(Debug)]
+pub struct ConnectionPermit {
+    limit: ConnectionLimit,
+    address: Option<IpAddr>,
+    connection: u64,
+    /// Whether another connection was closed for this one.
+    evicted_another: bool,
+}
+
+impl ConnectionPermit {
+    /// Whether another connection was closed for this one.
+    pub fn evicted_another(&self) -> bool {
+        self.evicted_another
+    }
+}
+
+impl Drop for ConnectionPermit {
+    fn drop(&mut self) {
+        self.limit.0.ledger.lock().leave(self.address, self.connection);
+        self.limit.0.freed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    fn client(address: u8, connection: u64) -> Client {
+        let address = Some(IpAddr::from([127, 0, 0, address]));
+        Client { connection, address, active: Arc::default() }
+    }
+
+    fn fill(
+        limit: &ConnectionLimit,
+        address: u8,
+        numbers: std::ops::Range<u64>,
+    ) -> Vec<(Client, ConnectionPermit)> {
+        let take = |number| {
+            let client = client(address, number);
+            let permit = limit.take(&client).expect("a permit");
+            (client, permit)
+        };
+        numbers.map(take).collect()
+    }
+
+    fn dismissed(client: &Client) -> bool {
+        client.active.dismissed().now_or_never().is_some()
+    }
+
+    #[test]
+    fn one_address_leaves_permits_to_others_and_its_oldest_idle_connection_goes_first() {
+        let limit = ConnectionLimit::new(16);
+        let greedy = fill(&limit, 1, 0..14);
+        let busy = greedy[0].0.active.enter_call();
+        let more = limit.take(&client(1, 14)).expect("an idle one leaves");
+        assert!(more.evicted_another() && !dismissed(&greedy[0].0) && dismissed(&greedy[1].0));
+        let other = limit.take(&client(2, 15)).expect("kept free");
+        assert!(!other.evicted_another());
+        drop((busy, greedy, more, other));
+        let ledger = limit.0.ledger.lock();
+        assert_eq!((ledger.taken, ledger.leaving, ledger.addresses.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_connection_with_a_call_on_it_stays() {
+        let limit = ConnectionLimit::new(2);
+        let both = fill(&limit, 1, 0..2);
+        let calls: Vec<_> = both.iter().map(|(client, _)| client.active.enter_call()).collect();
+        assert_eq!(limit.take(&client(1, 2)).err(), Some(TooManyConnections::Address));
+        assert_eq!(limit.take(&client(2, 3)).err(), Some(TooManyConnections::All));
+        drop(calls);
+        assert!(limit.take(&client(2, 3)).is_ok_and(|permit| permit.evicted_another()));
+    }
+
+    #[test]
+    fn the_address_with_the_most_connections_loses_one() {
+        let limit = ConnectionLimit::new(8);
+        let (many, few) = (fill(&limit, 1, 0..6), fill(&limit, 2, 6..8));
+        let permit = limit.take(&client(3, 8)).expect("a permit");
+        assert!(permit.evicted_another() && dismissed(&many[0].0));
+        assert!(few.iter().all(|(client, _)| !dismissed(client)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_while_many_are_leaving_waits_for_them() {
+        let limit = ConnectionLimit::new(8);
+        let mut all: Vec<_> = fill(&limit, 1, 0..(7 + LEAVING as u64));
+        let newcomer = client(1, 100);
+        let waiting = limit.wait(&newcomer);
+        tokio::pin!(waiting);
+        assert!(waiting.as_mut().now_or_never().is_none(), "its address has idle ones");
+        drop(all.remove(0));
+        assert!(waiting.await.is_ok_and(|permit| permit.evicted_another()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_without_a_permit_gets_the_next_one_or_is_refused_in_time() {
+        let limit = ConnectionLimit::new(1);
+        let mut only = fill(&limit, 1, 0..1);
+        let call = only[0].0.active.enter_call();
+        let other = client(2, 1);
+        let waiting = limit.wait(&other);
+        tokio::pin!(waiting);
+        assert!(waiting.as_mut().now_or_never().is_none());
+        drop((call, only.pop()));
+        assert!(waiting.await.is_ok());
+    }
+}
