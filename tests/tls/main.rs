@@ -4,6 +4,7 @@
 
 mod authorities;
 mod handshakes;
+mod limits;
 mod renewal;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,0 +1,54 @@
+//! Who begins handshakes and does not end them keeps nobody else from one.
+
+use std::{
+    io::Write as _,
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use socket2::{Domain, Socket, Type};
+
+use crate::{
+    authorities::{Authorities, builds},
+    support::{certificates::Request, eventually, proxy::Proxy},
+};
+
+/// More than may be under way at once.
+const BEGUN: usize = 1100;
+
+/// A handshake of another address that goes no further than its first bytes.
+fn begun(proxy: &Proxy) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let from: SocketAddr = "127.0.0.2:0".parse().expect("an address");
+    socket.bind(&from.into()).expect("loopback has many");
+    let to: SocketAddr = proxy.socket().parse().expect("an address");
+    socket.connect(&to.into()).expect("accepted");
+    let mut stream = TcpStream::from(socket);
+    stream.write_all(b"\x16\x03\x01\x02\0\x01").expect("sent");
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_nobody_ends_leave_room_for_a_build() {
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let authorities = Authorities::new();
+    let daemons = [authorities.daemon("d0", &Request::SERVER)];
+    let proxy = authorities.proxy(&daemons).start();
+    proxy.wait_ready(1, Duration::from_secs(20));
+    let client = authorities.clients.directory("client", &Request::CLIENT);
+    let errors = |reason: &str| {
+        let label = format!("reason=\"{reason}\"");
+        proxy.metric("buildkit_lb_connection_errors_total", &[&label])
+    };
+    let attack: Vec<_> = (0..BEGUN).map(|_| begun(&proxy)).collect();
+    eventually("all places are taken", Duration::from_secs(20), || {
+        (errors("tls_busy") > 0.0).then_some(())
+    });
+    builds(&proxy, &client, "beside unfinished handshakes");
+    eventually("they are given up", Duration::from_secs(30), || {
+        let gone = errors("tls_busy") + errors("tls_timeout") >= BEGUN as f64;
+        let active = proxy.metric("buildkit_lb_tls_handshakes_active", &[]);
+        (gone && active == 0.0).then_some(())
+    });
+    drop(attack);
+}
