@@ -21,7 +21,7 @@ use axum::{
     response::IntoResponse,
     routing::{get, post},
 };
-use humantime::format_rfc3339_seconds;
+use humantime::{format_duration, format_rfc3339_seconds};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
@@ -106,12 +106,15 @@ async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// Ready if any pool is: the others' clients would gain nothing from losing this proxy.
+/// Ready if any pool takes builds, now or to wait for a backend: the others' clients would gain nothing from
+/// losing this proxy, and without it nobody would wait for the first backend.
 async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
     let is_ready = |pool: &Pool| pool.proxy.fleet.is_ready();
+    let takes_builds =
+        |pool: &Pool| is_ready(pool) || pool.is_synced() && pool.proxy.placement.has_room_to_wait();
     let (code, word) = if admin.leaving.is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining")
-    } else if admin.pools.iter().any(is_ready) {
+    } else if admin.pools.iter().any(takes_builds) {
         (StatusCode::OK, "ok")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "no backend is ready")
@@ -119,8 +122,8 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
     let mut text = format!("{word}\n");
     for pool in admin.pools.iter() {
         // A String takes any write.
-        if !is_ready(pool) && admin.pools.len() > 1 {
-            let _ = writeln!(text, "pool {}: no backend is ready", pool.name());
+        if !is_ready(pool) && (admin.pools.len() > 1 || takes_builds(pool)) {
+            let _ = writeln!(text, "pool {}: no backend is ready{}", pool.name(), waiting(pool));
         }
         for SourceStatus { source, endpoints, error, .. } in pool.discovery.statuses() {
             if let Some(SourceError { since, text: error, .. }) = error {
@@ -130,6 +133,16 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
         }
     }
     (code, text)
+}
+
+/// What becomes of builds that come while no backend is ready.
+fn waiting(pool: &Pool) -> String {
+    let placement = &pool.proxy.placement;
+    if !placement.has_room_to_wait() {
+        return String::new();
+    }
+    let max_wait = format_duration(placement.queue_config().max_wait);
+    format!("; builds wait up to {max_wait}, now {}", placement.demand().waiting)
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

@@ -134,6 +134,7 @@ impl App {
                 connections: client_connections(Budget::of_process().upstream),
                 reader: Reader::new(account),
                 windows: large_windows(config.memory_budget),
+                drain: drain.clone(),
             },
             families: &families,
             tasks: &background,

@@ -111,7 +111,8 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     // Before its siblings are served: they are to know their own build.
     let carried = build.and_then(|build| proxy.carriers.enter(build, &client, trace));
     if let Some(facts) = facts {
-        solve.affinity = affinity_key(proxy, &solve, facts, &parts.headers, &client).await;
+        solve.affinity =
+            affinity_key(proxy, &solve, facts, &parts.headers, &client).await.map(Arc::new);
     }
     let spread = proxy.placement.policy().spread_bake_targets;
     let scattered = is_scattered(proxy, trace);
@@ -319,6 +320,7 @@ fn session_wish(
         build: None,
         linked: false,
         key: None,
+        affinity: None,
         preferred: ended,
         by_load: true,
         probe: false,

@@ -37,6 +37,12 @@ pub enum ProxyError {
         /// What it waited for.
         cause: String,
     },
+    /// As many builds wait as may.
+    #[error("{0}")]
+    QueueFull(String),
+    /// The proxy ends, and the build had no backend yet.
+    #[error("the proxy is about to end, and the build waited for a backend until now; try again")]
+    Draining,
     /// The backend could not be reached, and the stream is bound to it.
     #[error("backend {backend} cannot be reached: {cause}")]
     Connect {
@@ -175,6 +181,8 @@ impl ProxyError {
             self,
             Self::NoBackend(_)
                 | Self::WaitedOut { .. }
+                | Self::QueueFull(_)
+                | Self::Draining
                 | Self::RefTaken { .. }
                 | Self::BadMessage { .. }
                 | Self::MessageTooLarge { .. }
@@ -186,6 +194,7 @@ impl ProxyError {
         match self {
             Self::NoBackend(_)
             | Self::WaitedOut { .. }
+            | Self::Draining
             | Self::Connect { .. }
             | Self::BackendLost { .. }
             | Self::Incomplete { .. }
@@ -198,6 +207,7 @@ impl ProxyError {
             | Self::AnswerTooLarge { .. }
             | Self::Shortage { .. }
             | Self::Parked(_)
+            | Self::QueueFull(_)
             | Self::TooManyConnections(_)
             | Self::Memory
             | Self::Limit(_) => Code::ResourceExhausted,
@@ -211,6 +221,8 @@ impl ProxyError {
         match self {
             Self::NoBackend(_) => "no_backend",
             Self::WaitedOut { .. } => "waited_out",
+            Self::QueueFull(_) => "queue_full",
+            Self::Draining => "draining",
             Self::Connect { .. } => "connect",
             Self::BackendLost { .. } => "backend_lost",
             Self::Shortage { .. } => "shortage",

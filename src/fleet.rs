@@ -57,6 +57,11 @@ impl Roster {
         &self.backends
     }
 
+    /// Where `backend` stands among [`Self::backends`].
+    pub fn position(&self, backend: &Arc<Backend>) -> Option<usize> {
+        self.backends.iter().position(|other| Arc::ptr_eq(other, backend))
+    }
+
     /// What a policy chooses from: a choice names a place in [`Roster::backends`].
     pub fn candidates(&self) -> &Candidates {
         &self.candidates
@@ -138,11 +143,16 @@ impl Fleet {
         self.roster.load().backends.iter().any(|backend| backend.is_ready())
     }
 
+    /// Waits until some backend may take a build that it did not take before, from the call on.
+    pub fn changed(&self) -> impl Future<Output = ()> + '_ {
+        self.signals.changed.notified()
+    }
+
     /// Waits until some backend takes new builds.
     pub async fn ready(&self) {
         loop {
             // Before the look, so that no change is missed.
-            let changed = self.signals.changed.notified();
+            let changed = self.changed();
             if self.is_ready() {
                 return;
             }
@@ -411,13 +421,13 @@ pub(crate) mod tests {
     fn what_a_departed_backend_still_meets_is_told_to_nobody() {
         let metrics = Arc::new(Metrics::default());
         let fleet = Fleet::new(Arc::clone(&metrics));
-        fleet.replace(vec![endpoint("gone", 1)]);
-        let gone = fleet.find("gone").expect("there");
+        fleet.replace(vec![endpoint("was-here", 1)]);
+        let gone = fleet.find("was-here").expect("there");
         fleet.replace(Vec::new());
         gone.report_fault(Fault::Lost, "reset", Instant::now());
         gone.report_healthy();
         gone.set_cordoned(true);
-        assert!(!metrics.families().render().contains("gone"));
+        assert!(!metrics.families().render().contains("was-here"));
     }
 
     #[test]

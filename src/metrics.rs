@@ -18,14 +18,15 @@ use tonic::Code;
 
 use self::labels::{
     BackendLabels, CertificateLabels, CodeLabels, DecisionLabels, DirectionLabels, DrainLabels,
-    FaultLabels, GrpcCodeLabels, MethodLabels, PodErrorLabels, PoolLabels, ReasonLabels,
-    ReloadLabels, ResultLabels, SourceLabels, SourceReasonLabels, StateLabels, VersionLabels,
+    FaultLabels, GrpcCodeLabels, MethodLabels, PodErrorLabels, PoolLabels, QueueLabels,
+    ReasonLabels, ReloadLabels, ResultLabels, SourceLabels, SourceReasonLabels, StateLabels,
+    VersionLabels,
 };
 pub use self::{
     families::{Description, Families},
     labels::{
         AdminClosure, BackendState, ChangeRefusal, Described, Direction, DrainResult, Fault,
-        PodVerb, ReloadResult, SessionResult, TlsSide,
+        PodVerb, QueueExit, ReloadResult, SessionResult, TlsSide,
     },
 };
 use crate::outage::Reason;
@@ -46,6 +47,8 @@ pub struct Metrics {
     pub tls_handshakes_active: Gauge,
     /// Streams that wait for their build to be bound.
     pub parked_streams: Gauge,
+    /// Builds that wait for their turn.
+    pub queue_depth: Gauge,
     /// Keys whose last backends are remembered.
     pub affinity_keys: Gauge,
     /// Builds that need what is on two backends.
@@ -65,6 +68,9 @@ impl Metrics {
     fn new(families: Arc<Families>, pool: &str) -> Self {
         let labels = PoolLabels::new(pool);
         // An alert on an increase needs a series that was there before.
+        for reason in QueueExit::ALL {
+            families.queue_left.get_or_create_owned(&QueueLabels::new(pool, *reason));
+        }
         for result in DrainResult::ALL {
             families.backend_drains.get_or_create_owned(&DrainLabels::new(pool, *result));
         }
@@ -74,6 +80,7 @@ impl Metrics {
             connections: families.connections.get_or_create_owned(&labels),
             tls_handshakes_active: families.tls_handshakes_active.get_or_create_owned(&labels),
             parked_streams: families.parked_streams.get_or_create_owned(&labels),
+            queue_depth: families.queue_depth.get_or_create_owned(&labels),
             affinity_keys: families.affinity_keys.get_or_create_owned(&labels),
             binding_conflicts: families.binding_conflicts.get_or_create_owned(&labels),
             pod_patches: families.pod_patches.get_or_create_owned(&labels),
@@ -133,6 +140,13 @@ impl Metrics {
     pub fn decision(&self, RouteDecision { policy, outcome, key_source }: &RouteDecision<'_>) {
         let labels = DecisionLabels::new(&self.pool, policy, outcome, key_source);
         self.families.route_decisions.get_or_create(&labels).inc();
+    }
+
+    /// Counts one build that has left the queue, after `wait`.
+    pub fn queue_left(&self, reason: QueueExit, wait: Duration) {
+        let labels = QueueLabels::new(&self.pool, reason);
+        self.families.queue_left.get_or_create(&labels).inc();
+        self.families.queue_wait_seconds.get_or_create(&labels).observe(wait.as_secs_f64());
     }
 
     /// Counts one build that has ended.

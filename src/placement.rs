@@ -18,11 +18,14 @@ use tracing::warn;
 
 pub use self::decision::Decision;
 use self::{
-    queue::{Queue, Tell},
+    queue::{Grant, Queue, Started, Tell, Waited},
     tries::{Opened, Tries},
     warm::WarmMemory,
 };
+use tokio_util::sync::CancellationToken;
+
 use crate::{
+    affinity::AffinityKey,
     client::Client,
     directory::{Binding, Claimed, Directory, Lease, Ties, Told},
     error::ProxyError,
@@ -49,6 +52,8 @@ pub struct Wish {
     pub linked: bool,
     /// What its cache is known by.
     pub key: Option<KeyHash>,
+    /// The same as a text.
+    pub affinity: Option<Arc<AffinityKey>>,
     /// Where it goes unless its ties say otherwise, if that is known.
     pub preferred: Option<Arc<Backend>>,
     /// By load alone, whatever the policy is.
@@ -58,6 +63,11 @@ pub struct Wish {
 }
 
 impl Wish {
+    /// Whether it waits for a slot when there is none: a client's probe and a session take none.
+    fn takes_turns(&self) -> bool {
+        !self.probe && !self.by_load
+    }
+
     /// What its client is told of `error`.
     fn refusal(&self, error: ProxyError) -> ProxyError {
         if self.ties.apart.is_empty() { error } else { self.taken() }
@@ -79,8 +89,12 @@ pub struct Placed {
     pub lease: Lease,
     /// Counts it as a build of its backend.
     pub count: BuildCount,
+    /// Counts it as a build of its client, unless it is a probe or a session.
+    pub started: Option<Started>,
     /// Why there.
     pub decision: Decision,
+    /// How long it waited for its turn, if it did.
+    pub waited: Option<Waited>,
 }
 
 /// How builds are placed.
@@ -103,24 +117,26 @@ pub struct Placement {
     /// How builds are spread.
     policy: policy::Policy,
     /// Builds that wait.
-    queue: Queue,
+    queue: Arc<Queue>,
     /// Where keys were built last.
     warm: Mutex<WarmMemory>,
     metrics: Arc<Metrics>,
 }
 
 impl Placement {
-    /// A placement that has placed nothing yet.
+    /// A placement that has placed nothing yet; builds that wait when `closed` is cancelled are refused.
     pub fn new(
         directory: Directory,
         fleet: Arc<Fleet>,
         shared: Arc<SharedLinks>,
         config: Config,
         metrics: Arc<Metrics>,
+        closed: CancellationToken,
     ) -> Self {
         let Config { policy, warm, queue } = config;
+        let queue = Arc::new(Queue::new(queue, closed, Arc::clone(&metrics)));
         let warm = Mutex::new(WarmMemory::new(warm, Instant::now()));
-        Self { directory, fleet, shared, policy, queue: Queue::new(queue), warm, metrics }
+        Self { directory, fleet, shared, policy, queue, warm, metrics }
     }
 
     /// When what is to be placed now has been placed or refused.
@@ -149,10 +165,11 @@ impl Placement {
             Some(Claimed::Decide(claim)) => {
                 let tell = Tell { wish: &wish, claim: &claim, told };
                 return match self.open_in_turn(&tell, client, Self::deadline()).await {
-                    Ok(Opened { link, count, decision }) => {
+                    Ok((Opened { link, count, decision, started }, waited)) => {
                         let binding = Arc::new(Binding::new(link));
                         let lease = claim.bind(&binding);
-                        Ok(Placed { binding, lease, count, decision })
+                        let started = started.or_else(|| self.start(&wish, client));
+                        Ok(Placed { binding, lease, count, started, decision, waited })
                     }
                     Err(error) => {
                         let error = wish.refusal(error);
@@ -163,7 +180,7 @@ impl Placement {
             }
             Some(Claimed::Join(binding, lease)) => {
                 let avoid = self.directory.backends(&wish.ties.apart);
-                self.join(&wish, binding, lease, &avoid)
+                self.join(&wish, client, binding, lease, &avoid)
             }
             None => {
                 let what = "what it belongs with has found no backend either".to_owned();
@@ -176,9 +193,15 @@ impl Placement {
         placed
     }
 
+    fn start(&self, wish: &Wish, client: &Client) -> Option<Started> {
+        wish.takes_turns().then(|| self.queue.start(client))
+    }
+
+    /// A build beside one that runs waits for no slot: that one may wait for what this one does.
     fn join(
         &self,
         wish: &Wish,
+        client: &Client,
         binding: Arc<Binding>,
         lease: Lease,
         avoid: &[Arc<Backend>],
@@ -190,7 +213,8 @@ impl Placement {
         self.warn_of_conflict(wish, &binding);
         let (count, decision) =
             (backend.start_build(), Decision::preferred(Outcome::Pinned, backend));
-        Ok(Placed { binding, lease, count, decision })
+        let started = self.start(wish, client);
+        Ok(Placed { binding, lease, count, started, decision, waited: None })
     }
 
     /// Notes that a build of `key` is on `backend`: it is warm for it from now on.
@@ -207,11 +231,12 @@ impl Placement {
     fn tries(
         &self,
         wish: &Wish,
-        avoid: Vec<Arc<Backend>>,
         client: &Client,
+        grant: Option<Grant>,
         deadline: Instant,
     ) -> Tries {
         let ties = &wish.ties;
+        let avoid = self.directory.backends(&ties.apart);
         let input = || self.directory.recent_companion(&ties.follows, Instant::now());
         let input = wish.linked.then(input).flatten().and_then(|name| self.fleet.find(&name));
         let policy =
@@ -224,7 +249,9 @@ impl Placement {
         let preferred = tied.or_else(|| wish.probe.then(oldest).flatten());
         let elsewhere = |(backend, _): &(Arc<Backend>, Outcome)| !has(&avoid, backend);
         Tries {
-            preferred: preferred.filter(elsewhere),
+            preferred: preferred.filter(|_| grant.is_none()).filter(elsewhere),
+            grant,
+            takes_turns: wish.takes_turns(),
             avoid,
             client: client.clone(),
             policy,

@@ -10,6 +10,7 @@ mod rank;
 
 use std::{
     fmt,
+    num::NonZeroU32,
     str::FromStr,
     time::{Duration, Instant},
 };
@@ -221,6 +222,8 @@ pub struct Choice {
     pub limit: Option<u64>,
     /// The key's first choice, if another was taken, and why.
     pub passed_over: Option<(usize, Obstacle)>,
+    /// The key's cache is not there, but on a candidate that has no free slot.
+    pub cache_is_busy: bool,
 }
 
 impl Choice {
@@ -232,6 +235,7 @@ impl Choice {
             builds: round.candidates.at(row).builds(),
             limit: None,
             passed_over: None,
+            cache_is_busy: false,
         }
     }
 }
@@ -245,12 +249,14 @@ pub struct Request<'a> {
     pub warm: Option<Warm>,
     /// Candidates that are out of the question: they did not accept.
     pub tried: &'a [usize],
+    /// Builds that a candidate runs at once for each unit of its capacity; `None` without a limit.
+    pub slots: Option<NonZeroU32>,
 }
 
 impl Policy {
     /// Chooses among `candidates` that are ready, degraded ones only where there is no other, or among all
     /// that are not cordoned when none is ready: a wrong verdict on every one of them must not stop all
-    /// builds.
+    /// builds. Nothing is chosen while the best of these have no free slot.
     pub fn choose(
         &self,
         request: &Request<'_>,
@@ -264,10 +270,17 @@ impl Policy {
             slow_start: self.slow_start,
             tried: request.tried,
             eligible,
+            slots: request.slots,
         };
-        Eligible::ORDER
-            .into_iter()
-            .find_map(|eligible| self.choose_in(request, &round(eligible), rng))
+        for eligible in Eligible::ORDER {
+            let round = round(eligible);
+            let choice = self.choose_in(request, &round, rng);
+            // Those that are better will have a free slot again.
+            if choice.is_some() || round.is_full() {
+                return choice;
+            }
+        }
+        None
     }
 
     fn choose_in(

@@ -10,7 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     annotations, config,
-    discovery::{self, Discovery, Target, dns},
+    discovery::{self, Discovery, SourceStatus, Target, dns},
     fleet::Fleet,
     health,
     kubernetes::{Access, ClientError},
@@ -129,6 +129,8 @@ impl Pool {
         let proxy =
             Proxy::new(Arc::clone(&fleet), metrics, placing, rules, commons.clone(), tasks.clone());
         let shared = Arc::clone(&proxy.shared);
+        let (placement, ended) = (Arc::clone(&proxy.placement), stop.clone());
+        tasks.spawn(async move { placement.serve_queue(ended).await });
         tasks.spawn(health::run(fleet, shared, tasks.clone(), stop.clone()));
         Ok(Self { proxy, discovery, tls: server, proxy_protocol: config.proxy_protocol, closing })
     }
@@ -137,6 +139,12 @@ impl Pool {
     pub async fn close(&self) {
         self.closing.close();
         self.closing.wait().await;
+    }
+
+    /// Whether its daemons are known, even if there is none: some source has told of them.
+    pub fn is_synced(&self) -> bool {
+        let known = |source: &SourceStatus| source.synced.is_some() || source.endpoints > 0;
+        self.discovery.statuses().iter().any(known)
     }
 
     /// Its name.

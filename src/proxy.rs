@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, Request, request::Parts};
 use tokio::task::JoinHandle;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     account::Account,
@@ -72,6 +72,8 @@ pub struct Commons {
     pub reader: Reader,
     /// What large receive windows may take, in bytes.
     pub windows: Shares,
+    /// When builds that wait are refused, because the proxy ends.
+    pub drain: CancellationToken,
 }
 
 impl Proxy {
@@ -84,7 +86,7 @@ impl Proxy {
         commons: Commons,
         tasks: TaskTracker,
     ) -> Self {
-        let Commons { connections, reader, windows } = commons;
+        let Commons { connections, reader, windows, drain } = commons;
         let directory = Directory::default();
         let shared = Arc::new(SharedLinks::new(connections, tasks.clone()));
         let placement = Arc::new(Placement::new(
@@ -93,6 +95,7 @@ impl Proxy {
             Arc::clone(&shared),
             placing,
             Arc::clone(&metrics),
+            drain,
         ));
         Self {
             parking: Arc::new(Parking::new(directory.clone(), Arc::clone(&metrics))),

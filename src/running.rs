@@ -10,7 +10,12 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{affinity::AffinityKey, fleet::Backend, placement::Decision, policy::PolicyKind};
+use crate::{
+    affinity::AffinityKey,
+    fleet::Backend,
+    placement::{Decision, queue::Waited},
+    policy::PolicyKind,
+};
 
 /// One build that has been placed.
 #[derive(Debug)]
@@ -22,7 +27,7 @@ pub struct RunningBuild {
     /// Address of its client, unless that came through a Unix socket.
     pub client: Option<IpAddr>,
     /// What its cache is known by.
-    pub affinity: Option<AffinityKey>,
+    pub affinity: Option<Arc<AffinityKey>>,
     /// The policy in force.
     pub policy: PolicyKind,
     /// Where it runs.
@@ -33,6 +38,8 @@ pub struct RunningBuild {
     pub arrived: Instant,
     /// How long it took to place it.
     pub wait: Duration,
+    /// How long of that it waited for its turn, if it did.
+    pub waited: Option<Waited>,
 }
 
 impl RunningBuild {

@@ -281,7 +281,7 @@ fn each_service_is_the_pool_of_its_own_address() {
     fleet.beside(cluster, "pool-b", "StatefulSet", 1);
     let pool = |name: &str| {
         format!(
-            "[[pool]]\nname = '{name}'\nlisten = 'tcp://127.0.0.1:0'\n\
+            "[[pool]]\nname = '{name}'\nlisten = 'tcp://127.0.0.1:0'\nmax-wait = '0s'\n\
              discover = 'kubernetes://pool-{name}/buildkitd'\n"
         )
     };

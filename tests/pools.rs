@@ -26,7 +26,7 @@ fn start(amd: &[Buildkitd], arm: &[Buildkitd]) -> Proxy {
         )
     };
     let (amd, arm) = (pool("amd", "consistent-hash", amd), pool("arm", "least-builds", arm));
-    Builder::default().file(&format!("slow-start = '0s'\n{amd}{arm}")).start()
+    Builder::default().file(&format!("slow-start = '0s'\nmax-wait = '0s'\n{amd}{arm}")).start()
 }
 
 #[test]

@@ -260,6 +260,7 @@ fn alerts_come_for_what_they_are_about_and_not_otherwise() {
         ("buildkit_lb_backend_degraded_total{backend=\"a\"}", "0x60"),
         ("buildkit_lb_backend_state{backend=\"a\",state=\"degraded\"}", "0x60"),
         ("buildkit_lb_certificate_expiry_timestamp_seconds{side=\"client\"}", "2000000x60"),
+        ("buildkit_lb_queue_depth", "0x45 3x9 0x6"),
     ];
     assert_eq!(alerts_after_an_hour(&well), BTreeSet::new());
     for (alert, changes) in [
@@ -273,6 +274,7 @@ fn alerts_come_for_what_they_are_about_and_not_otherwise() {
         ("BuildkitLbBackendDegraded", &[(11, "0x50 1x10")]),
         ("BuildkitLbBackendDegraded", &[(1, "1x20 0x40"), (11, "0x20 1x40"), (12, "0x20 1x40")]),
         ("BuildkitLbCertificateExpires", &[(13, "1000000x60")]),
+        ("BuildkitLbBuildsWait", &[(14, "0x45 3x15")]),
         ("BuildkitLbProxyDrainsForLong", &[(9, "0x5 2x55"), (10, "0x5 1x55")]),
     ] {
         let mut series = well;

@@ -7,17 +7,22 @@ use humantime::format_rfc3339_seconds;
 use serde_json::{Value, json};
 
 use super::Admin;
-use crate::{discovery::SourceStatus, fleet::Backend, pool::Pool, running::RunningBuild};
+use crate::{
+    directory::Waiting, discovery::SourceStatus, fleet::Backend, placement::queue::Request,
+    pool::Pool, running::RunningBuild,
+};
 
 /// Answers with all of it.
 pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
     let mut backends = Vec::new();
     let mut discovery = Vec::new();
     let mut builds = Vec::new();
+    let mut queue = Vec::new();
     for pool in admin.pools.iter() {
         let name = pool.name();
         backends.extend(pool.proxy.fleet.backends().iter().map(|backend| told(name, backend)));
         discovery.extend(pool.discovery.statuses().iter().map(|status| source(name, status)));
+        queue.extend(pool.proxy.placement.queued().iter().map(|build| queued(name, build)));
         builds.extend(pool.proxy.running.builds().iter().map(|build| explained(name, build)));
     }
     Json(json!({
@@ -27,6 +32,7 @@ pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
         "discovery": discovery,
         "backends": backends,
         "builds": builds,
+        "queue": queue,
     }))
 }
 
@@ -69,6 +75,22 @@ fn source(pool: &str, status: &SourceStatus) -> Value {
         "last_sync": status.synced.map(time),
         "error": status.error.as_ref().map(|error| &error.text),
         "error_since": status.error.as_ref().map(|error| time(error.since)),
+    })
+}
+
+/// A build that waits for its turn.
+fn queued(pool: &str, (request, waiting): &(Request, Waiting)) -> Value {
+    let affinity = request.affinity.as_ref();
+    json!({
+        "pool": pool,
+        "position": waiting.position,
+        "ref": request.build.as_ref().map(ToString::to_string),
+        "client": request.client,
+        "key": affinity.map_or("", |affinity| affinity.key.as_str()),
+        "key_source": affinity.map_or("none", |affinity| affinity.source),
+        "since": format_rfc3339_seconds(waiting.since).to_string(),
+        "cause": waiting.cause.label(),
+        "text": waiting.cause.to_string(),
     })
 }
 

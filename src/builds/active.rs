@@ -16,7 +16,7 @@ use crate::{
     fleet::{BuildCount, BuildEnd, Fleet},
     ids::BindingKey,
     metrics::{Metrics, RouteDecision, SessionResult, code_name},
-    placement::Placed,
+    placement::{Placed, queue::Started},
     policy::KeyHash,
     proxy::Proxy,
     relay::{ByteCounts, End, OnEnd},
@@ -37,6 +37,7 @@ pub(super) struct ActiveBuild {
     _binding: Arc<Binding>,
     _lease: Lease,
     _count: BuildCount,
+    _started: Option<Started>,
     _active: ActiveStream,
     _carried: Option<Carried>,
 }
@@ -69,6 +70,7 @@ impl ActiveBuild {
             decision: placed.decision,
             arrived,
             wait: arrived.elapsed(),
+            waited: placed.waited,
         };
         let active = Self {
             metrics: Arc::clone(&proxy.metrics),
@@ -78,6 +80,7 @@ impl ActiveBuild {
             byte_counts: byte_counts(|key| !matches!(key, BindingKey::Session(_))),
             session_byte_counts: byte_counts(|key| matches!(key, BindingKey::Session(_))),
             _count: placed.count,
+            _started: placed.started,
             _binding: placed.binding,
             _lease: placed.lease,
             _active: client.active.enter(),
@@ -156,6 +159,8 @@ impl ActiveBuild {
             home,
             home_is,
             wait_ms = millis(build.wait),
+            queue_wait_ms = build.waited.map(|waited| millis(waited.wait)),
+            queue_cause = build.waited.map(|waited| waited.cause.label()),
             duration_ms = millis(duration),
             bytes_up = up + session_up,
             bytes_down = down + session_down,

@@ -35,7 +35,7 @@ pub struct Solve {
     /// Its client may run several linked builds; see [`Solve::follows`].
     groups: bool,
     /// What its cache is known by.
-    pub affinity: Option<AffinityKey>,
+    pub affinity: Option<Arc<AffinityKey>>,
 }
 
 impl Solve {
@@ -117,6 +117,7 @@ impl Solve {
             build: self.build.clone(),
             linked: self.linked,
             key: self.affinity.as_ref().map(|affinity| KeyHash::new(&affinity.key)),
+            affinity: self.affinity.clone(),
             preferred: None,
             by_load: false,
             probe: self.internal,

@@ -139,11 +139,39 @@ pub struct PoolSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub tls: TlsSettings,
-    /// How long a build waits while no backend is ready. 0s turns this off: the build is refused at once
-    /// [default: 5m].
+    /// Builds that a backend runs at once for each unit of its capacity; further ones wait for their turn
+    /// [default: no limit].
+    #[arg(help_heading = "Placement", long, env = "BUILDKIT_LB_MAX_BUILDS", value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_builds: Option<String>,
+    /// How long a build waits at most for a backend or, with max-builds, for a free slot. 0s turns this off: the
+    /// build is refused at once [default: 5m, with max-builds 30m].
     #[arg(help_heading = "Placement", long, env = "BUILDKIT_LB_MAX_WAIT", value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_wait: Option<String>,
+    /// How long a build waits for a slot on the backend that has its cache while another backend has a free
+    /// one. 0s turns this off [default: 10s].
+    #[arg(
+        help_heading = "Placement",
+        long,
+        env = "BUILDKIT_LB_AFFINITY_WAIT",
+        value_name = "DURATION"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity_wait: Option<String>,
+    /// Builds that wait at once in a pool; further ones are refused [default: 1000].
+    #[arg(help_heading = "Placement", long, env = "BUILDKIT_LB_MAX_WAITING", value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_waiting: Option<String>,
+    /// Builds of one client address that wait at once in a pool; further ones are refused [default: 100].
+    #[arg(
+        help_heading = "Placement",
+        long,
+        env = "BUILDKIT_LB_MAX_WAITING_PER_CLIENT",
+        value_name = "COUNT"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_waiting_per_client: Option<String>,
     /// The `[affinity]` table of the file: an ordered list does not fit into a flag.
     #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -175,7 +203,11 @@ impl PoolSettings {
             "spread-bake-targets" => self.spread_bake_targets = boolean(path, &value, problems),
             "slow-start" => self.slow_start = text(path, value, problems),
             "probation" => self.probation = text(path, value, problems),
+            "max-builds" => self.max_builds = text(path, value, problems),
             "max-wait" => self.max_wait = text(path, value, problems),
+            "affinity-wait" => self.affinity_wait = text(path, value, problems),
+            "max-waiting" => self.max_waiting = text(path, value, problems),
+            "max-waiting-per-client" => self.max_waiting_per_client = text(path, value, problems),
             "affinity" => self.affinity = table(path, value, problems),
             "consistent-hash" => self.consistent_hash = table(path, value, problems),
             "warm-memory" => self.warm_memory = table(path, value, problems),
@@ -213,7 +245,11 @@ impl PoolSettings {
             probation: over.probation.or(self.probation),
             proxy_protocol_from: list(over.proxy_protocol_from, self.proxy_protocol_from),
             tls: self.tls.under(over.tls),
+            max_builds: over.max_builds.or(self.max_builds),
             max_wait: over.max_wait.or(self.max_wait),
+            affinity_wait: over.affinity_wait.or(self.affinity_wait),
+            max_waiting: over.max_waiting.or(self.max_waiting),
+            max_waiting_per_client: over.max_waiting_per_client.or(self.max_waiting_per_client),
             affinity: over.affinity.or(self.affinity),
             consistent_hash: over.consistent_hash.or(self.consistent_hash),
             warm_memory: over.warm_memory.or(self.warm_memory),
@@ -316,6 +352,7 @@ impl Pool {
     /// The settings that give this pool; `name` if it stands in a `[[pool]]`.
     pub(super) fn settings(&self, name: Option<String>) -> PoolSettings {
         let factor = self.policy.load_factor.to_string();
+        let queue = &self.queue;
         PoolSettings {
             name,
             listen: self.listen.iter().map(ToString::to_string).collect(),
@@ -327,7 +364,11 @@ impl Pool {
             probation: Some(humantime::format_duration(self.probation).to_string()),
             proxy_protocol_from: self.proxy_protocol.iter().map(ToString::to_string).collect(),
             tls: self.tls.settings(),
-            max_wait: Some(humantime::format_duration(self.queue.max_wait).to_string()),
+            max_builds: queue.max_builds.map(|count| count.to_string()),
+            max_wait: Some(humantime::format_duration(queue.max_wait).to_string()),
+            affinity_wait: Some(humantime::format_duration(queue.affinity_wait).to_string()),
+            max_waiting: Some(queue.max_waiting.to_string()),
+            max_waiting_per_client: Some(queue.max_waiting_per_client.to_string()),
             affinity: Some(self.affinity.to_table()),
             consistent_hash: Some(toml::Table::from_iter([(
                 "load-factor".to_owned(),
@@ -396,9 +437,28 @@ fn check_probation(path: &str, settings: &PoolSettings, problems: &mut Vec<Strin
 }
 
 fn check_queue(path: &str, settings: &PoolSettings, problems: &mut Vec<String>) -> queue::Config {
-    let key = format!("{path}max-wait");
-    let max_wait = check(settings.max_wait.as_deref(), &key, problems, parse_duration);
-    queue::Config { max_wait: max_wait.unwrap_or(queue::Config::default().max_wait) }
+    let default = queue::Config::default();
+    let mut count = |text: &Option<String>, key: &str| {
+        // Each that waits takes some KB, and its client a connection.
+        check(text.as_deref(), &format!("{path}{key}"), problems, |text| parse_count(text, 100_000))
+    };
+    let max_builds = count(&settings.max_builds, "max-builds");
+    let max_waiting = count(&settings.max_waiting, "max-waiting");
+    let per_client = count(&settings.max_waiting_per_client, "max-waiting-per-client");
+    let mut duration = |text: &Option<String>, key: &str| {
+        check(text.as_deref(), &format!("{path}{key}"), problems, parse_duration)
+    };
+    let affinity_wait = duration(&settings.affinity_wait, "affinity-wait");
+    let max_wait = duration(&settings.max_wait, "max-wait");
+    let max_builds =
+        max_builds.and_then(|count| u32::try_from(count).ok()).and_then(NonZeroU32::new);
+    queue::Config {
+        max_builds,
+        max_wait: max_wait.unwrap_or(queue::default_max_wait(max_builds.is_some())),
+        affinity_wait: affinity_wait.unwrap_or(default.affinity_wait),
+        max_waiting: max_waiting.unwrap_or(default.max_waiting),
+        max_waiting_per_client: per_client.unwrap_or(default.max_waiting_per_client),
+    }
 }
 
 fn check_warm(path: &str, table: toml::Table, problems: &mut Vec<String>) -> warm::Config {

@@ -25,6 +25,13 @@ pub struct Waiting {
 pub enum Cause {
     /// A backend that takes builds.
     NoBackend,
+    /// A free slot.
+    Busy {
+        /// Slots that are taken.
+        taken: u64,
+        /// All slots of the backends that take builds.
+        slots: u64,
+    },
 }
 
 impl Cause {
@@ -32,6 +39,7 @@ impl Cause {
     pub fn label(self) -> &'static str {
         match self {
             Self::NoBackend => "no_backend",
+            Self::Busy { .. } => "busy",
         }
     }
 }
@@ -40,6 +48,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoBackend => f.write_str("no backend is ready"),
+            Self::Busy { taken, slots } => write!(f, "{taken} of {slots} slots are taken"),
         }
     }
 }

@@ -138,6 +138,7 @@ impl Backend {
 
     fn set_capacity(&self, capacity: NonZeroU32) {
         self.candidate.set_capacity(capacity.get());
+        self.signals.changed.notify_waiters();
         self.metrics.capacity.set(capacity.get().into());
     }
 
@@ -415,6 +416,7 @@ impl BuildCount {
 impl Drop for BuildCount {
     fn drop(&mut self) {
         self.0.candidate.end_build();
+        self.0.signals.changed.notify_waiters();
         self.0.metrics.builds_active.dec();
     }
 }

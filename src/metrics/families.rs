@@ -24,8 +24,8 @@ use super::{
         AdminClosure, AdminClosureLabels, BackendLabels, CertificateLabels, ChangeRefusal,
         ChangeRefusalLabels, CodeLabels, DecisionLabels, Described, DirectionLabels, DrainLabels,
         FaultLabels, GrpcCodeLabels, LabelNames, MethodLabels, PodErrorLabels, PoolLabels,
-        ReasonLabels, ReloadLabels, ResultLabels, SourceLabels, SourceReasonLabels, StateLabels,
-        VersionLabels,
+        QueueLabels, ReasonLabels, ReloadLabels, ResultLabels, SourceLabels, SourceReasonLabels,
+        StateLabels, VersionLabels,
     },
 };
 use crate::telemetry;
@@ -33,6 +33,9 @@ use crate::telemetry;
 /// Durations of builds: a second to two hours.
 const BUILD_SECONDS: [f64; 12] =
     [1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0];
+
+/// Waits for a turn: from a moment to the longest that a build waits.
+const QUEUE_SECONDS: [f64; 10] = [0.01, 0.1, 1.0, 5.0, 15.0, 60.0, 180.0, 300.0, 900.0, 1800.0];
 
 /// Durations of connects: half a millisecond (same node) to the connect timeout.
 const CONNECT_SECONDS: [f64; 9] = [0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 2.5, 5.0];
@@ -161,6 +164,9 @@ families! {
         tls_handshakes_active: Gauges<PoolLabels>, "TLS handshakes of clients that are under way";
         certificate_expiry_timestamp_seconds: Gauges<CertificateLabels>, "When the proxy's own certificate expires";
         certificate_reloads: Counters<ReloadLabels>, "Changes of certificates, by what became of them";
+        queue_depth: Gauges<PoolLabels>, "Builds that wait for their turn";
+        queue_wait_seconds: Histograms<QueueLabels> = Family::new_with_constructor(Buckets(&QUEUE_SECONDS)), "Time that builds waited for their turn, by how they left the queue";
+        queue_left: Counters<QueueLabels>, "Builds that have left the queue, by how";
         discovery_endpoints: Gauges<SourceLabels>, "Endpoints that a source reported last";
         discovery_last_sync_timestamp_seconds: Gauges<SourceLabels>, "When a source's report was last known to be right; the time stands still while the source fails";
         discovery_errors: Counters<SourceReasonLabels>, "Failures of a source";

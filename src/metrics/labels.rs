@@ -65,6 +65,20 @@ label_set! {
 }
 
 label_set! {
+    /// How a build left the queue.
+    pub enum QueueExit {
+        /// It had its turn.
+        Granted = "granted",
+        /// It had waited as long as it may.
+        WaitedOut = "waited_out",
+        /// Its client went away.
+        ClientGone = "client_gone",
+        /// The proxy ended.
+        Draining = "draining",
+    }
+}
+
+label_set! {
     /// Which way bytes go.
     pub enum Direction {
         /// From client to daemon.
@@ -186,6 +200,8 @@ labels!(/// What was asked about pods, and why in vain.
     PodErrorLabels { pool; verb: PodVerb, reason: Reason });
 labels!(/// How the drain of a backend ended.
     DrainLabels { pool; result: DrainResult });
+labels!(/// How a build left the queue.
+    QueueLabels { pool; reason: QueueExit });
 labels!(/// Why a change was refused.
     ChangeRefusalLabels { ; reason: ChangeRefusal });
 labels!(/// Why a connection of the admin port was closed.

@@ -9,7 +9,10 @@ use std::{
 
 use tokio::time::timeout;
 
-use super::{Decision, Placement};
+use super::{
+    Decision, Placement,
+    queue::{Grant, Started},
+};
 use crate::{
     client::Client,
     error::{ProxyError, first_few},
@@ -30,6 +33,10 @@ const SHORTEST_TRY: Duration = Duration::from_secs(1);
 pub(super) struct Tries {
     /// The first one, whatever the policy says, and how it was found.
     pub(super) preferred: Option<(Arc<Backend>, Outcome)>,
+    /// The slot that it was given, before any choice.
+    pub(super) grant: Option<Grant>,
+    /// Whether it needs a slot, and others that wait are before it.
+    pub(super) takes_turns: bool,
     /// Not these.
     pub(super) avoid: Vec<Arc<Backend>>,
     /// Whose connection it will be.
@@ -48,6 +55,19 @@ pub(super) struct Opened {
     /// Counts as a build there while it lives.
     pub(super) count: BuildCount,
     pub(super) decision: Decision,
+    /// Counts as a build of its owner, if it had to wait.
+    pub(super) started: Option<Started>,
+}
+
+/// Why no link was opened.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// No backend has a free slot, or it is others' turn.
+    Full,
+    /// No backend took it.
+    Nobody(ProxyError),
+    /// Another one would have been of no use.
+    Other(ProxyError),
 }
 
 /// What has been tried so far, and until when there is time for more.
@@ -64,7 +84,7 @@ impl Progress {
     ///
     /// # Errors
     /// No other backend can be tried either.
-    async fn accepts(&mut self, link: &Link) -> Result<bool, ProxyError> {
+    async fn accepts(&mut self, link: &Link) -> Result<bool, Failed> {
         let backend = link.backend();
         // Half of what is left: each has its time, and several have a turn. The first has more than
         // a connection is given anyway.
@@ -73,7 +93,7 @@ impl Progress {
             Ok(Ok(())) => return Ok(true),
             // No other backend could be reached either.
             Ok(Err(error @ (ProxyError::Shortage { .. } | ProxyError::Limit(_)))) => {
-                return Err(error);
+                return Err(Failed::Other(error));
             }
             Ok(Err(error)) => self.failures.push(error.to_string()),
             Err(_elapsed) => {
@@ -82,7 +102,7 @@ impl Progress {
             }
         }
         if left(self.deadline).is_zero() {
-            return Err(self.nobody());
+            return Err(Failed::Nobody(self.nobody()));
         }
         self.pass_over(backend);
         Ok(false)
@@ -102,24 +122,18 @@ impl Placement {
     /// Opens a link for a build.
     ///
     /// # Errors
-    /// No backend could be reached in time.
-    pub(super) async fn open(&self, mut tries: Tries) -> Result<Opened, ProxyError> {
+    /// No backend could be reached in time, or none has a free slot.
+    pub(super) async fn open(&self, mut tries: Tries) -> Result<Opened, Failed> {
         let mut progress = self.progress(tries.deadline).await;
         tries.avoid.iter().for_each(|backend| progress.pass_over(backend));
         loop {
-            let chosen = match tries.preferred.take() {
-                Some((backend, outcome)) => {
-                    Some((backend.start_build(), Decision::preferred(outcome, &backend)))
-                }
-                None => self.choose(&progress.roster, &tries, &progress.tried),
-            };
-            let (count, mut decision) = chosen.ok_or_else(|| progress.nobody())?;
+            let (count, mut decision, started) = self.next(&mut tries, &progress)?;
             let link = self.shared.for_build(count.backend(), &tries.client);
             if progress.accepts(&link).await? {
                 if !progress.failures.is_empty() {
                     decision.outcome = Outcome::Failover;
                 }
-                return Ok(Opened { link, count, decision });
+                return Ok(Opened { link, count, decision, started });
             }
         }
     }
@@ -133,13 +147,17 @@ impl Placement {
         let policy = self.policy.with(PolicyKind::LeastBuilds);
         let mut progress = self.progress(Self::deadline()).await;
         loop {
-            let request = policy::Request { key: None, warm: None, tried: &progress.tried };
+            let tried = &progress.tried;
+            let request = policy::Request { key: None, warm: None, tried, slots: None };
             let candidates = progress.roster.candidates();
             let choice = policy.choose(&request, candidates, Instant::now(), &mut rand::rng());
             let choice = choice.ok_or_else(|| progress.nobody())?;
             let link = self.shared.for_call(&progress.roster.backends()[choice.index], client);
-            if progress.accepts(&link).await? {
-                return Ok(link);
+            match progress.accepts(&link).await {
+                Ok(true) => return Ok(link),
+                Ok(false) => {}
+                Err(Failed::Nobody(error) | Failed::Other(error)) => return Err(error),
+                Err(Failed::Full) => return Err(progress.nobody()),
             }
         }
     }
@@ -154,6 +172,28 @@ impl Placement {
         Progress { roster, failures: Vec::new(), tried: Vec::new(), deadline }
     }
 
+    /// The backend to try next, with the build counted there.
+    fn next(
+        &self,
+        tries: &mut Tries,
+        progress: &Progress,
+    ) -> Result<(BuildCount, Decision, Option<Started>), Failed> {
+        if let Some((backend, outcome)) = tries.preferred.take() {
+            return Ok((backend.start_build(), Decision::preferred(outcome, &backend), None));
+        }
+        if let Some(Grant { count, decision, started }) = tries.grant.take() {
+            return Ok((count, decision, Some(started)));
+        }
+        if tries.takes_turns && !self.queue.is_empty() {
+            return Err(Failed::Full);
+        }
+        match self.choose(&progress.roster, tries, &progress.tried) {
+            Some((count, decision)) => Ok((count, decision, None)),
+            None if self.is_full(tries, progress) => Err(Failed::Full),
+            None => Err(Failed::Nobody(progress.nobody())),
+        }
+    }
+
     fn choose(
         &self,
         roster: &Roster,
@@ -162,11 +202,22 @@ impl Placement {
     ) -> Option<(BuildCount, Decision)> {
         let now = Instant::now();
         let warm = tries.key.and_then(|key| self.warm.lock().get(key, now));
-        let request = policy::Request { key: tries.key, warm, tried };
+        let slots = self.queue.config.max_builds.filter(|_| tries.takes_turns);
+        let waits_for_cache = slots.is_some() && !self.queue.config.affinity_wait.is_zero();
+        let request = policy::Request { key: tries.key, warm, tried, slots };
         let (count, choice) = self.fleet.start_build(roster, |candidates| {
-            tries.policy.choose(&request, candidates, now, &mut rand::rng())
+            let choice = tries.policy.choose(&request, candidates, now, &mut rand::rng());
+            choice.filter(|choice| !(waits_for_cache && choice.cache_is_busy))
         })?;
         Some((count, Decision::chosen(&choice, roster)))
+    }
+
+    /// Whether there was nothing to choose for want of a free slot.
+    fn is_full(&self, tries: &Tries, progress: &Progress) -> bool {
+        let backends = progress.roster.backends().iter().enumerate();
+        let mut left = backends.filter(|(at, _)| !progress.tried.contains(at));
+        let limited = tries.takes_turns && self.queue.config.max_builds.is_some();
+        limited && left.any(|(_, backend)| backend.is_ready())
     }
 }
 

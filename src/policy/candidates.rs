@@ -4,6 +4,7 @@
 //! sums are kept, not made.
 
 use std::{
+    num::NonZeroU32,
     ops::Range,
     sync::{
         Arc,
@@ -120,6 +121,16 @@ impl Candidate {
     /// Whether it finishes its builds and takes no new one.
     pub fn is_cordoned(&self) -> bool {
         self.status.load(Ordering::Relaxed) & CORDONED != 0
+    }
+
+    /// Whether it may run one build more, if it runs `slots` at once for a unit of its capacity.
+    pub(super) fn has_slot(&self, slots: Option<NonZeroU32>) -> bool {
+        slots.is_none_or(|slots| u64::from(self.builds()) < self.slots(slots))
+    }
+
+    /// Builds that it runs at once, with so many for a unit of its capacity.
+    fn slots(&self, each: NonZeroU32) -> u64 {
+        u64::from(each.get()) * u64::from(self.capacity())
     }
 
     /// Counts one more build.
@@ -264,6 +275,20 @@ impl Candidates {
         self.candidates.is_empty()
     }
 
+    /// Whether one takes builds, and has a free slot if each runs `slots` builds for a unit of its capacity.
+    pub fn has_free(&self, slots: Option<NonZeroU32>) -> bool {
+        self.candidates.iter().any(|candidate| candidate.is_ready() && candidate.has_slot(slots))
+    }
+
+    /// Of those that take builds, with `slots` for a unit of capacity: slots that are taken, and all.
+    pub fn taken(&self, slots: NonZeroU32) -> (u64, u64) {
+        let ready = self.candidates.iter().filter(|candidate| candidate.is_ready());
+        ready.fold((0, 0), |(taken, all), candidate| {
+            let slots = candidate.slots(slots);
+            (taken + slots.min(candidate.builds().into()), all + slots)
+        })
+    }
+
     pub(super) fn hashes(&self) -> &[u64] {
         &self.hashes
     }
@@ -323,14 +348,35 @@ pub(super) struct Round<'a> {
     /// Indices, in the caller's order, of the candidates that did not accept.
     pub(super) tried: &'a [usize],
     pub(super) eligible: Eligible,
+    /// Builds that each runs at once for a unit of its capacity, if that is limited.
+    pub(super) slots: Option<NonZeroU32>,
 }
 
 impl Round<'_> {
     /// Whether the candidate at `row` may be chosen.
     pub(super) fn takes(&self, row: Row) -> bool {
-        let candidate = self.candidates.at(row);
-        self.eligible.has(candidate)
+        self.is_member(row) && self.has_slot(row)
+    }
+
+    /// Whether the candidate at `row` could be chosen but for its builds.
+    pub(super) fn is_busy(&self, row: Row) -> bool {
+        self.is_member(row) && !self.has_slot(row)
+    }
+
+    /// Whether all that could be chosen are busy, and there are any.
+    pub(super) fn is_full(&self) -> bool {
+        let mut rows = (0..self.candidates.len()).map(Row);
+        self.slots.is_some() && rows.any(|row| self.is_busy(row))
+    }
+
+    fn is_member(&self, row: Row) -> bool {
+        self.eligible.has(self.candidates.at(row))
             && (self.tried.is_empty() || !self.tried.contains(&self.candidates.index(row)))
+    }
+
+    /// Whether the candidate at `row` may run one build more.
+    pub(super) fn has_slot(&self, row: Row) -> bool {
+        self.candidates.at(row).has_slot(self.slots)
     }
 
     pub(super) fn weight(&self, row: Row) -> u64 {

@@ -73,6 +73,11 @@ pub(super) fn choose(
     }
     let home = *first.rows().first()?;
     let mut choice = limits.choice(row, Outcome::Home, rank);
+    choice.cache_is_busy = match warm {
+        Some(warm) => !known(row) && warmest(warm, |row| round.is_busy(*row), round).is_some(),
+        // Without a memory, a key is taken for warm at its home.
+        None => !settings.remembers && rank > 0 && round.is_busy(home),
+    };
     if rank > 0 {
         let obstacle = limits.obstacle(home);
         choice.passed_over = Some((round.candidates.index(home), obstacle));
@@ -163,7 +168,7 @@ impl<'a> LoadLimits<'a> {
             Obstacle::Unhealthy
         } else if candidate.is_degraded() {
             Obstacle::Degraded
-        } else if self.has_room(row) {
+        } else if self.has_room(row) && self.round.has_slot(row) {
             Obstacle::Busy
         } else {
             Obstacle::Full

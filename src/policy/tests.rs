@@ -44,10 +44,10 @@ const EJECTED: Status = Status { ejected: true, ..GOOD };
 const DEGRADED: Status = Status { degraded: true, ..GOOD };
 
 fn request(key: &str) -> Request<'static> {
-    Request { key: Some(KeyHash::new(key)), warm: None, tried: &[] }
+    Request { key: Some(KeyHash::new(key)), warm: None, tried: &[], slots: None }
 }
 
-const NO_KEY: Request<'static> = Request { key: None, warm: None, tried: &[] };
+const NO_KEY: Request<'static> = Request { key: None, warm: None, tried: &[], slots: None };
 
 fn rng() -> StdRng {
     StdRng::seed_from_u64(7)
@@ -459,7 +459,7 @@ proptest! {
         let candidates = Candidates::new(all.clone(), &totals);
         let at = |index: usize| &all[index % all.len()];
         let warm = warm.map(|(one, two)| Warm::new(at(one)).and(at(two)));
-        let request = Request { key: Some(KeyHash::new(&key)), warm, tried: &[] };
+        let request = Request { key: Some(KeyHash::new(&key)), warm, tried: &[], slots: None };
         let choice = Policy::default().choose(&request, &candidates, now, &mut rng());
         let choice = choice.expect("a choice");
         if all.iter().any(|candidate| candidate.is_ready()) {

@@ -1,0 +1,270 @@
+//! Whose turn it is: a state machine without I/O, lock or clock.
+//!
+//! Owners take turns by what they run (max-min fairness): the next slot goes to the owner with the fewest
+//! running builds, and among equals to the one that was served longest ago. Of one owner the
+//! affinity keys take turns, and of one key the build that has waited longest is first.
+//!
+//! A build whose cache is on a daemon that has no free slot lets others pass it for a bounded time (delay
+//! scheduling: Zaharia et al., EuroSys 2010).
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeSet, HashMap, VecDeque},
+    hash::Hash,
+    time::{Duration, Instant},
+};
+
+use crate::policy::KeyHash;
+
+/// A build that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Ticket(u64);
+
+/// What the fleet has for a build that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Offer {
+    /// No slot that it could take.
+    Nothing,
+    /// A slot, while its cache is on a daemon that has none free.
+    Cold,
+    /// As good a slot as it could get.
+    Good,
+}
+
+/// All builds that wait in one pool, and how many of each owner run.
+#[derive(Debug)]
+pub(super) struct Order<O> {
+    owners: HashMap<O, Owner>,
+    waiting: HashMap<Ticket, Waiter<O>>,
+    /// How long a build lets others pass it for the sake of its cache.
+    patience: Duration,
+    next_ticket: u64,
+    grants: u64,
+}
+
+/// What one owner has.
+#[derive(Debug, Default)]
+struct Owner {
+    running: usize,
+    /// Its lines, the one whose turn it is first; none is empty.
+    lines: VecDeque<Line>,
+    waiting: usize,
+    /// Which grant was its last one.
+    served: u64,
+}
+
+/// The builds of one affinity key, the one that has waited longest first.
+#[derive(Debug)]
+struct Line {
+    key: Option<KeyHash>,
+    tickets: BTreeSet<(Instant, Ticket)>,
+}
+
+#[derive(Debug)]
+struct Waiter<O> {
+    owner: O,
+    key: Option<KeyHash>,
+    since: Instant,
+    /// When it first let another pass.
+    passed: Option<Instant>,
+}
+
+impl<O: Clone + Eq + Hash> Order<O> {
+    pub(super) fn new(patience: Duration) -> Self {
+        let (owners, waiting) = (HashMap::new(), HashMap::new());
+        Self { owners, waiting, patience, next_ticket: 0, grants: 0 }
+    }
+
+    /// Builds that wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Builds of `owner` that wait.
+    pub(super) fn waiting_of(&self, owner: &O) -> usize {
+        self.owners.get(owner).map_or(0, |owner| owner.waiting)
+    }
+
+    /// Puts a build of `owner`, which waits since `since`, in line.
+    ///
+    /// One that comes `back`, because it could not use its slot, is the first of its owner again.
+    pub(super) fn enter(
+        &mut self,
+        owner: &O,
+        key: Option<KeyHash>,
+        since: Instant,
+        back: bool,
+    ) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        let of = self.owner(owner);
+        of.waiting += 1;
+        let at = of.lines.iter().position(|line| line.key == key);
+        let mut line = match at {
+            Some(at) if back => of.lines.remove(at),
+            Some(at) => {
+                of.lines[at].tickets.insert((since, ticket));
+                None
+            }
+            None => Some(Line { key, tickets: BTreeSet::new() }),
+        };
+        if let Some(mut line) = line.take() {
+            line.tickets.insert((since, ticket));
+            if back { of.lines.push_front(line) } else { of.lines.push_back(line) }
+        }
+        let waiter = Waiter { owner: owner.clone(), key, since, passed: None };
+        self.waiting.insert(ticket, waiter);
+        ticket
+    }
+
+    /// Takes a build out that waits no longer; nothing happens if it is out.
+    pub(super) fn leave(&mut self, ticket: Ticket) {
+        let Some(waiter) = self.waiting.remove(&ticket) else { return };
+        let Some(owner) = self.owners.get_mut(&waiter.owner) else { return };
+        owner.waiting -= 1;
+        if let Some(at) = owner.lines.iter().position(|line| line.key == waiter.key) {
+            owner.lines[at].tickets.remove(&(waiter.since, ticket));
+            if owner.lines[at].tickets.is_empty() {
+                owner.lines.remove(at);
+            }
+        }
+        self.forget_idle(&waiter.owner);
+    }
+
+    /// Counts a build of `owner` that runs and did not wait: it has had its turn.
+    pub(super) fn start(&mut self, owner: &O) {
+        self.grants += 1;
+        let served = self.grants;
+        let of = self.owner(owner);
+        (of.running, of.served) = (of.running + 1, served);
+    }
+
+    /// Counts one less.
+    pub(super) fn end(&mut self, owner: &O) {
+        if let Some(of) = self.owners.get_mut(owner) {
+            of.running = of.running.saturating_sub(1);
+        }
+        self.forget_idle(owner);
+    }
+
+    /// The next build to be given a slot, out of line and counted as running; `offer` says what the fleet
+    /// has for a build.
+    pub(super) fn grant(
+        &mut self,
+        now: Instant,
+        mut offer: impl FnMut(Ticket) -> Offer,
+    ) -> Option<Ticket> {
+        let patience = self.patience;
+        let mut passing = Vec::new();
+        let mut takes = |ticket: Ticket, waiter: &mut Waiter<O>| match offer(ticket) {
+            Offer::Nothing => false,
+            Offer::Good => true,
+            Offer::Cold => {
+                let patient = now < *waiter.passed.get_or_insert(now) + patience;
+                if patient {
+                    passing.push(ticket);
+                }
+                !patient
+            }
+        };
+        let ticket = self.heads().into_iter().find(|ticket| {
+            self.waiting.get_mut(ticket).is_some_and(|waiter| takes(*ticket, waiter))
+        });
+        let Some(ticket) = ticket else {
+            passing.into_iter().for_each(|head| self.pass_line(head, now));
+            return None;
+        };
+        let waiter = &self.waiting[&ticket];
+        let (owner, key) = (waiter.owner.clone(), waiter.key);
+        self.grants += 1;
+        if let Some(of) = self.owners.get_mut(&owner) {
+            of.running += 1;
+            of.served = self.grants;
+            // Its key has had its turn.
+            if let Some(at) = of.lines.iter().position(|line| line.key == key)
+                && let Some(line) = of.lines.remove(at)
+            {
+                of.lines.push_back(line);
+            }
+        }
+        self.leave(ticket);
+        Some(ticket)
+    }
+
+    /// A slot stays free for the sake of the line of `head`: all in it let it pass, and their patience
+    /// begins, or a slot would be idle for as long as the line lasts.
+    fn pass_line(&mut self, head: Ticket, now: Instant) {
+        let Some(waiter) = self.waiting.get(&head) else { return };
+        let Some(owner) = self.owners.get(&waiter.owner) else { return };
+        let Some(line) = owner.lines.iter().find(|line| line.key == waiter.key) else { return };
+        for (_, ticket) in &line.tickets {
+            if let Some(waiter) = self.waiting.get_mut(ticket) {
+                waiter.passed.get_or_insert(now);
+            }
+        }
+    }
+
+    /// When the patience of the first build that lets others pass is over.
+    pub(super) fn patience_ends(&self) -> Option<Instant> {
+        let passed = self.waiting.values().filter_map(|waiter| waiter.passed);
+        passed.min().map(|passed| passed + self.patience)
+    }
+
+    /// All that wait, in the order in which they would be served if nothing else ran, came or ended.
+    pub(super) fn in_order(&self) -> Vec<Ticket> {
+        let mut all = Vec::with_capacity(self.waiting.len());
+        for owner in self.owners.values() {
+            for (before, ticket) in owner.in_order().into_iter().enumerate() {
+                all.push((owner.running + before, owner, ticket));
+            }
+        }
+        all.sort_by(|(a, of_a, first), (b, of_b, second)| {
+            compare((*a, of_a), (*b, of_b)).then(first.cmp(second))
+        });
+        all.into_iter().map(|(_, _, ticket)| ticket).collect()
+    }
+
+    /// The first of each line: those of the owner whose turn it is, then of the next owner.
+    fn heads(&self) -> Vec<Ticket> {
+        let mut owners: Vec<&Owner> = self.owners.values().filter(|of| of.waiting > 0).collect();
+        owners.sort_by(|a, b| compare((a.running, a), (b.running, b)));
+        let heads = owners.into_iter().flat_map(|owner| &owner.lines);
+        heads.filter_map(|line| line.tickets.first()).map(|(_, ticket)| *ticket).collect()
+    }
+
+    fn owner(&mut self, owner: &O) -> &mut Owner {
+        self.owners.entry(owner.clone()).or_default()
+    }
+
+    /// Who runs nothing and waits for nothing is unknown, so that memory is bounded.
+    fn forget_idle(&mut self, owner: &O) {
+        if self.owners.get(owner).is_some_and(|of| of.running == 0 && of.waiting == 0) {
+            self.owners.remove(owner);
+        }
+    }
+}
+
+impl Owner {
+    /// Its builds in the order in which its keys take turns.
+    fn in_order(&self) -> Vec<Ticket> {
+        let mut lines: Vec<_> = self.lines.iter().map(|line| line.tickets.iter()).collect();
+        let mut all = Vec::with_capacity(self.waiting);
+        while all.len() < self.waiting {
+            all.extend(lines.iter_mut().filter_map(Iterator::next).map(|(_, ticket)| *ticket));
+        }
+        all
+    }
+
+    /// The first of its builds that came, and when.
+    fn first(&self) -> Option<(Instant, Ticket)> {
+        self.lines.iter().filter_map(|line| line.tickets.first()).min().copied()
+    }
+}
+
+/// Whose turn it is first of two owners that run so many builds.
+fn compare((a, of_a): (usize, &Owner), (b, of_b): (usize, &Owner)) -> Ordering {
+    a.cmp(&b).then(of_a.served.cmp(&of_b.served)).then(of_a.first().cmp(&of_b.first()))
+}
+
+#[cfg(test)]
+mod tests;

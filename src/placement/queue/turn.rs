@@ -1,0 +1,221 @@
+//! One build's way through the queue: from its arrival to a link to its backend.
+
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::time::sleep_until;
+
+use super::{Grant, Place, Queue, Request};
+use crate::{
+    client::Client,
+    directory::{Cause, Claim, Told, Waiting, publish},
+    error::ProxyError,
+    metrics::QueueExit,
+    placement::{
+        Placement, Wish,
+        tries::{Failed, Opened},
+    },
+};
+
+/// Where a build that waits says so.
+#[derive(Debug)]
+pub(in crate::placement) struct Tell<'a> {
+    pub(in crate::placement) wish: &'a Wish,
+    pub(in crate::placement) claim: &'a Claim,
+    pub(in crate::placement) told: &'a Told,
+}
+
+/// How long a build waited for its turn, and for what at first.
+#[derive(Debug, Clone, Copy)]
+pub struct Waited {
+    /// How long.
+    pub wait: Duration,
+    /// For what.
+    pub cause: Cause,
+}
+
+/// The wait of one build, over all its turns.
+#[derive(Debug)]
+struct Stay {
+    began: Instant,
+    since: SystemTime,
+    /// What it waited for at first, if it did.
+    cause: Option<Cause>,
+    /// It had its turn and could not use it.
+    back: bool,
+}
+
+/// A probe or a session that waits for a backend.
+#[derive(Debug)]
+struct Unordered<'a>(&'a Queue);
+
+impl Drop for Unordered<'_> {
+    fn drop(&mut self) {
+        self.0.unordered.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Queue {
+    fn enter_unordered(&self) -> Result<Unordered<'_>, ProxyError> {
+        let before = self.unordered.fetch_add(1, Ordering::Relaxed);
+        let place = Unordered(self);
+        if before >= self.config.max_waiting {
+            let full = format!("{before} probes and sessions wait for a backend");
+            return Err(ProxyError::QueueFull(full));
+        }
+        Ok(place)
+    }
+}
+
+impl Placement {
+    /// Opens a link for a build; waits until there is a backend that takes it.
+    ///
+    /// # Errors
+    /// No backend could be reached, none was there in time, or too many builds wait.
+    pub(in crate::placement) async fn open_in_turn(
+        &self,
+        tell: &Tell<'_>,
+        client: &Client,
+        mut deadline: Instant,
+    ) -> Result<(Opened, Option<Waited>), ProxyError> {
+        let (began, since) = (Instant::now(), SystemTime::now());
+        let mut stay = Stay { began, since, cause: None, back: false };
+        let may_wait = !self.queue.config.max_wait.is_zero();
+        let mut grant = None;
+        loop {
+            let was_ready = self.fleet.is_ready();
+            if may_wait && !was_ready && grant.is_none() {
+                // It waits already while the backends that are not ready are tried.
+                self.tell(tell, &self.estimate(&stay));
+            }
+            stay.back = grant.is_some();
+            let tries = self.tries(tell.wish, client, grant.take(), deadline);
+            let error = match self.open(tries).await {
+                Ok(opened) => return Ok((opened, stay.waited())),
+                Err(Failed::Other(error)) => return Err(error),
+                Err(failed) if !may_wait => return Err(self.refusal(failed)),
+                // It did not fail for want of a backend.
+                Err(Failed::Nobody(error)) if was_ready && self.fleet.is_ready() => {
+                    return Err(error);
+                }
+                Err(failed) => self.refusal(failed),
+            };
+            let cause = *stay.cause.get_or_insert_with(|| self.cause());
+            grant = if tell.wish.takes_turns() {
+                Some(self.wait_for_slot(tell, client, &stay, cause, &error).await?)
+            } else {
+                self.wait_for_backend(tell, &stay, &error).await?;
+                None
+            };
+            publish(tell.told, None);
+            publish(tell.claim.told(), None);
+            deadline = Self::deadline();
+        }
+    }
+
+    async fn wait_for_slot(
+        &self,
+        tell: &Tell<'_>,
+        client: &Client,
+        stay: &Stay,
+        cause: Cause,
+        error: &ProxyError,
+    ) -> Result<Grant, ProxyError> {
+        let request = self.request(tell.wish, client, stay);
+        let mut place = self.queue.enter(request, stay.began, stay.back, cause)?;
+        self.grant_all();
+        self.queue.entered.notify_one();
+        if let Ok(grant) = place.granted.try_recv() {
+            place.exit = QueueExit::Granted;
+            return Ok(grant);
+        }
+        loop {
+            let waiting = place.turn.borrow_and_update().clone();
+            self.tell(tell, &waiting);
+            let Place { granted, turn, .. } = &mut place;
+            let (exit, outcome) = tokio::select! {
+                biased;
+                granted = granted => {
+                    (QueueExit::Granted, granted.map_err(|_dropped| self.waited_out(error)))
+                }
+                () = sleep_until((stay.began + self.queue.config.max_wait).into()) => {
+                    (QueueExit::WaitedOut, Err(self.waited_out(error)))
+                }
+                () = self.queue.closed.cancelled() => {
+                    (QueueExit::Draining, Err(ProxyError::Draining))
+                }
+                _ = turn.changed() => continue,
+            };
+            place.exit = exit;
+            return outcome;
+        }
+    }
+
+    async fn wait_for_backend(
+        &self,
+        tell: &Tell<'_>,
+        stay: &Stay,
+        error: &ProxyError,
+    ) -> Result<(), ProxyError> {
+        let _place = self.queue.enter_unordered()?;
+        self.tell(tell, &self.estimate(stay));
+        tokio::select! {
+            biased;
+            () = self.fleet.ready() => Ok(()),
+            () = sleep_until((stay.began + self.queue.config.max_wait).into()) => {
+                Err(self.waited_out(error))
+            }
+            () = self.queue.closed.cancelled() => Err(ProxyError::Draining),
+        }
+    }
+
+    fn waited_out(&self, error: &ProxyError) -> ProxyError {
+        let waiting = self.queue.waiting.load(Ordering::Relaxed);
+        let cause = format!("{error}; builds that wait: {waiting}");
+        ProxyError::WaitedOut { waited: self.queue.config.max_wait, cause }
+    }
+
+    fn refusal(&self, failed: Failed) -> ProxyError {
+        match failed {
+            Failed::Full => ProxyError::NoBackend(self.cause().to_string()),
+            Failed::Nobody(error) | Failed::Other(error) => error,
+        }
+    }
+
+    fn request(&self, wish: &Wish, client: &Client, stay: &Stay) -> Request {
+        Request {
+            build: wish.build.clone(),
+            client: client.address,
+            affinity: wish.affinity.clone(),
+            since: stay.since,
+            key: wish.key,
+            owner: client.address,
+            policy: self.policy,
+            avoid: self.directory.backends(&wish.ties.apart),
+        }
+    }
+
+    /// Where a build stands that is not in line yet.
+    fn estimate(&self, stay: &Stay) -> Waiting {
+        let total = self.queue.waiting.load(Ordering::Relaxed) + 1;
+        Waiting { since: stay.since, position: total, total, cause: self.cause() }
+    }
+
+    fn tell(&self, Tell { wish, claim, told }: &Tell<'_>, waiting: &Waiting) {
+        let first = told.borrow().is_none();
+        publish(told, Some(waiting));
+        publish(claim.told(), Some(waiting));
+        if first {
+            // The calls beside it do not know yet that it waits.
+            self.directory.look_again(&wish.ties.own);
+        }
+    }
+}
+
+impl Stay {
+    fn waited(&self) -> Option<Waited> {
+        self.cause.map(|cause| Waited { wait: self.began.elapsed(), cause })
+    }
+}
