@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    path::Path,
     process::Stdio,
     sync::{
         OnceLock,
@@ -13,7 +14,8 @@ use std::{
 
 use serde_json::{Value, json};
 use support::{
-    client::{Buildx, Context, buildctl_build, run, succeed, text},
+    certificates::{Authority, Request},
+    client::{Buildx, Context, build, buildctl, buildctl_build, buildctl_tls, run, succeed, text},
     eventually, free_port,
     kubernetes::{
         Cluster,
@@ -106,18 +108,14 @@ fn a_roll_out_of_a_stateful_set_under_load_loses_no_build() {
     }
 }
 
-/// The chart as it is, all of it: its objects, rights, configuration, arguments and its daemons' hook.
-/// Only the proxy runs outside, as the kubelet of the tests has no images.
-#[test]
-fn what_the_chart_installs_builds_through_a_roll_out() {
-    let cluster = cluster();
-    let namespace = "installed";
+/// Installs the chart with these values, and starts the proxy as it says: its configuration, arguments and rights. Only
+/// the proxy runs outside, as the kubelet of the tests has no images; `tls` has what its Secret of certificates would.
+fn installed(cluster: &Cluster, namespace: &str, set: &[&str], tls: Option<&Path>) -> Proxy {
     cluster.namespace(namespace);
     let port = free_port();
     let port_value = format!("buildkitd.podAnnotations.test/admin-port={port}");
-    let set = ["buildkitd.replicas=3", "pods.details=true", "service.type=ClusterIP"];
-    let objects = cluster.install(namespace, &set, &["--set-string", &port_value]);
-    let kubeconfig = cluster.account(namespace, &set);
+    let objects = cluster.install(namespace, set, &["--set-string", &port_value]);
+    let kubeconfig = cluster.account(namespace, set);
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("buildkit-lb.toml");
     let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -126,7 +124,10 @@ fn what_the_chart_installs_builds_through_a_roll_out() {
     let secret = cluster.server().token(namespace, "buildkit-lb-token");
     std::fs::write(&token, secret).expect("written");
     let config = config.expect("a configuration");
-    let config = config.replace("/run/secrets/buildkit-lb/token", &token.to_string_lossy());
+    let mut config = config.replace("/run/secrets/buildkit-lb/token", &token.to_string_lossy());
+    if let Some(tls) = tls {
+        config = config.replace("/run/secrets/tls", &tls.to_string_lossy());
+    }
     std::fs::write(&file, config).expect("written");
     let args = objects.iter().find_map(|object| {
         let container = &object["spec"]["template"]["spec"]["containers"][0];
@@ -137,7 +138,33 @@ fn what_the_chart_installs_builds_through_a_roll_out() {
     let args: Vec<_> = args[1..].iter().map(|a| a.replace("$(POD_NAMESPACE)", namespace)).collect();
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     let proxy = Builder::default().args(&["--config", &file.to_string_lossy()]).args(&args);
-    let proxy = proxy.admin(&format!("0.0.0.0:{port}")).kubeconfig(&kubeconfig).start();
+    proxy.admin(&format!("0.0.0.0:{port}")).kubeconfig(&kubeconfig).start()
+}
+
+#[test]
+fn what_the_chart_installs_with_tls_builds_for_who_has_a_certificate() {
+    let cluster = cluster();
+    let authority = Authority::new("of clients");
+    let own = authority.directory("proxy", &Request::SERVER);
+    let client = authority.directory("client", &Request::CLIENT);
+    let set = ["buildkitd.replicas=1", "tls.existingSecret=lb-tls", "service.type=LoadBalancer"];
+    let proxy = installed(cluster, "secured", &set, Some(&own));
+    ready(&proxy, 1);
+    let context = Context::busybox("RUN echo secured");
+    succeed(&mut build(buildctl_tls(&proxy.addr(), &client), &context));
+    let mut nobody = buildctl(&proxy.addr());
+    let nobody =
+        run(nobody.arg("--tlscacert").arg(client.join("ca.pem")).args(["debug", "workers"]));
+    assert!(text(&nobody).contains("certificate required"), "{}", text(&nobody));
+}
+
+/// The chart as it is, all of it: its objects, rights, configuration, arguments and its daemons' hook.
+#[test]
+fn what_the_chart_installs_builds_through_a_roll_out() {
+    let cluster = cluster();
+    let namespace = "installed";
+    let set = ["buildkitd.replicas=3", "pods.details=true", "service.type=ClusterIP"];
+    let proxy = installed(cluster, namespace, &set, None);
     ready(&proxy, 3);
     let kubectl = |args: &[&str]| {
         cluster.server().kubectl(&[&["--namespace", namespace], args].concat());
