@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    machine,
+    machine::{self, Cores},
     process::{Process, free_address},
     tools::tool,
     usage::Usage,
@@ -76,15 +76,23 @@ impl Candidate {
         }
     }
 
-    /// Starts it in front of the daemon at `daemon`.
-    pub(crate) fn start(&self, daemon: SocketAddr, dir: &Path) -> Result<Target> {
+    /// Starts it in front of the daemon at `daemon`, on its `cores` if they are counted.
+    pub(crate) fn start(
+        &self,
+        daemon: SocketAddr,
+        dir: &Path,
+        cores: Option<&Cores>,
+    ) -> Result<Target> {
         if *self == Self::Direct {
             return Ok(Target { name: self.name().to_owned(), address: daemon, process: None });
         }
         let address = free_address()?;
         let dir = dir.join(self.name());
         fs::create_dir_all(&dir)?;
-        let command = self.command(&Site { listen: address, daemon, dir: &dir })?;
+        let mut command = self.command(&Site { listen: address, daemon, dir: &dir, cores })?;
+        if let Some(cores) = cores {
+            command.splice(0..0, [path_of("taskset"), "-c".into(), cores.proxy.clone()]);
+        }
         let log = dir.join("log");
         let mut process = Process::start(&command, &log)?;
         process
@@ -173,15 +181,22 @@ struct Site<'a> {
     listen: SocketAddr,
     daemon: SocketAddr,
     dir: &'a Path,
+    cores: Option<&'a Cores>,
 }
 
 impl Site<'_> {
+    /// nginx does not ask which cores it may use; all others do.
+    fn workers(&self) -> String {
+        self.cores.map_or_else(|| "auto".to_owned(), |cores| cores.threads.to_string())
+    }
+
     fn write(&self, name: &str, template: &str) -> Result<String> {
         let text = template
             .replace("@listen_port@", &self.listen.port().to_string())
             .replace("@upstream_port@", &self.daemon.port().to_string())
             .replace("@listen@", &self.listen.to_string())
             .replace("@upstream@", &self.daemon.to_string())
+            .replace("@workers@", &self.workers())
             .replace("@dir@", &self.dir.display().to_string());
         let path = self.dir.join(name);
         fs::write(&path, text)?;

@@ -15,6 +15,7 @@ mod grpc;
 mod machine;
 #[path = "../support/process.rs"]
 mod process;
+mod storm;
 #[path = "../support/table.rs"]
 mod table;
 #[allow(dead_code, reason = "tests use all of it")]
@@ -27,15 +28,15 @@ use std::{
     io::{BufRead as _, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
 };
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum as _};
 
 use candidate::{BUILDKIT_LB, Candidate, Target};
+use machine::Cores;
 use table::Table;
-use tools::tool;
 use workload::{Size, Stage, Workload};
 
 /// The first argument of the process that plays the daemon.
@@ -55,6 +56,9 @@ struct Arguments {
     /// Rounds of each workload; workloads of memory run a third of them
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Cores of the proxy, and so its threads, in a storm of builds
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
     /// Small amounts, for development
     #[arg(long)]
     quick: bool,
@@ -70,9 +74,22 @@ struct Arguments {
 }
 
 fn main() -> Result<()> {
+    let words: Vec<_> = std::env::args().skip(1).collect();
+    match words.split_first() {
+        Some((role, rest)) if role == storm::ROLE => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            return runtime.block_on(storm::role(rest));
+        }
+        // On all the cores that it may use.
+        Some((role, [storm])) if role == DAEMON_ROLE && storm == storm::ROLE => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            return runtime.block_on(daemon::serve());
+        }
+        _ => {}
+    }
     // One thread each for client and daemon, so that the proxy is the one that can use the rest.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    if std::env::args().nth(1).as_deref() == Some(DAEMON_ROLE) {
+    if words.first().map(String::as_str) == Some(DAEMON_ROLE) {
         return runtime.block_on(daemon::serve());
     }
     runtime.block_on(run(&Arguments::parse()))
@@ -88,6 +105,9 @@ async fn run(arguments: &Arguments) -> Result<()> {
         let bench = Bench { arguments, candidates: &candidates, workload, dir: scratch.path() };
         let table = bench.run().await.with_context(|| format!("workload {workload:?}"))?;
         println!("### {}\n\n{}", workload.title(), table.markdown("median"));
+        if let Some(cores) = bench.cores() {
+            println!("{}\n", cores.line());
+        }
         println!("{}", table.verdicts(BUILDKIT_LB, workload.goals()));
     }
     Ok(())
@@ -162,6 +182,11 @@ impl Bench<'_> {
         Ok(table)
     }
 
+    /// Who gets which cores, where they are kept apart.
+    fn cores(&self) -> Option<Cores> {
+        self.workload.is_storm().then(|| Cores::for_proxy(self.arguments.threads))
+    }
+
     /// Each round begins with another candidate: whoever comes first may find a colder machine.
     fn order(&self, round: usize) -> impl Iterator<Item = usize> + use<> {
         let len = self.candidates.len();
@@ -169,14 +194,15 @@ impl Bench<'_> {
     }
 
     fn start(&self, index: usize, stage: &Stage) -> Result<(Target, Option<FakeDaemon>)> {
+        let cores = self.cores();
         let (address, daemon) = match stage {
             Stage::Real { buildkit, .. } => (buildkit.address(), None),
             Stage::Fake => {
-                let daemon = FakeDaemon::start()?;
+                let daemon = FakeDaemon::start(cores.as_ref())?;
                 (daemon.address, Some(daemon))
             }
         };
-        Ok((self.candidates[index].start(address, self.dir)?, daemon))
+        Ok((self.candidates[index].start(address, self.dir, cores.as_ref())?, daemon))
     }
 
     async fn measure(
@@ -188,7 +214,7 @@ impl Bench<'_> {
     ) -> Result<()> {
         let values = self
             .workload
-            .measure(&self.arguments.size(), stage, target)
+            .measure(&self.arguments.size(), stage, target, self.cores().as_ref())
             .await
             .with_context(|| format!("through {}", target.name))?;
         eprintln!("{:?} {} {values:.2?}", self.workload, target.name);
@@ -205,11 +231,11 @@ struct FakeDaemon {
 }
 
 impl FakeDaemon {
-    fn start() -> Result<Self> {
-        let mut child = Command::new(tool("setpriv"))
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(std::env::current_exe()?)
-            .arg(DAEMON_ROLE)
+    /// Starts one; off the proxy's `cores` and on several threads, if it is to bear a storm.
+    fn start(cores: Option<&Cores>) -> Result<Self> {
+        let mut words = vec![DAEMON_ROLE.to_owned()];
+        words.extend(cores.map(|_| storm::ROLE.to_owned()));
+        let mut child = process::own_role(&words, cores)
             .stdout(Stdio::piped())
             .spawn()
             .context("start the fake daemon")?;

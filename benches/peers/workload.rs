@@ -18,6 +18,8 @@ use crate::{
     candidate::Target,
     context, daemon,
     grpc::{self, Build, Client, Session},
+    machine::Cores,
+    storm::{Outcome, Storm},
     table::{Figure, Goal, Limit},
     usage::Usage,
 };
@@ -57,6 +59,10 @@ pub(crate) enum Workload {
     OpenBuilds,
     /// Many short builds one after the other.
     ManyBuilds,
+    /// Short builds of 64 KiB from many clients, each on a connection of its own.
+    BuildStorm,
+    /// The same of 8 MiB.
+    BuildStormLarge,
     /// Session messages to the daemon as fast as they go.
     BulkUp,
     /// Session messages from the daemon as fast as they go.
@@ -72,6 +78,8 @@ pub(crate) struct Size {
     pub(crate) single_calls: usize,
     pub(crate) idle_sessions: usize,
     pub(crate) short_builds: usize,
+    pub(crate) storm_builds: usize,
+    pub(crate) large_storm_builds: usize,
 }
 
 impl Size {
@@ -82,6 +90,8 @@ impl Size {
         single_calls: 4_000,
         idle_sessions: 3_000,
         short_builds: 100_000,
+        storm_builds: 40_000,
+        large_storm_builds: 1_000,
     };
     pub(crate) const QUICK: Self = Self {
         cached_builds: 5,
@@ -90,6 +100,8 @@ impl Size {
         single_calls: 1_000,
         idle_sessions: 500,
         short_builds: 4_000,
+        storm_builds: 4_000,
+        large_storm_builds: 100,
     };
 }
 
@@ -136,6 +148,8 @@ impl Workload {
             Self::IdleSessions => "Idle sessions",
             Self::OpenBuilds => "Open builds",
             Self::ManyBuilds => "Short builds",
+            Self::BuildStorm => "Storm of builds, 64 KiB each",
+            Self::BuildStormLarge => "Storm of builds, 8 MiB each",
             Self::BulkUp => "Raw HTTP/2 bulk up",
             Self::BulkDown => "Raw HTTP/2 bulk down",
         }
@@ -144,6 +158,11 @@ impl Workload {
     /// Whether buildkitd itself takes part.
     pub(crate) fn is_real(self) -> bool {
         matches!(self, Self::CachedBuild | Self::ContextUp | Self::ExportDown)
+    }
+
+    /// Whether the proxy gets cores that are counted.
+    pub(crate) fn is_storm(self) -> bool {
+        matches!(self, Self::BuildStorm | Self::BuildStormLarge)
     }
 
     /// Whether memory is measured: then every round has a proxy that has seen nothing yet.
@@ -176,6 +195,12 @@ impl Workload {
             figure("builds a second", 0, true),
             figure("proxy CPU, µs a build", 0, false),
         ];
+        const STORM: &[Figure] = &[
+            figure("builds a second", 0, true),
+            figure("p50, ms", 1, false),
+            figure("p99, ms", 1, false),
+            figure("proxy CPU, µs a build", 0, false),
+        ];
         const BULK: &[Figure] = &[
             figure("time, s/GiB", 2, true),
             figure("GiB/s", 2, true),
@@ -188,6 +213,7 @@ impl Workload {
             Self::OneRpc => ONE_RPC,
             Self::IdleSessions | Self::OpenBuilds => IDLE_SESSIONS,
             Self::ManyBuilds => MANY_BUILDS,
+            Self::BuildStorm | Self::BuildStormLarge => STORM,
             Self::BulkUp | Self::BulkDown => BULK,
         }
     }
@@ -222,6 +248,10 @@ impl Workload {
             &[goal("aim: no more than HAProxy h2's", 1, Limit::Lowest(&["haproxy-h2"]))];
         const MANY_BUILDS: &[Goal] =
             &[goal("bar: flat, growth in % at most", 3, Limit::AtMost(2.0))];
+        const STORM: &[Goal] = &[
+            goal("bar: CPU at most 1.15 × HAProxy h2's", 3, Limit::AtMostTimes(1.15, "haproxy-h2")),
+            goal("aim: CPU at most 0.9 × HAProxy h2's", 3, Limit::AtMostTimes(0.9, "haproxy-h2")),
+        ];
         const BULK: &[Goal] = &[
             goal("time no longer than the best TCP proxy's", 0, Limit::Lowest(TCP_PROXIES)),
             goal("CPU below every HTTP/2 proxy's", 2, Limit::Lowest(HTTP2_PROXIES)),
@@ -235,6 +265,7 @@ impl Workload {
             Self::IdleSessions => IDLE_SESSIONS,
             Self::OpenBuilds => OPEN_BUILDS,
             Self::ManyBuilds => MANY_BUILDS,
+            Self::BuildStorm | Self::BuildStormLarge => STORM,
             Self::BulkUp | Self::BulkDown => BULK,
         }
     }
@@ -261,7 +292,11 @@ impl Workload {
         size: &Size,
         stage: &Stage,
         target: &Target,
+        cores: Option<&Cores>,
     ) -> Result<Vec<f64>> {
+        if let Some(cores) = cores {
+            return build_storm(self.storm(size), target, cores);
+        }
         match stage {
             Stage::Real { files, .. } => self.measure_real(size, target, files),
             Stage::Fake => match self {
@@ -273,6 +308,13 @@ impl Workload {
                 Self::BulkUp => bulk(size.transfer, 0, target).await,
                 _ => bulk(0, size.transfer, target).await,
             },
+        }
+    }
+
+    fn storm(self, size: &Size) -> Storm {
+        match self {
+            Self::BuildStormLarge => Storm { builds: size.large_storm_builds, upload: 8 << 20 },
+            _ => Storm { builds: size.storm_builds, upload: 64 << 10 },
         }
     }
 
@@ -306,6 +348,13 @@ impl Workload {
             }
         }
     }
+}
+
+fn build_storm(storm: Storm, target: &Target, cores: &Cores) -> Result<Vec<f64>> {
+    let before = target.usage()?;
+    let Outcome { builds_per_second, p50, p99 } = storm.run(target.address, cores)?;
+    let cpu = cpu_since(&before, target)? * 1e6 / storm.builds as f64;
+    Ok(vec![builds_per_second, p50, p99, cpu])
 }
 
 async fn small_rpc(calls: usize, target: &Target) -> Result<Vec<f64>> {

@@ -1,10 +1,10 @@
 //! Where figures come from: the machine, and the programs that took part.
 
-use std::fs;
+use std::{fs, num::NonZero, thread::available_parallelism};
 
 /// One line about the machine.
 pub(crate) fn line() -> String {
-    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let cpus = available_parallelism().map_or(0, usize::from);
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo
         .lines()
@@ -12,6 +12,43 @@ pub(crate) fn line() -> String {
         .unwrap_or("unknown processor");
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     format!("{cpus} cores ({model}), Linux {}", kernel.trim())
+}
+
+/// The cores of a proxy, and those of all others.
+#[derive(Debug, Clone)]
+#[allow(dead_code, reason = "not every benchmark keeps cores apart")]
+pub(crate) struct Cores {
+    /// How many the proxy has.
+    pub(crate) threads: usize,
+    /// As taskset(1) takes them.
+    pub(crate) proxy: String,
+    /// None if the machine has no more than the proxy gets.
+    pub(crate) others: Option<String>,
+}
+
+#[allow(dead_code, reason = "not every benchmark keeps cores apart")]
+impl Cores {
+    /// `count` for the proxy, of their own if the machine has more.
+    pub(crate) fn for_proxy(count: usize) -> Self {
+        let all = available_parallelism().map_or(1, NonZero::get);
+        let threads = count.clamp(1, all);
+        let proxy = format!("0-{}", threads - 1);
+        Self { threads, proxy, others: (threads < all).then(|| format!("{threads}-{}", all - 1)) }
+    }
+
+    /// One line about them.
+    pub(crate) fn line(&self) -> String {
+        match &self.others {
+            Some(others) => {
+                format!(
+                    "The proxy has the cores {}, clients and daemon share {others}.",
+                    self.proxy
+                )
+            }
+            None => "The proxy has no cores of its own: rates and times say little, CPU says more."
+                .to_owned(),
+        }
+    }
 }
 
 /// The version of buildkitd and buildctl, as the module of the tools has it.

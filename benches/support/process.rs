@@ -1,7 +1,7 @@
 //! Child processes that end with this one.
 
 use std::{
-    fs,
+    env, fs,
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
@@ -11,13 +11,25 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::tools::tool;
+use crate::{machine::Cores, tools::tool};
 
 /// A loaded machine may take seconds to start a daemon; longer means that it never will.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// After SIGTERM; then SIGKILL.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// This program in another role, off the proxy's `cores` if there are any kept apart.
+#[allow(dead_code, reason = "not every benchmark has roles")]
+pub(crate) fn own_role(words: &[String], cores: Option<&Cores>) -> Command {
+    let mut command = Command::new(tool("setpriv"));
+    command.args(["--pdeathsig", "KILL", "--"]);
+    if let Some(others) = cores.and_then(|cores| cores.others.as_ref()) {
+        command.arg(tool("taskset")).args(["-c", others]);
+    }
+    command.arg(env::current_exe().unwrap_or_default()).args(words);
+    command
+}
 
 /// A child that is stopped, with its own children, when this is dropped.
 #[derive(Debug)]

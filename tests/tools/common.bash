@@ -21,7 +21,7 @@ built_for_kubernetes=(kube-apiserver kube-controller-manager kubectl helm)
 
 # Programs of packages that every Debian has.
 # shellcheck disable=SC2034
-on_every_debian=(bash chroot cmp cp env find mkfifo mknod mount nsenter setpriv sha256sum tar timeout umount unshare)
+on_every_debian=(bash chroot cmp cp env find mkfifo mknod mount nsenter setpriv sha256sum tar taskset timeout umount unshare)
 
 fail() {
 	echo "$*" >&2

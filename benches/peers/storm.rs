@@ -1,0 +1,103 @@
+//! The load of `build-storm`: short builds, one after the other on many lanes, from a process of many threads.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::task::JoinSet;
+
+use crate::{
+    daemon,
+    grpc::{self, Build, Client},
+    machine::Cores,
+    process,
+};
+
+/// The first argument of the process that makes the load.
+pub(crate) const ROLE: &str = "storm";
+
+/// Clients that build at the same time.
+const LANES: usize = 64;
+
+/// What a storm consists of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Storm {
+    /// Builds of all clients together.
+    pub(crate) builds: usize,
+    /// Bytes that each build's Session sends to the daemon.
+    pub(crate) upload: u64,
+}
+
+/// What came of a storm.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outcome {
+    pub(crate) builds_per_second: f64,
+    /// Milliseconds.
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+}
+
+impl Storm {
+    /// Runs it against `target` in a process of its own, off the proxy's `cores`.
+    pub(crate) fn run(self, target: SocketAddr, cores: &Cores) -> Result<Outcome> {
+        let Self { builds, upload } = self;
+        let words = [ROLE.to_owned(), target.to_string(), builds.to_string(), upload.to_string()];
+        let output = process::own_role(&words, Some(cores)).output().context("start the storm")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let figures: Vec<f64> =
+            text.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        let [builds_per_second, p50, p99] = figures[..] else { bail!("no figures: {text}") };
+        Ok(Outcome { builds_per_second, p50, p99 })
+    }
+}
+
+/// The role of that process: `words` are the target, the number of builds and the bytes of each.
+pub(crate) async fn role(words: &[String]) -> Result<()> {
+    let [target, builds, upload] = words else { bail!("usage: {ROLE} TARGET BUILDS BYTES") };
+    let (target, upload) = (target.parse()?, upload.parse()?);
+    let left = Arc::new(AtomicUsize::new(builds.parse()?));
+    let started = Instant::now();
+    let mut lanes = JoinSet::new();
+    for _ in 0..LANES {
+        lanes.spawn(lane(target, upload, Arc::clone(&left)));
+    }
+    let mut times = Vec::new();
+    while let Some(lane) = lanes.join_next().await {
+        times.extend(lane??);
+    }
+    let rate = times.len() as f64 / started.elapsed().as_secs_f64();
+    times.sort_by(f64::total_cmp);
+    let at = |part: usize| times.get(times.len() * part / 100).copied().unwrap_or(f64::NAN);
+    println!("{rate} {} {}", at(50), at(99));
+    Ok(())
+}
+
+/// Builds as long as there are some `left`; how long each took, in milliseconds.
+async fn lane(target: SocketAddr, upload: u64, left: Arc<AtomicUsize>) -> Result<Vec<f64>> {
+    let mut times = Vec::new();
+    let take = || left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+    while take().is_ok() {
+        let started = Instant::now();
+        build(target, upload).await?;
+        times.push(started.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(times)
+}
+
+/// A build on a connection of its own, as every run of buildctl is one.
+async fn build(target: SocketAddr, upload: u64) -> Result<()> {
+    let client = Client::connect(target).await?;
+    let workers = "/moby.buildkit.v1.Control/ListWorkers";
+    client.unary(workers, &[], grpc::frame(b"")).await?;
+    let mut build = Build::open(&client, 0).await?;
+    daemon::send_bulk(build.session(), upload).await?;
+    build.end(&client).await?;
+    Ok(())
+}
