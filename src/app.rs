@@ -25,8 +25,10 @@ use crate::{
     metrics::Families,
     pool::{self, Pool, PoolError},
     proxy::Commons,
+    scaler,
     shares::{Limits, Shares},
     shutdown::Signals,
+    tls::{self, TlsError},
     token::{TokenError, TokenFile},
     upstream::client_connections,
 };
@@ -71,6 +73,17 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The scaler's address cannot be listened on.
+    #[error("listen on scaler port {address}")]
+    Scaler {
+        /// The address.
+        address: HostPort,
+        /// Why.
+        source: io::Error,
+    },
+    /// The scaler's certificates have broken since the configuration was read.
+    #[error("read the scaler's certificates")]
+    ScalerTls(#[source] TlsError),
     /// The file of tokens has broken since the configuration was read.
     #[error("read the admin tokens")]
     Tokens(#[from] TokenError),
@@ -113,6 +126,7 @@ impl App {
         let admin = TcpListener::bind((host.as_str(), *port)).await.map_err(in_use)?;
         let admin_listen = admin.local_addr().map_err(in_use)?;
         let control = bind_control(config.control_listen.as_ref()).await?;
+        let scaler = bind_scaler(&config).await?;
         let tokens = config.admin_token_file.as_deref().map(TokenFile::open).transpose()?;
 
         let dns_server = match config.dns_server {
@@ -148,6 +162,9 @@ impl App {
 
         let state = Admin::new(&pools, &families, &leaving, tokens);
         admin::serve((admin, admin_listen), control, state, &background, &stop);
+        if let Some(scaler) = scaler {
+            scaler::serve(scaler, &pools, &leaving, &background, &stop);
+        }
         let limit = ConnectionLimit::new(max_connections(config.max_connections));
         let under_way = Handshakes::limit(MAX_HANDSHAKES);
         let listen = listeners.iter().map(|(_pool, listener)| listener.address().clone()).collect();
@@ -256,6 +273,16 @@ fn max_connections(asked: Option<usize>) -> usize {
     }
     info!(connections, "connection limit set");
     connections
+}
+
+/// Binds the scaler's port, if there is to be one.
+async fn bind_scaler(config: &Config) -> Result<Option<scaler::Port>, StartError> {
+    let Some(address) = &config.scaler_listen else { return Ok(None) };
+    let failed = |source| StartError::Scaler { address: address.clone(), source };
+    let bound = TcpListener::bind((address.host.as_str(), address.port)).await;
+    let tls = config.scaler_tls_dir.as_deref().map(tls::Server::in_directory).transpose();
+    let tls = tls.map_err(StartError::ScalerTls)?.map(Arc::new);
+    Ok(Some(scaler::Port { listener: bound.map_err(failed)?, tls }))
 }
 
 /// Binds the control listener, if there is to be one.

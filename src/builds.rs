@@ -82,6 +82,7 @@ struct Ready {
 
 async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let Call { parts, body, client, arrived } = call;
+    proxy.activity.note(arrived);
     let trace = ids::trace(&parts.headers);
     let (mut message, mut rest) = match proxy.read_message(&parts, &client, body).await {
         Ok(read) => read,

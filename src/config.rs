@@ -60,6 +60,10 @@ pub struct Config {
     pub control_listen: Option<Address>,
     /// The tokens with which things may be changed on the admin port, if any.
     pub admin_token_file: Option<PathBuf>,
+    /// Where KEDA asks how many builds there are, if anywhere.
+    pub scaler_listen: Option<HostPort>,
+    /// Where the certificates for that are, if it speaks TLS.
+    pub scaler_tls_dir: Option<PathBuf>,
     /// How long a proxy that was told to end goes on accepting.
     pub drain_delay: Duration,
     /// How long a drain waits for builds before it cuts them.
@@ -131,6 +135,14 @@ impl Config {
                 let path = PathBuf::from(path);
                 Tokens::read(&path).map(|_tokens| path).map_err(|error| error.to_string())
             });
+        let scaler = settings.scaler_listen.as_deref();
+        let scaler_listen = check(scaler, "scaler-listen", problems, parse_host_port);
+        let scaler_tls_dir =
+            check(settings.scaler_tls_dir.as_deref(), "scaler-tls-dir", problems, |path| {
+                let path = PathBuf::from(path);
+                let server = crate::tls::Server::in_directory(&path);
+                server.map(|_server| path).map_err(|error| error.to_string())
+            });
         let drain_delay =
             check(settings.drain_delay.as_deref(), "drain-delay", problems, parse_duration);
         let drain_timeout =
@@ -176,6 +188,8 @@ impl Config {
             admin_listen,
             control_listen,
             admin_token_file,
+            scaler_listen,
+            scaler_tls_dir,
             drain_delay: drain_delay.unwrap_or_default(),
             drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
             max_connections,
@@ -204,6 +218,8 @@ impl Config {
             admin_listen: Some(self.admin_listen.to_string()),
             control_listen: self.control_listen.as_ref().map(ToString::to_string),
             admin_token_file: self.admin_token_file.as_ref().map(|file| file.display().to_string()),
+            scaler_listen: self.scaler_listen.as_ref().map(ToString::to_string),
+            scaler_tls_dir: self.scaler_tls_dir.as_ref().map(|path| path.display().to_string()),
             drain_delay: Some(humantime::format_duration(self.drain_delay).to_string()),
             drain_timeout: Some(humantime::format_duration(self.drain_timeout).to_string()),
             max_connections: self.max_connections.map(|count| count.to_string()),

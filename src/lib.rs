@@ -5,8 +5,8 @@
 //!
 //! - [`cli`] command line, [`explain`] what the proxy would decide, [`drain_client`] drains a daemon at
 //!   all proxies
-//! - [`app`] the composition root, [`admin`] metrics and status, [`pool`] the composition root of one
-//!   pool; [`config`] settings
+//! - [`app`] the composition root, [`admin`] metrics and status, [`scaler`] tells KEDA how many builds there
+//!   are, [`pool`] the composition root of one pool; [`config`] settings
 //! - [`listener`] accepts, [`connection`] serves one HTTP/2 client link
 //! - [`router`] path and metadata to a route
 //! - [`builds`] reads each Solve, binds its build, parks the siblings
@@ -21,7 +21,7 @@
 //! - [`affinity`] what a build's cache is known by
 //! - [`policy`] which backend takes a build
 //!
-//! Leaves, which anyone may use and which use no one but each other: [`account`], [`address`],
+//! Leaves, which anyone may use and which use no one but each other: [`account`], [`activity`], [`address`],
 //! [`client`], [`connection_limit`], [`descriptors`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`],
 //! [`kubernetes`], [`label`], [`metrics`], [`networks`], [`opening`], [`outage`], [`received`],
 //! [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`], [`wire`].
@@ -30,6 +30,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod account;
+pub mod activity;
 pub mod address;
 pub mod admin;
 pub mod affinity;
@@ -73,6 +74,7 @@ pub mod refusals;
 pub mod relay;
 pub mod router;
 pub mod running;
+pub mod scaler;
 pub mod shares;
 pub mod shutdown;
 pub mod telemetry;

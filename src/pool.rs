@@ -14,7 +14,7 @@ use crate::{
     fleet::Fleet,
     health,
     kubernetes::{Access, ClientError},
-    metrics::Families,
+    metrics::{Families, TlsSide},
     networks::Network,
     placement,
     proxy::{Commons, Proxy},
@@ -86,7 +86,11 @@ impl Pool {
         let broken = |source| PoolError::Tls { pool: config.name.clone(), source };
         let (server, client) = load(&config.tls).map_err(broken)?;
         if let Some(server) = &server {
-            tasks.spawn(Arc::clone(server).follow(Arc::clone(&metrics), stop.clone()));
+            tasks.spawn(Arc::clone(server).follow(
+                TlsSide::Client,
+                Arc::clone(&metrics),
+                stop.clone(),
+            ));
         }
         if let Some(client) = &client {
             tasks.spawn(Arc::clone(client).follow(Arc::clone(&metrics), stop.clone()));

@@ -12,6 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     account::Account,
+    activity::Activity,
     affinity::{Rules, shared_keys::SharedKeys},
     call::CallResult,
     carriers::Carriers,
@@ -49,6 +50,8 @@ pub struct Proxy {
     pub parking: Arc<Parking>,
     /// The builds that have been placed and not ended.
     pub running: Running,
+    /// When its clients asked last.
+    pub activity: Arc<Activity>,
     /// Which connections carry their Solves.
     pub carriers: Carriers,
     /// What makes a build's affinity key.
@@ -106,6 +109,7 @@ impl Proxy {
             metrics,
             placement,
             running: Running::default(),
+            activity: Arc::default(),
             carriers: Carriers::default(),
             rules,
             shared_keys: SharedKeys::default(),

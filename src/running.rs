@@ -22,6 +22,8 @@ use crate::{
 pub struct RunningBuild {
     /// Its ref.
     pub build: String,
+    /// It is a client's probe, which builds nothing.
+    pub internal: bool,
     /// Its session, as it is shown.
     pub session: String,
     /// Address of its client, unless that came through a Unix socket.

@@ -24,6 +24,12 @@ pub mod content {
     tonic::include_proto!("containerd.services.content.v1");
 }
 
+/// KEDA's external scaler: the messages, the server, and a client for tests.
+#[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all)]
+pub mod externalscaler {
+    tonic::include_proto!("externalscaler");
+}
+
 /// Flag byte and 32-bit length in front of every gRPC message.
 pub const PREFIX_LEN: usize = 5;
 

@@ -67,7 +67,7 @@ fn further_kinds() -> Vec<(String, String)> {
         }
         kinds.push((name, definition));
     }
-    assert_eq!(kinds.len(), 2 + 3 + 2 + 3);
+    assert_eq!(kinds.len(), 3 + 3 + 2 + 3);
     kinds
 }
 
@@ -124,6 +124,8 @@ fn the_api_server_takes_everything_without_an_unknown_field() {
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, x: 1}",
         "{apiVersion: keda.sh/v1alpha1, kind: ScaledJob, metadata: {name: a}, \
           spec: {jobTargetRef: {template: {spec: {containers: [{name: a}]}}}, triggers: [], x: 1}}",
+        "{apiVersion: keda.sh/v1alpha1, kind: ScaledObject, metadata: {name: a}, \
+          spec: {scaleTargetRef: {name: a}, triggers: [], x: 1}}",
         "{apiVersion: monitoring.coreos.com/v1, kind: PodMonitor, metadata: {name: a}, \
           spec: {selector: {}, podMetricsEndpoints: [], x: 1}}",
     ] {
@@ -312,6 +314,41 @@ fn an_upgrade_leaves_the_number_of_daemons_to_whoever_scales_them() {
 }
 
 #[test]
+fn keda_decides_how_many_daemons_there_are_and_asks_the_proxy() {
+    for (mode, kind, idle_first) in
+        [("statefulset", "StatefulSet", false), ("deployment", "Deployment", true)]
+    {
+        let mode_value = format!("buildkitd.mode={mode}");
+        let set = ["buildkitd.autoscaling.enabled=true", "networkPolicy.enabled=true", &mode_value];
+        let rendered = chart_set("scaled", &[], &set);
+        assert_eq!(rendered.find(kind, "buildkitd")["spec"]["replicas"], Value::Null);
+        let scaled = &rendered.find("ScaledObject", "buildkitd")["spec"];
+        assert_eq!(scaled["scaleTargetRef"]["kind"], kind);
+        assert_eq!(scaled["fallback"], Value::Null, "an error must not scale to anything");
+        let trigger = &scaled["triggers"][0];
+        assert_eq!(trigger["type"], "external-push");
+        let address = trigger["metadata"]["scalerAddress"].as_str().expect("an address");
+        let service = rendered.find("Service", "buildkit-lb-scaler");
+        let port = &service["spec"]["ports"][0];
+        assert_eq!(address, format!("buildkit-lb-scaler.scaled:{}", port["port"]));
+        let open = rendered.proxy()["ports"].as_array().expect("a list").clone();
+        let open = open.iter().find(|open| open["name"] == port["targetPort"]).expect("open");
+        let configuration: toml::Table = rendered.configuration().parse().expect("TOML");
+        let listen = configuration["scaler-listen"].as_str().expect("an address");
+        assert!(listen.ends_with(&format!(":{}", open["containerPort"])), "{listen}");
+        // Only a Deployment ends the pods with the lowest cost first.
+        assert_eq!(configuration.contains_key("pod-deletion-cost"), idle_first, "{mode}");
+        let rights = rendered.find("Role", "buildkit-lb")["rules"].to_string();
+        assert_eq!(rights.contains("patch"), idle_first, "{mode}");
+        let policy = rendered.find("NetworkPolicy", "buildkit-lb");
+        let rules = policy["spec"]["ingress"].as_array().expect("a list").iter();
+        let of_scaler: Vec<_> = rules.filter(|rule| rule["ports"][0]["port"] == 9093).collect();
+        assert_eq!(of_scaler.len(), 1);
+        assert!(of_scaler[0]["from"].to_string().contains("\"keda\""), "{}", of_scaler[0]);
+    }
+}
+
+#[test]
 fn a_release_without_a_proxy_has_nothing_that_leads_to_one() {
     let daemons = [format!("{DEPLOY}/chart/ci/daemons-values.yaml").into()];
     let monitored = [
@@ -414,7 +451,10 @@ fn a_mesh_leaves_the_calls_of_a_build_together() {
     for rendered in charts().into_iter().chain(kustomizations()) {
         for service in rendered.documents() {
             let ports = service["spec"]["ports"].as_array().into_iter().flatten();
-            let builds = ports.filter(|port| port["port"] != 9090 && service["kind"] == "Service");
+            // What is left are those of the admin port and of the scaler.
+            let builds = ports.filter(|port| {
+                service["kind"] == "Service" && port["port"] != 9090 && port["port"] != 9093
+            });
             for port in builds {
                 assert_eq!(port["appProtocol"], "tcp", "{}: {service}", rendered.name);
             }

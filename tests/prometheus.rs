@@ -16,6 +16,7 @@ use support::{
     child::Guarded,
     client::{Context, build, buildctl_build, buildctl_tls, run, succeed, text},
     eventually, free_port,
+    kubernetes::unreachable_kubeconfig,
     proxy::Proxy,
     tools::tool,
 };
@@ -113,14 +114,7 @@ fn dashboard_and_alerts_know_no_metric_that_the_proxy_does_not_have() {
     // What nothing has happened of has no series, so something has to: a build, a daemon and an API server
     // that are not there, a client that speaks something else, a call for nothing.
     let fleet = Buildkitd::fleet(1);
-    let kubeconfig = tempfile::NamedTempFile::new().expect("a file");
-    let nowhere = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "c",
-        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
-        "users": [{"name": "u", "user": {}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-    });
-    fs::write(kubeconfig.path(), nowhere.to_string()).expect("written");
+    let kubeconfig = unreachable_kubeconfig();
     let proxy = Proxy::in_front_of(&fleet).backend("a=tcp://127.0.0.1:1").args(&["--pod-details"]);
     let authority = Authority::new("of clients");
     let own = authority.directory("proxy", &Request::SERVER);

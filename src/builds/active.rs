@@ -30,8 +30,6 @@ pub(super) struct ActiveBuild {
     metrics: Arc<Metrics>,
     fleet: Arc<Fleet>,
     build: RunningGuard,
-    /// A client's probe, which ends well on a daemon that cannot build.
-    internal: bool,
     byte_counts: Arc<ByteCounts>,
     session_byte_counts: Arc<ByteCounts>,
     _binding: Arc<Binding>,
@@ -62,6 +60,7 @@ impl ActiveBuild {
         };
         let build = RunningBuild {
             build: solve.build.as_ref().map(ToString::to_string).unwrap_or_default(),
+            internal: solve.internal,
             session: solve.session.as_ref().map(ToString::to_string).unwrap_or_default(),
             client: client.address,
             affinity: solve.affinity.clone(),
@@ -76,7 +75,6 @@ impl ActiveBuild {
             metrics: Arc::clone(&proxy.metrics),
             fleet: Arc::clone(&proxy.fleet),
             build: proxy.running.enter(build),
-            internal: solve.internal,
             byte_counts: byte_counts(|key| !matches!(key, BindingKey::Session(_))),
             session_byte_counts: byte_counts(|key| matches!(key, BindingKey::Session(_))),
             _count: placed.count,
@@ -117,7 +115,8 @@ impl ActiveBuild {
     /// Tells the fleet how the daemon ended the build.
     fn report_end(&self, end: End) {
         let End::Finished(Some(code)) = end else { return };
-        if self.internal {
+        // A probe ends well on a daemon that cannot build.
+        if self.build.internal {
             return;
         }
         let key = self.build.affinity.as_ref();

@@ -79,6 +79,20 @@ pub struct Settings {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_token_file: Option<String>,
+    /// Address of the port on which KEDA asks how many builds there are [default: none].
+    #[arg(
+        help_heading = "Scaling",
+        long,
+        env = "BUILDKIT_LB_SCALER_LISTEN",
+        value_name = "HOST:PORT"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaler_listen: Option<String>,
+    /// Directory with the certificates for TLS on that port; names as in --tls-dir. If it has a ca.crt, KEDA must
+    /// show a certificate [default: none, KEDA connects without TLS].
+    #[arg(help_heading = "Scaling", long, env = "BUILDKIT_LB_SCALER_TLS_DIR", value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaler_tls_dir: Option<String>,
     /// How long the proxy still accepts connections after SIGTERM. /readyz answers 503 during this time, so
     /// load balancers notice before a connection is refused [default: 0s].
     #[arg(
@@ -155,6 +169,8 @@ impl Settings {
             admin_listen: over.admin_listen.or(self.admin_listen),
             control_listen: over.control_listen.or(self.control_listen),
             admin_token_file: over.admin_token_file.or(self.admin_token_file),
+            scaler_listen: over.scaler_listen.or(self.scaler_listen),
+            scaler_tls_dir: over.scaler_tls_dir.or(self.scaler_tls_dir),
             drain_delay: over.drain_delay.or(self.drain_delay),
             drain_timeout: over.drain_timeout.or(self.drain_timeout),
             max_connections: over.max_connections.or(self.max_connections),
@@ -198,6 +214,8 @@ impl Settings {
                 "admin-listen" => settings.admin_listen = text(&key, value, problems),
                 "control-listen" => settings.control_listen = text(&key, value, problems),
                 "admin-token-file" => settings.admin_token_file = text(&key, value, problems),
+                "scaler-listen" => settings.scaler_listen = text(&key, value, problems),
+                "scaler-tls-dir" => settings.scaler_tls_dir = text(&key, value, problems),
                 "drain-delay" => settings.drain_delay = text(&key, value, problems),
                 "drain-timeout" => settings.drain_timeout = text(&key, value, problems),
                 "max-connections" => settings.max_connections = text(&key, value, problems),

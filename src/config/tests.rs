@@ -64,7 +64,7 @@ fn daemons_are_named_or_found() {
 fn every_problem_is_told_in_one_run() {
     let file = "polcy = 'x'\npolicy = 'best'\nlisten = 3\ndrain-timeout = 'soon'\ndrain-delay = '-1s'\n\
                 backend = ['tcp://a', 'a=tcp://x:1', 'a=tcp://x:1', 'c=tcp://x:2?capacity=0']\nmax-connections = 0\n\
-                admin-listen = 'nowhere'\ncontrol-listen = 'tcp://0.0.0.0:9091'\nadmin-token-file = '/no/such'\nlog-level = true\nspread-bake-targets = 1\nslow-start = 'fast'\nprobation = 'never'\npod-details = 'all'\n\
+                admin-listen = 'nowhere'\nscaler-listen = 'here'\ncontrol-listen = 'tcp://0.0.0.0:9091'\nadmin-token-file = '/no/such'\nlog-level = true\nspread-bake-targets = 1\nslow-start = 'fast'\nprobation = 'never'\npod-details = 'all'\n\
                 consistent-hash = { load-factor = 0.8, bound = 2 }\n\
                 warm-memory = { enabled = 'yes', max-keys = 0, ttl = 'ever' }\n\
                 affinity = { sources = ['path'] }";
@@ -81,6 +81,7 @@ fn every_problem_is_told_in_one_run() {
         "max-connections: `0`",
         "admin-listen: port is missing or not a number from 0 to 65535 in `nowhere`",
         "control-listen: `tcp://0.0.0.0:9091` is neither",
+        "scaler-listen: port is missing",
         "admin-token-file: cannot read `/no/such`",
         "log-level: must",
         "backend: `0` is not a number from 1 to 10000",
@@ -122,6 +123,7 @@ fn what_is_printed_reads_back() {
     flags.drain_timeout = Some("90s".into());
     let tokens = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(tokens.path(), "0123456789abcdef0123456789abcdef").expect("written");
+    flags.scaler_listen = Some("0.0.0.0:9093".into());
     flags.admin_token_file = Some(tokens.path().display().to_string());
     flags.control_listen = Some("tcp://[::1]:9091".into());
     flags.drain_delay = Some("15s".into());

@@ -35,7 +35,8 @@ use crate::{
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
-    let Call { parts, body, client, .. } = call;
+    let Call { parts, body, client, arrived } = call;
+    proxy.activity.note(arrived);
     if body.is_end_stream() {
         // Without a message: a daemon says best what is missing.
         return proxy.relay_to_any(&client, parts, Bytes::new(), body).await;

@@ -131,6 +131,8 @@ label_set! {
         Client = "client",
         /// Towards daemons.
         Backend = "backend",
+        /// Towards KEDA.
+        Scaler = "scaler",
     }
 }
 

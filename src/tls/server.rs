@@ -1,6 +1,6 @@
 //! What clients meet: the proxy's certificate, and whether they must show one.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use rustls::{
     ServerConfig,
@@ -54,14 +54,29 @@ impl Server {
         Followed::load(files, move |contents| make(contents, &own, client_auth)).map(Self)
     }
 
+    /// Reads the files of `directory`. Clients must show a certificate if it has authorities for that.
+    ///
+    /// # Errors
+    /// They are of no use.
+    pub fn in_directory(directory: &Path) -> Result<Self, TlsError> {
+        let files = Files::in_directory(directory);
+        let client_auth = if files.ca.is_some() { ClientAuth::Required } else { ClientAuth::Off };
+        Self::load(files, client_auth)
+    }
+
     /// What counts for a new connection.
     pub fn config(&self) -> Arc<ServerConfig> {
         self.0.current()
     }
 
-    /// Follows the files until `stop`.
-    pub async fn follow(self: Arc<Self>, metrics: Arc<Metrics>, stop: CancellationToken) {
-        self.0.follow(TlsSide::Client, &metrics, stop).await;
+    /// Follows the files until `stop`, and tells of them as of `side`.
+    pub async fn follow(
+        self: Arc<Self>,
+        side: TlsSide,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) {
+        self.0.follow(side, &metrics, stop).await;
     }
 }
 

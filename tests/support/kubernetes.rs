@@ -13,6 +13,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 use self::kubelet::Kubelet;
 use super::{child::Guarded, eventually, free_port, tools::tool};
@@ -198,6 +199,19 @@ impl Cluster {
         self.server.apply(&objects);
         objects
     }
+}
+
+/// The kubeconfig of an API server that is not there.
+pub(crate) fn unreachable_kubeconfig() -> NamedTempFile {
+    let kubeconfig = NamedTempFile::new().expect("a file");
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    });
+    std::fs::write(kubeconfig.path(), config.to_string()).expect("written");
+    kubeconfig
 }
 
 impl Server {

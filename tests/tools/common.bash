@@ -18,6 +18,8 @@ packages_of_checks=(haproxy:haproxy nginx:nginx pip3:python3-pip shellcheck:shel
 built=(buildkitd buildctl buildx)
 # shellcheck disable=SC2034
 built_for_kubernetes=(kube-apiserver kube-controller-manager kubectl helm)
+# shellcheck disable=SC2034
+built_for_keda=(keda-client)
 
 # Programs of packages that every Debian has.
 # shellcheck disable=SC2034

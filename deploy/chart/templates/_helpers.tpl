@@ -233,6 +233,21 @@ no cidr, since policies know only addresses.
 {{- $grace }}
 {{- end }}
 
+{{/* Not empty where the number of daemons is what the values say. */}}
+{{- define "buildkit-lb.fixedReplicas" -}}
+{{- if and (ne (toString .Values.buildkitd.replicas) "<nil>") (not .Values.buildkitd.autoscaling.enabled) }}true{{ end }}
+{{- end }}
+
+{{/* Not empty where pods are told how many builds they have: only a Deployment chooses which of them end by it. */}}
+{{- define "buildkit-lb.deletionCost" -}}
+{{- if or .Values.pods.deletionCost (and .Values.buildkitd.autoscaling.enabled (eq .Values.buildkitd.mode "deployment")) }}true{{ end }}
+{{- end }}
+
+{{/* Not empty where KEDA asks the proxy. */}}
+{{- define "buildkit-lb.scaler" -}}
+{{- if and .Values.buildkitd.autoscaling.enabled (eq .Values.buildkitd.autoscaling.trigger "external-push") }}true{{ end }}
+{{- end }}
+
 {{/* What cannot work is refused before it is installed. */}}
 {{- define "buildkit-lb.validate" -}}
 {{- include "buildkit-lb.validateAccess" . }}
@@ -248,11 +263,25 @@ no cidr, since policies know only addresses.
 {{- if and (eq .Values.buildkitd.mode "pod") (eq (toString .Values.buildkitd.replicas) "<nil>") }}
 {{- fail "buildkitd.replicas is null, but nothing else says how many bare pods there are" }}
 {{- end }}
+{{- if .Values.buildkitd.autoscaling.enabled }}
+{{- if not (has .Values.buildkitd.mode (list "statefulset" "deployment")) }}
+{{- fail (printf "buildkitd.autoscaling: nothing can be scaled where buildkitd.mode is %s" .Values.buildkitd.mode) }}
+{{- end }}
+{{- if gt (int .Values.buildkitd.autoscaling.minReplicas) (int .Values.buildkitd.autoscaling.maxReplicas) }}
+{{- fail "buildkitd.autoscaling: minReplicas is above maxReplicas" }}
+{{- end }}
+{{- if and (eq .Values.buildkitd.autoscaling.trigger "external-push") (ne (int .Values.replicaCount) 1) }}
+{{- fail "buildkitd.autoscaling: KEDA asks one proxy, which knows its own builds only, so external-push needs replicaCount 1; with others use the trigger prometheus" }}
+{{- end }}
+{{- if and (eq .Values.buildkitd.autoscaling.trigger "prometheus") (not .Values.buildkitd.autoscaling.prometheus.serverAddress) }}
+{{- fail "buildkitd.autoscaling: the trigger prometheus needs prometheus.serverAddress" }}
+{{- end }}
+{{- end }}
 {{- if and (ne .Values.buildkitd.mode "none") .Values.buildkitd.drain.proxies (not .Values.adminToken.existingSecret) }}
 {{- fail "buildkitd.drain.proxies are another release's, so adminToken.existingSecret has to name a Secret with the token of those" }}
 {{- end }}
-{{- $ports := list 1234 9090 (int .Values.service.port) }}
-{{- $names := list "default" "buildkit" "admin" }}
+{{- $ports := list 1234 9090 9093 (int .Values.service.port) }}
+{{- $names := list "default" "buildkit" "admin" "scaler" }}
 {{- range .Values.pools }}
 {{- if has (int .port) $ports }}
 {{- fail (printf "pools: port %d of %s is taken" (int .port) .name) }}

@@ -1,0 +1,165 @@
+//! Accepts the connections of KEDA and speaks HTTP/2 on them, within bounds.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::FutureExt as _;
+use hyper::{rt::Executor, server::conn::http2};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, info};
+
+use super::service::Service;
+use crate::{
+    client::{ActiveStreams, Client},
+    connection,
+    connection_limit::ConnectionLimit,
+    io::{Batched, Flushing, ReadAhead, Secured, Socket},
+    tls::{self, HANDSHAKE_TIMEOUT},
+    upstream::configure_tcp,
+    wire::externalscaler::external_scaler_server::ExternalScalerServer,
+};
+
+/// Connections at once: each replica of KEDA's operator and of its metrics server has one or two, and an eighth is
+/// left for them where somebody else at one address takes the rest.
+const CONNECTIONS: usize = 64;
+
+/// Calls of one connection at once: one stream for each ScaledObject, and the questions of a moment.
+const STREAMS: u32 = 128;
+
+/// The largest request: names and metadata of a ScaledObject.
+const MAX_REQUEST: usize = 64 << 10;
+
+/// The largest metadata of a call.
+const MAX_HEADERS: u32 = 16 << 10;
+
+/// Wait after a failed accept, so that a process out of descriptors does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The port of the scaler.
+#[derive(Debug)]
+pub(super) struct Server {
+    service: ExternalScalerServer<Service>,
+    tls: Option<Arc<tls::Server>>,
+    limit: ConnectionLimit,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Server {
+    pub(super) fn new(
+        service: Service,
+        tls: Option<Arc<tls::Server>>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        let service = ExternalScalerServer::new(service).max_decoding_message_size(MAX_REQUEST);
+        Self { service, tls, limit: ConnectionLimit::new(CONNECTIONS), tasks, stop }
+    }
+
+    /// Serves the port until the stop.
+    pub(super) async fn run(self, listener: TcpListener) {
+        if let Ok(address) = listener.local_addr() {
+            info!(%address, port_name = "scaler", "listening");
+        }
+        loop {
+            let accepted = tokio::select! {
+                () = self.stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _peer)) => self.admit(stream),
+                Err(error) => {
+                    debug!(%error, "accept failed on the scaler port");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Serves a connection if there is a place for it.
+    fn admit(&self, stream: TcpStream) {
+        // A client that is gone already; its connection fails at once.
+        let _ = configure_tcp(&stream);
+        let socket = Socket::Tcp(stream);
+        let client = connection::client(&socket);
+        match self.limit.take(&client) {
+            Ok(permit) => {
+                let (service, tls) = (self.service.clone(), self.tls.clone());
+                let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
+                self.tasks.spawn(async move {
+                    tokio::select! {
+                        () = serve(socket, &client, service, tls, tasks) => {}
+                        // Another one gets its place.
+                        () = client.active.dismissed() => {}
+                        () = stop.cancelled() => {}
+                    }
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                debug!(client = ?client.address, %error, "connection to the scaler refused");
+            }
+        }
+    }
+}
+
+async fn serve(
+    socket: Socket,
+    client: &Client,
+    service: ExternalScalerServer<Service>,
+    tls: Option<Arc<tls::Server>>,
+    tasks: TaskTracker,
+) {
+    let socket = match secured(socket, tls).await {
+        Ok(socket) => socket,
+        Err(error) => {
+            debug!(client = ?client.address, error, "no TLS with a client of the scaler");
+            return;
+        }
+    };
+    let io = Batched::with_client(socket);
+    let executor = Calls { tasks, active: Arc::clone(&client.active) };
+    let connection = http2::Builder::new(executor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .serve_connection(TokioIo::new(io.clone()), TowerToHyperService::new(service));
+    if let Err(error) = Flushing::new(Box::pin(connection), io).await {
+        debug!(client = ?client.address, %error, "connection to the scaler failed");
+    }
+}
+
+/// The socket after the handshake, if there is to be one.
+async fn secured(socket: Socket, tls: Option<Arc<tls::Server>>) -> Result<Socket, String> {
+    let Some(tls) = tls else { return Ok(socket) };
+    let handshake = Secured::accept(ReadAhead::new(socket), tls.config());
+    match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(Ok(secured)) => Ok(Socket::Tls(Box::new(secured))),
+        Ok(Err((error, _io))) => Err(tls::failure(&error, "the client").text),
+        Err(_elapsed) => Err(format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}")),
+    }
+}
+
+/// Runs the calls of a connection where a drain can wait for them, and counts them.
+#[derive(Debug, Clone)]
+struct Calls {
+    tasks: TaskTracker,
+    active: Arc<ActiveStreams>,
+}
+
+impl<F> Executor<F> for Calls
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, call: F) {
+        let open = self.active.enter_call();
+        self.tasks.spawn(call.map(move |()| drop(open)));
+    }
+}
