@@ -8,6 +8,7 @@ mod content;
 mod first;
 mod held;
 mod history;
+mod introduction;
 mod merge;
 mod prune;
 mod reply;

@@ -8,11 +8,13 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Code;
 use tracing::{debug, info, warn};
 
 use crate::{
+    capabilities::{Capabilities, learn},
     error::{ProxyError, chain, first_few},
     fleet::{Backend, Fault, Fleet, Version},
     upstream::{Link, SharedLinks},
@@ -28,15 +30,25 @@ const TICK: Duration = Duration::from_millis(250);
 /// A daemon answers Info from memory; this much means it is stuck or away.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A daemon tells what it can do in milliseconds. With its probe this ends before the next one is due.
+const LEARN_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Probes the fleet until cancelled.
 ///
 /// Probes run beside each other: one that hangs does not hold up a new daemon's first.
 pub async fn run(
     fleet: Arc<Fleet>,
     shared: Arc<SharedLinks>,
+    capabilities: Arc<Capabilities>,
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
+    let prober = Arc::new(Prober {
+        fleet: Arc::clone(&fleet),
+        shared: Arc::clone(&shared),
+        capabilities,
+        tasks,
+    });
     let mut probes = FuturesUnordered::new();
     let mut versions = Versions::default();
     let mut tick = tokio::time::interval(TICK);
@@ -60,7 +72,8 @@ pub async fn run(
             backend.time_passed(now);
             // A probe ends before the next is due: its timeout is shorter than the interval.
             if backend.take_probe(now, INTERVAL) {
-                probes.push(probe(Arc::clone(backend), Arc::clone(&shared), tasks.clone()));
+                let (prober, backend) = (Arc::clone(&prober), Arc::clone(backend));
+                probes.push(async move { prober.probe(&backend).await });
             }
         }
     }
@@ -90,31 +103,65 @@ impl Versions {
     }
 }
 
-async fn probe(backend: Arc<Backend>, shared: Arc<SharedLinks>, tasks: TaskTracker) {
-    // An ejected backend is asked over a new connection: the old one may be what is broken.
-    let link = match backend.is_ejected() {
-        false => shared.for_question(&backend),
-        true => Link::new(Arc::clone(&backend), tasks),
-    };
-    let cause = match tokio::time::timeout(TIMEOUT, ask(link)).await {
-        Ok(Ok(Some(info))) => {
-            let version = info.buildkit_version.unwrap_or_default().version;
-            debug!(backend = backend.name(), version, "probe answered");
-            backend.set_version(Version::new(&version));
-            return backend.report_healthy();
+/// What a probe needs.
+struct Prober {
+    fleet: Arc<Fleet>,
+    shared: Arc<SharedLinks>,
+    capabilities: Arc<Capabilities>,
+    tasks: TaskTracker,
+}
+
+impl Prober {
+    async fn probe(&self, backend: &Arc<Backend>) {
+        // An ejected backend is asked over a new connection: the old one may be what is broken.
+        let link = match backend.is_ejected() {
+            false => self.shared.for_question(backend),
+            true => Link::new(Arc::clone(backend), self.tasks.clone()),
+        };
+        let cause = match timeout(TIMEOUT, ask(link)).await {
+            Ok(Ok(Some(info))) => {
+                let version = info.buildkit_version.unwrap_or_default().version;
+                debug!(backend = backend.name(), version, "probe answered");
+                backend.set_version(Version::new(&version));
+                backend.report_healthy();
+                return self.learn(backend, &version).await;
+            }
+            Ok(Ok(None)) => {
+                backend.set_version(Version::before_info());
+                return backend.report_healthy();
+            }
+            Ok(Err(ProbeError::Open(ProxyError::Shortage { cause }))) => {
+                debug!(backend = backend.name(), cause, "cannot probe backend");
+                return backend.report_unprobed(Instant::now());
+            }
+            Ok(Err(error)) => chain(&error),
+            Err(_elapsed) => format!("no answer to a probe within {TIMEOUT:?}"),
+        };
+        backend.report_fault(Fault::Probe, &cause, Instant::now());
+    }
+
+    /// Learns what daemons of this version can do, from the first one of it that answers.
+    async fn learn(&self, backend: &Arc<Backend>, version: &str) {
+        // What names no version may be another one each time.
+        if version.is_empty() {
+            return;
         }
-        Ok(Ok(None)) => {
-            backend.set_version(Version::before_info());
-            return backend.report_healthy();
-        }
-        Ok(Err(ProbeError::Open(ProxyError::Shortage { cause }))) => {
-            debug!(backend = backend.name(), cause, "cannot probe backend");
-            return backend.report_unprobed(Instant::now());
-        }
-        Ok(Err(error)) => chain(&error),
-        Err(_elapsed) => format!("no answer to a probe within {TIMEOUT:?}"),
-    };
-    backend.report_fault(Fault::Probe, &cause, Instant::now());
+        let version = Version::new(version);
+        let Some(_turn) = self.capabilities.turn(&version) else { return };
+        let link = self.shared.for_question(backend);
+        let error = match timeout(LEARN_TIMEOUT, learn(&link, version)).await {
+            Ok(Ok(answers)) => {
+                let (pool, backend, version) =
+                    (self.fleet.pool(), backend.name(), &answers.version);
+                info!(pool, backend, %version, "capabilities of a version learnt");
+                return self.capabilities.remember(answers, &self.fleet.versions());
+            }
+            Ok(Err(error)) => chain(&error),
+            Err(_elapsed) => format!("no answer within {LEARN_TIMEOUT:?}"),
+        };
+        // It is asked again after its next probe.
+        debug!(backend = backend.name(), error, "backend does not tell what it can do");
+    }
 }
 
 /// Why a probe has no answer.

@@ -16,6 +16,7 @@
 //!   [`directory`] session or build -> binding
 //! - [`call`] one call and what becomes of it
 //! - beside the path: [`health`] probes, [`annotations`] tells Kubernetes which pods build
+//! - [`capabilities`] what daemons have said they can do
 //! - [`upstream`] one connection to a daemon; [`relay`] copies bodies unread
 //! - [`discovery`] finds the backends, and writes the fleet alone; [`fleet`] the live ones
 //! - [`affinity`] what a build's cache is known by
@@ -38,6 +39,7 @@ pub mod annotations;
 pub mod app;
 pub mod builds;
 pub mod call;
+pub mod capabilities;
 pub mod carriers;
 pub mod cli;
 pub mod client;

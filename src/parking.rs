@@ -48,13 +48,25 @@ impl Parking {
         unseen: Duration,
     ) -> Result<Lookup, ProxyError> {
         let caller = Caller { connection: client.connection, trace };
+        self.during(client, self.directory.bound(key, caller, unseen)).await
+    }
+
+    /// Waits for `outcome` as one of the calls that may.
+    ///
+    /// # Errors
+    /// `client` has more calls that wait than others.
+    pub async fn during<T>(
+        &self,
+        client: &Client,
+        outcome: impl Future<Output = T>,
+    ) -> Result<T, ProxyError> {
         let mut share = self.limit.take(client, 1).map_err(ProxyError::Parked)?;
         self.metrics.parked_streams.inc();
         let _counted = Counted(&self.metrics);
         tokio::select! {
             // A call that is bound in the moment of its eviction goes on.
             biased;
-            outcome = self.directory.bound(key, caller, unseen) => Ok(outcome),
+            outcome = outcome => Ok(outcome),
             () = share.evicted() => Err(ProxyError::Parked(LimitReached::Total)),
         }
     }

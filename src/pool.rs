@@ -132,10 +132,10 @@ impl Pool {
         let rules = Arc::new(config.affinity);
         let proxy =
             Proxy::new(Arc::clone(&fleet), metrics, placing, rules, commons.clone(), tasks.clone());
-        let shared = Arc::clone(&proxy.shared);
+        let (shared, capabilities) = (Arc::clone(&proxy.shared), Arc::clone(&proxy.capabilities));
         let (placement, ended) = (Arc::clone(&proxy.placement), stop.clone());
         tasks.spawn(async move { placement.serve_queue(ended).await });
-        tasks.spawn(health::run(fleet, shared, tasks.clone(), stop.clone()));
+        tasks.spawn(health::run(fleet, shared, capabilities, tasks.clone(), stop.clone()));
         Ok(Self { proxy, discovery, tls: server, proxy_protocol: config.proxy_protocol, closing })
     }
 

@@ -15,6 +15,7 @@ use crate::{
     activity::Activity,
     affinity::{Rules, shared_keys::SharedKeys},
     call::CallResult,
+    capabilities::Capabilities,
     carriers::Carriers,
     client::Client,
     directory::{Bound, Caller, Directory, Lookup},
@@ -42,6 +43,8 @@ pub struct Proxy {
     pub fleet: Arc<Fleet>,
     /// Links for calls that belong to no build.
     pub shared: Arc<SharedLinks>,
+    /// What daemons have said they can do.
+    pub capabilities: Arc<Capabilities>,
     /// Where to count.
     pub metrics: Arc<Metrics>,
     /// Decides where builds go.
@@ -105,6 +108,7 @@ impl Proxy {
             directory,
             fleet,
             shared,
+            capabilities: Arc::default(),
             refusals: Arc::new(Refusals::new(Arc::clone(&metrics))),
             metrics,
             placement,

@@ -21,7 +21,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::Reason;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
 use http_body::{Body as _, Frame};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
@@ -31,7 +31,7 @@ pub use self::{
     sending::Sending,
 };
 use crate::{
-    error::{ProxyError, chain, status_code},
+    error::{ProxyError, chain, ok_trailers, status_code},
     fleet::{Backend, Fault},
     http2_limits::{TRAILER_LIST_LEN, header_list_len},
     io::Payload,
@@ -228,6 +228,19 @@ impl Body {
     /// `bytes`, then `trailers`.
     pub fn whole_with_trailers(bytes: Bytes, trailers: HeaderMap) -> Self {
         Self(Kind::Ending(Some(bytes), Some(trailers)))
+    }
+
+    /// The response that this body is of, if it is the proxy's own.
+    pub fn respond(self) -> Response<Self> {
+        let mut response = Response::new(self);
+        let grpc = HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(CONTENT_TYPE, grpc);
+        response
+    }
+
+    /// The response to a call that is well and has one `message` for an answer.
+    pub fn answer(message: Bytes) -> Response<Self> {
+        Self::whole_with_trailers(message, ok_trailers()).respond()
     }
 
     /// A request or response body that the proxy's own gRPC client made.

@@ -33,6 +33,9 @@ pub mod externalscaler {
 /// Flag byte and 32-bit length in front of every gRPC message.
 pub const PREFIX_LEN: usize = 5;
 
+/// A framed message without a field.
+pub const EMPTY_MESSAGE: Bytes = Bytes::from_static(&[0; PREFIX_LEN]);
+
 /// The largest message BuildKit accepts on its control channel (grpc MaxRecvMsgSize, 16 MiB).
 pub const MAX_MESSAGE_LEN: usize = 16 << 20;
 
@@ -185,6 +188,11 @@ impl MessageDecoder {
             Some(end) if self.pending.len() >= end => Ok(Some(self.pending.split_to(end).freeze())),
             _ => Ok(None),
         }
+    }
+
+    /// What has come and not been cut.
+    pub fn take_rest(&mut self) -> Bytes {
+        self.pending.split().freeze()
     }
 }
 

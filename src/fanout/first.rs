@@ -7,7 +7,7 @@
 use std::{cmp::Reverse, collections::HashSet, sync::Arc};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http::Response;
+use http::{Response, request::Parts};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use rand::seq::SliceRandom as _;
@@ -15,6 +15,7 @@ use rand::seq::SliceRandom as _;
 use super::{
     ANSWER_TIMEOUT,
     ask::{copy, left_out, nobody, reachable},
+    introduction::Introduction,
     reply::ReplyError,
 };
 use crate::{
@@ -28,7 +29,8 @@ use crate::{
     wire::{MAX_MESSAGE_LEN, PREFIX_LEN},
 };
 
-/// The answer of the first daemon that gives one, be it a refusal or a reset.
+/// The answer of the first daemon that gives one, be it a refusal or a reset. Where there is none, what one
+/// has answered before.
 ///
 /// The call changes nothing, so it may be asked twice.
 ///
@@ -46,11 +48,19 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     }
     let message = message.into_bytes();
+    match Introduction::of(&parts, &message) {
+        Some(introduction) => introduction.answer(proxy, &client, &parts, &message).await,
+        None => ask_in_turn(proxy, &parts, &message).await,
+    }
+}
+
+/// The answer of the first backend that gives one.
+pub(super) async fn ask_in_turn(proxy: &Proxy, parts: &Parts, message: &Bytes) -> CallResult {
     let mut left = in_order(proxy);
     let mut failures = Vec::new();
     while let Some(backend) = left.pop() {
         let link = proxy.shared.for_question(&backend);
-        let answer = link.send(copy(&parts, &message));
+        let answer = link.send(copy(parts, message));
         let answer = match left.is_empty() {
             // Nobody is left to ask: this one has all the time it wants.
             true => answer.await,
@@ -58,7 +68,7 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
                 Ok(answer) => answer,
                 Err(_elapsed) => {
                     backend.report_silence();
-                    left_out(&backend, &parts, &ReplyError::Timeout);
+                    left_out(&backend, parts, &ReplyError::Timeout);
                     continue;
                 }
             },
@@ -71,7 +81,7 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
                         backend.report_silence();
                         let error = ReplyError::Timeout;
                         failures.push(format!("backend {}: {error}", backend.name()));
-                        left_out(&backend, &parts, &error);
+                        left_out(&backend, parts, &error);
                     }
                 }
             }
@@ -81,7 +91,7 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
             Err(SendError::Proxy(error @ ProxyError::Shortage { .. })) => return Err(error.into()),
             Err(SendError::Proxy(error)) => {
                 failures.push(error.to_string());
-                left_out(&backend, &parts, &ReplyError::Unreachable(error.to_string()));
+                left_out(&backend, parts, &ReplyError::Unreachable(error.to_string()));
             }
         }
     }

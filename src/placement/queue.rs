@@ -295,6 +295,11 @@ impl Queue {
 }
 
 impl Placement {
+    /// How builds wait.
+    pub fn queue(&self) -> &Config {
+        &self.queue.config
+    }
+
     /// Gives out slots as they become free until `stop`.
     pub async fn serve_queue(&self, stop: CancellationToken) {
         let mut told = Instant::now();

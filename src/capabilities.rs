@@ -1,0 +1,145 @@
+//! What daemons have said of themselves and of what they can do, for clients that ask while no daemon is
+//! there to answer.
+//!
+//! A client asks three things before it sends anything of a build: `Info`, `ListWorkers` and the `Ping`
+//! of the build itself. What one daemon has answered holds for each of its version.
+
+mod learn;
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+pub use self::learn::learn;
+use crate::fleet::Version;
+
+/// Versions that are remembered at once. A fleet in the middle of an upgrade has two.
+const MAX_VERSIONS: usize = 8;
+
+/// What daemons of one version answer, each a whole gRPC message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answers {
+    /// Their version.
+    pub version: Version,
+    /// To `Control/Info`.
+    pub info: Bytes,
+    /// To `Control/ListWorkers`.
+    pub workers: Bytes,
+    /// To `LLBBridge/Ping`.
+    pub pong: Bytes,
+}
+
+/// What is remembered of the daemons of one pool.
+#[derive(Debug, Default)]
+pub struct Capabilities {
+    /// One of each version, the oldest first.
+    known: Mutex<Vec<Answers>>,
+    /// The versions of which a daemon is being asked.
+    asked: Mutex<Vec<Version>>,
+}
+
+impl Capabilities {
+    /// The right to ask a daemon of this version; none if that is known, or being asked.
+    pub fn turn(&self, version: &Version) -> Option<Turn<'_>> {
+        if self.known.lock().iter().any(|answers| answers.version == *version) {
+            return None;
+        }
+        let mut asked = self.asked.lock();
+        if asked.contains(version) {
+            return None;
+        }
+        asked.push(version.clone());
+        Some(Turn { capabilities: self, version: version.clone() })
+    }
+
+    /// Remembers `answers`, and forgets those of versions that no backend has any more; `present` are the
+    /// versions of the fleet.
+    ///
+    /// A fleet that has scaled to zero may come back with any version: what it had last is kept until
+    /// then.
+    pub fn remember(&self, answers: Answers, present: &BTreeSet<Version>) {
+        let mut known = self.known.lock();
+        known.retain(|other| other.version != answers.version && present.contains(&other.version));
+        if known.len() < MAX_VERSIONS {
+            known.push(answers);
+            known.sort_by(|one, other| one.version.cmp(&other.version));
+        }
+    }
+
+    /// What the oldest version answers: what it can, the others can too.
+    pub fn oldest(&self) -> Option<Answers> {
+        self.known.lock().first().cloned()
+    }
+}
+
+/// The right to ask a daemon of one version: that it has not been asked yet, and nobody else asks one.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    capabilities: &'a Capabilities,
+    version: Version,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.capabilities.asked.lock().retain(|version| *version != self.version);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(version: &str) -> Answers {
+        let text = Bytes::copy_from_slice(version.as_bytes());
+        let (info, workers, pong) = (text.clone(), text.clone(), text);
+        Answers { version: Version::new(version), info, workers, pong }
+    }
+
+    fn present(versions: &[&str]) -> BTreeSet<Version> {
+        versions.iter().map(|version| Version::new(version)).collect()
+    }
+
+    #[test]
+    fn a_client_is_promised_what_the_oldest_can() {
+        let capabilities = Capabilities::default();
+        assert_eq!(capabilities.oldest(), None);
+        let both = present(&["v0.16.0", "v0.32.2"]);
+        for version in ["v0.32.2", "v0.16.0"] {
+            capabilities.remember(answers(version), &both);
+        }
+        assert_eq!(capabilities.oldest(), Some(answers("v0.16.0")));
+    }
+
+    #[test]
+    fn what_a_fleet_had_is_known_until_it_has_something_else() {
+        let capabilities = Capabilities::default();
+        capabilities.remember(answers("v0.16.0"), &present(&["v0.16.0"]));
+        assert_eq!(capabilities.oldest(), Some(answers("v0.16.0")));
+        capabilities.remember(answers("v0.32.2"), &present(&["v0.32.2"]));
+        assert_eq!(capabilities.oldest(), Some(answers("v0.32.2")));
+        assert!(capabilities.turn(&Version::new("v0.16.0")).is_some(), "it is forgotten");
+    }
+
+    #[test]
+    fn a_version_is_asked_once() {
+        let capabilities = Capabilities::default();
+        let version = Version::new("v0.32.2");
+        let turn = capabilities.turn(&version).expect("nothing is known");
+        assert!(capabilities.turn(&version).is_none(), "another asks");
+        assert!(capabilities.turn(&Version::new("v0.16.0")).is_some());
+        drop(turn);
+        assert!(capabilities.turn(&version).is_some(), "that one learnt nothing");
+        capabilities.remember(answers("v0.32.2"), &present(&["v0.32.2"]));
+        assert!(capabilities.turn(&version).is_none(), "it is known");
+    }
+
+    #[test]
+    fn no_fleet_makes_it_remember_without_bound() {
+        let capabilities = Capabilities::default();
+        let versions: Vec<_> = (0..50).map(|patch| format!("v0.32.{patch}")).collect();
+        let all = present(&versions.iter().map(String::as_str).collect::<Vec<_>>());
+        versions.iter().for_each(|version| capabilities.remember(answers(version), &all));
+        assert_eq!(capabilities.known.lock().len(), MAX_VERSIONS);
+    }
+}

@@ -1,0 +1,89 @@
+//! What a client asks before it sends a build, while there is no daemon to answer: a fleet that has scaled
+//! to zero grows again only if its clients get as far as their builds.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Response, request::Parts};
+use tokio::time::timeout;
+
+use super::first::ask_in_turn;
+use crate::{
+    call::{CallError, CallResult},
+    client::Client,
+    error::ProxyError,
+    proxy::Proxy,
+    relay::Body,
+    wire::PREFIX_LEN,
+};
+
+/// How long Info waits for a daemon. `buildctl --wait` gives up after 5 s in all, and asks again if it is
+/// told `Unavailable` before.
+const INFO_PATIENCE: Duration = Duration::from_secs(4);
+
+/// One of the two questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Introduction {
+    Info,
+    Workers,
+}
+
+impl Introduction {
+    /// The question that a call with this `message` asks, unless it asks for something else: an answer to a
+    /// list of filters is not remembered.
+    pub(super) fn of(parts: &Parts, message: &Bytes) -> Option<Self> {
+        if message.len() != PREFIX_LEN {
+            return None;
+        }
+        match parts.uri.path() {
+            "/moby.buildkit.v1.Control/Info" => Some(Self::Info),
+            "/moby.buildkit.v1.Control/ListWorkers" => Some(Self::Workers),
+            _ => None,
+        }
+    }
+
+    /// A daemon's answer; where none is ready, the one that is remembered; else that of the first daemon
+    /// that comes.
+    pub(super) async fn answer(
+        self,
+        proxy: &Proxy,
+        client: &Client,
+        parts: &Parts,
+        message: &Bytes,
+    ) -> CallResult {
+        if proxy.fleet.is_ready() {
+            return ask_in_turn(proxy, parts, message).await;
+        }
+        if let Some(answer) = self.remembered(proxy) {
+            return Ok(answer);
+        }
+        match ask_in_turn(proxy, parts, message).await {
+            Err(CallError::Own(error @ ProxyError::NoBackend(_))) => {
+                let ready = timeout(self.patience(proxy), proxy.fleet.ready());
+                match proxy.parking.during(client, ready).await? {
+                    Ok(()) => ask_in_turn(proxy, parts, message).await,
+                    Err(_elapsed) => Err(error.into()),
+                }
+            }
+            answer => answer,
+        }
+    }
+
+    /// How long the client waits for a daemon at most.
+    fn patience(self, proxy: &Proxy) -> Duration {
+        let max_wait = proxy.placement.queue().max_wait;
+        match self {
+            Self::Info => max_wait.min(INFO_PATIENCE),
+            Self::Workers => max_wait,
+        }
+    }
+
+    fn remembered(self, proxy: &Proxy) -> Option<Response<Body>> {
+        let answers = proxy.capabilities.oldest()?;
+        let message = match self {
+            Self::Info => answers.info,
+            Self::Workers => answers.workers,
+        };
+        Some(Body::answer(message))
+    }
+}
