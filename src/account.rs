@@ -9,6 +9,7 @@ mod limit;
 
 use std::time::Duration;
 
+use http::HeaderMap;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Semaphore;
 
@@ -26,6 +27,20 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Calls that wait for room at once; more are refused. What the HTTP/2 library has of a waiting one is on
 /// no account, and may be a stream's window.
 static WAITING: Semaphore = Semaphore::const_new(32);
+
+/// What one header takes beside its name and value: its places in the map, and two handles.
+const HEADER_LEN: usize = 128;
+
+/// Metadata below this is not charged: the library holds as much for every stream. A Session names its
+/// fourteen methods in 5 KiB.
+const UNCHARGED_METADATA_LEN: usize = 8 << 10;
+
+/// What a call's metadata takes in memory, if that is more than usual.
+pub fn metadata_len(headers: &HeaderMap) -> Option<usize> {
+    let texts: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let len = texts + headers.len() * HEADER_LEN;
+    (len > UNCHARGED_METADATA_LEN).then_some(len)
+}
 
 /// The account of the process. Clones share it.
 #[derive(Debug, Clone)]

@@ -5,19 +5,20 @@
 //! twice.
 
 mod active;
+mod hold;
 mod parked;
 mod refuse;
 pub mod solve;
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{ops::ControlFlow, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use self::{
     active::{ActiveBuild, ActiveSession},
-    parked::parked,
+    parked::{Kept, MAX_PARKED_LEN, parked},
     solve::{Solve, invocation},
 };
 use crate::{
@@ -153,14 +154,27 @@ pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult
         proxy.shared_keys.declare(&id, &call.parts.headers);
     }
     let key = BindingKey::Session(id);
-    // The early lease keeps a binding that no Solve holds yet, until the stream itself does.
-    let bound = bind_session(proxy, &key, trace, &call.client);
-    let bound = parked(proxy.account(), &call.client, &mut call.body, bound).await;
-    let ((Bound { binding, byte_counts }, early), received) = match bound {
-        Ok(bound) => bound,
-        Err(error) => return refuse::session(call.body, error).await,
-    };
-    let Some(lease) = proxy.directory.open_session(&key, &binding, call.client.connection, trace)
+    let mut kept = Kept::new(proxy.account(), &call.client, hold::KEPT_LEN);
+    let bound = bind_session(proxy, &key, trace, &call.client, SESSION_PARK);
+    match timeout(hold::HOLD_AFTER, kept.during(&mut call.body, bound)).await {
+        Ok(Ok(bound)) => join_session(proxy, call, &key, trace, bound, kept.into_bytes()).await,
+        Ok(Err(error)) => refuse::session(call.body, error).await,
+        Err(_elapsed) => hold::session(proxy, call, key, trace, kept),
+    }
+}
+
+/// Relays a Session that is `bound`, and of which this was `received` before.
+///
+/// The early lease keeps a binding that no Solve holds yet, until the stream itself does.
+async fn join_session(
+    proxy: &Proxy,
+    call: Call,
+    key: &BindingKey,
+    trace: Option<TraceId>,
+    (Bound { binding, byte_counts }, early): (Bound, Option<Lease>),
+    received: Bytes,
+) -> CallResult {
+    let Some(lease) = proxy.directory.open_session(key, &binding, call.client.connection, trace)
     else {
         return Err(ProxyError::SessionOpen(key.to_string()).into());
     };
@@ -181,15 +195,23 @@ pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
     let Some(id) = message.first_id().await else {
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };
+    let mut kept = Kept::new(proxy.account(), &client, MAX_PARKED_LEN);
+    let caller = Caller { connection: client.connection, trace };
     let link = status_link(proxy, &client, trace, &id);
-    let link = async { message.during(link).await? };
-    let ((link, byte_counts), more) = match parked(proxy.account(), &client, &mut rest, link).await
-    {
-        Ok(found) => found,
-        Err(error) => return refuse::status(error),
+    let link = kept.during(&mut rest, async { message.during(link).await? });
+    let key = BindingKey::Build(id.clone());
+    let link = hold::unless_queued(proxy, &key, caller, hold::HOLD_AFTER, link).await;
+    let (link, byte_counts) = match link {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => return refuse::status(error),
+        Err(queued) => {
+            let (proxy, build) = (proxy.clone(), id);
+            let status = hold::Status { proxy, client, trace, build, parts, message, rest, kept };
+            return status.hold(queued);
+        }
     };
     let request = Request::from_parts(parts, rest);
-    let message = joined(message.into_bytes(), more, 0);
+    let message = joined(message.into_bytes(), kept.into_bytes(), 0);
     proxy.relay(&link, message, request, byte_counts, OnEnd::new(drop)).await
 }
 
@@ -202,6 +224,26 @@ pub async fn bridge(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
     let link = bridge_link(proxy, &call.client, trace, &id);
     let link = parked(proxy.account(), &call.client, &mut call.body, link).await?;
     let ((link, byte_counts), received) = link;
+    proxy.relay(&link, received, call.into_request(), byte_counts, OnEnd::new(drop)).await
+}
+
+/// LLBBridge/Ping: [`bridge`] for a call that a client does not wait for longer than 15 s.
+///
+/// # Errors
+/// The proxy's own error, or the daemon's reset.
+pub async fn ping(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
+    let trace = ids::trace(&call.parts.headers);
+    let caller = Caller { connection: call.client.connection, trace };
+    let found = {
+        let link = bridge_link(proxy, &call.client, trace, &id);
+        let link = parked(proxy.account(), &call.client, &mut call.body, link);
+        let (key, pong) = (BindingKey::Build(id.clone()), || hold::pong(proxy));
+        hold::unless_answered(proxy, &key, caller, hold::HOLD_AFTER, link, pong).await
+    };
+    let ((link, byte_counts), received) = match found {
+        ControlFlow::Continue(found) => found?,
+        ControlFlow::Break(pong) => return Ok(pong),
+    };
     proxy.relay(&link, received, call.into_request(), byte_counts, OnEnd::new(drop)).await
 }
 
@@ -271,11 +313,13 @@ async fn affinity_key(
     proxy.rules.key(&facts)
 }
 
+/// Finds where a Session belongs; alone if its Solve has not come within `unseen`.
 async fn bind_session(
     proxy: &Proxy,
     key: &BindingKey,
     trace: Option<TraceId>,
     client: &Client,
+    unseen: Duration,
 ) -> Result<(Bound, Option<Lease>), ProxyError> {
     let ended = match proxy.directory.lookup(key) {
         Lookup::Live(bound) => return Ok((bound, None)),
@@ -286,7 +330,7 @@ async fn bind_session(
     };
     let ended = match ended {
         Some(ended) => Some(ended),
-        None => match proxy.parking.wait(client, trace, key, SESSION_PARK).await? {
+        None => match proxy.parking.wait(client, trace, key, unseen).await? {
             Lookup::Live(bound) => return Ok((bound, None)),
             Lookup::Refused(error) => return Err(error),
             Lookup::Ended(name) => proxy.fleet.find(&name),
@@ -366,7 +410,7 @@ async fn bridge_link(
         found = &mut found => return found,
         () = client.active.solve_withdrawn() => {}
     }
-    match tokio::time::timeout(WITHDRAWN_PARK, &mut found).await {
+    match timeout(WITHDRAWN_PARK, &mut found).await {
         Ok(found) => found,
         Err(_elapsed) if proxy.directory.is_unseen(&BindingKey::Build(id.clone())) => {
             Err(ProxyError::UnknownBuild(id.to_string()))

@@ -11,7 +11,11 @@ use http::Response;
 use tracing::{field, info, warn};
 
 use crate::{
-    connection_limit::TooManyConnections, error::ProxyError, metrics::Metrics, relay::Body,
+    call::{CallError, CallResult},
+    connection_limit::TooManyConnections,
+    error::ProxyError,
+    metrics::Metrics,
+    relay::{Body, ResetError},
     telemetry::Throttle,
 };
 
@@ -55,6 +59,18 @@ impl Refusals {
             info!(pool = self.metrics.pool(), reason, %error, held_back, "stream rejected");
         }
         error.response()
+    }
+
+    /// What the client of a call gets: its response, or an answer that tells of the proxy's error.
+    ///
+    /// # Errors
+    /// The stream is to be reset.
+    pub fn settle(&self, result: CallResult) -> Result<Response<Body>, ResetError> {
+        match result {
+            Ok(response) => Ok(response),
+            Err(CallError::Own(error)) => Ok(self.answer(&error)),
+            Err(CallError::Reset(reset)) => Err(reset),
+        }
     }
 
     /// Logs that a client does not speak what the port does: the kind of what it speaks, and how that begins.

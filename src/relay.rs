@@ -5,6 +5,7 @@
 //! reset with CANCEL as a plain end of the body, which a gRPC peer would read as a half-close.
 
 mod failure;
+mod late;
 mod sending;
 
 use std::{
@@ -26,8 +27,10 @@ use http_body::{Body as _, Frame};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 
+use self::late::LateBody;
 pub use self::{
     failure::{Failure, remote_reset},
+    late::{Late, Words},
     sending::Sending,
 };
 use crate::{
@@ -148,6 +151,7 @@ enum Kind {
     Ending(Option<Bytes>, Option<HeaderMap>),
     Own(tonic::body::Body),
     Merged(Merged),
+    Late(Box<LateBody>),
 }
 
 /// Messages of several daemons, as they come, and the trailers that end them all.
@@ -390,6 +394,7 @@ impl Body {
                 Poll::Ready(data.or_else(|| trailers.take().map(Frame::trailers)).map(Ok))
             }
             Kind::Merged(merged) => merged.poll_frame(cx),
+            Kind::Late(late) => late.poll_frame(cx),
             Kind::Own(body) => {
                 let polled = ready!(Pin::new(body).poll_frame(cx));
                 Poll::Ready(polled.map(|result| result.map_err(|error| ResetError::like(&error))))
@@ -419,6 +424,7 @@ impl http_body::Body for Body {
             Kind::Own(body) => body.is_end_stream(),
             Kind::Ending(_, trailers) => trailers.is_none(),
             Kind::Merged(merged) => merged.trailers.is_none(),
+            Kind::Late(late) => late.is_end_stream(),
         }
     }
 }

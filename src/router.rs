@@ -16,6 +16,8 @@ pub enum Route {
     Status,
     /// Park it until this build is bound.
     Build(Id),
+    /// The same, but not for long.
+    Ping(Id),
     /// The same, once its message is known to be complete.
     Return(Id),
     /// Follow this key if it is known, else go to any daemon.
@@ -87,7 +89,7 @@ static METHODS: [Method; 43] = {
         Method(BRIDGE, "ExecProcess", by_ids),
         Method(BRIDGE, "Inputs", by_ids),
         Method(BRIDGE, "NewContainer", by_ids),
-        Method(BRIDGE, "Ping", by_ids),
+        Method(BRIDGE, "Ping", ping),
         Method(BRIDGE, "ReadDir", by_ids),
         Method(BRIDGE, "ReadDirContainer", by_ids),
         Method(BRIDGE, "ReadFile", by_ids),
@@ -143,6 +145,14 @@ fn by_ids(headers: &HeaderMap) -> Route {
     }
 }
 
+/// [`by_ids`] of the call for which a client has the least patience.
+fn ping(headers: &HeaderMap) -> Route {
+    match by_ids(headers) {
+        Route::Build(build) => Route::Ping(build),
+        route => route,
+    }
+}
+
 /// [`by_ids`] of a call whose message is read first. Without a build a daemon refuses it unread.
 fn by_build(headers: &HeaderMap) -> Route {
     match by_ids(headers) {
@@ -186,8 +196,10 @@ mod tests {
         assert_eq!(route(path, &session), Route::Session(session_id("s1")));
         assert_eq!(route(path, &none), Route::Any);
         let path = "/moby.buildkit.v1.frontend.LLBBridge/Ping";
-        assert_eq!(route(path, &build), Route::Build(id("r1")));
+        assert_eq!(route(path, &build), Route::Ping(id("r1")));
         assert_eq!(route(path, &none), Route::Any);
+        let path = "/moby.buildkit.v1.frontend.LLBBridge/Evaluate";
+        assert_eq!(route(path, &build), Route::Build(id("r1")));
         let path = "/moby.buildkit.v1.frontend.LLBBridge/Return";
         assert_eq!(route(path, &build), Route::Return(id("r1")));
         assert_eq!(route(path, &none), Route::Any, "a daemon refuses it before it reads it");

@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use buildkit_lb::wire::{self, control::BuildHistoryRequest};
+use buildkit_lb::wire::{
+    self,
+    control::{BuildHistoryRequest, BytesMessage},
+};
 use bytes::Bytes;
 use h2::Reason;
 use http::{HeaderMap, HeaderValue};
@@ -972,6 +975,22 @@ async fn a_daemon_may_wait_for_the_preface_before_it_speaks() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_served_though_its_solve_comes_twelve_seconds_late() {
     let fleet = FakeDaemon::fleet(3).await;
+    let inner = |data: &[u8]| wire::encode(&BytesMessage { data: Bytes::copy_from_slice(data) });
+    let preface = inner(PREFACE);
+    for daemon in &fleet {
+        let preface = preface.clone();
+        daemon.on("Control/Session", move |mut stream| {
+            let preface = preface.clone();
+            async move {
+                let mut out = stream.headers();
+                send(&mut out, preface).await.expect("sent");
+                while let Some(Ok(data)) = stream.body.data().await {
+                    send(&mut out, data).await.expect("sent");
+                }
+                let _ = out.send_trailers(trailers(0, ""));
+            }
+        });
+    }
     let proxy = proxy(&fleet);
     let mut sessions = Vec::new();
     for number in 0..6 {
@@ -993,7 +1012,9 @@ async fn a_session_is_served_though_its_solve_comes_twelve_seconds_late() {
         let mut session = session.answered().await.expect("headers");
         send(&mut session.upload, EMPTY).await.expect("sent");
         session.upload.send_data(Bytes::new(), true).expect("half-closed");
-        assert_eq!(session.ended().await.body, EMPTY);
+        // The proxy has begun the connection inside, so that the client did not close it.
+        let begun = inner(&[PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat());
+        assert_eq!(session.ended().await.body, [begun, EMPTY].concat());
         drop(solve);
     }
 }

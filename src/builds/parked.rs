@@ -3,10 +3,12 @@
 use std::{mem, pin::pin};
 
 use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 
 use crate::{
-    account::Account,
+    account::{Account, Charge, metadata_len},
     client::Client,
     error::ProxyError,
     first_message::{UNCHARGED_LEN, joined},
@@ -15,7 +17,7 @@ use crate::{
 };
 
 /// What one call may send that waits: one message. More stays with the client.
-const MAX_PARKED_LEN: usize = PREFIX_LEN + MAX_MESSAGE_LEN;
+pub(super) const MAX_PARKED_LEN: usize = PREFIX_LEN + MAX_MESSAGE_LEN;
 
 /// Waits for `outcome`, and takes what `body` brings meanwhile: what has come is on the account, while
 /// what the HTTP/2 library keeps of an unread stream is on none.
@@ -28,29 +30,90 @@ pub(super) async fn parked<T>(
     body: &mut Received,
     outcome: impl Future<Output = Result<T, ProxyError>>,
 ) -> Result<(T, Bytes), ProxyError> {
-    let mut charge = account.open(client);
-    let mut received = Bytes::new();
-    let mut open = true;
-    let mut outcome = pin!(outcome);
-    loop {
+    let mut kept = Kept::new(account, client, MAX_PARKED_LEN);
+    let outcome = kept.during(body, outcome).await?;
+    Ok((outcome, kept.into_bytes()))
+}
+
+/// What a call that waits has sent.
+#[derive(Debug)]
+pub(super) struct Kept {
+    received: Bytes,
+    charge: Charge,
+    /// No more is read from here on.
+    limit: usize,
+}
+
+/// How a client has ended its side of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    HalfClosed,
+    Reset,
+}
+
+impl Kept {
+    /// Nothing yet, of `client`.
+    pub(super) fn new(account: &Account, client: &Client, limit: usize) -> Self {
+        Self { received: Bytes::new(), charge: account.open(client), limit }
+    }
+
+    /// Charges the metadata of the call, too, if that is large.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub(super) fn charge_metadata(&mut self, headers: &HeaderMap) -> Result<(), ProxyError> {
+        metadata_len(headers).map_or(Ok(()), |len| self.charge.add(len))
+    }
+
+    /// Takes what `body` brings until `outcome` is there.
+    ///
+    /// # Errors
+    /// Those of `outcome`; or there is no room for what came.
+    pub(super) async fn during<T>(
+        &mut self,
+        body: &mut Received,
+        outcome: impl Future<Output = Result<T, ProxyError>>,
+    ) -> Result<T, ProxyError> {
+        let mut outcome = pin!(outcome);
         tokio::select! {
             biased;
-            outcome = &mut outcome => return Ok((outcome?, received)),
-            () = charge.evicted() => return Err(ProxyError::Memory),
-            frame = body.frame(), if open => {
-                // At an end, and at a reset, nothing more comes; the body still tells which it was.
-                let Some(Ok(Ok(data))) = frame.map(|frame| frame.map(http_body::Frame::into_data))
-                else {
-                    open = false;
-                    continue;
-                };
-                let new = if charge.is_used() { data.len() } else { received.len() + data.len() };
-                if charge.is_used() || new > UNCHARGED_LEN {
-                    charge.add(new)?;
-                }
-                received = joined(mem::take(&mut received), data, 0);
-                open = received.len() < MAX_PARKED_LEN;
-            }
+            outcome = &mut outcome => return outcome,
+            ended = self.fill(body) => ended?,
+        };
+        // At an end, and at a reset, nothing more comes; the body still tells which it was.
+        self.charge.during(outcome).await?
+    }
+
+    /// Takes what `body` brings up to the limit, until the client ends its side.
+    ///
+    /// # Errors
+    /// There is no room for what came.
+    pub(super) async fn fill(&mut self, body: &mut Received) -> Result<Ended, ProxyError> {
+        while self.received.len() < self.limit {
+            let frame = self.charge.during(body.frame()).await?;
+            let Some(Ok(Ok(data))) = frame.map(|frame| frame.map(http_body::Frame::into_data))
+            else {
+                let half_closed = body.is_end_stream();
+                return Ok(if half_closed { Ended::HalfClosed } else { Ended::Reset });
+            };
+            self.add(data)?;
         }
+        self.charge.evicted().await;
+        Err(ProxyError::Memory)
+    }
+
+    fn add(&mut self, data: Bytes) -> Result<(), ProxyError> {
+        let used = self.charge.is_used();
+        let new = if used { data.len() } else { self.received.len() + data.len() };
+        if used || new > UNCHARGED_LEN {
+            self.charge.add(new)?;
+        }
+        self.received = joined(mem::take(&mut self.received), data, 0);
+        Ok(())
+    }
+
+    /// All that came.
+    pub(super) fn into_bytes(self) -> Bytes {
+        self.received
     }
 }

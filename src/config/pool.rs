@@ -172,6 +172,10 @@ pub struct PoolSettings {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_waiting_per_client: Option<String>,
+    /// Show a build that waits as a step in its client's progress [default: true].
+    #[arg(help_heading = "Placement", long, env = "BUILDKIT_LB_QUEUE_PROGRESS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_progress: Option<bool>,
     /// The `[affinity]` table of the file: an ordered list does not fit into a flag.
     #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -208,6 +212,7 @@ impl PoolSettings {
             "affinity-wait" => self.affinity_wait = text(path, value, problems),
             "max-waiting" => self.max_waiting = text(path, value, problems),
             "max-waiting-per-client" => self.max_waiting_per_client = text(path, value, problems),
+            "queue-progress" => self.queue_progress = boolean(path, &value, problems),
             "affinity" => self.affinity = table(path, value, problems),
             "consistent-hash" => self.consistent_hash = table(path, value, problems),
             "warm-memory" => self.warm_memory = table(path, value, problems),
@@ -250,6 +255,7 @@ impl PoolSettings {
             affinity_wait: over.affinity_wait.or(self.affinity_wait),
             max_waiting: over.max_waiting.or(self.max_waiting),
             max_waiting_per_client: over.max_waiting_per_client.or(self.max_waiting_per_client),
+            queue_progress: over.queue_progress.or(self.queue_progress),
             affinity: over.affinity.or(self.affinity),
             consistent_hash: over.consistent_hash.or(self.consistent_hash),
             warm_memory: over.warm_memory.or(self.warm_memory),
@@ -369,6 +375,7 @@ impl Pool {
             affinity_wait: Some(humantime::format_duration(queue.affinity_wait).to_string()),
             max_waiting: Some(queue.max_waiting.to_string()),
             max_waiting_per_client: Some(queue.max_waiting_per_client.to_string()),
+            queue_progress: Some(queue.progress),
             affinity: Some(self.affinity.to_table()),
             consistent_hash: Some(toml::Table::from_iter([(
                 "load-factor".to_owned(),
@@ -458,6 +465,7 @@ fn check_queue(path: &str, settings: &PoolSettings, problems: &mut Vec<String>) 
         affinity_wait: affinity_wait.unwrap_or(default.affinity_wait),
         max_waiting: max_waiting.unwrap_or(default.max_waiting),
         max_waiting_per_client: per_client.unwrap_or(default.max_waiting_per_client),
+        progress: settings.queue_progress.unwrap_or(default.progress),
     }
 }
 

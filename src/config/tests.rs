@@ -221,7 +221,7 @@ fn a_name_is_not_looked_up_before_it_is_used() {
 }
 
 /// The settings of a file, and the parts that some of their values have.
-const KEYS: [&str; 31] = [
+const KEYS: [&str; 32] = [
     "listen",
     "backend",
     "discover",
@@ -233,6 +233,7 @@ const KEYS: [&str; 31] = [
     "spread-bake-targets",
     "slow-start",
     "probation",
+    "queue-progress",
     "admin-listen",
     "drain-delay",
     "drain-timeout",

@@ -60,6 +60,7 @@ fn dispatch(proxy: Proxy, call: Call) -> BoxFuture<'static, CallResult> {
         Route::Session(id) => async move { builds::session(&proxy, call, id).await }.boxed(),
         Route::Status => async move { builds::status(&proxy, call).await }.boxed(),
         Route::Build(id) => async move { builds::bridge(&proxy, call, id).await }.boxed(),
+        Route::Ping(id) => async move { builds::ping(&proxy, call, id).await }.boxed(),
         Route::Return(id) => async move { builds::finish(&proxy, call, id).await }.boxed(),
         Route::Follow(key) => async move { builds::follow(&proxy, call, &key).await }.boxed(),
         Route::DiskUsage => async move { fanout::disk_usage(&proxy, call).await }.boxed(),

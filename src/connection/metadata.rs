@@ -3,22 +3,14 @@
 
 use std::{pin::pin, sync::Arc};
 
-use http::HeaderMap;
 use tokio::sync::oneshot;
 
 use crate::{
-    account::Charge,
+    account::{Charge, metadata_len},
     call::{Call, CallResult},
     error::ProxyError,
     proxy::Proxy,
 };
-
-/// What one header takes beside its name and value: its places in the map, and two handles.
-const HEADER_LEN: usize = 128;
-
-/// Metadata below this is not charged: the library holds as much for every stream. A Session names its
-/// fourteen methods in 5 KiB.
-const UNCHARGED_LEN: usize = 8 << 10;
 
 /// The metadata of one call on the account, until it is sent on.
 pub(super) struct Charged {
@@ -37,10 +29,7 @@ impl Charged {
     /// # Errors
     /// There is no room for it.
     pub(super) fn new(proxy: &Proxy, call: &mut Call) -> Result<Option<Self>, ProxyError> {
-        let len = held_len(&call.parts.headers);
-        if len <= UNCHARGED_LEN {
-            return Ok(None);
-        }
+        let Some(len) = metadata_len(&call.parts.headers) else { return Ok(None) };
         let mut charge = proxy.account().open(&call.client);
         charge.add(len)?;
         let (there, gone) = oneshot::channel();
@@ -62,10 +51,4 @@ impl Charged {
         drop(charge);
         handling.await
     }
-}
-
-/// What `headers` take in memory.
-fn held_len(headers: &HeaderMap) -> usize {
-    let texts: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    texts + headers.len() * HEADER_LEN
 }

@@ -13,7 +13,7 @@ use http_body::Body as _;
 
 use super::calls::Calls;
 use crate::{
-    call::{CallError, CallResult},
+    call::CallResult,
     client::ActiveCall,
     io::Payload,
     received::Received,
@@ -71,12 +71,13 @@ impl Future for Stream {
                 State::Sending(sending) => return sending.poll(cx),
             };
             let response = match handling.as_mut().poll(cx) {
-                Poll::Ready(Ok(response)) => response,
-                Poll::Ready(Err(CallError::Own(error))) => refusals.answer(&error),
-                Poll::Ready(Err(CallError::Reset(reset))) => {
-                    this.reply.send_reset(reset.reason());
-                    return Poll::Ready(());
-                }
+                Poll::Ready(result) => match refusals.settle(result) {
+                    Ok(response) => response,
+                    Err(reset) => {
+                        this.reply.send_reset(reset.reason());
+                        return Poll::Ready(());
+                    }
+                },
                 // A client that gives the call up, or goes away, needs no answer.
                 Poll::Pending => return this.reply.poll_reset(cx).map(drop),
             };

@@ -72,6 +72,8 @@ pub struct Config {
     pub max_waiting: usize,
     /// Those of one client.
     pub max_waiting_per_client: usize,
+    /// Whether their clients show that they wait.
+    pub progress: bool,
 }
 
 impl Default for Config {
@@ -82,6 +84,7 @@ impl Default for Config {
             affinity_wait: DEFAULT_AFFINITY_WAIT,
             max_waiting: DEFAULT_MAX_WAITING,
             max_waiting_per_client: DEFAULT_MAX_WAITING_PER_CLIENT,
+            progress: true,
         }
     }
 }

@@ -52,6 +52,11 @@ impl Buildkitd {
         Self::start_in(name, "buildkitd", root, None)
     }
 
+    /// One that does not run yet: [`Self::restart`] starts it.
+    pub(crate) fn absent(name: &str) -> Self {
+        Self::new(name, "buildkitd", directory(), None)
+    }
+
     fn start_program(name: &str, program: &'static str, tls: Option<[PathBuf; 2]>) -> Self {
         Self::start_in(name, program, directory(), tls)
     }
@@ -62,10 +67,18 @@ impl Buildkitd {
         root: tempfile::TempDir,
         tls: Option<[PathBuf; 2]>,
     ) -> Self {
-        let mut daemon =
-            Self { name: name.to_owned(), port: free_port(), process: None, root, program, tls };
+        let mut daemon = Self::new(name, program, root, tls);
         daemon.restart();
         daemon
+    }
+
+    fn new(
+        name: &str,
+        program: &'static str,
+        root: tempfile::TempDir,
+        tls: Option<[PathBuf; 2]>,
+    ) -> Self {
+        Self { name: name.to_owned(), port: free_port(), process: None, root, program, tls }
     }
 
     /// Starts `count` at once.

@@ -23,7 +23,7 @@ built_for_keda=(keda-client)
 
 # Programs of packages that every Debian has.
 # shellcheck disable=SC2034
-on_every_debian=(bash chroot cmp cp env find mkfifo mknod mount nsenter setpriv sha256sum tar taskset timeout umount unshare)
+on_every_debian=(bash chroot cmp cp env find mkfifo mknod mount nsenter script setpriv sha256sum tar taskset timeout umount unshare)
 
 fail() {
 	echo "$*" >&2

@@ -1,0 +1,98 @@
+//! A Session that waits: the proxy begins the HTTP/2 connection inside it, and the daemon goes on.
+
+use bytes::{Buf as _, Bytes};
+use http::Response;
+use http_body_util::BodyExt as _;
+
+use super::{
+    HOLD_AFTER, answer,
+    preface::{self, Cutter},
+};
+use crate::{
+    builds::{
+        SESSION_PARK, bind_session, join_session,
+        parked::{Ended, Kept},
+        refuse,
+    },
+    call::{Call, CallResult},
+    error::{ProxyError, chain, ok_response},
+    ids::{BindingKey, TraceId},
+    proxy::Proxy,
+    relay::{Body, ResetError, Words},
+};
+
+/// What a Session may send that waits. A client of BuildKit's sends 67 bytes and then waits for its daemon.
+pub(in crate::builds) const KEPT_LEN: usize = 64 << 10;
+
+/// Holds a Session of which `kept` has come until it is bound.
+///
+/// # Errors
+/// There is no room for its metadata.
+pub(in crate::builds) fn session(
+    proxy: &Proxy,
+    call: Call,
+    key: BindingKey,
+    trace: Option<TraceId>,
+    mut kept: Kept,
+) -> CallResult {
+    kept.charge_metadata(&call.parts.headers)?;
+    let held = Held { proxy: proxy.clone(), call, key, trace, kept };
+    Ok(answer(proxy, preface::opening(), |words| held.go_on(words)))
+}
+
+struct Held {
+    proxy: Proxy,
+    call: Call,
+    key: BindingKey,
+    trace: Option<TraceId>,
+    kept: Kept,
+}
+
+impl Held {
+    async fn go_on(self, words: Words) -> CallResult {
+        let Self { proxy, mut call, key, trace, mut kept } = self;
+        let bound = tokio::select! {
+            biased;
+            bound = bind_session(&proxy, &key, trace, &call.client, SESSION_PARK - HOLD_AFTER) => bound,
+            ended = kept.fill(&mut call.body) => match ended {
+                Ok(Ended::HalfClosed) => return Ok(ok_response()),
+                Ok(Ended::Reset) => return Err(ResetError::cancel().into()),
+                Err(error) => Err(error),
+            }
+        };
+        let bound = match bound {
+            Ok(bound) => bound,
+            Err(error) => return refuse::session(call.body, error).await,
+        };
+        let backend = bound.0.binding.link.backend().name().to_owned();
+        let received = preface::without_confirmation(&kept.into_bytes());
+        let response = join_session(&proxy, call, &key, trace, bound, received).await?;
+        without_preface(response, backend, words).await
+    }
+}
+
+/// A daemon's answer from behind its preface on, which the client has got.
+async fn without_preface(response: Response<Body>, backend: String, words: Words) -> CallResult {
+    let (head, mut body) = response.into_parts();
+    let mut cutter = Cutter::new();
+    while let Some(frame) = body.frame().await {
+        let data = match frame?.into_data() {
+            Ok(mut data) => data.copy_to_bytes(data.remaining()),
+            // It has ended at once.
+            Err(frame) => {
+                let trailers = frame.into_trailers().unwrap_or_default();
+                body = Body::whole_with_trailers(Bytes::new(), trailers);
+                break;
+            }
+        };
+        let rest = cutter.push(&data).map_err(|error| {
+            let (backend, cause) = (backend.clone(), chain(&error));
+            ProxyError::BadAnswer { backend, cause }
+        })?;
+        if let Some(rest) = rest {
+            words.say(rest).await;
+            break;
+        }
+    }
+    Ok(Response::from_parts(head, body))
+}

@@ -1,0 +1,152 @@
+//! A Status that waits shows that its build does.
+
+use std::{
+    convert::Infallible,
+    future::pending,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, request::Parts};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{
+    Queued, answer,
+    vertex::{Ordinal, Vertex},
+};
+use crate::{
+    builds::{park, parked::Kept, refuse},
+    call::CallResult,
+    client::Client,
+    directory::Waiting,
+    error::{ProxyError, ok_response},
+    first_message::{FirstMessage, joined},
+    ids::{Id, TraceId},
+    proxy::Proxy,
+    received::Received,
+    relay::{OnEnd, Words},
+};
+
+/// The daemon's clock, as it tells it in the headers of its answer.
+const TIMESTAMP_HEADER: &str = "buildkit-current-timestamp";
+
+/// How often a wait is told of that does not change.
+const SAID_AT_LEAST: Duration = Duration::from_secs(30);
+
+/// How soon after each other two changes are told of. Where many builds wait, all places change with each
+/// build that starts.
+const SAID_AT_MOST: Duration = Duration::from_secs(1);
+
+/// A Status whose build waits.
+#[derive(Debug)]
+pub(in crate::builds) struct Status {
+    pub(in crate::builds) proxy: Proxy,
+    pub(in crate::builds) client: Client,
+    pub(in crate::builds) trace: Option<TraceId>,
+    pub(in crate::builds) build: Id,
+    pub(in crate::builds) parts: Parts,
+    pub(in crate::builds) message: FirstMessage,
+    pub(in crate::builds) rest: Received,
+    pub(in crate::builds) kept: Kept,
+}
+
+impl Status {
+    /// Holds it as long as `queued` is open.
+    ///
+    /// # Errors
+    /// There is no room for its metadata.
+    pub(in crate::builds) fn hold(mut self, queued: Queued) -> CallResult {
+        self.kept.charge_metadata(&self.parts.headers)?;
+        let proxy = self.proxy.clone();
+        let mut response = answer(&proxy, Bytes::new(), |words| self.go_on(queued, words));
+        let now = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
+        if let Ok(now) = HeaderValue::try_from(now) {
+            response.headers_mut().insert(TIMESTAMP_HEADER, now);
+        }
+        Ok(response)
+    }
+
+    async fn go_on(self, queued: Queued, words: Words) -> CallResult {
+        let Self { proxy, client, trace, build, parts, mut message, mut rest, mut kept } = self;
+        // Its Solve has come: when that is neither placed nor refused, its client has given it up.
+        let link = park(&proxy, &client, trace, &build, Duration::ZERO);
+        let link = kept.during(&mut rest, async { message.during(link).await? });
+        let shown = proxy.placement.queue().progress;
+        let mut progress =
+            Progress { pool: proxy.metrics.pool(), build: &build, words: &words, vertex: None };
+        let link = tokio::select! {
+            biased;
+            link = link => link,
+            never = progress.tell(queued), if shown => match never {},
+        };
+        progress.complete().await;
+        let (link, byte_counts) = match link {
+            Ok(found) => found,
+            Err(ProxyError::UnknownBuild(_)) => return Ok(ok_response()),
+            Err(error) => return refuse::status(error),
+        };
+        let request = Request::from_parts(parts, rest);
+        let message = joined(message.into_bytes(), kept.into_bytes(), 0);
+        proxy.relay(&link, message, request, byte_counts, OnEnd::new(drop)).await
+    }
+}
+
+/// The step that shows the wait of one build.
+struct Progress<'a> {
+    pool: &'a str,
+    build: &'a Id,
+    words: &'a Words,
+    /// Once it has started.
+    vertex: Option<Vertex>,
+}
+
+impl Progress<'_> {
+    /// Tells what the build waits for, at each change and now and then.
+    async fn tell(&mut self, mut queued: Queued) -> Infallible {
+        let (mut last, mut again) = (String::new(), Instant::now());
+        loop {
+            let waiting = queued.borrow_and_update().clone();
+            if let Some(waiting) = waiting {
+                let line = self.line(&waiting);
+                if line != last || again <= Instant::now() {
+                    self.say(&line, waiting.since).await;
+                    (last, again) = (line, Instant::now() + SAID_AT_LEAST);
+                }
+            }
+            sleep(SAID_AT_MOST).await;
+            tokio::select! {
+                changed = queued.changed() => if changed.is_err() {
+                    // What the call itself waits for is there in a moment.
+                    pending::<()>().await;
+                },
+                () = sleep_until(again) => {}
+            }
+        }
+    }
+
+    fn line(&self, waiting: &Waiting) -> String {
+        let Waiting { position, cause, .. } = waiting;
+        format!("{} in the queue of pool {}; {cause}", Ordinal(*position), self.pool)
+    }
+
+    /// Says `line`, the first time in a step that starts. A client that reads nothing misses some.
+    async fn say(&mut self, line: &str, since: SystemTime) {
+        let now = SystemTime::now();
+        match &self.vertex {
+            Some(vertex) => {
+                self.words.try_say(vertex.say(line, now));
+            }
+            None => {
+                let vertex = self.vertex.insert(Vertex::new(self.build, since));
+                self.words.say(vertex.start(line, now)).await;
+            }
+        }
+    }
+
+    /// Completes the step.
+    async fn complete(self) {
+        if let Some(vertex) = &self.vertex {
+            self.words.say(vertex.complete(SystemTime::now())).await;
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The body of an answer that begins before its daemon is known: what the proxy says until then, and
+//! after it the daemon's body or the proxy's own end.
+
+use std::{
+    mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response, header::CONTENT_TYPE};
+use http_body::{Body as _, Frame};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Body, Kind, Polled, ResetError};
+
+/// Messages of the proxy's own that may wait for a client that does not read.
+const UNREAD: usize = 1;
+
+/// How an answer that has begun goes on: a whole response, whose headers come too late.
+type Rest = Result<Response<Body>, ResetError>;
+
+/// An answer whose rest is not known yet.
+#[derive(Debug)]
+pub struct Late {
+    messages: mpsc::Sender<Bytes>,
+    rest: oneshot::Sender<Rest>,
+}
+
+impl Late {
+    /// Begins an answer with `first`; the body to answer with.
+    pub fn begin(first: Bytes) -> (Self, Body) {
+        let (messages, own) = mpsc::channel(UNREAD);
+        let (rest, coming) = oneshot::channel();
+        let body = LateBody { first, own, coming: Some(coming), rest: Body::default() };
+        (Self { messages, rest }, Body(Kind::Late(Box::new(body))))
+    }
+
+    /// What says something until it goes on.
+    pub fn words(&self) -> Words {
+        Words(self.messages.clone())
+    }
+
+    /// Completes when nobody waits for the answer any more.
+    pub async fn gone(&self) {
+        self.messages.closed().await;
+    }
+
+    /// Lets the answer go on as `rest`.
+    pub fn go_on(self, rest: Rest) {
+        // An error means that nobody is left to read it.
+        let _ = self.rest.send(rest);
+    }
+}
+
+/// Says something in an answer of which the rest is not known yet. It must be gone when that goes on.
+#[derive(Debug)]
+pub struct Words(mpsc::Sender<Bytes>);
+
+impl Words {
+    /// Says `message`, unless the client has not read the last one yet: whether it is said.
+    pub fn try_say(&self, message: Bytes) -> bool {
+        self.0.try_send(message).is_ok()
+    }
+
+    /// Says `message` as soon as the client has read the last one.
+    pub async fn say(&self, message: Bytes) {
+        // An error means that nobody is left to read it.
+        let _ = self.0.send(message).await;
+    }
+}
+
+/// See [`Late`].
+#[derive(Debug)]
+pub(super) struct LateBody {
+    first: Bytes,
+    own: mpsc::Receiver<Bytes>,
+    coming: Option<oneshot::Receiver<Rest>>,
+    rest: Body,
+}
+
+impl LateBody {
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled {
+        if !self.first.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(mem::take(&mut self.first)))));
+        }
+        if let Some(coming) = &mut self.coming {
+            if let Some(message) = ready!(self.own.poll_recv(cx)) {
+                return Poll::Ready(Some(Ok(Frame::data(message))));
+            }
+            let rest = ready!(Pin::new(coming).poll(cx));
+            self.coming = None;
+            match rest {
+                Ok(Ok(rest)) => self.rest = continued(rest),
+                Ok(Err(reset)) => return Poll::Ready(Some(Err(reset))),
+                // Whoever was to say how it goes on is gone: the proxy is being cut off.
+                Err(_gone) => return Poll::Ready(Some(Err(ResetError::cancel()))),
+            }
+        }
+        self.rest.poll_bytes(cx)
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.coming.is_none() && self.rest.is_end_stream()
+    }
+}
+
+/// What is left of a response whose headers have been sent: of one that is nothing but headers, these as
+/// trailers.
+fn continued(response: Response<Body>) -> Body {
+    let (head, body) = response.into_parts();
+    if !body.is_end_stream() {
+        return body;
+    }
+    let mut trailers: HeaderMap = head.headers;
+    trailers.remove(CONTENT_TYPE);
+    Body::whole_with_trailers(Bytes::new(), trailers)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Buf as _;
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+    use crate::error::{ProxyError, ok_response};
+
+    async fn rest(mut body: Body) -> (Vec<u8>, Option<HeaderMap>) {
+        let mut data = Vec::new();
+        while let Some(frame) = body.frame().await {
+            match frame.expect("no reset").into_data() {
+                Ok(mut piece) => data.extend_from_slice(&piece.copy_to_bytes(piece.remaining())),
+                Err(frame) => return (data, frame.into_trailers().ok()),
+            }
+        }
+        (data, None)
+    }
+
+    #[tokio::test]
+    async fn own_words_come_before_the_daemons() {
+        let (late, body) = Late::begin("1".into());
+        let words = late.words();
+        words.say("2".into()).await;
+        assert!(!words.try_say("dropped".into()), "the last one is unread");
+        drop(words);
+        late.go_on(Ok(Response::new(Body::whole("3".into()))));
+        assert_eq!(rest(body).await, (b"123".to_vec(), None));
+    }
+
+    #[tokio::test]
+    async fn a_response_of_headers_ends_it_with_them_as_trailers() {
+        let (late, body) = Late::begin("1".into());
+        late.go_on(Ok(ok_response()));
+        let (data, trailers) = rest(body).await;
+        let trailers = trailers.expect("trailers");
+        assert_eq!((&data[..], trailers.len()), (&b"1"[..], 1));
+        assert_eq!(trailers["grpc-status"], "0");
+        let (late, body) = Late::begin("1".into());
+        late.go_on(Ok(ProxyError::Limit("too much").response()));
+        let trailers = rest(body).await.1.expect("trailers");
+        assert_eq!(trailers["buildkit-lb-error"], "limit");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_ends_is_reset() {
+        let (late, mut body) = Late::begin("1".into());
+        drop(late);
+        body.frame().await.expect("data").expect("said");
+        assert!(body.frame().await.expect("an end").is_err());
+    }
+
+    #[tokio::test]
+    async fn whoever_leaves_is_noticed() {
+        let (late, body) = Late::begin(Bytes::new());
+        drop(body);
+        late.gone().await;
+    }
+}

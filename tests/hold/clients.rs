@@ -1,0 +1,170 @@
+//! Real clients wait, whatever they are, and build as they would have without the wait.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use crate::support::{
+    buildkitd::Buildkitd,
+    child::Guarded,
+    client::{Context, buildctl_build, succeed},
+    eventually,
+    proxy::Proxy,
+    tools::tool,
+};
+
+/// The step that shows the wait.
+const STEP: &str = "[internal] waiting for a builder";
+
+/// What it says.
+const LINE: &str = "1st in the queue of pool default; no backend is ready";
+
+/// How long it takes at most until a client has been told twice that it waits: the second time comes after
+/// half a minute. By then every limit of a client's has passed, of which the longest is 15 s.
+const TOLD_TWICE: Duration = Duration::from_secs(90);
+
+/// How long a build may take once it has a daemon.
+const BUILT: Duration = Duration::from_secs(90);
+
+/// A proxy that knows what its daemon can do, and whose daemon is gone.
+fn without_daemon() -> (Buildkitd, Proxy) {
+    let mut daemon = Buildkitd::start("only");
+    let proxy = Proxy::in_front_of([&daemon]).start();
+    let learnt = "capabilities of a version learnt";
+    eventually("the daemon is known", Duration::from_secs(20), || proxy.records(learnt).pop());
+    daemon.kill();
+    eventually("it is missed", Duration::from_secs(60), || {
+        (proxy.metric("buildkit_lb_backend_state", &["state=\"ready\""]) == 0.0).then_some(())
+    });
+    (daemon, proxy)
+}
+
+/// Starts a client that is to wait.
+fn start(command: &Command) -> Guarded {
+    let mut args = Vec::new();
+    for (name, value) in command.get_envs() {
+        let name = name.to_str().expect("UTF-8");
+        args.push(match value {
+            Some(value) => format!("{name}={}", value.to_str().expect("UTF-8")),
+            None => format!("--unset={name}"),
+        });
+    }
+    // env wants these first.
+    args.sort_by_key(|arg| !arg.starts_with("--"));
+    args.push(command.get_program().to_str().expect("UTF-8").to_owned());
+    args.extend(command.get_args().map(|arg| arg.to_str().expect("UTF-8").to_owned()));
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    Guarded::start(&tool("env"), &args)
+}
+
+/// How often `text` stands in what `client` has printed.
+fn printed(client: &Guarded, text: &str) -> usize {
+    client.log().matches(text).count()
+}
+
+fn until_it_shows(client: &Guarded, text: &str, times: usize, limit: Duration) {
+    eventually(&format!("{text} is shown"), limit, || {
+        (printed(client, text) >= times).then_some(())
+    });
+}
+
+fn succeeds(client: &mut Guarded) {
+    let status = client.wait(BUILT);
+    assert!(status.success(), "{status}: {}", client.log());
+}
+
+/// The image that a client of `addr` is given for `context`.
+fn with_output(mut command: Command, file: &Path) -> Command {
+    command.arg("--output").arg(format!("type=local,dest={}", file.display()));
+    command
+}
+
+/// The client on a terminal, as a person has it.
+fn on_a_terminal(command: &Command) -> Command {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line: Vec<_> = words.map(|word| format!("'{}'", word.to_str().expect("UTF-8"))).collect();
+    let mut terminal = Command::new(tool("script"));
+    terminal.args(["-q", "-e", "-c", &line.join(" "), "/dev/null"]);
+    terminal
+}
+
+/// What a build with [`context`] writes.
+fn built(directory: &Path) -> String {
+    std::fs::read_to_string(directory.join("waited")).expect("built")
+}
+
+/// The builds that `daemon` has a record of.
+fn builds(daemon: &Buildkitd) -> usize {
+    let histories = daemon.histories();
+    eprintln!("{histories}");
+    // Below the names of the columns.
+    histories.lines().skip(1).count()
+}
+
+fn context() -> Context {
+    Context::busybox("RUN echo waited > /waited")
+}
+
+#[test]
+fn clients_wait_longer_than_each_of_their_limits_and_build_as_ever() {
+    let (mut daemon, proxy) = without_daemon();
+    let addr = proxy.addr();
+    let context = context();
+    let outputs = tempfile::tempdir().expect("a directory");
+    let output = |name: &str| outputs.path().join(name);
+    let build = |name: &str, progress: &str| {
+        let mut command = with_output(buildctl_build(&addr, &context), &output(name));
+        command.args(["--progress", progress]);
+        command
+    };
+    let terminal = on_a_terminal(&build("tty", "tty"));
+    let mut plain = start(&build("plain", "plain"));
+    let mut others = [start(&build("raw", "rawjson")), start(&terminal)];
+    until_it_shows(&plain, LINE, 2, TOLD_TWICE);
+    for client in &others {
+        until_it_shows(client, STEP, 1, TOLD_TWICE);
+    }
+    daemon.restart();
+    succeeds(&mut plain);
+    others.iter_mut().for_each(succeeds);
+    for name in ["plain", "raw", "tty"] {
+        assert_eq!(built(&output(name)), "waited\n");
+    }
+    let log = plain.log();
+    assert!(!log.contains("CACHED [internal]") && !log.contains("ERROR"), "{log}");
+    assert!(log.contains("#1 DONE"), "the step completes: {log}");
+    // What the daemon keeps of them is what it keeps of any build.
+    assert_eq!(builds(&daemon), 3);
+}
+
+#[test]
+fn the_first_start_from_nothing_keeps_its_clients() {
+    let mut daemon = Buildkitd::absent("only");
+    let proxy = Proxy::in_front_of([&daemon]).start();
+    let context = context();
+    let outputs = tempfile::tempdir().expect("a directory");
+    let output = outputs.path().join("first");
+    let mut build = start(&with_output(buildctl_build(&proxy.addr(), &context), &output));
+    let waits = || proxy.metric("buildkit_lb_parked_streams", &[]) >= 1.0;
+    eventually("it asks for workers", BUILT, || waits().then_some(()));
+    daemon.restart();
+    succeeds(&mut build);
+    assert_eq!(built(&output), "waited\n");
+}
+
+#[test]
+fn a_person_who_gives_up_is_let_go_at_once_and_no_daemon_hears_of_it() {
+    let (mut daemon, proxy) = without_daemon();
+    let context = context();
+    let mut build = start(&buildctl_build(&proxy.addr(), &context));
+    until_it_shows(&build, LINE, 1, TOLD_TWICE);
+    build.signal("INT");
+    // Alone, a client gives up the Status of a build that has ended after 5 s.
+    let status = build.wait(Duration::from_secs(4));
+    assert!(!status.success());
+    assert!(build.log().contains("canceled"), "{}", build.log());
+    eventually("nothing waits any more", BUILT, || {
+        (proxy.metric("buildkit_lb_parked_streams", &[]) == 0.0).then_some(())
+    });
+    daemon.restart();
+    succeed(&mut buildctl_build(&proxy.addr(), &context));
+    assert_eq!(builds(&daemon), 1);
+}
