@@ -35,9 +35,9 @@ use crate::{
     policy::PolicyKind,
     proxy::Proxy,
     received::Received,
-    relay::{ByteCounts, OnEnd},
+    relay::{Body, ByteCounts, OnEnd},
     upstream::Link,
-    wire::returned,
+    wire::{EMPTY_MESSAGE, returned},
 };
 
 /// How long a Session waits for its Solve before it is bound on its own.
@@ -67,7 +67,10 @@ const STATUS_LOOKUP: Duration = Duration::from_secs(1);
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn solve(proxy: &Proxy, call: Call) -> CallResult {
-    let Ready { link, message, request, build } = Box::pin(bind_solve(proxy, call)).await?;
+    let ready = Box::pin(bind_solve(proxy, call)).await?;
+    let Some(Ready { link, message, request, build }) = ready else {
+        return Ok(Body::answer(EMPTY_MESSAGE));
+    };
     let (byte_counts, on_end) = (build.byte_counts(), build.on_end());
     proxy.relay(&link, message, *request, byte_counts, on_end).await
 }
@@ -81,7 +84,8 @@ struct Ready {
     build: ActiveBuild,
 }
 
-async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
+/// Binds a Solve; none if it was a probe that waited and is over.
+async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyError> {
     let Call { parts, body, client, arrived } = call;
     proxy.activity.note(arrived);
     let trace = ids::trace(&parts.headers);
@@ -121,13 +125,19 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Ready, ProxyError> {
     let wish = solve.wish(&placing, caller, scattered, spread);
     let place = proxy.placement.place(wish, &client, placing.told());
     let placed = async { message.during(place).await? };
-    let (placed, more) = parked(proxy.account(), &client, &mut rest, placed).await?;
-    Ok(Ready {
+    let probe = build.filter(|_| solve.internal);
+    let probe = probe.map(|build| proxy.capabilities.probes.enter(build, &client));
+    let (placed, more) = tokio::select! {
+        biased;
+        placed = parked(proxy.account(), &client, &mut rest, placed) => placed?,
+        () = hold::ended(probe.as_ref()) => return Ok(None),
+    };
+    Ok(Some(Ready {
         link: placed.binding.link.clone(),
         message: joined(message.into_bytes(), more, 0),
         request: Box::new(Request::from_parts(parts, rest)),
         build: ActiveBuild::start(proxy, &solve, &placing, placed, carried, &client, arrived),
-    })
+    }))
 }
 
 /// Tells the calls beside a Solve that cannot be read what its client will print, as far as its `start`
@@ -254,7 +264,9 @@ pub async fn ping(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
 pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let (mut message, mut rest) = proxy.read_message(&parts, &client, body).await?;
-    if !message.read(returned::is_complete).await? {
+    let read = |request: &[u8]| Ok((returned::is_complete(request)?, returned::is_error(request)?));
+    let (complete, failed) = message.read(read).await?;
+    if !complete {
         let cause =
             "malformed Return: it has neither a result nor an error, or a key without a value";
         return Err(ProxyError::BadMessage {
@@ -263,9 +275,23 @@ pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
         }
         .into());
     }
-    let link = bridge_link(proxy, &client, ids::trace(&parts.headers), &id);
-    let link = async { message.during(link).await? };
-    let ((link, byte_counts), more) = parked(proxy.account(), &client, &mut rest, link).await?;
+    let trace = ids::trace(&parts.headers);
+    let caller = Caller { connection: client.connection, trace };
+    let found = {
+        let link = bridge_link(proxy, &client, trace, &id);
+        let link = async { message.during(link).await? };
+        let link = parked(proxy.account(), &client, &mut rest, link);
+        let end_probe = || {
+            let ended = !failed && proxy.capabilities.probes.end(&id, &client);
+            ended.then(|| Body::answer(EMPTY_MESSAGE))
+        };
+        let key = BindingKey::Build(id.clone());
+        hold::unless_answered(proxy, &key, caller, Duration::ZERO, link, end_probe).await
+    };
+    let ((link, byte_counts), more) = match found {
+        ControlFlow::Continue(found) => found?,
+        ControlFlow::Break(answer) => return Ok(answer),
+    };
     let request = Request::from_parts(parts, rest);
     let message = joined(message.into_bytes(), more, 0);
     proxy.relay(&link, message, request, byte_counts, OnEnd::new(drop)).await

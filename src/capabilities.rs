@@ -5,13 +5,17 @@
 //! of the build itself. What one daemon has answered holds for each of its version.
 
 mod learn;
+mod probes;
 
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-pub use self::learn::learn;
+pub use self::{
+    learn::learn,
+    probes::{Probe, Probes},
+};
 use crate::fleet::Version;
 
 /// Versions that are remembered at once. A fleet in the middle of an upgrade has two.
@@ -37,6 +41,8 @@ pub struct Capabilities {
     known: Mutex<Vec<Answers>>,
     /// The versions of which a daemon is being asked.
     asked: Mutex<Vec<Version>>,
+    /// Builds of clients that only ask, and wait.
+    pub probes: Probes,
 }
 
 impl Capabilities {

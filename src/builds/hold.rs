@@ -12,7 +12,7 @@ mod session;
 mod status;
 mod vertex;
 
-use std::{ops::ControlFlow, pin::pin, sync::Arc, time::Duration};
+use std::{future::pending, ops::ControlFlow, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::Response;
@@ -24,6 +24,7 @@ pub(super) use self::{
 };
 use crate::{
     call::CallResult,
+    capabilities::Probe,
     directory::{Caller, Waiting},
     ids::BindingKey,
     proxy::Proxy,
@@ -82,6 +83,14 @@ pub(super) async fn unless_answered<T>(
 /// The answer to a Ping that a daemon has given before, if any has.
 pub(super) fn pong(proxy: &Proxy) -> Option<Response<Body>> {
     proxy.capabilities.oldest().map(|answers| Body::answer(answers.pong))
+}
+
+/// Waits until the client of `probe` has all it wants; for ever if it is none.
+pub(super) async fn ended(probe: Option<&Probe<'_>>) {
+    match probe {
+        Some(probe) => probe.ended().await,
+        None => pending().await,
+    }
 }
 
 /// Begins an answer with `first`. `holding` says the rest beside it, until nobody waits for it any more.

@@ -26,6 +26,15 @@ pub fn is_complete(request: &[u8]) -> Result<bool, Malformed> {
     Ok(error || result && valued)
 }
 
+/// Whether `request` says that the client has failed.
+///
+/// # Errors
+/// It is no protobuf message.
+pub fn is_error(request: &[u8]) -> Result<bool, Malformed> {
+    let mut fields = Fields::new(request);
+    fields.try_fold(false, |error, field| Ok(error | matches!(field?, (2, Value::Bytes(_)))))
+}
+
 /// Whether each entry of the maps `refs` and `attestations` of a Result has a value.
 fn has_values(result: &[u8]) -> Result<bool, Malformed> {
     for field in Fields::new(result) {
@@ -90,6 +99,15 @@ mod tests {
         ] {
             assert_eq!(is_complete(&request), Ok(true), "{request:?}");
         }
+    }
+
+    #[test]
+    fn a_failure_is_known_by_its_error() {
+        let both = [within(2, &[b"\x08\x01"]), within(1, &[])].concat();
+        assert_eq!(
+            [&within(1, &[]), &both].map(|request| is_error(request)),
+            [Ok(false), Ok(true)]
+        );
     }
 
     #[test]

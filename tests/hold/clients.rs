@@ -2,10 +2,12 @@
 
 use std::{path::Path, process::Command, time::Duration};
 
+use serde_json::{Value, json};
+
 use crate::support::{
     buildkitd::Buildkitd,
     child::Guarded,
-    client::{Context, buildctl_build, succeed},
+    client::{Buildx, Context, buildctl_build, succeed},
     eventually,
     proxy::Proxy,
     tools::tool,
@@ -133,6 +135,46 @@ fn clients_wait_longer_than_each_of_their_limits_and_build_as_ever() {
     assert!(log.contains("#1 DONE"), "the step completes: {log}");
     // What the daemon keeps of them is what it keeps of any build.
     assert_eq!(builds(&daemon), 3);
+}
+
+#[test]
+fn buildx_waits_for_a_build_and_for_a_bake() {
+    let (mut daemon, proxy) = without_daemon();
+    let buildx = Buildx::new(&proxy.addr());
+    let context = context();
+    let path = context.path().display().to_string();
+    let metadata = buildx.file("meta.json").display().to_string();
+    let output = buildx.file("output");
+    let output_flag = format!("type=local,dest={}", output.display());
+    let build = buildx.command(&[
+        "build",
+        "--progress=plain",
+        "--metadata-file",
+        &metadata,
+        "-o",
+        &output_flag,
+        &path,
+    ]);
+    let target = json!({ "context": path, "output": ["type=cacheonly"] });
+    let targets = json!({ "a": target, "b": target, "c": target });
+    let file = json!({ "group": { "default": { "targets": ["a", "b", "c"] } }, "target": targets });
+    context.write("bake.json", file.to_string());
+    let bake_file = context.path().join("bake.json").display().to_string();
+    let files = format!("--allow=fs.read={path}");
+    let bake = buildx.command(&["bake", "--progress=plain", &files, "-f", &bake_file]);
+    let (mut build, mut bake) = (start(&build), start(&bake));
+    until_it_shows(&build, "in the queue of pool default", 2, TOLD_TWICE);
+    until_it_shows(&bake, "in the queue of pool default", 2, TOLD_TWICE);
+    let mut inspect = start(&buildx.command(&["inspect", "--bootstrap"]));
+    succeeds(&mut inspect);
+    daemon.restart();
+    succeeds(&mut build);
+    succeeds(&mut bake);
+    assert_eq!(built(&output), "waited\n");
+    let metadata = std::fs::read_to_string(metadata).expect("a metadata file");
+    let metadata: Value = serde_json::from_str(&metadata).expect("JSON");
+    assert!(metadata["buildx.build.ref"].is_string(), "{metadata}");
+    assert!(metadata["buildx.build.provenance"].is_object(), "{metadata}");
 }
 
 #[test]
