@@ -8,6 +8,7 @@ mod bystander;
 mod cancels;
 mod connections;
 mod grouping;
+mod held;
 mod impostors;
 mod logging;
 mod memory;

@@ -77,12 +77,23 @@ impl RawClient {
         Self::over(TcpStream::connect(socket).await.expect("the proxy accepts")).await
     }
 
+    /// Connects to `socket`, and gives no answer room for a byte of its body.
+    pub(crate) async fn reading_nothing(socket: &str) -> Self {
+        let stream = TcpStream::connect(socket).await.expect("the proxy accepts");
+        Self::with_window(stream, 0).await
+    }
+
     /// Speaks on `stream`.
     pub(crate) async fn over(stream: TcpStream) -> Self {
+        Self::with_window(stream, 65_535).await
+    }
+
+    async fn with_window(stream: TcpStream, stream_window: u32) -> Self {
         let _ = stream.set_nodelay(true);
         let (sender, connection) = h2::client::Builder::new()
             .max_header_list_size(16 << 20)
             .initial_max_send_streams(100)
+            .initial_window_size(stream_window)
             // As grpc-go does, the connection's window is not what a slow reader of one stream fills.
             .initial_connection_window_size(64 << 20)
             .handshake(stream)
