@@ -1,8 +1,8 @@
 //! The affinity key: what two builds of one project have in common, wherever they run.
 //!
-//! Left out on purpose: tags, commits, build arguments' values, paths of a checkout and random names,
-//! which differ between jobs; target and platform too unless the rules ask for them, for the targets of
-//! one project share stages.
+//! A key never contains tags, commits, values of build arguments, paths of a checkout or random names, because they
+//! differ between jobs. It contains target and platform only if the rules say so, because the targets of one project
+//! share stages.
 
 mod facts;
 mod normal;
@@ -14,21 +14,21 @@ use twox_hash::XxHash3_64;
 
 pub use self::{facts::Facts, rules::Rules};
 
-/// The longest key, in bytes: it stands in each build's log record and in the status.
+/// The longest key, in bytes. Each build's log record and `/status.json` contain it.
 const MAX_KEY_LEN: usize = 256;
 
-/// A key and where it came from.
+/// A key and its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AffinityKey {
     /// The normalised text that is hashed.
     pub key: String,
-    /// The source's word in logs and metrics.
+    /// The source's name in logs and metrics.
     pub source: &'static str,
 }
 
 impl AffinityKey {
-    /// A key from `source`. Of one that is too long the beginning stays, and a digest that tells it from
-    /// the others which begin like it.
+    /// A key from `source`. A key that is too long is cut, and a digest of the whole is appended, so that it differs from
+    /// other keys with the same beginning.
     fn new(mut key: String, source: &'static str) -> Self {
         if key.len() > MAX_KEY_LEN {
             let digest = format!("~{:016x}", XxHash3_64::oneshot(key.as_bytes()));

@@ -1,9 +1,9 @@
-//! Tells Kubernetes which pods have builds, by annotations of the pods: the ReplicaSet controller ends the
-//! cheapest pods first, the cluster autoscaler spares those that are not safe to evict.
+//! Annotates pods with their builds, for Kubernetes: the ReplicaSet controller ends the pods with the lowest deletion
+//! cost first, and the cluster autoscaler spares pods that are not safe to evict.
 //!
-//! Needs the verb patch on pods. It knows of this proxy's builds alone and writes without asking what is
-//! there: at each change, and for a pod with builds again and again. So what another proxy, or one that
-//! was killed, has left is right again half a minute later, and two proxies never answer each other's writes.
+//! Needs the verb patch on pods. The proxy counts only its own builds, and never reads the annotations: it writes them
+//! at each change, and every 30 s for a pod with builds. An annotation that another proxy, or one that was killed, has
+//! left is therefore right again after 30 s, and two proxies never react to each other's writes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -33,46 +33,46 @@ use crate::{
     outage::Outage,
 };
 
-/// How the ReplicaSet controller ranks the pods it may delete: the lowest first, none is 0.
+/// The ReplicaSet controller deletes the pods with the lowest cost first. Without the annotation the cost is 0.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
-/// Whether the cluster autoscaler may move a pod to tidy up its node.
+/// Whether the cluster autoscaler may evict a pod to remove its node.
 const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
 
-/// One patch in this time: ten in a second are no load for an API server, whatever the fleet does.
+/// The time between two patches. An API server does not notice ten patches per second.
 const PACE: Duration = Duration::from_millis(100);
 
-/// Patches under way at once: an API server that answers late is not asked for more.
+/// The most patches at once, so that a slow API server does not get more and more of them.
 const AT_ONCE: usize = 4;
 
-/// A patch that takes longer has failed.
+/// A patch that takes longer than this has failed.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a pod has to be idle, or a number old, before it is written: the next build comes soon.
+/// How long a changed number must stay the same before it is written, because the next build often comes soon.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// How often what a pod with builds was told is said again: someone else may have written since.
+/// How often the annotations of a pod with builds are written again, because another proxy may have changed them.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// How long the proxy's end waits until its pods are told that they are idle.
+/// How long a proxy that ends waits until its pods are annotated as idle.
 const LAST_WORD: Duration = Duration::from_secs(3);
 
-/// Which annotations are kept.
+/// Which annotations are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Config {
-    /// The number of builds, for whoever makes a Deployment smaller.
+    /// The number of builds, for the ReplicaSet controller.
     pub deletion_cost: bool,
-    /// Whether there are none, for the cluster autoscaler.
+    /// Whether the pod has no build, for the cluster autoscaler.
     pub safe_to_evict: bool,
 }
 
 impl Config {
-    /// Whether there is anything to do.
+    /// Whether any annotation is written.
     pub fn any(self) -> bool {
         self.deletion_cost || self.safe_to_evict
     }
 
-    /// The patch that tells `pod` of its builds; no other pod of that name takes it.
+    /// The patch that annotates `pod`. It has the pod's uid, so that the pod's successor does not accept it.
     fn patch(self, pod: &Pod, builds: u32) -> Value {
         let mut annotations = serde_json::Map::new();
         if self.deletion_cost {
@@ -87,46 +87,46 @@ impl Config {
     }
 }
 
-/// What a pod was told, and what is to be told.
+/// The number of builds that was written to a pod, and the current one.
 #[derive(Debug)]
-struct Told {
+struct Annotated {
     /// The number of builds that was written last, if any was.
     builds: Option<u32>,
     /// The number of builds it has.
     now: u32,
-    /// When that became different from what was written.
+    /// When the current number became different from the written one.
     since: Instant,
-    /// When it was written.
+    /// When the number was written.
     at: Instant,
 }
 
-/// How much a patch matters, the most first.
+/// How urgent a patch is, the most urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Urgency {
-    /// Its first build: it must not be taken for idle.
+    /// The first build of a pod, which must no longer count as idle.
     Busy,
-    /// Another number, or none any more.
+    /// The number has changed.
     Changed,
-    /// What a proxy before may have left is not known.
+    /// The proxy has not written to this pod yet, and an earlier proxy may have.
     Unknown,
-    /// The same again.
+    /// The number is written again.
     Again,
 }
 
-impl Told {
+impl Annotated {
     fn new(now: Instant) -> Self {
         Self { builds: None, now: 0, since: now, at: now }
     }
 
     fn has(&mut self, builds: u32, now: Instant) {
-        // A build between two looks counts: the pod was not idle.
+        // A build that began and ended between two observations counts, too: the pod was not idle.
         if self.now != builds || self.builds == Some(builds) {
             self.since = now;
         }
         self.now = builds;
     }
 
-    /// Whether it is time to write.
+    /// How urgent a patch is, if it is time for one.
     fn urgency(&self, now: Instant) -> Option<Urgency> {
         let settled = now >= self.since + SETTLE;
         match (self.builds, self.now) {
@@ -144,7 +144,7 @@ impl Told {
     }
 }
 
-/// Keeps the annotations of all pods in `fleet` until `stop`, and then tells them that they are idle.
+/// Annotates all pods in `fleet` until `stop`, and then annotates them as idle.
 pub async fn run(
     client: Client,
     fleet: Arc<Fleet>,
@@ -157,9 +157,9 @@ pub async fn run(
         () = stop.cancelled() => {}
         () = keep(&client, &fleet, config, &metrics, &mut pods) => {}
     }
-    pods.retain(|_pod, told| told.builds.is_some_and(|builds| builds > 0));
+    pods.retain(|_pod, annotated| annotated.builds.is_some_and(|builds| builds > 0));
     let idle: Vec<_> = pods.into_keys().map(|pod| write(&client, config, pod, 0)).collect();
-    // Whoever is not told in time is told by the next proxy.
+    // The next proxy annotates the pods for which there is no time left.
     let idle = iter(idle).buffer_unordered(AT_ONCE).for_each(async |_written| {});
     let _ = tokio::time::timeout(LAST_WORD, idle).await;
 }
@@ -169,7 +169,7 @@ async fn keep(
     fleet: &Fleet,
     config: Config,
     metrics: &Metrics,
-    pods: &mut HashMap<Pod, Told>,
+    pods: &mut HashMap<Pod, Annotated>,
 ) {
     let mut pace = tokio::time::interval(PACE);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -187,15 +187,15 @@ async fn keep(
                         refusals.over();
                         true
                     }
-                    // It is not there any more, or another one has its name.
+                    // The pod is gone, or its successor has its name.
                     Err(Failed::Gone) => true,
                     Err(Failed::Asked(error)) => {
                         refusals.tell(&error, &pod, metrics);
                         false
                     }
                 };
-                if let Some(told) = pods.get_mut(&pod).filter(|_told| settled) {
-                    told.written(builds, Instant::now());
+                if let Some(annotated) = pods.get_mut(&pod).filter(|_annotated| settled) {
+                    annotated.written(builds, Instant::now());
                 }
             }
             _ = pace.tick() => {
@@ -204,8 +204,8 @@ async fn keep(
                 if writes.len() >= AT_ONCE || now < refusals.until {
                     continue;
                 }
-                let due = pods.iter().filter(|(pod, _told)| !busy.contains(*pod));
-                let due = due.filter_map(|(pod, told)| Some((told.urgency(now)?, told.since, pod)));
+                let due = pods.iter().filter(|(pod, _annotated)| !busy.contains(*pod));
+                let due = due.filter_map(|(pod, annotated)| Some((annotated.urgency(now)?, annotated.since, pod)));
                 if let Some((_urgency, _since, pod)) = due.min() {
                     let (pod, builds) = (pod.clone(), pods[pod].now);
                     busy.insert(pod.clone());
@@ -216,29 +216,29 @@ async fn keep(
     }
 }
 
-/// Takes over what the fleet is now.
-fn observe(fleet: &Fleet, pods: &mut HashMap<Pod, Told>, now: Instant) {
+/// Takes the pods and their builds from the fleet.
+fn observe(fleet: &Fleet, pods: &mut HashMap<Pod, Annotated>, now: Instant) {
     let backends = fleet.backends();
     let mut there = HashMap::with_capacity(backends.len());
     for backend in backends.iter() {
         if let Some(pod) = &backend.location().pod {
-            // A session without a build is one that will have some, or has just had one.
+            // A session without a build will have one soon, or has just had one.
             let builds = backend.builds().max(u32::from(backend.is_bound()));
             there.insert(pod.clone(), builds);
         }
     }
-    pods.retain(|pod, _told| there.contains_key(pod));
+    pods.retain(|pod, _annotated| there.contains_key(pod));
     for (pod, builds) in there {
-        pods.entry(pod).or_insert_with(|| Told::new(now)).has(builds, now);
+        pods.entry(pod).or_insert_with(|| Annotated::new(now)).has(builds, now);
     }
 }
 
-/// Why a pod was not told.
+/// Why a pod could not be annotated.
 #[derive(Debug)]
 enum Failed {
-    /// It is no more.
+    /// The pod is gone.
     Gone,
-    /// The API server does not do it.
+    /// The API server refused, or did not answer in time.
     Asked(Option<kube::Error>),
 }
 
@@ -262,11 +262,11 @@ async fn write(
     (pod, builds, result)
 }
 
-/// What keeps pods from being told: said once, and waited for.
+/// The outage of the API server, which is logged once, and the time of the next attempt.
 #[derive(Debug)]
 struct Refusals {
     outage: Outage,
-    /// Nothing is asked before.
+    /// No patch is sent before this time.
     until: Instant,
 }
 
@@ -307,26 +307,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_first_build_is_told_at_once_and_an_idle_pod_after_a_while() {
+    fn a_first_build_is_written_at_once_and_an_idle_pod_after_a_while() {
         let start = Instant::now();
-        let mut told = Told::new(start);
-        assert_eq!(told.urgency(start), Some(Urgency::Unknown));
-        told.written(0, start);
-        assert_eq!(told.urgency(start + AGAIN * 9), None);
-        told.has(2, start);
-        assert_eq!(told.urgency(start), Some(Urgency::Busy));
-        told.written(2, start);
-        told.has(3, start);
-        assert_eq!(told.urgency(start), None, "a number may wait");
-        assert_eq!(told.urgency(start + SETTLE), Some(Urgency::Changed));
-        told.has(2, start + SETTLE);
-        assert_eq!(told.urgency(start + SETTLE), None);
-        assert_eq!(told.urgency(start + AGAIN), Some(Urgency::Again));
-        told.has(0, start + SETTLE);
-        told.has(1, start + SETTLE * 3 / 2);
-        told.has(0, start + SETTLE * 2);
-        assert_eq!(told.urgency(start + SETTLE * 5 / 2), None, "it has built meanwhile");
-        assert_eq!(told.urgency(start + SETTLE * 3), Some(Urgency::Changed));
+        let mut annotated = Annotated::new(start);
+        assert_eq!(annotated.urgency(start), Some(Urgency::Unknown));
+        annotated.written(0, start);
+        assert_eq!(annotated.urgency(start + AGAIN * 9), None);
+        annotated.has(2, start);
+        assert_eq!(annotated.urgency(start), Some(Urgency::Busy));
+        annotated.written(2, start);
+        annotated.has(3, start);
+        assert_eq!(annotated.urgency(start), None, "a number may wait");
+        assert_eq!(annotated.urgency(start + SETTLE), Some(Urgency::Changed));
+        annotated.has(2, start + SETTLE);
+        assert_eq!(annotated.urgency(start + SETTLE), None);
+        assert_eq!(annotated.urgency(start + AGAIN), Some(Urgency::Again));
+        annotated.has(0, start + SETTLE);
+        annotated.has(1, start + SETTLE * 3 / 2);
+        annotated.has(0, start + SETTLE * 2);
+        assert_eq!(annotated.urgency(start + SETTLE * 5 / 2), None, "it has built meanwhile");
+        assert_eq!(annotated.urgency(start + SETTLE * 3), Some(Urgency::Changed));
     }
 
     #[test]

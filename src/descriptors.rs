@@ -1,14 +1,14 @@
-//! What the process may open, how much of it is for what, and how a want of it is told from a fault.
+//! The file descriptors of the process: how many there are for each purpose, and which errors mean that they ran out.
 
 use std::io;
 
 /// Kept back for the admin port, probes, discovery and files: a sixteenth of all, but this at least.
 const KEPT_BACK: u64 = 64;
 
-/// More than this is never given out, however high the limit is: a connection takes memory, too.
+/// The most connections, even if the limit of descriptors is higher, because a connection takes memory, too.
 const MOST: u64 = 1 << 18;
 
-/// How many descriptors there are for what.
+/// The number of descriptors for each purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     /// Connections of clients.
@@ -18,23 +18,23 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// What `limit` descriptors are enough for: a build has a connection on either side.
+    /// The budget for `limit` descriptors. Each build has a connection on either side.
     pub fn of(limit: u64) -> Self {
         let kept_back = (limit / 16).max(KEPT_BACK);
         let half = (limit.saturating_sub(kept_back) / 2).clamp(1, MOST);
         Self { clients: half, upstream: half }
     }
 
-    /// What this process's limit is enough for, which the system may have raised by now.
+    /// The budget for the limit of this process at this time.
     pub fn of_process() -> Self {
-        // A system that has no such limit has no want of descriptors.
+        // A system without such a limit has enough descriptors.
         let limit = rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft);
         Self::of(limit)
     }
 }
 
 /// Whether `error` says that the process or the machine has run out of something: descriptors, memory
-/// for sockets, or ports to connect from. The other side has no part in that.
+/// for sockets, or ports to connect from. The other side did not cause that.
 pub fn is_shortage(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -1,5 +1,4 @@
-//! What every question to a Kubernetes API server has in common: one client, the words for a failure,
-//! and what a watch has told.
+//! The Kubernetes API: the process's one client, the text of a failure, and the objects that a watch has reported.
 
 pub(crate) mod failure;
 pub(crate) mod known;
@@ -9,19 +8,19 @@ use std::time::Duration;
 use kube::{Client, Config, config::InferConfigError, runtime::watcher};
 use tokio::sync::OnceCell;
 
-/// How often a quiet watch is begun anew, and with it the longest time an API server that went away
-/// without a word is taken to be there.
+/// How often a watch without events is started again. An API server that vanished is noticed after this time at the
+/// latest.
 const WATCH: Duration = Duration::from_secs(60);
 
-/// How a watch is asked for.
+/// The parameters of each watch.
 pub(crate) fn watching() -> watcher::Config {
     watcher::Config::default().timeout(u32::try_from(WATCH.as_secs()).unwrap_or(u32::MAX))
 }
 
-/// Why there is no way to an API server.
+/// Why there is no client for the Kubernetes API.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Neither a kubeconfig nor a service account.
+    /// There is neither a kubeconfig nor a service account.
     #[error("find credentials for Kubernetes (KUBECONFIG, or a pod's service account)")]
     Config(#[from] InferConfigError),
     /// The credentials cannot be used.
@@ -29,7 +28,7 @@ pub enum ClientError {
     Client(#[from] kube::Error),
 }
 
-/// The process's one client, made when somebody first asks for it.
+/// The process's one client, which is made when it is first needed.
 #[derive(Default)]
 pub struct Access(OnceCell<Client>);
 
@@ -37,11 +36,11 @@ impl Access {
     /// A client with the credentials of `KUBECONFIG`, else those of the pod.
     ///
     /// # Errors
-    /// There are none, or they cannot be used. Whether the API server is there is not asked.
+    /// There are no credentials, or they cannot be used. The API server is not contacted.
     pub async fn client(&self) -> Result<Client, ClientError> {
         let made = self.0.get_or_try_init(|| async {
             let mut config = Config::infer().await?;
-            // An error is to be seen and told at once; trying again is ours.
+            // The callers log each error at once and retry themselves.
             config.default_retry = false;
             Ok::<_, ClientError>(Client::try_from(config)?)
         });

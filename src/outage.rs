@@ -1,4 +1,4 @@
-//! Something outside that the proxy asks fails: why, told once, and how long to wait.
+//! A server that the proxy asks has failed: the reason, one log record for each outage, and the wait before a retry.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use crate::label::label_set;
 
 /// The first wait between attempts.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
-/// Long enough not to burden who is in trouble, short enough that nobody notices its return late.
+/// The longest wait between attempts: rare enough for a server that is overloaded, and soon enough after it recovers.
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
 label_set! {
-    /// Why an answer does not come.
+    /// Why a server did not answer.
     pub enum Reason {
-        /// It cannot be reached, or fails.
+        /// The server cannot be reached, or failed.
         Unreachable = "unreachable",
-        /// It does not know who asks.
+        /// The server does not accept the proxy's credentials.
         Unauthorized = "unauthorized",
-        /// It does not permit the question.
+        /// The proxy lacks a permission.
         Forbidden = "forbidden",
-        /// What changed since the last answer is no longer known there: everything is read anew.
+        /// The server no longer knows the changes since the last answer, so the proxy reads everything again.
         Expired = "expired",
     }
 }
 
 /// Growing waits between attempts.
 ///
-/// By hand, because the waits must stay below their bound with the part that is left to chance.
+/// Written by hand, because a wait must stay below its limit even with the random part.
 #[derive(Debug)]
 pub struct Backoff {
     next: Duration,
@@ -40,8 +40,7 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The wait before the next attempt; up to a half is left to chance, so that many proxies do not
-    /// come all at once.
+    /// The wait before the next attempt. Up to half of it is random, so that many proxies do not retry at the same time.
     pub fn wait(&mut self) -> Duration {
         let wait = self.next;
         self.next = (wait * 2).min(LAST_RETRY);
@@ -49,27 +48,27 @@ impl Backoff {
     }
 }
 
-/// One outage after another: each is told when it begins and when it is over.
+/// The current outage of a server. It is logged when it begins and when it ends.
 #[derive(Debug, Default)]
 pub struct Outage {
-    told: Option<String>,
+    logged: Option<String>,
     backoff: Backoff,
 }
 
 impl Outage {
-    /// Notes a failure; `true` if it is another one than before, and so is to be told.
+    /// Notes a failure. Returns `true` if its cause is new and should be logged.
     pub fn failed(&mut self, text: &str) -> bool {
-        let new = self.told.as_deref() != Some(text);
+        let new = self.logged.as_deref() != Some(text);
         if new {
-            self.told = Some(text.to_owned());
+            self.logged = Some(text.to_owned());
         }
         new
     }
 
-    /// Notes a success; `true` if it ends an outage, and so is to be told.
+    /// Notes a success. Returns `true` if it ends an outage, which should be logged.
     pub fn over(&mut self) -> bool {
         self.backoff = Backoff::default();
-        self.told.take().is_some()
+        self.logged.take().is_some()
     }
 
     /// The wait before the next attempt.
@@ -90,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_is_told_once_for_each_cause_and_once_at_its_end() {
+    fn an_outage_is_logged_once_for_each_cause_and_once_at_its_end() {
         let mut outage = Outage::default();
         assert!(!outage.over());
         assert!(outage.failed("refused") && !outage.failed("refused"));

@@ -1,12 +1,12 @@
-//! The signals: the first of those that end the proxy drains, the second cuts. SIGHUP, which a terminal
-//! sends when it is closed and an operator who wants a file read again, does neither.
+//! Signals. The first SIGTERM or SIGINT drains, and the second ends all builds. SIGHUP is ignored: a terminal sends it when
+//! it closes, and operators send it to have a file read again.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::info;
 
-/// SIGTERM and SIGINT, either of which counts, and SIGHUP, which does not.
+/// The signals SIGTERM, SIGINT and SIGHUP.
 #[derive(Debug)]
 pub struct Signals {
     term: Signal,
@@ -15,7 +15,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes the signals over from the system's default.
+    /// Installs handlers for the signals.
     ///
     /// # Errors
     /// The system refuses a handler.
@@ -27,7 +27,7 @@ impl Signals {
         })
     }
 
-    /// The name of the next signal that counts.
+    /// Waits for the next SIGTERM or SIGINT, and returns its name.
     pub async fn next(&mut self) -> &'static str {
         loop {
             tokio::select! {

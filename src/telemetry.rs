@@ -1,4 +1,4 @@
-//! Logs: one subscriber, to standard error, for which nobody ever waits.
+//! The log: one subscriber, which writes to standard error and never blocks its callers.
 
 mod queue;
 mod record;
@@ -14,17 +14,17 @@ use tracing_subscriber::{EnvFilter, fmt as subscriber};
 use self::queue::Queue;
 pub use self::throttle::Throttle;
 
-/// What a process that ends waits at most for its last records to be written.
+/// How long a process that ends waits for its last records to be written.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Shape of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text, for people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -62,7 +62,7 @@ impl fmt::Display for LogLevel {
     }
 }
 
-/// Log records of this process that nobody could read.
+/// The number of log records that were dropped.
 pub fn dropped_records() -> Counter {
     static DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
     DROPPED.clone()
@@ -80,7 +80,7 @@ impl Log {
     /// # Errors
     /// The system refuses a thread or a descriptor.
     pub fn start(format: LogFormat, level: LogLevel) -> io::Result<Self> {
-        // A handle of its own: the standard library's has a lock, which a write that hangs would hold.
+        // Not the standard library's handle: a write that hangs would hold its lock.
         let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
         let queue = Queue::start(format, stderr)?;
         let filter = match level {
@@ -90,26 +90,26 @@ impl Log {
         let builder = subscriber()
             .with_env_filter(filter)
             .with_writer(queue.clone())
-            // The library would print what it could not write, and end the process if that fails too.
+            // Otherwise the library prints what it could not write, and panics if that fails, too.
             .log_internal_errors(false);
         // A second call (a test in the same process) keeps the first subscriber.
         let _ = match format {
             LogFormat::Text => builder.with_ansi(false).try_init(),
             LogFormat::Json => builder.json().try_init(),
         };
-        // As the standard library prints it, it would wait for whoever reads.
+        // The standard library's own hook blocks if nobody reads standard error.
         panic::set_hook(Box::new(|panic| error!(%panic, "task panicked")));
         Ok(Self(queue))
     }
 
-    /// Writes a line that is no record.
+    /// Writes a line that is not a record.
     pub fn say(&self, line: &str) {
         self.0.push(format!("{line}\n").as_bytes());
     }
 }
 
 impl Drop for Log {
-    /// Waits until the last records are written, if anybody reads them.
+    /// Waits until the last records are written, but not for a reader that has stopped.
     fn drop(&mut self) {
         self.0.flush(FLUSH_LIMIT);
     }

@@ -1,7 +1,7 @@
-//! A file of tokens: who knows one may change things on the admin port.
+//! The file of admin tokens. A client that has one may change things on the admin port.
 //!
 //! One token a line, so that an old and a new one are valid beside each other while a Secret is changed. The file
-//! is read again when it changes; one that cannot be read any more leaves the last tokens in force.
+//! is read again when it changes. If it cannot be read any more, the last tokens stay valid.
 
 use std::{
     fmt,
@@ -20,10 +20,10 @@ const MIN_LENGTH: usize = 32;
 /// The largest file: a few tokens need far less, and a file that is something else is not read to its end.
 const MAX_FILE: u64 = 4096;
 
-/// How soon the file may be looked at again. Whoever sends wrong tokens makes the disk work no more often.
+/// The shortest time between two checks of the file, so that a client with wrong tokens causes no more disk accesses.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Why a file of tokens is of no use.
+/// Why a file of tokens cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// It cannot be read.
@@ -40,10 +40,10 @@ pub enum TokenError {
     /// It is longer than any list of tokens.
     #[error("`{0}` is larger than {MAX_FILE} bytes, so it holds something else than tokens")]
     TooLarge(PathBuf),
-    /// There is no token in it.
+    /// It has no token.
     #[error("`{0}` is empty: write a token into it, as `openssl rand -hex 32` makes one")]
     Empty(PathBuf),
-    /// Some line is no token.
+    /// One line is not a token.
     #[error(
         "line {line} of `{path}` is not a token of at least {MIN_LENGTH} visible ASCII characters, as \
          `openssl rand -hex 32` makes one"
@@ -51,7 +51,7 @@ pub enum TokenError {
     NotAToken {
         /// The file.
         path: PathBuf,
-        /// Which line, from 1.
+        /// The number of the line, from 1.
         line: usize,
     },
 }
@@ -64,10 +64,10 @@ impl Tokens {
     /// Reads a file.
     ///
     /// # Errors
-    /// It cannot be read, or is not made of tokens alone.
+    /// The file cannot be read, or has a line that is not a token.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let failed = |source| TokenError::Read { path: path.to_owned(), source };
-        // Before it is opened: to open a pipe would wait for its other end.
+        // Checked before the file is opened, because opening a pipe waits for its other end.
         if !std::fs::metadata(path).map_err(failed)?.is_file() {
             return Err(TokenError::NotAFile(path.to_owned()));
         }
@@ -99,13 +99,13 @@ impl Tokens {
         Ok(Self(tokens))
     }
 
-    /// The one to show to others.
+    /// The token to send to proxies.
     pub fn first(&self) -> &str {
-        // There is always one; an empty text is nobody's token.
+        // There is always one, and no token is empty.
         self.0.first().map_or("", String::as_str)
     }
 
-    /// Whether `token` is one of them. How long that takes says nothing about how much of it is right.
+    /// Whether `token` is one of them. The time that the answer takes does not depend on how much of `token` is right.
     pub fn admit(&self, token: &[u8]) -> bool {
         let right = self.0.iter().map(|own| own.as_bytes().ct_eq(token));
         right.fold(Choice::from(0), |any, one| any | one).into()
@@ -118,7 +118,7 @@ impl fmt::Debug for Tokens {
     }
 }
 
-/// A file of tokens that is followed.
+/// A file of tokens that is read again when it changes.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
@@ -142,7 +142,7 @@ impl TokenFile {
         Ok(Self { path: path.to_owned(), state: Mutex::new(state) })
     }
 
-    /// Whether `token` is in the file as it is now, or was a second ago.
+    /// Whether `token` is in the file, or was in it a second ago.
     pub async fn admit(&self, token: &[u8]) -> bool {
         if self.is_due(Instant::now()) {
             let path = self.path.clone();

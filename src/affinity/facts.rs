@@ -1,5 +1,5 @@
-//! What a key can be made of, taken out of a Solve once. However large the request is, this stays small:
-//! it is kept while the build waits for its place.
+//! The values in a Solve from which a key can be made. They are small even if the request is large, because they are
+//! kept while the build waits to be placed.
 
 use std::collections::BTreeSet;
 
@@ -11,46 +11,46 @@ use crate::wire::{
     solve::{Cache, CacheEntry, SolveField, visit_fields},
 };
 
-/// Longer values are cut: a URL or image name never is this long.
+/// The longest value, in bytes. Longer ones are cut: no URL or image name is this long.
 const MAX_VALUE_LEN: usize = 2048;
 
-/// Options and attributes that are looked at. A Solve of a large bake target has some fifty; one with
-/// more than this is made to harm, and has no key.
+/// The most options and attributes that are read. A Solve of a large bake target has about fifty. A Solve with more than
+/// this is an attack, and gets no key.
 const MAX_ATTRS: usize = 4096;
 
-/// Operations of a definition that are read; more add nothing to what tells the project.
+/// The most operations of a definition that are read. The first ones identify the project.
 const MAX_OPS: usize = 10_000;
 
-/// Repositories of a definition that its key names.
+/// The most repositories in the key of a definition.
 const MAX_REPOSITORIES: usize = 8;
 
-/// Names of build arguments that the key of a gateway frontend has.
+/// The most names of build arguments in the key of a gateway frontend.
 const MAX_ARGS: usize = 64;
 
-/// All that a key can be made of.
+/// The values from which a key can be made.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
     /// Metadata [`super::rules::HINT_HEADER`] of the call.
     pub hint: Option<String>,
     /// Address of the client, without its port.
     pub client: Option<String>,
-    /// What its Session stream declares as the shared key (BuildKit session/session.go).
+    /// The shared key that its Session declares (BuildKit session/session.go).
     pub shared_key: Option<String>,
-    /// The frontend options that the rules ask for, with values that are not empty.
+    /// The frontend options that the rules use, if their value is not empty.
     pub(super) options: Vec<(String, String)>,
     /// The image that is built.
     pub(super) image: Option<String>,
-    /// Where its cache is.
+    /// The reference of its cache.
     pub(super) cache_ref: Option<String>,
-    /// What its definition, or its gateway frontend, tells.
+    /// The key of its definition, or of its gateway frontend.
     pub(super) definition: Option<String>,
 }
 
 impl Facts {
-    /// Reads a serialised SolveRequest, as far as `rules` ask for it.
+    /// Reads the fields of a serialised SolveRequest that `rules` use.
     ///
     /// # Errors
-    /// `request` is no protobuf message.
+    /// `request` is not a protobuf message.
     pub fn read(request: &[u8], rules: &Rules) -> Result<Self, Malformed> {
         let mut reading =
             Reading { rules, attrs: 0, facts: Self::default(), found: Found::default() };
@@ -86,11 +86,11 @@ struct Reading<'a, 'r> {
     found: Found<'a>,
 }
 
-/// What can be told when all has been seen.
+/// Values that are known only when the whole request has been read.
 #[derive(Default)]
 struct Found<'a> {
     definition: &'a [u8],
-    /// Places of a cache, the one that tells most first.
+    /// References of a cache, the most specific first.
     caches: [Option<String>; 4],
 }
 
@@ -119,12 +119,12 @@ impl<'a> Reading<'a, '_> {
         else {
             return;
         };
-        // The last of a name counts, as in a map.
+        // If a name occurs twice, the last value counts, as in a map.
         self.facts.options.retain(|(known, _)| known != name);
         self.facts.options.extend(text(value).map(|value| (name.to_owned(), value)));
     }
 
-    /// Of several names, the first in alphabetical order.
+    /// If there are several names, the first in alphabetical order.
     fn images(&mut self, names: &[u8]) {
         let names = text(names).unwrap_or_default();
         let names = names.split(',').map(normal::image_anywhere).filter(|name| !name.is_empty());
@@ -154,7 +154,7 @@ impl<'a> Reading<'a, '_> {
     }
 }
 
-/// What a definition is known by: its repositories, else its steps.
+/// The key of a definition: its repositories, or else its steps.
 fn definition(definition: &[u8]) -> Option<String> {
     let ops = || {
         let ops = Fields::new(definition).filter_map(|field| match field {
@@ -185,7 +185,7 @@ fn definition(definition: &[u8]) -> Option<String> {
     }
     let digest = |seed, bytes: &[u8]| XxHash3_64::oneshot_with_seed(seed, bytes);
     let ops = ops().flatten();
-    // A local directory's operation names its client's session, and all that follow name that operation.
+    // The operation of a local directory contains the client's session, and the operations that follow refer to it.
     let digest = if local {
         let mut sources: Vec<&[u8]> = ops.filter_map(source).map(<[u8]>::trim_ascii).collect();
         sources.sort_unstable();
@@ -197,12 +197,12 @@ fn definition(definition: &[u8]) -> Option<String> {
     (count > 0).then(|| format!("llb:{digest:016x}"))
 }
 
-/// A gateway frontend is known by its image, with the names of what it is given.
+/// The key of a gateway frontend: its image and the names of its build arguments.
 fn gateway(facts: &Facts, request: &[u8]) -> Result<Option<String>, Malformed> {
     let Some(image) = facts.option("source").map(normal::image) else {
         return Ok(None);
     };
-    // The frontend of every Dockerfile tells of no project.
+    // Every Dockerfile may use this frontend, so it does not identify a project.
     if image.rsplit('/').next().is_some_and(|name| name.starts_with("dockerfile")) {
         return Ok(None);
     }

@@ -1,4 +1,4 @@
-//! Which sources make a key, in which order, and what of a value counts: the `[affinity]` table.
+//! The `[affinity]` table: the sources of a key, their order, and which part of a value counts.
 
 use std::fmt;
 
@@ -10,16 +10,16 @@ use super::{AffinityKey, Facts, sources};
 /// Metadata of a Solve in which a gateway in front of the proxy may name the key.
 pub const HINT_HEADER: &str = "buildkit-lb-key";
 
-/// Longer patterns are no cut of a name any more.
+/// The longest pattern, in bytes. No pattern that takes a part of a name needs more.
 const MAX_PATTERN_LEN: usize = 1024;
 
-/// Memory of one compiled pattern, in bytes. Matching takes time linear in the value in any case.
+/// The largest compiled pattern, in bytes. The time of a match is always linear in the length of the value.
 const MAX_PATTERN_SIZE: usize = 1 << 20;
 
-/// More rules than sources exist hide a mistake.
+/// The most rules. A list with more rules than there are sources contains a mistake.
 const MAX_RULES: usize = 32;
 
-/// Where a key may come from.
+/// A source of keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Source {
     Hint,
@@ -34,8 +34,8 @@ enum Source {
     Opt(String),
 }
 
-/// The words of the sources that need no name, in the default order; `client` is not in the default,
-/// because agents are new each time or share one address.
+/// The names of the sources in their default order, without `opt:NAME`. `client` is not in the default, because agents
+/// are new each time or share one address.
 const WORDS: [(&str, Source); 8] = [
     ("hint", Source::Hint),
     ("vcs", Source::Vcs),
@@ -59,7 +59,7 @@ impl Source {
         })
     }
 
-    /// The word in logs and metrics: a closed set.
+    /// The name in logs and metrics, from a closed set.
     fn label(&self) -> &'static str {
         if let Self::Opt(_) = self {
             return "opt";
@@ -91,7 +91,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// One source, and what of its value counts.
+/// One source, and the part of its value that counts.
 #[derive(Debug, Clone)]
 struct Rule {
     source: Source,
@@ -120,11 +120,11 @@ impl PartialEq for Rule {
     }
 }
 
-/// The ordered sources: the first that a build has decides.
+/// The sources in order. The first source that has a value for a build gives its key.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
     rules: Vec<Rule>,
-    /// Frontend options that are added to whatever key is found: `target`, `platform`.
+    /// Frontend options that are added to each key, such as `target` or `platform`.
     include: Vec<String>,
 }
 
@@ -149,17 +149,17 @@ impl Rules {
         Some(AffinityKey::new(key, source))
     }
 
-    /// Whether any build's key can be its Session's shared key.
+    /// Whether the shared key of a Session can be the key of a build.
     pub fn read_shared_key(&self) -> bool {
         self.rules.iter().any(|rule| rule.source == Source::SharedKey)
     }
 
-    /// Whether a definition can tell a build's key.
+    /// Whether a definition can give the key of a build.
     pub(super) fn read_definition(&self) -> bool {
         self.rules.iter().any(|rule| rule.source == Source::Definition)
     }
 
-    /// Whether the frontend option `name` can tell a build's key.
+    /// Whether the frontend option `name` can give the key of a build.
     pub(super) fn read_option(&self, name: &str) -> bool {
         let asked = |rule: &Rule| matches!(&rule.source, Source::Opt(asked) if asked == name);
         sources::read_option(name)
@@ -167,13 +167,13 @@ impl Rules {
             || self.include.iter().any(|included| included == name)
     }
 
-    /// Whether this build's key cannot be told before its Session's shared key is known.
+    /// Whether the key of this build depends on the shared key of its Session.
     pub fn waits_for_shared_key(&self, facts: &Facts) -> bool {
         let decides = |rule: &&Rule| rule.source == Source::SharedKey || rule.key(facts).is_some();
         self.rules.iter().find(decides).is_some_and(|rule| rule.source == Source::SharedKey)
     }
 
-    /// Reads the `[affinity]` table; each problem begins with the key it is about.
+    /// Parses the `[affinity]` table. Each problem begins with the path of its key.
     pub fn from_table(table: Table, path: &str, problems: &mut Vec<String>) -> Self {
         let mut rules = Self::default();
         for (key, value) in table {
@@ -187,7 +187,7 @@ impl Rules {
         rules
     }
 
-    /// The table that gives these rules.
+    /// The table that parses to these rules.
     pub fn to_table(&self) -> Table {
         let source = |rule: &Rule| match rule.pattern() {
             None => Value::String(rule.source.to_string()),
@@ -279,7 +279,7 @@ fn compile(pattern: &str) -> Result<Regex, String> {
     }
 }
 
-/// A message of many lines that draws where the mistake is, as its last line alone.
+/// The last line of a message whose other lines show where the mistake is.
 fn one_line(message: &str) -> &str {
     message.lines().last().unwrap_or_default().trim_start_matches("error: ")
 }

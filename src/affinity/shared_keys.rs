@@ -1,6 +1,6 @@
-//! What Session streams declare of themselves, for a Solve that has nothing else to be known by.
+//! The shared keys that Session calls declare, for a Solve without another source of a key.
 //!
-//! Session and Solve of one build arrive at the same time and in any order, so a Solve waits a moment.
+//! The Session and the Solve of one build arrive at the same time and in any order, so the Solve waits briefly.
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
@@ -17,10 +17,10 @@ const HEADER: &str = "x-docker-expose-session-sharedkey";
 /// A client opens both streams within milliseconds; a bake's session may come much later.
 const WAIT: Duration = Duration::from_millis(250);
 
-/// Longer values are cut.
+/// The longest shared key, in bytes. Longer ones are cut.
 const MAX_LEN: usize = 1024;
 
-/// Sessions remembered: each is needed for a moment only.
+/// The most sessions that are remembered. A session is needed only until its Solve has come.
 const CAPACITY: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
 
 type Slot = watch::Sender<Option<Arc<str>>>;
@@ -36,14 +36,14 @@ impl Default for SharedKeys {
 }
 
 impl SharedKeys {
-    /// Notes what a Session stream declares, be it nothing.
+    /// Notes the shared key of a Session, or that it has none.
     pub fn declare(&self, session: &SessionId, headers: &HeaderMap) {
         let value = headers.get(HEADER).map_or(&[][..], |value| value.as_bytes());
         let key = String::from_utf8_lossy(&value[..value.len().min(MAX_LEN)]).into();
         self.with_slot(session, |slot| slot.send_replace(Some(key)));
     }
 
-    /// What `session` declares; waits a moment for its stream to arrive.
+    /// The shared key of `session`. Waits briefly for the Session to arrive.
     pub async fn of(&self, session: &SessionId) -> Option<Arc<str>> {
         let mut declared = self.with_slot(session, watch::Sender::subscribe);
         let key = tokio::time::timeout(WAIT, declared.wait_for(Option::is_some)).await;

@@ -1,11 +1,11 @@
-//! One function for each place in a Solve that tells the project. Whatever is missing or odd is `None`.
+//! One function for each source of a key in a Solve. A value that is missing or invalid is `None`.
 
 use super::{
     facts::{Facts, text},
     normal,
 };
 
-/// The options that [`hint`] to [`definition`] read.
+/// The frontend options that the functions below read.
 const OPTIONS: [&str; 8] = [
     "buildkit-lb-key",
     "build-arg:BUILDKIT_LB_KEY",
@@ -22,7 +22,7 @@ pub(super) fn read_option(name: &str) -> bool {
     OPTIONS.contains(&name)
 }
 
-/// What the pipeline's author says: metadata, `--opt buildkit-lb-key=…` or `--build-arg
+/// The hint of the pipeline's author: metadata, `--opt buildkit-lb-key=…` or `--build-arg
 /// BUILDKIT_LB_KEY=…`.
 pub(super) fn hint(facts: &Facts) -> Option<String> {
     let metadata = facts.hint.as_ref().and_then(|hint| text(hint.as_bytes()));
@@ -32,7 +32,7 @@ pub(super) fn hint(facts: &Facts) -> Option<String> {
     })
 }
 
-/// The repository of a local context, which buildx reports; with the directory in it, for monorepos.
+/// The repository of a local context, as buildx reports it, with the directory inside it because of monorepos.
 pub(super) fn vcs(facts: &Facts) -> Option<String> {
     let repository = normal::repository(facts.option("vcs:source")?)?;
     let directory =
@@ -56,17 +56,17 @@ fn within(repository: String, directory: Option<String>) -> String {
     }
 }
 
-/// The image the build makes, wherever it is pushed; of several, the first in alphabetical order.
+/// The image that the build makes, without its registry. If there are several, the first in alphabetical order.
 pub(super) fn image(facts: &Facts) -> Option<String> {
     facts.image.clone()
 }
 
-/// Where the cache is pushed to, else pulled from.
+/// The reference to which the cache is pushed, or else from which it is pulled.
 pub(super) fn cache_ref(facts: &Facts) -> Option<String> {
     facts.cache_ref.clone()
 }
 
-/// Who builds.
+/// The address of the client.
 pub(super) fn client(facts: &Facts) -> Option<String> {
     facts.client.clone()
 }
@@ -78,8 +78,7 @@ pub(super) fn shared_key(facts: &Facts) -> Option<String> {
     Some(within(name, file.and_then(normal::directory)))
 }
 
-/// What is built: the sources of a definition, else its steps; for a gateway frontend, its image with
-/// the names of what it is given.
+/// The sources of a definition, or else its steps. For a gateway frontend, its image and the names of its build arguments.
 pub(super) fn definition(facts: &Facts) -> Option<String> {
     facts.definition.clone()
 }

@@ -1,7 +1,7 @@
-//! The daemons that a DNS name stands for: its addresses, or the targets of its SRV records.
+//! Finds daemons by a DNS name: its addresses, or the targets of its SRV records.
 //!
-//! For those who may not ask the Kubernetes API, or have none. DNS says nothing of a daemon that ends,
-//! so its fleet is a little behind, and health has to find out.
+//! For clusters whose API the proxy may not ask, and for places without Kubernetes. DNS does not announce that a daemon
+//! ends, so the fleet is always a little out of date, and health probes find out.
 
 use std::{
     collections::HashSet,
@@ -28,18 +28,19 @@ use crate::{
     tls::Expected,
 };
 
-/// However short its records live, a name is not asked for more often.
+/// The shortest time between two lookups of a name, even if its records expire sooner.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// However long they live, it is asked for this often: a fleet changes faster than its zone's defaults.
+/// The longest time between two lookups, even if the records live longer: a fleet changes faster than the defaults of
+/// its zone.
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// A name that stands for daemons.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Name {
-    /// Its addresses are those of the daemons, all at this port.
+    /// Each address of the name is a daemon, at this port.
     Addresses(String, u16),
-    /// Its SRV records name the daemons and their ports.
+    /// Each SRV record of the name is a daemon and its port.
     Services(String),
 }
 
@@ -71,10 +72,10 @@ impl fmt::Display for Name {
     }
 }
 
-/// A resolver that asks `server`, else those of `/etc/resolv.conf`.
+/// A resolver that asks `server`, or the servers of `/etc/resolv.conf` if `server` is `None`.
 ///
 /// # Errors
-/// That file cannot be used.
+/// `/etc/resolv.conf` cannot be read or has no server.
 pub fn resolver(server: Option<SocketAddr>) -> Result<TokioResolver, NetError> {
     let mut builder = match server {
         None => TokioResolver::builder_tokio()?,
@@ -87,15 +88,15 @@ pub fn resolver(server: Option<SocketAddr>) -> Result<TokioResolver, NetError> {
         }
     };
     let options = builder.options_mut();
-    // A daemon with an address of each family is one daemon.
+    // Two addresses of different families are one daemon.
     options.ip_strategy = LookupIpStrategy::Ipv4thenIpv6;
-    // When to ask again is ours to say.
+    // `run` decides when to look up again.
     options.cache_size = 0;
     options.use_hosts_file = ResolveHosts::Never;
     builder.build()
 }
 
-/// Follows `name` until `stop`.
+/// Looks `name` up again and again until `stop`.
 pub async fn run(resolver: TokioResolver, name: Name, source: Source, stop: CancellationToken) {
     let mut backoff = Backoff::default();
     loop {
@@ -121,8 +122,8 @@ pub async fn run(resolver: TokioResolver, name: Name, source: Source, stop: Canc
     }
 }
 
-/// The daemons, and how long that holds. No record is an error: an answer that is wrong for a moment
-/// must not take all daemons away, and one that is right is found out by health.
+/// The daemons, and when the answer expires. An answer without records is an error: if it is wrong, it must not remove
+/// all daemons, and if it is right, health probes find out.
 async fn look_up(
     resolver: &TokioResolver,
     name: &Name,
@@ -156,7 +157,7 @@ async fn services(
     let looked_up = targets.map(|(target, port)| async move {
         match resolver.lookup_ip(target.as_str()).await {
             Ok(found) => Ok(Some((target, port, found))),
-            // A target without an address is a daemon that is about to come or go.
+            // A daemon that starts or ends may have a record but no address.
             Err(error) if error.is_no_records_found() => Ok(None),
             Err(error) => Err(error),
         }
@@ -167,7 +168,7 @@ async fn services(
     for (target, port, found) in try_join_all(looked_up).await?.into_iter().flatten() {
         until = until.min(found.valid_until());
         let Some(ip) = found.iter().next() else { continue };
-        // The first label is a pod's name in a StatefulSet.
+        // In a StatefulSet the first label is the pod's name.
         let full = target.trim_end_matches('.');
         let first = full.split('.').next().unwrap_or(full);
         let name = if names.insert(first.to_owned()) { first } else { full };

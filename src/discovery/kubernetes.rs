@@ -1,9 +1,8 @@
 //! The daemons behind a Kubernetes Service, followed by its EndpointSlices.
 //!
-//! Needs the verbs get, list and watch on endpointslices in the Service's namespace, and nothing else;
-//! the same on pods if their labels are asked for.
-//! Any failure of the watch is answered by reading all slices anew, so that nothing that happened
-//! meanwhile is missed; until they are all read, the fleet stays as it was.
+//! Needs the verbs get, list and watch on endpointslices in the Service's namespace, and the same verbs on pods if their
+//! labels are wanted. After any failure of the watch, all slices are read again, so that no change is missed. Until all
+//! are read, the fleet stays as it was.
 
 mod labels;
 mod service;
@@ -33,16 +32,16 @@ use crate::{
 /// Changes within this time become one new fleet: a roll-out changes the slices many times a second.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// How often a watch that stands is taken note of.
+/// How often a working watch is reported as such.
 const CONFIRM: Duration = Duration::from_secs(5);
 
-/// What is watched.
+/// The resource that is watched.
 const SLICES: &str = "endpointslices.discovery.k8s.io";
 
 /// The label by which slices belong to a Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
-/// Follows `service` until `stop`, and the labels of its namespace's pods if `pod_details`.
+/// Follows `service` until `stop`. With `pod_details`, also follows the labels of the pods in its namespace.
 pub async fn run(
     client: Client,
     service: Service,
@@ -55,7 +54,7 @@ pub async fn run(
         if pod_details {
             labels::follow(&client, &service.namespace, source.metrics(), &told).await;
         }
-        // Without labels there is nothing to wait for.
+        // Without labels, this branch must never complete.
         std::future::pending::<()>().await;
     };
     tokio::select! {
@@ -65,7 +64,7 @@ pub async fn run(
     }
 }
 
-/// Follows the slices, again and again.
+/// Follows the slices, and begins again after each failure.
 async fn follow_always(
     client: &Client,
     service: &Service,
@@ -76,7 +75,7 @@ async fn follow_always(
     loop {
         let error = follow(client, service, &mut labels, source, &mut backoff).await;
         match error {
-            // The slices are read anew at once; that is how a watch is meant to end.
+            // A watch normally ends like this. The slices are read again at once.
             Some(error) if failure::is_expired(&error) => {
                 debug!(source = %service, "watch expired");
                 source.count_error(Reason::Expired);
@@ -106,7 +105,7 @@ async fn follow(
     let mut publish_at: Option<Instant> = None;
     let mut confirm = tokio::time::interval(CONFIRM);
     loop {
-        // The time of the first change counts: changes that never cease must not put it off.
+        // The first change sets the time, so that a steady stream of changes cannot delay the new fleet.
         let due = async {
             match publish_at {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -122,7 +121,7 @@ async fn follow(
                     }
                 }
                 failed => {
-                    // What came before the failure is true all the same.
+                    // The changes that came before the failure are still right.
                     if publish_at.is_some() {
                         publish(&known, service, labels, source);
                     }

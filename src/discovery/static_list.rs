@@ -8,16 +8,16 @@ use rustls::pki_types::ServerName;
 
 use crate::{address::Address, fleet::Endpoint, tls::Expected};
 
-/// Capacities compare backends: a larger one than this compares nothing.
+/// The largest capacity. Capacities only compare backends, and no backend is that much larger than another.
 const MAX_CAPACITY: u32 = 10_000;
 
 /// The longest name: as long as a pod's may be.
 const MAX_NAME_LEN: usize = 253;
 
-/// Reads one daemon; without a name its address is the name.
+/// Parses one daemon. If the text has no name, the address is the name.
 ///
 /// # Errors
-/// What is wrong with the text.
+/// A message that says which part of the text is invalid.
 pub fn parse(text: &str) -> Result<Endpoint, String> {
     let (plain, options) = match text.rsplit_once('?') {
         Some((plain, options)) if options.contains('=') => (plain, Options::parse(options)?),
@@ -51,7 +51,7 @@ pub fn parse(text: &str) -> Result<Endpoint, String> {
     })
 }
 
-/// What stands behind the address.
+/// The settings behind the address.
 #[derive(Debug, Default)]
 struct Options {
     capacity: Option<NonZeroU32>,
@@ -82,7 +82,7 @@ fn is_name(name: &str) -> bool {
     name.len() <= MAX_NAME_LEN && name.bytes().all(known)
 }
 
-/// What [`parse`] reads.
+/// The text of an endpoint, which [`parse`] accepts.
 pub fn text(endpoint: &Endpoint) -> String {
     let capacity = Some(endpoint.capacity.get()).filter(|capacity| *capacity != 1);
     let capacity = capacity.map(|capacity| format!("capacity={capacity}"));

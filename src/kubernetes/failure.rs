@@ -1,24 +1,24 @@
-//! Why the API server does not do what it is asked, in words for whoever can mend it.
+//! The text of a failed request to the API server, for the operator who can grant the missing permission.
 
 use kube::{core::Status, runtime::watcher};
 
 use crate::{metrics::PodVerb, outage::Reason};
 
-/// What is asked of the API server.
+/// A request to the API server.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Question<'a> {
-    /// What it does.
+    /// The verb of the request.
     pub verb: PodVerb,
-    /// As RBAC writes it.
+    /// The resource, as RBAC writes it.
     pub resource: &'static str,
-    /// Where.
+    /// The namespace of the resource.
     pub namespace: &'a str,
-    /// What a Role has to grant.
+    /// The verbs that a Role has to grant.
     pub verbs: &'static str,
 }
 
 impl Question<'_> {
-    /// Why it is not answered.
+    /// Why the request failed: the reason for metrics, and a text for the log.
     pub(crate) fn describe(
         &self,
         error: &(dyn std::error::Error + 'static),
@@ -54,7 +54,7 @@ pub(crate) fn describe(
     (verb, reason, text)
 }
 
-/// Whether all is to be read anew, which is how a watch is meant to end.
+/// Whether the watch expired, which is how a watch normally ends: all objects must be read again.
 pub(crate) fn is_expired(error: &watcher::Error) -> bool {
     status(error).is_some_and(|status| status.code == 410)
 }
@@ -69,7 +69,7 @@ fn status(error: &watcher::Error) -> Option<&Status> {
     }
 }
 
-/// The cause of all causes: those between repeat each other.
+/// The innermost cause. Those between repeat each other.
 fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {

@@ -1,4 +1,4 @@
-//! The objects that a watch has told of.
+//! The objects that a watch has reported.
 
 use std::collections::HashMap;
 
@@ -8,9 +8,9 @@ use kube::{ResourceExt, runtime::watcher::Event};
 #[derive(Debug)]
 pub(crate) struct Known<K> {
     objects: HashMap<String, K>,
-    /// Those read so far while all are read anew.
+    /// The objects read so far, while all are read again.
     arriving: HashMap<String, K>,
-    /// Whether all have been read once.
+    /// Whether all objects have been read once.
     complete: bool,
 }
 
@@ -21,9 +21,9 @@ impl<K> Default for Known<K> {
 }
 
 impl<K: ResourceExt> Known<K> {
-    /// Takes over an event; `true` if it may have changed what there is.
+    /// Applies an event. Returns `true` if the objects may have changed.
     ///
-    /// While all are read anew, those known before stay: half a list is not a fleet that shrank.
+    /// While all objects are read again, the old ones stay: half a list does not mean that the others are gone.
     pub(crate) fn apply(&mut self, event: Event<K>) -> bool {
         match event {
             Event::Apply(object) => {
@@ -45,17 +45,17 @@ impl<K: ResourceExt> Known<K> {
         self.complete && self.arriving.is_empty()
     }
 
-    /// Whether all have been read once.
+    /// Whether all objects have been read once.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// Whether there are none.
+    /// Whether there is no object.
     pub(crate) fn is_empty(&self) -> bool {
         self.objects.is_empty()
     }
 
-    /// All of them.
+    /// All objects.
     pub(crate) fn objects(&self) -> impl Iterator<Item = &K> {
         self.objects.values()
     }

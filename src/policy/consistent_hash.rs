@@ -1,9 +1,9 @@
 //! Rendezvous hashing with bounded load.
 //!
-//! The bound keeps a hot key from drowning its home (Mirrokni, Thorup and Zadimoghaddam, 2018); what
-//! spills goes down the key's own ranking, so a hot project warms the same second backend each time,
-//! and comes home when there is room. The last of the room under the bound is kept for builds that find
-//! their cache: one that will find none anywhere loses nothing by its next rank.
+//! The bound keeps the builds of a hot key from overloading its home (Mirrokni, Thorup and Zadimoghaddam, 2018).
+//! Builds that spill go to the next backends in the key's own ranking, so a hot project always warms the same second
+//! backend, and its builds come home when the home has capacity left. The last capacity below the limit is kept for
+//! builds that find their cache: a build that finds none anywhere loses nothing on the next backend.
 
 use super::{
     Choice, LoadFactor, Obstacle, Outcome, Warm,
@@ -11,16 +11,15 @@ use super::{
     rank,
 };
 
-/// Builds that each backend of a small fleet may always run. With six builds on three daemons one in
-/// five would be the fourth of its home: sent away, it would find the cache of a third of the fleet cold,
-/// and four builds are no load.
+/// Builds that each backend of a small fleet may always run. With six builds on three daemons, one build in five
+/// would be the fourth on its home. Elsewhere its cache would be cold, and four builds are no high load.
 const ALWAYS_ALLOWED_SMALL: u64 = 4;
 
-/// Backends of a small fleet at most.
+/// A fleet is small if it has no more backends than this.
 const SMALL_FLEET: usize = 8;
 
-/// The same in a larger fleet: where it is idle the mean is below one, and the second build of a project
-/// belongs where the first one warms the cache.
+/// The same in a larger fleet. If that is idle, the mean load is below one, but the second build of a project belongs
+/// where the first one warms the cache.
 const ALWAYS_ALLOWED: u64 = 2;
 
 /// The same for a backend in its slow start.
@@ -28,20 +27,20 @@ const ALWAYS_ALLOWED_STARTING: u64 = 1;
 
 /// The share of the mean load, in thousandths, up to which a backend takes builds that find no cache.
 ///
-/// Simulated, more hits are lost on either side of it: below, keys are scattered; above, warm builds
-/// meet full homes.
+/// Simulations lost more cache hits with other values: smaller ones scatter keys, and with larger ones warm builds find
+/// their homes full.
 const COLD_SHARE: u16 = 800;
 
-/// Builds that a backend may run in any case when one comes that finds no cache: with one build
-/// running nothing leaves its home.
+/// A build that finds no cache anywhere is always accepted by a backend with fewer builds than this, so that no build
+/// leaves its home because of one running build.
 const COLD_ALLOWED: u64 = 2;
 
-/// How a key is to be placed.
+/// What a choice by key depends on, beside the candidates.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Settings {
-    /// How much more than its share a backend may run.
+    /// How many times its share of all builds a backend may run.
     pub(super) factor: LoadFactor,
-    /// Whether it is remembered who built a key: only then is a key without such a backend a cold one.
+    /// Whether the proxy remembers which backends built a key. Only then is a key without such a backend cold.
     pub(super) remembers: bool,
 }
 
@@ -75,7 +74,7 @@ pub(super) fn choose(
     let mut choice = limits.choice(row, Outcome::Home, rank);
     choice.cache_is_busy = match warm {
         Some(warm) => !known(row) && warmest(warm, |row| round.is_busy(*row), round).is_some(),
-        // Without a memory, a key is taken for warm at its home.
+        // Without that memory, a key counts as warm at its home.
         None => !settings.remembers && rank > 0 && round.is_busy(home),
     };
     if rank > 0 {
@@ -92,24 +91,24 @@ pub(super) fn choose(
     Some(choice)
 }
 
-/// The best below its bound when none of the first is. Counts change under us and rounds may exclude
-/// who has room: when all seem full, the best is as good as any.
+/// The best candidate below its limit if none of the first candidates is. If all seem full, the best one: counts change
+/// meanwhile, and those with capacity left may be excluded.
 fn beyond(key: u64, has_room: impl Fn(&Row) -> bool, round: &Round<'_>) -> Option<(Row, usize)> {
     let row = rank::best(key, round.candidates, |row| has_room(&row))
         .or_else(|| rank::best(key, round.candidates, |row| round.takes(row)))?;
     Some((row, rank::rank(key, round.candidates, row)))
 }
 
-/// Where the key was built last, if there is room.
+/// The candidate that built the key last, if it has capacity left.
 fn warmest(warm: Warm, has_room: impl Fn(&Row) -> bool, round: &Round<'_>) -> Option<Row> {
     warm.tags().filter_map(|tag| round.candidates.with_tag(tag)).find(has_room)
 }
 
-/// What each candidate may run.
+/// How many builds each candidate may run.
 #[derive(Debug)]
 struct LoadLimits<'a> {
     round: &'a Round<'a>,
-    /// The builds of all, the one to row included, their weights and the factor in thousandths;
+    /// The builds of all, the new one included, their weights and the factor in thousandths;
     /// `None` without a bound.
     share: Option<(u64, u64, u16)>,
 }
@@ -118,12 +117,12 @@ impl<'a> LoadLimits<'a> {
     fn new(factor: LoadFactor, round: &'a Round<'a>) -> Self {
         let (builds, weight) = (round.total_builds() + 1, round.total_weight());
         let share = factor.thousandths().map(|factor| (builds, weight, factor));
-        // Without a fit one there is no mean; nothing is bounded then.
+        // Without a fit candidate there is no mean load, and so no limit.
         let bounded = round.eligible == Eligible::Fit && weight > 0;
         Self { round, share: share.filter(|_| bounded) }
     }
 
-    /// Builds that the candidate may run, the one to row included.
+    /// Builds that the candidate may run, the new one included.
     fn of(&self, row: Row) -> Option<u64> {
         let factor = self.share?.2;
         let candidates = self.round.candidates;
@@ -138,7 +137,7 @@ impl<'a> LoadLimits<'a> {
         Some(self.part(row, factor)?.max(least))
     }
 
-    /// So many thousandths of the candidate's share of all builds, rounded up.
+    /// `thousandths` of the candidate's share of all builds, rounded up.
     fn part(&self, row: Row, thousandths: u16) -> Option<u64> {
         let (builds, total, _) = self.share?;
         let builds = u128::from(builds) * u128::from(self.round.weight(row));
@@ -151,7 +150,7 @@ impl<'a> LoadLimits<'a> {
         self.of(row).is_none_or(|limit| builds < limit)
     }
 
-    /// Whether a build that finds no cache anywhere may go there.
+    /// Whether the candidate takes a build that finds no cache anywhere.
     fn has_room_for_cold(&self, row: Row) -> bool {
         let builds = u64::from(self.round.candidates.at(row).builds());
         self.part(row, COLD_SHARE).is_none_or(|part| builds < part.max(COLD_ALLOWED))

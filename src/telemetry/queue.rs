@@ -1,8 +1,8 @@
-//! Where log records go: a queue that nobody waits for, and a thread of its own that writes what is in it.
+//! The queue of log records, and the thread that writes them.
 //!
-//! Whoever reads the log may stop, go away or run out of room. Builds go on then: a record that finds no
-//! room, or that cannot be written, is dropped and counted, and once records can be written again one of
-//! them says how many are missing.
+//! The reader of the log may stop, go away or run out of disk space. Builds must go on then, so a record is dropped and
+//! counted if the queue is full or the record cannot be written. Once records can be written again, one record says how
+//! many are missing.
 
 use std::{
     borrow::Cow,
@@ -19,14 +19,14 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::{LogFormat, dropped_records, record};
 
-/// What may wait to be written: some thousand records, a second or two of a busy proxy.
+/// The size of the queue, in bytes: some thousand records, which a busy proxy writes in a second or two.
 const CAPACITY: usize = 1 << 20;
 
-/// How long nothing is written after a failure: full disks and closed pipes do not mend at once.
+/// The pause after a failed write: a full disk or a closed pipe does not recover at once.
 const PAUSE: Duration = Duration::from_millis(200);
 
 thread_local! {
-    /// Whether this is a thread that writes: what it says about dropped records finds room always.
+    /// Whether this is the writing thread, whose record about dropped records is always accepted.
     static WRITES: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -40,9 +40,9 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Told when there is something to write.
+    /// Notified when a record has been added.
     filled: Condvar,
-    /// Told when all has been written, or could not be.
+    /// Notified when all records have been written or dropped.
     emptied: Condvar,
 }
 
@@ -50,7 +50,7 @@ struct Shared {
 struct State {
     /// Whole records, one after the other.
     waiting: Vec<u8>,
-    /// Whether what was taken out is still being written.
+    /// Whether records that were taken out are still being written.
     writing: bool,
 }
 
@@ -66,7 +66,7 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Puts a record, or any line, into the queue, unless that is full.
+    /// Adds a record or a line, unless the queue is full.
     pub(super) fn push(&self, record: &[u8]) {
         let Some(record) = record::bounded(record, self.format) else {
             dropped_records().inc();
@@ -81,7 +81,7 @@ impl Queue {
         self.shared.filled.notify_one();
     }
 
-    /// Waits until all has been written, at most `limit`.
+    /// Waits until all records have been written, but no longer than `limit`.
     pub(super) fn flush(&self, limit: Duration) {
         let end = Instant::now() + limit;
         let mut state = self.shared.state.lock();
@@ -118,7 +118,7 @@ impl Shared {
         }
     }
 
-    /// Waits for records and takes all of them; `batch` becomes the room for the next.
+    /// Waits for records and takes all of them. The memory of `batch` is used for the next ones.
     fn take(&self, batch: &mut Vec<u8>) {
         let mut state = self.state.lock();
         while state.waiting.is_empty() {
@@ -134,15 +134,15 @@ impl Shared {
     }
 }
 
-/// Where records are written to.
+/// The file to which records are written.
 struct Sink<W> {
     inner: W,
-    /// Whether the last thing written is a part of a record.
+    /// Whether the last write ended inside a record.
     torn: bool,
 }
 
 impl<W: Write> Sink<W> {
-    /// Writes whole records; returns how many could not be.
+    /// Writes whole records. Returns how many could not be written.
     fn write(&mut self, records: &[u8]) -> u64 {
         let records = match self.torn {
             true => Cow::Owned([b"\n", records].concat()),
@@ -157,7 +157,7 @@ impl<W: Write> Sink<W> {
                     rest = &rest[len..];
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Somebody else has made the pipe one that does not block: the reader is slow, not gone.
+                // Another process has made the pipe non-blocking: the reader is slow, not gone.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
                 Err(_gone_or_full) => break,
             }

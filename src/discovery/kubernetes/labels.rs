@@ -1,7 +1,7 @@
-//! What the labels of pods tell of the daemons in them.
+//! The version, architecture and zone of daemons, by the labels of their pods.
 //!
-//! Needs the verbs get, list and watch on pods in the namespace. Without them there are daemons all the
-//! same, and no labels. Only the pods' metadata is read, and of that only these labels are kept.
+//! Needs the verbs get, list and watch on pods in the namespace. Without them, daemons are found, but their labels are
+//! unknown. Only the metadata of pods is read, and only these labels are kept.
 
 use std::{collections::HashMap, pin::pin, sync::Arc};
 
@@ -22,10 +22,10 @@ use crate::{
     outage::Outage,
 };
 
-/// What the labels say, by the pod's uid.
+/// The labels of each pod, by its uid.
 pub(super) type ByPod = HashMap<Arc<str>, Labels>;
 
-/// Adds to `endpoints` what is known of their pods.
+/// Adds the labels of their pods to `endpoints`.
 pub(super) fn add(labels: &ByPod, endpoints: &mut [Endpoint]) {
     for location in endpoints.iter_mut().map(|endpoint| &mut endpoint.location) {
         let known = location.pod.as_ref().and_then(|pod| labels.get(&pod.uid));
@@ -36,7 +36,7 @@ pub(super) fn add(labels: &ByPod, endpoints: &mut [Endpoint]) {
     }
 }
 
-/// Follows the pods of `namespace` for ever; whatever fails is told once and tried again.
+/// Follows the pods of `namespace` forever. A failure is logged once, and then retried.
 pub(super) async fn follow(
     client: &Client,
     namespace: &str,
@@ -86,14 +86,14 @@ async fn follow_once(
     }
 }
 
-/// Drops what nobody asks for: a namespace may have many pods.
+/// Drops all other metadata, because a namespace may have many pods.
 fn strip(pod: &mut PartialObjectMeta<Pod>) {
     pod.managed_fields_mut().clear();
     pod.annotations_mut().clear();
     pod.labels_mut().retain(|key, _value| KEYS.contains(&key.as_str()));
 }
 
-/// The labels that are kept: version, architecture and zone.
+/// The labels that are kept.
 const KEYS: [&str; 3] =
     ["app.kubernetes.io/version", "kubernetes.io/arch", "topology.kubernetes.io/zone"];
 

@@ -1,8 +1,8 @@
-//! What the EndpointSlices of a Service say about its daemons. Pure: slices in, endpoints out.
+//! The daemons that the EndpointSlices of a Service describe. A pure function from slices to endpoints.
 //!
-//! Kubernetes tells of one pod in many ways: in a slice for IPv4 and one for IPv6, in two slices while
-//! it moves from one to the other, under one name after it was replaced by the next of a StatefulSet.
-//! Each must come out as one daemon, and as the same one each time.
+//! Kubernetes may list one pod several times: in a slice for IPv4 and one for IPv6, or in two slices while it moves from
+//! one to the other. In a StatefulSet, a pod and its successor have the same name. Each pod must become one daemon, and
+//! the result must be the same each time.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,13 +19,13 @@ use crate::{
     fleet::{Condition, Endpoint, Labels, Location, Pod},
 };
 
-/// Names of ports to look for if none is asked for, the most telling first.
+/// The names of ports that are tried if the configuration names none, in this order.
 const USUAL_PORTS: [&str; 4] = ["buildkit", "buildkitd", "grpc", "tcp"];
 
-/// What tells pods apart: two of one name follow each other, with ids of their own.
+/// Identifies a pod. A pod and its successor may have the same name, but never the same uid.
 type Identity<'a> = (&'a str, Option<&'a str>);
 
-/// One pod's addresses, IPv4 first, and what all slices together say of it.
+/// The addresses of one pod, IPv4 first, and its state in all slices together.
 #[derive(Debug)]
 struct PodEntry {
     family: u8,
@@ -34,7 +34,7 @@ struct PodEntry {
     location: Location,
 }
 
-/// The daemons that `slices` tell of, sorted by name: each name once, each address once.
+/// The daemons in `slices`, sorted by name. No two have the same name or the same address.
 pub(super) fn endpoints<'a>(
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
     port: &Port,
@@ -67,7 +67,7 @@ pub(super) fn endpoints<'a>(
     one_of_each(pods)
 }
 
-/// The ports that the slices name, for a message that says why none fits.
+/// The ports in the slices, for the message that no port fits.
 pub(super) fn port_names<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>) -> String {
     let names = slices.into_iter().flat_map(|slice| slice.ports.iter().flatten()).map(|port| {
         let number = port.port.map_or_else(|| "any".to_owned(), |number| number.to_string());
@@ -83,9 +83,9 @@ pub(super) fn port_names<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>
 }
 
 impl PodEntry {
-    /// Joins what two entries say of one pod.
+    /// Merges two entries of one pod.
     fn merge(&mut self, other: Self) {
-        // A pod does not come back from termination; before that, one slice may lag behind.
+        // Termination cannot be undone, so an entry that says otherwise is older.
         self.condition = match (self.condition, other.condition) {
             (Condition::Terminating, _) | (_, Condition::Terminating) => Condition::Terminating,
             (one, two) => one.min(two),
@@ -99,11 +99,11 @@ impl PodEntry {
     }
 }
 
-/// Of pods with one name, and of those with one address, the one that lives.
+/// Keeps one pod per name and per address. A pod that is not terminating wins.
 fn one_of_each(pods: HashMap<Identity, PodEntry>) -> Vec<Endpoint> {
     let mut pods: Vec<_> = pods.into_iter().collect();
     pods.sort_by(|((one, one_id), a), ((two, two_id), b)| {
-        // The id only settles what nothing else does, so that the answer is always the same one.
+        // The uid decides if nothing else does, so that the result is always the same.
         (a.condition, one, one_id).cmp(&(b.condition, two, two_id))
     });
     let mut names = BTreeMap::new();
@@ -131,7 +131,7 @@ fn identity<'a>(entry: &'a Entry, host: &'a str) -> Identity<'a> {
     }
 }
 
-/// The pod that an entry stands for, if it is one.
+/// The pod of an entry, if the entry is a pod.
 fn pod(slice: &EndpointSlice, entry: &Entry) -> Option<Pod> {
     let target = entry.target_ref.as_ref()?;
     let given = |text: Option<&String>| text.filter(|text| !text.is_empty()).map(|t| t[..].into());
@@ -146,13 +146,13 @@ fn pod(slice: &EndpointSlice, entry: &Entry) -> Option<Pod> {
     }
 }
 
-/// An absent condition is one that nobody had reason to doubt.
+/// As Kubernetes defines it, an absent `ready` or `serving` is true, and an absent `terminating` is false.
 fn condition(conditions: Option<&EndpointConditions>) -> Condition {
     let Some(conditions) = conditions else { return Condition::Ready };
     if conditions.terminating == Some(true) {
         return Condition::Terminating;
     }
-    // `ready` is always true where a Service publishes addresses that are not; `serving` is not.
+    // If a Service publishes addresses that are not ready, `ready` is always true, but `serving` tells.
     match conditions.ready.unwrap_or(true) && conditions.serving.unwrap_or(true) {
         true => Condition::Ready,
         false => Condition::NotReady,
