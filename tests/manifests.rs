@@ -349,6 +349,28 @@ fn keda_decides_how_many_daemons_there_are_and_asks_the_proxy() {
 }
 
 #[test]
+fn the_scaler_speaks_tls_with_the_secret_that_it_is_given() {
+    let set = [
+        "buildkitd.autoscaling.enabled=true",
+        "buildkitd.autoscaling.tls.existingSecret=for-keda",
+        "buildkitd.autoscaling.tls.authentication=keda",
+    ];
+    let rendered = chart_set("scaled", &[], &set);
+    let trigger = &rendered.find("ScaledObject", "buildkitd")["spec"]["triggers"][0];
+    assert_eq!(trigger["metadata"]["enableTLS"], "true");
+    assert_eq!(trigger["authenticationRef"]["name"], "keda");
+    let configuration: toml::Table = rendered.configuration().parse().expect("TOML");
+    let directory = configuration["scaler-tls-dir"].as_str().expect("a directory");
+    let proxy = rendered.proxy();
+    let mut mounts = proxy["volumeMounts"].as_array().expect("a list").iter();
+    let mount = mounts.find(|mount| mount["mountPath"] == directory).expect("mounted");
+    let pod = &rendered.find("Deployment", "buildkit-lb")["spec"]["template"]["spec"];
+    let mut volumes = pod["volumes"].as_array().expect("a list").iter();
+    let volume = volumes.find(|volume| volume["name"] == mount["name"]).expect("a volume");
+    assert_eq!(volume["secret"]["secretName"], "for-keda");
+}
+
+#[test]
 fn a_release_without_a_proxy_has_nothing_that_leads_to_one() {
     let daemons = [format!("{DEPLOY}/chart/ci/daemons-values.yaml").into()];
     let monitored = [
