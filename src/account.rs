@@ -1,9 +1,9 @@
-//! One account, in bytes, of what is held for clients before it is sent on: metadata, first messages, what
-//! calls send that wait for their build, and the answers of a whole fleet.
+//! The account of the memory, in bytes, that holds data of clients before it is sent on: metadata, first messages, data
+//! of calls that wait for their build, and answers of a whole fleet.
 //!
-//! What has come is charged, never what is announced. While the account has room everyone gets it. When
-//! it has none, the client that holds most gives way to the others, and waits for a moment itself: its
-//! streams are not read meanwhile, which costs nobody anything.
+//! Bytes are charged when they have arrived, never when they are announced. If the account is full, the client that
+//! holds most loses memory to the others. If that client itself needs more, it waits: its streams are not read
+//! meanwhile, which costs other clients nothing.
 
 mod limit;
 
@@ -20,22 +20,22 @@ use crate::{
     shares::{Limits, Share, Shares},
 };
 
-/// How long a client that holds most of a full account waits for room. What is held moves on within
-/// milliseconds unless daemons are silent or the client is slow.
+/// How long the client that holds most of a full account waits for memory. Held data is sent on within milliseconds,
+/// unless a daemon is silent or a client is slow.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Calls that wait for room at once; more are refused. What the HTTP/2 library has of a waiting one is on
-/// no account, and may be a stream's window.
+/// The most calls that wait for memory at once; further calls are refused. The HTTP/2 library may hold a stream's window
+/// of each waiting call, which is not charged.
 static WAITING: Semaphore = Semaphore::const_new(32);
 
-/// What one header takes beside its name and value: its places in the map, and two handles.
+/// The memory of one header beside its name and value: its entries in the map, and two handles.
 const HEADER_LEN: usize = 128;
 
-/// Metadata below this is not charged: the library holds as much for every stream. A Session names its
-/// fourteen methods in 5 KiB.
+/// Metadata below this size is not charged, because the library holds as much for every stream. The metadata of a
+/// Session, with its fourteen methods, has 5 KiB.
 const UNCHARGED_METADATA_LEN: usize = 8 << 10;
 
-/// What a call's metadata takes in memory, if that is more than usual.
+/// The memory of a call's metadata, if it is more than usual.
 pub fn metadata_len(headers: &HeaderMap) -> Option<usize> {
     let texts: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     let len = texts + headers.len() * HEADER_LEN;
@@ -50,20 +50,20 @@ pub struct Account {
 }
 
 impl Account {
-    /// An account of `budget` bytes; `held` shows how many are taken.
+    /// An account of `budget` bytes. The gauge `held` shows how many are taken.
     pub fn new(budget: u64, held: Gauge) -> Self {
-        // One client alone may have it all: behind an HTTP/2 hop all clients are one connection.
+        // One client may take the whole account, because all clients behind an HTTP/2 hop are one connection.
         let limits = Limits { total: budget, address: budget, connection: budget };
         Self { shares: Shares::new(limits), held }
     }
 
-    /// Nothing yet, for `client`.
+    /// An empty charge for `client`.
     pub fn open(&self, client: &Client) -> Charge {
         Charge { account: self.clone(), client: client.clone(), share: None, amount: 0 }
     }
 }
 
-/// What one call has on the account, until dropped.
+/// The bytes that one call has taken from the account. They are given back on drop.
 #[derive(Debug)]
 pub struct Charge {
     account: Account,
@@ -73,10 +73,10 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// Charges `more` bytes, from a heavier client if need be.
+    /// Takes `more` bytes, if necessary from a client that holds more.
     ///
     /// # Errors
-    /// No client holds more than this one, and nothing is free.
+    /// The account is full, and no client holds more than this one.
     pub fn add(&mut self, more: usize) -> Result<(), ProxyError> {
         let more = more as u64;
         let added = match &mut self.share {
@@ -91,10 +91,10 @@ impl Charge {
         Ok(())
     }
 
-    /// [`Self::add`], waiting a while for room.
+    /// Like [`Self::add`], but waits up to 5 s for memory.
     ///
     /// # Errors
-    /// There was none in time, too many wait already, or another client got what this call had.
+    /// No memory was free in time, too many calls wait already, or another client got the bytes of this call.
     pub async fn add_soon(&mut self, more: usize) -> Result<(), ProxyError> {
         if self.add(more).is_ok() {
             return Ok(());
@@ -105,10 +105,10 @@ impl Charge {
         self.add_in_time(more).await
     }
 
-    /// The same, however many wait: for what a daemon sends, which it keeps meanwhile.
+    /// Like [`Self::add_soon`], but without a limit of waiting calls: for data of daemons, which hold it meanwhile.
     ///
     /// # Errors
-    /// There was no room in time, or another client got what this call had.
+    /// No memory was free in time, or another client got the bytes of this call.
     pub async fn add_in_time(&mut self, more: usize) -> Result<(), ProxyError> {
         let added = tokio::time::timeout(ROOM_TIMEOUT, self.add_when_free(more)).await;
         added.unwrap_or(Err(ProxyError::Memory))
@@ -117,7 +117,7 @@ impl Charge {
     async fn add_when_free(&mut self, more: usize) -> Result<(), ProxyError> {
         loop {
             let shares = self.account.shares.clone();
-            // Asked for before the try, so that what is given back in between counts.
+            // Created before the attempt, so that bytes given back in between are noticed.
             let freed = shares.freed();
             if self.add(more).is_ok() {
                 return Ok(());
@@ -129,7 +129,7 @@ impl Charge {
         }
     }
 
-    /// Gives `less` of it back.
+    /// Gives `less` bytes back.
     pub fn give_back(&mut self, less: usize) {
         let less = (less as u64).min(self.amount);
         if let Some(share) = &mut self.share {
@@ -144,7 +144,7 @@ impl Charge {
         self.share.is_some()
     }
 
-    /// Completes when another client got what this call had: what it stands for must go.
+    /// Completes when another client got the bytes of this call. The caller must then free the memory.
     pub async fn evicted(&mut self) {
         match &mut self.share {
             Some(share) => share.evicted().await,
@@ -152,10 +152,10 @@ impl Charge {
         }
     }
 
-    /// What `work` gives, unless another client gets what this call has before.
+    /// Runs `work`, and gives up when another client gets the bytes of this call.
     ///
     /// # Errors
-    /// Another client got it.
+    /// Another client got the bytes.
     pub async fn during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ProxyError> {
         tokio::select! {
             biased;

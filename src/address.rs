@@ -2,7 +2,7 @@
 
 use std::{fmt, io, net::SocketAddr, path::PathBuf, str::FromStr};
 
-/// The longest path of a Unix socket: `sun_path` has 108 bytes, of which the last ends it.
+/// The longest path of a Unix socket: `sun_path` has 108 bytes, and the last one is zero.
 const MAX_PATH_LEN: usize = 107;
 
 /// The longest name of a host (RFC 1035 section 2.3.4).
@@ -22,32 +22,32 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// Why a text is no [`Address`].
+/// Why a text is not an [`Address`].
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// Neither `tcp://`, `unix://` nor plain `HOST:PORT`.
+    /// The text is neither `tcp://`, `unix://` nor plain `HOST:PORT`.
     #[error("scheme `{0}` is not supported, use tcp:// or unix://")]
     Scheme(String),
     /// The host is empty.
     #[error("host is missing in `{0}`, expected HOST:PORT")]
     Host(String),
-    /// The port is absent or no number from 0 to 65535.
+    /// The port is missing or not a number from 0 to 65535.
     #[error("port is missing or not a number from 0 to 65535 in `{0}`, expected HOST:PORT")]
     Port(String),
     /// `unix://` without a path.
     #[error("path is missing in `{0}`, expected unix:///PATH")]
     Path(String),
-    /// No host can be called so.
+    /// The host is not a valid name or address.
     #[error(
         "host `{0}` is not a name of up to {MAX_HOST_LEN} letters, digits, `-`, `_` and `.`, or an address"
     )]
     HostName(String),
-    /// No Unix socket can have this path.
+    /// The path is not valid for a Unix socket.
     #[error("path `{0}` is longer than {MAX_PATH_LEN} bytes, or has control characters in it")]
     LongPath(String),
 }
 
-/// Host and port, for what is reached over TCP alone.
+/// Host and port, for addresses that must be TCP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostPort {
     /// Name, IPv4, or IPv6 without brackets.
@@ -57,10 +57,10 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    /// Its first address.
+    /// Looks the host up and returns its first address.
     ///
     /// # Errors
-    /// The host is not known.
+    /// The host cannot be looked up.
     pub async fn resolve(&self) -> io::Result<SocketAddr> {
         let mut addresses = tokio::net::lookup_host((self.host.as_str(), self.port)).await?;
         addresses.next().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
@@ -88,7 +88,7 @@ impl fmt::Display for HostPort {
 }
 
 impl Address {
-    /// The text to use as `:authority` when a request has none.
+    /// The `:authority` of a request that has none.
     pub fn authority(&self) -> String {
         match self {
             Self::Tcp { .. } => self.to_string().trim_start_matches("tcp://").to_owned(),
@@ -119,7 +119,7 @@ impl FromStr for Address {
         if host.is_empty() {
             return Err(AddressError::Host(text.to_owned()));
         }
-        // The percent sign is for the zone of a link-local address.
+        // A percent sign precedes the zone of a link-local address.
         let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:%".contains(&byte);
         if host.len() > MAX_HOST_LEN || !host.bytes().all(known) {
             return Err(AddressError::HostName(host.to_owned()));

@@ -1,9 +1,9 @@
-//! Closed sets of words: the values of a metric's label, of a log field, of the status page.
+//! Closed sets of values: of a metric's label, a log field, or a field of `/status.json`.
 
-/// An enum whose variants each have one word, which metrics, logs and the status page share.
+/// An enum whose variants each have one label, which metrics, logs and `/status.json` share.
 ///
-/// Gives `ALL`, `label()`, `Display`, and what the metrics need to take the enum itself as a label: two
-/// labels that are swapped do not compile.
+/// Defines `ALL`, `label()`, `Display`, and the traits that let metrics take the enum itself as a label, so that swapped
+/// labels do not compile.
 macro_rules! label_set {
     (
         $(#[$meta:meta])*
@@ -21,7 +21,7 @@ macro_rules! label_set {
             /// Every value.
             $vis const ALL: &[Self] = &[$(Self::$variant),+];
 
-            /// Its word in metrics, logs and the status page.
+            /// The label in metrics, logs and `/status.json`.
             $vis const fn label(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word),+

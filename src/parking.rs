@@ -11,11 +11,11 @@ use crate::{
     shares::{LimitReached, Limits, Shares},
 };
 
-/// How many calls may wait at once, a few KB each. A build parks three, a bake of forty targets 161.
+/// The most calls that wait at once, with a few KB each. A build parks three, a bake of forty targets 161.
 ///
-/// One address may have all, because a hop or a NAT can make many clients one; another address takes
-/// what it needs from the heaviest. One connection may have half of its streams: the others are for what
-/// runs.
+/// One address may take the whole limit, because many clients behind a hop or a NAT have one address. Another address
+/// takes what it needs from the heaviest client. One connection may park half of its streams, because the others are
+/// for calls that run.
 const LIMITS: Limits = Limits { total: 100_000, address: 100_000, connection: 5_000 };
 
 /// The limit on calls that wait for the bindings of one directory.
@@ -39,7 +39,7 @@ impl Parking {
     /// Waits until something is known of `key`; nothing is if its Solve has not come within `unseen`.
     ///
     /// # Errors
-    /// `client` has more calls that wait than others.
+    /// The limit is reached, and no other client has more waiting calls than `client`.
     pub async fn wait(
         &self,
         client: &Client,
@@ -54,7 +54,7 @@ impl Parking {
     /// Waits for `outcome` as one of the calls that may.
     ///
     /// # Errors
-    /// `client` has more calls that wait than others.
+    /// The limit is reached, and no other client has more waiting calls than `client`.
     pub async fn during<T>(
         &self,
         client: &Client,

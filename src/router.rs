@@ -1,44 +1,44 @@
-//! gRPC path and metadata -> what to do with the stream. A pure function over one table of methods, whose
-//! rows give a call's metric labels, too.
+//! The route of a stream, by gRPC path and metadata. A pure function over one table of methods, whose rows also hold the
+//! labels of the metrics.
 
 use http::HeaderMap;
 
 use crate::ids::{self, BindingKey, Id, SessionId};
 
-/// What to do with a stream.
+/// What the proxy does with a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
-    /// Read it and bind its build.
+    /// Read the Solve, and bind its build.
     Solve,
-    /// Park it until its session is bound.
+    /// Park the Session until it is bound.
     Session(SessionId),
-    /// Read its ref, park it until that build is bound.
+    /// Read the ref in the message, and park the stream until that build is bound.
     Status,
-    /// Park it until this build is bound.
+    /// Park the stream until this build is bound.
     Build(Id),
     /// The same, but not for long.
     Ping(Id),
     /// The same, once its message is known to be complete.
     Return(Id),
-    /// Follow this key if it is known, else go to any daemon.
+    /// Send the stream where this key is bound, or to any daemon if the key is unknown.
     Follow(BindingKey),
     /// Ask all daemons for their disk usage.
     DiskUsage,
-    /// Let all daemons prune.
+    /// Ask all daemons to prune.
     Prune,
-    /// One list of all daemons' build histories.
+    /// Merge the build histories of all daemons.
     ListenHistory,
-    /// To the daemon that has the record.
+    /// Send it to the daemon that has the record.
     UpdateHistory,
-    /// To a daemon that has the blob.
+    /// Send it to a daemon that has the blob.
     ContentByDigest,
-    /// All daemons' blobs.
+    /// Merge the lists of blobs of all daemons.
     ContentList,
-    /// To the daemon of the trace's build.
+    /// Send it to the daemon that ran the build of this trace.
     ExportTrace,
-    /// To any daemon, and to another one if that is silent.
+    /// Send it to any daemon, and to another if that one is silent.
     FirstAnswer,
-    /// To any daemon, untouched.
+    /// Send it to any daemon, without reading it.
     Any,
 }
 
@@ -47,18 +47,18 @@ pub enum Route {
 pub struct Method(&'static str, &'static str, fn(&HeaderMap) -> Route);
 
 impl Method {
-    /// Service and method, for metrics: a closed set.
+    /// The labels of service and method for metrics, from a closed set.
     pub fn labels(&self) -> (&'static str, &'static str) {
         (self.0, self.1)
     }
 
-    /// Decides by the metadata alone where the call goes.
+    /// The route, by the metadata of the call.
     pub fn route(&self, headers: &HeaderMap) -> Route {
         (self.2)(headers)
     }
 }
 
-/// The method name of the row that stands for all methods of a service without a row of their own.
+/// The method of the row for all methods of a service that have no row of their own.
 const REST: &str = "other";
 
 /// Any method of any other service.
@@ -131,12 +131,12 @@ pub fn method(path: &str) -> &'static Method {
     row(method).or_else(|| row(REST)).unwrap_or(&OTHER)
 }
 
-/// A Session without its uuid goes to a daemon, which says best what is missing.
+/// A Session without its uuid goes to a daemon, whose error says what is missing.
 fn by_session(headers: &HeaderMap) -> Route {
     ids::session(headers).map_or(Route::Any, Route::Session)
 }
 
-/// Wherever the ids in its metadata are.
+/// The route by the ids in the metadata.
 fn by_ids(headers: &HeaderMap) -> Route {
     match (ids::build(headers), ids::session(headers)) {
         (Some(build), _) => Route::Build(build),
@@ -145,7 +145,7 @@ fn by_ids(headers: &HeaderMap) -> Route {
     }
 }
 
-/// [`by_ids`] of the call for which a client has the least patience.
+/// [`by_ids`] for the call with the shortest client timeout.
 fn ping(headers: &HeaderMap) -> Route {
     match by_ids(headers) {
         Route::Build(build) => Route::Ping(build),
@@ -153,7 +153,7 @@ fn ping(headers: &HeaderMap) -> Route {
     }
 }
 
-/// [`by_ids`] of a call whose message is read first. Without a build a daemon refuses it unread.
+/// [`by_ids`] for a call whose message is read first. A daemon refuses the call unread if it names no build.
 fn by_build(headers: &HeaderMap) -> Route {
     match by_ids(headers) {
         Route::Build(build) => Route::Return(build),

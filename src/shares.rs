@@ -1,4 +1,4 @@
-//! A bounded number that clients share: places, connections, bytes.
+//! Limits that clients share: calls, connections, bytes.
 //!
 //! While some of it is free, whoever asks gets it, up to what one connection and one address may have.
 //! When it runs out, the heaviest gives way to whoever has less: first among addresses, then among the
@@ -41,7 +41,7 @@ pub enum LimitReached {
     Total,
 }
 
-/// A number that clients share. Clones share it.
+/// A limit that clients share. Clones share it, too.
 #[derive(Debug, Clone)]
 pub struct Shares(Arc<Inner>);
 
@@ -52,12 +52,12 @@ struct Inner {
 }
 
 impl Shares {
-    /// All of `limits` is free.
+    /// Limits of which nothing is taken.
     pub fn new(limits: Limits) -> Self {
         Self(Arc::new(Inner { ledger: Mutex::new(Ledger::new(limits)), freed: Notify::new() }))
     }
 
-    /// Takes `amount` for `client`, from a heavier client if need be.
+    /// Takes `amount` for `client`, if necessary from a client that holds more.
     ///
     /// # Errors
     /// The limit that the client has reached.
@@ -83,29 +83,29 @@ impl Shares {
         Ok(Share { shares: self.clone(), holder, id, evicted })
     }
 
-    /// How much is taken.
+    /// The amount that all clients hold.
     pub fn used(&self) -> u64 {
         self.0.ledger.lock().used()
     }
 
-    /// Completes when something is given back after the call.
+    /// Completes when a share is given back after this call.
     pub fn freed(&self) -> impl Future<Output = ()> {
         self.0.freed.notified()
     }
 }
 
-/// What one holder has of it, until dropped or evicted.
+/// The amount that one holder has, until the share is dropped or evicted.
 #[derive(Debug)]
 pub struct Share {
     shares: Shares,
     holder: Holder,
     id: u64,
-    /// Closes when a lighter client got this share.
+    /// Closes when a client that holds less got this share.
     evicted: oneshot::Receiver<()>,
 }
 
 impl Share {
-    /// Takes `more` on top, from a heavier client if need be.
+    /// Takes `more` in addition, if necessary from a client that holds more.
     ///
     /// # Errors
     /// The limit that the client has reached. The share stays as large as it was.
@@ -113,13 +113,13 @@ impl Share {
         self.shares.0.ledger.lock().grow(self.holder, self.id, more)
     }
 
-    /// Gives `less` of it back.
+    /// Gives `less` back.
     pub fn shrink(&mut self, less: u64) {
         self.shares.0.ledger.lock().shrink(self.holder, self.id, less);
         self.shares.0.freed.notify_waiters();
     }
 
-    /// Completes when a lighter client got this share: its holder must let go of what it stands for.
+    /// Completes when a client that holds less got this share. The holder must then free what the share is for.
     pub async fn evicted(&mut self) {
         // Nothing is ever sent: the other half is dropped.
         if !self.evicted.is_terminated() {
@@ -135,7 +135,7 @@ impl Drop for Share {
     }
 }
 
-/// What counts as one address: of IPv6, where a client has as many as it likes, its network.
+/// The address that limits count. For IPv6 it is the network of 64 bits, because a client can use any address in it.
 pub(crate) fn network(address: Option<IpAddr>) -> Option<IpAddr> {
     address.map(|address| match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() & !u128::from(u64::MAX)).into()),
