@@ -54,6 +54,7 @@ fn decisions_of(criterion: &mut Criterion, title: &str, config: Policy, memory: 
             warm: (memory == Memory::Elsewhere)
                 .then(|| Warm::new(&backends[rng.random_range(0..count)])),
             tried: &[],
+            slots: None,
         };
         let requests: Vec<_> = (0..1024).map(&mut request).collect();
         let (now, mut next) = (Instant::now(), 0);

@@ -30,7 +30,7 @@ fn no_policy_allocates_memory_to_choose_among_a_thousand_backends() {
             allocation_counter::measure(|| {
                 for key in keys.iter().cycle().take(2 * BACKENDS) {
                     let warm = memory.get(*key, now);
-                    let request = Request { key: Some(*key), warm, tried: &[] };
+                    let request = Request { key: Some(*key), warm, tried: &[], slots: None };
                     let choice = config.choose(&request, &roster, now, rng).expect("some is ready");
                     candidates[choice.index].start_build();
                 }

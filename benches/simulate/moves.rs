@@ -48,7 +48,7 @@ fn homes(daemons: &[usize], keys: &[KeyHash]) -> Vec<usize> {
     let now = Instant::now();
     let mut rng = StdRng::seed_from_u64(1);
     let home = |key: &KeyHash| {
-        let request = Request { key: Some(*key), warm: None, tried: &[] };
+        let request = Request { key: Some(*key), warm: None, tried: &[], slots: None };
         let choice = config.choose(&request, &candidates, now, &mut rng);
         daemons[choice.expect("a daemon is ready").index]
     };

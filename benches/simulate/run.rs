@@ -217,7 +217,8 @@ impl Run<'_> {
         let now = self.cluster.instant(arrival.at);
         let project = arrival.project as usize;
         let key = self.keys[project];
-        let request = Request { key: Some(key), warm: self.memory.get(key, now), tried: &[] };
+        let request =
+            Request { key: Some(key), warm: self.memory.get(key, now), tried: &[], slots: None };
         let candidates = self.cluster.candidates();
         let choice = self.config.choose(&request, candidates, now, &mut self.rng);
         let Some(choice) = choice else { return };
