@@ -177,7 +177,7 @@ mod tests {
 
     fn client(connection: u64) -> Client {
         let address = Some([127, 0, 0, u8::try_from(connection).expect("small")].into());
-        Client { connection, address, active: std::sync::Arc::default() }
+        Client::new(connection, address)
     }
 
     #[tokio::test(start_paused = true)]

@@ -149,6 +149,7 @@ impl App {
                 reader: Reader::new(account),
                 windows: large_windows(config.memory_budget),
                 drain: drain.clone(),
+                identities: Arc::new(config.identities),
             },
             families: &families,
             tasks: &background,

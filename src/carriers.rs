@@ -87,7 +87,7 @@ mod tests {
 
     fn client(connection: u64, address: u8) -> Client {
         let address = Some(IpAddr::from([127, 0, 0, address]));
-        Client { connection, address, active: Arc::default() }
+        Client::new(connection, address)
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::{
 
 use tokio::sync::Notify;
 
+use crate::identity::Identity;
+
 /// The client that a stream came from.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -17,8 +19,38 @@ pub struct Client {
     pub connection: u64,
     /// Its address, unless it came through a Unix socket.
     pub address: Option<IpAddr>,
+    /// Who it is, if it has shown that.
+    pub identity: Option<Arc<Identity>>,
     /// The builds and sessions that run on that connection.
     pub active: Arc<ActiveStreams>,
+}
+
+impl Client {
+    /// A client on the connection `connection` that has not shown who it is, and runs nothing yet.
+    pub fn new(connection: u64, address: Option<IpAddr>) -> Self {
+        Self { connection, address, identity: None, active: Arc::default() }
+    }
+
+    /// For whom what it uses is counted: who it is, else where it comes from.
+    pub fn owner(&self) -> Owner {
+        match (&self.identity, self.address) {
+            (Some(identity), _) => Owner::Identity(Arc::clone(identity)),
+            (None, Some(address)) => Owner::Address(address),
+            (None, None) => Owner::Local,
+        }
+    }
+}
+
+/// Somebody who has a share of what there is: all clients with one name, or, of those without, all from
+/// one address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// By name.
+    Identity(Arc<Identity>),
+    /// By address.
+    Address(IpAddr),
+    /// Through a Unix socket.
+    Local,
 }
 
 /// The streams of one downstream connection. While there are Solves and Sessions, a drain must leave it

@@ -30,7 +30,7 @@ pub use self::{
 use crate::{
     account::default_budget,
     address::{Address, HostPort},
-    annotations,
+    annotations, identity,
     metrics::DEFAULT_POOL,
     telemetry::{LogFormat, LogLevel},
     token::Tokens,
@@ -50,6 +50,8 @@ const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
 pub struct Config {
     /// The pools; at least one.
     pub pools: Vec<Pool>,
+    /// Which name of a client's certificate says who it is.
+    pub identities: identity::Rules,
     /// Whom to ask for names to discover, rather than the system's servers.
     pub dns_server: Option<HostPort>,
     /// What is asked and told of pods.
@@ -124,6 +126,9 @@ impl Config {
 
     fn check(settings: &Settings, problems: &mut Vec<String>) -> Option<Self> {
         let pools = check_pools(settings, problems);
+        let identities = settings.identity.clone().map_or_else(identity::Rules::default, |value| {
+            identity::Rules::from_value(value, "identity", problems)
+        });
         let dns_server =
             check(settings.dns_server.as_deref(), "dns-server", problems, parse_host_port);
         let admin = settings.admin_listen.as_deref().or(Some(DEFAULT_ADMIN_LISTEN));
@@ -177,6 +182,7 @@ impl Config {
         }
         Some(Self {
             pools,
+            identities,
             dns_server,
             pods: Pods {
                 details: settings.pod_details.unwrap_or_default(),
@@ -211,6 +217,8 @@ impl Config {
         };
         let settings = Settings {
             pool,
+            identity: (self.identities != identity::Rules::default())
+                .then(|| self.identities.to_value()),
             dns_server: self.dns_server.as_ref().map(ToString::to_string),
             pod_details: Some(self.pods.details),
             pod_deletion_cost: Some(self.pods.annotations.deletion_cost),

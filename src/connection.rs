@@ -69,7 +69,7 @@ type Connection = Pin<Box<Flushing<Server>>>;
 pub fn client(socket: &Socket) -> Client {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let connection = NEXT.fetch_add(1, Ordering::Relaxed);
-    Client { connection, address: socket.peer(), active: Arc::default() }
+    Client::new(connection, socket.peer())
 }
 
 /// Serves one connection until it ends, or until another client gets its permit.

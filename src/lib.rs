@@ -23,9 +23,9 @@
 //! - [`policy`] which backend takes a build
 //!
 //! Leaves, which anyone may use and which use no one but each other: [`account`], [`activity`], [`address`],
-//! [`client`], [`connection_limit`], [`descriptors`], [`error`], [`first_message`], [`http2_limits`], [`ids`], [`io`],
-//! [`kubernetes`], [`label`], [`metrics`], [`networks`], [`opening`], [`outage`], [`received`],
-//! [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`], [`wire`].
+//! [`client`], [`connection_limit`], [`descriptors`], [`error`], [`first_message`], [`http2_limits`],
+//! [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`metrics`], [`networks`], [`opening`],
+//! [`outage`], [`received`], [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`], [`wire`].
 
 // Whoever reads our output may be gone, and to print would be to panic then.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -57,6 +57,7 @@ pub mod first_message;
 pub mod fleet;
 pub mod health;
 pub mod http2_limits;
+pub mod identity;
 pub mod ids;
 pub mod io;
 pub mod kubernetes;

@@ -203,15 +203,16 @@ async fn serve(socket: Socket, client: Client, context: &Context, admission: &Ad
 async fn serve_secured(
     handshakes: Handshakes,
     socket: Socket,
-    client: Client,
+    mut client: Client,
     permit: ConnectionPermit,
     context: Context,
 ) {
     // Boxed, so that an open connection does not keep the room for a handshake.
     let accepted = Box::pin(handshakes.accept(socket, &client, &context)).await;
-    if let Some(Accepted { socket, certificate }) = accepted {
-        let certificate = certificate.is_some();
-        debug!(connection = client.connection, certificate, "TLS handshake done");
+    if let Some(Accepted { socket, identity }) = accepted {
+        let name = identity.as_deref().map(tracing::field::display);
+        debug!(connection = client.connection, identity = name, "TLS handshake done");
+        client.identity = identity;
         connection::serve(socket, client, permit, context).await;
     }
 }

@@ -22,6 +22,7 @@ use crate::{
     error::ProxyError,
     first_message::{FirstMessage, Reader, Unread},
     fleet::Fleet,
+    identity,
     ids::{self, BindingKey, Id, TraceId},
     metrics::Metrics,
     parking::Parking,
@@ -59,6 +60,8 @@ pub struct Proxy {
     pub carriers: Carriers,
     /// What makes a build's affinity key.
     pub rules: Arc<Rules>,
+    /// Which name of a client's certificate says who it is.
+    pub identities: Arc<identity::Rules>,
     /// What Session streams declare.
     pub shared_keys: SharedKeys,
     /// What the large receive windows of clients may take together, in bytes.
@@ -80,6 +83,8 @@ pub struct Commons {
     pub windows: Shares,
     /// When builds that wait are refused, because the proxy ends.
     pub drain: CancellationToken,
+    /// Which name of a client's certificate says who it is.
+    pub identities: Arc<identity::Rules>,
 }
 
 impl Proxy {
@@ -92,7 +97,7 @@ impl Proxy {
         commons: Commons,
         tasks: TaskTracker,
     ) -> Self {
-        let Commons { connections, reader, windows, drain } = commons;
+        let Commons { connections, reader, windows, drain, identities } = commons;
         let directory = Directory::default();
         let shared = Arc::new(SharedLinks::new(connections, tasks.clone()));
         let placement = Arc::new(Placement::new(
@@ -116,6 +121,7 @@ impl Proxy {
             activity: Arc::default(),
             carriers: Carriers::default(),
             rules,
+            identities,
             shared_keys: SharedKeys::default(),
             windows,
             tasks,

@@ -152,7 +152,7 @@ mod tests {
 
     fn client(address: u8, connection: u64) -> Client {
         let address = Some(IpAddr::from([127, 0, 0, address]));
-        Client { connection, address, active: Arc::default() }
+        Client::new(connection, address)
     }
 
     fn shares(total: u64, address: u64, connection: u64) -> Shares {

@@ -151,6 +151,10 @@ pub struct Settings {
     #[arg(help_heading = "Log", long, env = "BUILDKIT_LB_LOG_LEVEL", value_name = "LEVEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_level: Option<String>,
+    /// The `[[identity]]` tables of the file.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<toml::Value>,
     /// The `[[pool]]` tables of the file.
     #[arg(skip)]
     #[serde(rename = "pool", skip_serializing_if = "Vec::is_empty")]
@@ -178,6 +182,7 @@ impl Settings {
             worker_threads: over.worker_threads.or(self.worker_threads),
             log_format: over.log_format.or(self.log_format),
             log_level: over.log_level.or(self.log_level),
+            identity: over.identity.or(self.identity),
             pools: self.pools,
         }
     }
@@ -223,6 +228,7 @@ impl Settings {
                 "worker-threads" => settings.worker_threads = text(&key, value, problems),
                 "log-format" => settings.log_format = text(&key, value, problems),
                 "log-level" => settings.log_level = text(&key, value, problems),
+                "identity" => settings.identity = Some(value),
                 "pool" => settings.pools = pools(value, problems),
                 _ => {
                     if settings.pool.set(&key, &key, value, problems).is_some() {

@@ -49,6 +49,17 @@ fn the_old_name_of_least_builds_is_still_read() {
 }
 
 #[test]
+fn rules_for_the_names_of_clients_are_read_and_printed() {
+    let file =
+        "[[identity]]\nfrom = 'dns'\nregex = '(.*)\\.example'\n[[identity]]\nfrom = 'common-name'";
+    let config = load(file, backend("tcp://b:1234")).expect("valid");
+    assert_ne!(config.identities, identity::Rules::default());
+    assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
+    let problems = load("identity = [{ from = 'x' }]", backend("b:1")).expect_err("invalid");
+    assert!(problems.to_string().starts_with("identity[0]: `x` is not one of"), "{problems}");
+}
+
+#[test]
 fn daemons_are_named_or_found() {
     let Problems(problems) = load("", Settings::default()).expect_err("invalid");
     assert!(problems[0].starts_with("backend: at least one"), "{problems:?}");

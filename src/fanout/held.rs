@@ -67,7 +67,7 @@ mod tests {
 
     fn client(number: u8) -> Client {
         let address = Some([127, 0, 0, number].into());
-        Client { connection: number.into(), address, active: std::sync::Arc::default() }
+        Client::new(number.into(), address)
     }
 
     #[tokio::test(start_paused = true)]

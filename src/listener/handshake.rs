@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 use tracing::debug;
 
 use crate::{
     client::Client,
     connection::{CLOSING_TIMEOUT, Context, quiet},
+    identity::Identity,
     io::{ReadAhead, Secured, Socket},
     opening::{self, Opening, PLAIN_ANSWER},
     shares::{Limits, Shares},
@@ -30,8 +30,8 @@ pub struct Handshakes {
 pub(super) struct Accepted {
     /// What it speaks over from now on.
     pub(super) socket: Socket,
-    /// The certificate that it has shown, which is verified.
-    pub(super) certificate: Option<CertificateDer<'static>>,
+    /// Who it is by the certificate that it has shown, which is verified.
+    pub(super) identity: Option<Arc<Identity>>,
 }
 
 impl Handshakes {
@@ -103,7 +103,8 @@ impl Handshakes {
         match accepted {
             Ok(secured) => {
                 let certificate = secured.peer_certificate();
-                Ok(Some(Accepted { socket: Socket::Tls(Box::new(secured)), certificate }))
+                let identity = identify(certificate.as_deref(), client, context)?;
+                Ok(Some(Accepted { socket: Socket::Tls(Box::new(secured)), identity }))
             }
             Err((error, io)) => {
                 let failure = tls::failure(&error, "the client");
@@ -117,6 +118,22 @@ impl Handshakes {
             }
         }
     }
+}
+
+/// Whose the verified `certificate` is.
+fn identify(
+    certificate: Option<&[u8]>,
+    client: &Client,
+    context: &Context,
+) -> Result<Option<Arc<Identity>>, Failure> {
+    let Some(certificate) = certificate else { return Ok(None) };
+    context.proxy.identities.identify(certificate).map(|name| Some(Arc::new(name))).map_err(
+        |error| {
+            let failure = Failure { reason: "tls_no_name", text: error.to_string() };
+            context.proxy.refusals.handshake(failure.reason, client.address, &failure.text);
+            failure
+        },
+    )
 }
 
 fn lost(error: &std::io::Error) -> Failure {

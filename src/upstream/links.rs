@@ -158,7 +158,7 @@ mod tests {
 
     fn client(connection: u64) -> Client {
         let address = Some(IpAddr::from([127, 0, 0, 1]));
-        Client { connection, address, active: Arc::default() }
+        Client::new(connection, address)
     }
 
     #[test]

@@ -1,0 +1,104 @@
+//! The names in a certificate.
+
+use x509_parser::{
+    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _, x509::X509Name,
+};
+
+use super::NoName;
+
+/// What a SPIFFE ID begins with. Nothing else may: a name that was meant for something else must not pass
+/// for one.
+const SPIFFE_SCHEME: &str = "spiffe://";
+
+/// Where a name may stand in a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The one URI of a SPIFFE ID.
+    Spiffe,
+    /// A DNS name among the alternative names.
+    Dns,
+    /// An e-mail address among the alternative names.
+    Email,
+    /// The common name of the subject.
+    CommonName,
+    /// An organisation of the subject.
+    Organization,
+}
+
+impl Source {
+    pub(super) const ALL: [Self; 5] =
+        [Self::Spiffe, Self::Dns, Self::Email, Self::CommonName, Self::Organization];
+
+    /// The word in settings and texts.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Spiffe => "spiffe",
+            Self::Dns => "dns",
+            Self::Email => "email",
+            Self::CommonName => "common-name",
+            Self::Organization => "organization",
+        }
+    }
+
+    /// Whether several values leave open who the client is. A certificate for several host names, say, is
+    /// usual, while a SPIFFE ID is alone in its certificate (SPIFFE X.509-SVID section 2), and which of two
+    /// common names counts is up to whoever reads them.
+    fn is_single(self) -> bool {
+        matches!(self, Self::Spiffe | Self::CommonName)
+    }
+}
+
+/// A certificate that has been verified by somebody else.
+#[derive(Debug)]
+pub(super) struct Certificate<'a>(X509Certificate<'a>);
+
+impl<'a> Certificate<'a> {
+    pub(super) fn read(der: &'a [u8]) -> Result<Self, NoName> {
+        match X509Certificate::from_der(der) {
+            Ok(([], certificate)) => Ok(Self(certificate)),
+            _ => Err(NoName::NotACertificate),
+        }
+    }
+
+    /// The values of `source`, in the order in which they stand there.
+    pub(super) fn values(&self, source: Source) -> Result<Vec<String>, NoName> {
+        let values: Vec<String> = match source {
+            Source::Spiffe | Source::Dns | Source::Email => self.alternative_names(source)?,
+            Source::CommonName | Source::Organization => texts(self.0.subject(), source)?,
+        };
+        let is_spiffe = |value: &String| value.starts_with(SPIFFE_SCHEME);
+        let fits = |value: &String| is_spiffe(value) == (source == Source::Spiffe);
+        let values: Vec<_> = values.into_iter().filter(fits).collect();
+        match values.len() {
+            count @ 2.. if source.is_single() => {
+                Err(NoName::Ambiguous { source_word: source.label(), count })
+            }
+            _ => Ok(values),
+        }
+    }
+
+    fn alternative_names(&self, source: Source) -> Result<Vec<String>, NoName> {
+        let names =
+            self.0.subject_alternative_name().map_err(|_malformed| NoName::NotACertificate)?;
+        let names = names.into_iter().flat_map(|extension| &extension.value.general_names);
+        let value = |name: &GeneralName<'_>| match (source, name) {
+            (Source::Spiffe, GeneralName::URI(uri)) => Some((*uri).to_owned()),
+            (Source::Dns, GeneralName::DNSName(name)) => Some(name.to_ascii_lowercase()),
+            (Source::Email, GeneralName::RFC822Name(address)) => Some((*address).to_owned()),
+            _ => None,
+        };
+        Ok(names.filter_map(value).collect())
+    }
+}
+
+/// The values of an attribute of the subject.
+fn texts(subject: &X509Name<'_>, source: Source) -> Result<Vec<String>, NoName> {
+    let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+        let text = attribute.as_str().map(str::to_owned);
+        text.map_err(|_not_text| NoName::Unreadable(source.label()))
+    };
+    match source {
+        Source::CommonName => subject.iter_common_name().map(text).collect(),
+        _ => subject.iter_organization().map(text).collect(),
+    }
+}
