@@ -12,6 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
+    access,
     account::Account,
     address::{Address, HostPort},
     admin::{self, Admin, Control},
@@ -150,6 +151,8 @@ impl App {
                 windows: large_windows(config.memory_budget),
                 drain: drain.clone(),
                 identities: Arc::new(config.identities),
+                access: Arc::new(config.access),
+                quota: access::Quota::default(),
             },
             families: &families,
             tasks: &background,

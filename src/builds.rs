@@ -22,15 +22,17 @@ use self::{
     solve::{Solve, invocation},
 };
 use crate::{
+    access::{Operation, Running, denied},
     affinity::{AffinityKey, Facts, rules::HINT_HEADER},
     call::{Call, CallResult},
     client::Client,
-    directory::{Bound, Caller, Lease, Lookup, Ties},
+    directory::{Bound, Caller, Lease, Lookup, Placing, Ties},
     error::ProxyError,
     fanout,
     first_message::{Unread, joined},
     fleet::Backend,
     ids::{self, BindingKey, Id, SessionId, TraceId},
+    ownership::Owned,
     placement::Wish,
     policy::PolicyKind,
     proxy::Proxy,
@@ -88,22 +90,30 @@ struct Ready {
 async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyError> {
     let Call { parts, body, client, arrived } = call;
     proxy.activity.note(arrived);
-    let trace = ids::trace(&parts.headers);
+    let trace = ids::trace(&parts.headers, client.identity.as_ref());
     let (mut message, mut rest) = match proxy.read_message(&parts, &client, body).await {
         Ok(read) => read,
         Err(Unread { error, start }) => {
             return Err(unread_solve(proxy, &client, &start, error));
         }
     };
-    let rules = Arc::clone(&proxy.rules);
-    let (mut solve, facts) = message
+    let (rules, owner) = (Arc::clone(&proxy.rules), client.identity.clone());
+    let access = Arc::clone(&proxy.access);
+    let ((mut solve, facts), allowed) = message
         .read(move |request| {
-            let solve = Solve::read(request)?;
+            let solve = Solve::read(request, owner)?;
             // A probe of the client's has no cache that it could be known by.
             let facts = if solve.internal { None } else { Some(Facts::read(request, &rules)?) };
-            Ok((solve, facts))
+            let identity = solve.owner().map(Arc::as_ref);
+            let allowed = access.grant(identity).check_solve(identity, request)?;
+            Ok(((solve, facts), allowed))
         })
         .await?;
+    if let Err(denied) = allowed {
+        let error = ProxyError::from(denied);
+        proxy.directory.refuse(solve.own_keys(), &error);
+        return Err(error);
+    }
     if solve.is_crowded() {
         return Err(ProxyError::Limit("the Solve names more than 128 sessions of others"));
     }
@@ -123,11 +133,15 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyErr
     let spread = proxy.placement.policy().spread_bake_targets;
     let scattered = is_scattered(proxy, trace);
     let wish = solve.wish(&placing, caller, scattered, spread);
-    let place = proxy.placement.place(wish, &client, placing.told());
+    let place = async {
+        let claimed = claim(proxy, &client, &solve, &placing).await?;
+        let placed = proxy.placement.place(wish, &client, placing.told()).await?;
+        Ok((placed, claimed))
+    };
     let placed = async { message.during(place).await? };
     let probe = build.filter(|_| solve.internal);
     let probe = probe.map(|build| proxy.capabilities.probes.enter(build, &client));
-    let (placed, more) = tokio::select! {
+    let ((placed, owned), more) = tokio::select! {
         biased;
         placed = parked(proxy.account(), &client, &mut rest, placed) => placed?,
         () = hold::ended(probe.as_ref()) => return Ok(None),
@@ -136,8 +150,44 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyErr
         link: placed.binding.link.clone(),
         message: joined(message.into_bytes(), more, 0),
         request: Box::new(Request::from_parts(parts, rest)),
-        build: ActiveBuild::start(proxy, &solve, &placing, placed, carried, &client, arrived),
+        build: ActiveBuild::start(
+            proxy,
+            &solve,
+            &placing,
+            placed,
+            (carried, owned),
+            &client,
+            arrived,
+        ),
     }))
+}
+
+/// Counts the build and notes that it is its client's, once that may name the sessions that the Solve names.
+///
+/// # Errors
+/// One of them, or the build, is another's; or too many run. The calls beside the Solve have been told.
+async fn claim(
+    proxy: &Proxy,
+    client: &Client,
+    solve: &Solve,
+    placing: &Placing,
+) -> Result<(Option<Owned>, Option<Running>), ProxyError> {
+    let counted = proxy.count_build(client);
+    let claimed = async {
+        let counted = counted?;
+        proxy.ownership.may_name(&solve.sessions()).await?;
+        let build = solve.build.as_ref();
+        let owned =
+            build.map(|build| proxy.ownership.start_build(build).ok_or_else(|| taken(build)));
+        Ok((owned.transpose()?, counted))
+    };
+    claimed.await.inspect_err(|error| proxy.directory.refuse(placing.own().to_vec(), error))
+}
+
+/// The ref is another client's, or was: a daemon would put the one's record in the place of the other's.
+fn taken(build: &Id) -> ProxyError {
+    let why = "its ref is that of another client's build";
+    ProxyError::RefTaken { build: build.to_string(), cause: why }
 }
 
 /// Tells the calls beside a Solve that cannot be read what its client will print, as far as its `start`
@@ -147,7 +197,7 @@ fn unread_solve(proxy: &Proxy, client: &Client, start: &[u8], error: ProxyError)
         client.active.withdraw_solve();
     }
     if error.is_of_solve() {
-        let mut keys = Solve::ids_at_start(start);
+        let mut keys = Solve::ids_at_start(start, client.identity.clone());
         keys.retain(|key| matches!(proxy.directory.lookup(key), Lookup::Unknown));
         proxy.directory.refuse(keys, &error);
     }
@@ -159,7 +209,16 @@ fn unread_solve(proxy: &Proxy, client: &Client, start: &[u8], error: ProxyError)
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult {
-    let trace = ids::trace(&call.parts.headers);
+    if !proxy.grant(&call.client).allows(Operation::Build) {
+        let denied = denied(call.client.identity.as_deref(), Operation::Build.described());
+        return refuse::session(call.body, denied.into()).await;
+    }
+    let trace = ids::trace(&call.parts.headers, call.client.identity.as_ref());
+    let owned = proxy.ownership.open_session(&id);
+    if owned.is_none() {
+        // Another's, which the daemon would replace: it gets a session that no Solve can name.
+        ids::hide_session(&mut call.parts.headers);
+    }
     if proxy.rules.read_shared_key() {
         proxy.shared_keys.declare(&id, &call.parts.headers);
     }
@@ -167,9 +226,11 @@ pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult
     let mut kept = Kept::new(proxy.account(), &call.client, hold::KEPT_LEN);
     let bound = bind_session(proxy, &key, trace, &call.client, SESSION_PARK);
     match timeout(hold::HOLD_AFTER, kept.during(&mut call.body, bound)).await {
-        Ok(Ok(bound)) => join_session(proxy, call, &key, trace, bound, kept.into_bytes()).await,
+        Ok(Ok(bound)) => {
+            join_session(proxy, call, &key, (trace, owned), bound, kept.into_bytes()).await
+        }
         Ok(Err(error)) => refuse::session(call.body, error).await,
-        Err(_elapsed) => hold::session(proxy, call, key, trace, kept),
+        Err(_elapsed) => hold::session(proxy, call, key, (trace, owned), kept),
     }
 }
 
@@ -180,7 +241,7 @@ async fn join_session(
     proxy: &Proxy,
     call: Call,
     key: &BindingKey,
-    trace: Option<TraceId>,
+    (trace, owned): (Option<TraceId>, Option<Owned>),
     (Bound { binding, byte_counts }, early): (Bound, Option<Lease>),
     received: Bytes,
 ) -> CallResult {
@@ -190,7 +251,7 @@ async fn join_session(
     };
     drop(early);
     let link = binding.link.clone();
-    let session = ActiveSession::start(proxy, binding, lease, &call.client);
+    let session = ActiveSession::start(proxy, binding, (lease, owned), &call.client);
     proxy.relay(&link, received, call.into_request(), byte_counts, session.on_end()).await
 }
 
@@ -200,9 +261,9 @@ async fn join_session(
 /// The proxy's own error, or the daemon's reset.
 pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
-    let trace = ids::trace(&parts.headers);
+    let trace = ids::trace(&parts.headers, client.identity.as_ref());
     let (mut message, mut rest) = proxy.read_message(&parts, &client, body).await?;
-    let Some(id) = message.first_id().await else {
+    let Some(id) = message.first_id(client.identity.as_ref()).await else {
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };
     let mut kept = Kept::new(proxy.account(), &client, MAX_PARKED_LEN);
@@ -230,7 +291,7 @@ pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn bridge(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
-    let trace = ids::trace(&call.parts.headers);
+    let trace = ids::trace(&call.parts.headers, call.client.identity.as_ref());
     let link = bridge_link(proxy, &call.client, trace, &id);
     let link = parked(proxy.account(), &call.client, &mut call.body, link).await?;
     let ((link, byte_counts), received) = link;
@@ -242,7 +303,7 @@ pub async fn bridge(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
 pub async fn ping(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
-    let trace = ids::trace(&call.parts.headers);
+    let trace = ids::trace(&call.parts.headers, call.client.identity.as_ref());
     let caller = Caller { connection: call.client.connection, trace };
     let found = {
         let link = bridge_link(proxy, &call.client, trace, &id);
@@ -275,7 +336,7 @@ pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
         }
         .into());
     }
-    let trace = ids::trace(&parts.headers);
+    let trace = ids::trace(&parts.headers, client.identity.as_ref());
     let caller = Caller { connection: client.connection, trace };
     let found = {
         let link = bridge_link(proxy, &client, trace, &id);
@@ -301,8 +362,8 @@ pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
-pub async fn follow(proxy: &Proxy, call: Call, key: &BindingKey) -> CallResult {
-    match proxy.known_link(key, &call.client, &call.parts.headers)? {
+pub async fn follow(proxy: &Proxy, call: Call, id: SessionId) -> CallResult {
+    match proxy.known_link(&BindingKey::Session(id), &call.client, &call.parts.headers)? {
         Some((link, byte_counts)) => {
             proxy
                 .relay(&link, Bytes::new(), call.into_request(), byte_counts, OnEnd::new(drop))
@@ -413,9 +474,11 @@ async fn status_link(
         Err(ProxyError::UnknownBuild(_)) => {}
         known => return known,
     }
-    // Not a build of now: perhaps one that ran before this proxy started.
-    if let Some(link) = fanout::locate(proxy, client, id).await {
-        return Ok((link, Arc::default()));
+    // Not a build of its client's now: perhaps one that ran before this proxy started.
+    if let Some(record) = proxy.visible(id, client) {
+        if let Some(link) = fanout::locate(proxy, client, &record).await {
+            return Ok((link, Arc::default()));
+        }
     }
     park(proxy, client, trace, id, STATUS_PARK - STATUS_LOOKUP).await
 }

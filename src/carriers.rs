@@ -92,8 +92,8 @@ mod tests {
 
     #[test]
     fn a_build_is_its_connections_and_its_traces() {
-        let build = Id::new(b"r").expect("valid");
-        let trace = Some([1; 16]);
+        let build = Id::new(b"r", None).expect("valid");
+        let trace = Some(TraceId::new([1; 16], None));
         let carriers = Carriers::default();
         let carried = carriers.enter(&build, &client(1, 1), trace);
         assert!(carriers.carries(&build, &client(1, 1), None));
@@ -102,14 +102,14 @@ mod tests {
         assert!(!carriers.carries(&build, &client(2, 1), None));
         assert!(carriers.enter(&build, &client(3, 3), trace).is_none(), "it has the ref alone");
         assert!(!carriers.carries(&build, &client(3, 3), trace));
-        assert!(!carriers.carries(&Id::new(b"other").expect("valid"), &client(1, 1), trace));
+        assert!(!carriers.carries(&Id::new(b"other", None).expect("valid"), &client(1, 1), trace));
         drop(carried);
         assert!(carriers.0.lock().is_empty());
     }
 
     #[test]
     fn two_that_trace_nothing_are_not_alike() {
-        let build = Id::new(b"r").expect("valid");
+        let build = Id::new(b"r", None).expect("valid");
         let carriers = Carriers::default();
         let _carried = carriers.enter(&build, &client(1, 1), None);
         assert!(!carriers.carries(&build, &client(2, 1), None));

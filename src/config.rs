@@ -28,6 +28,7 @@ pub use self::{
     tls::{Tls, TlsSettings},
 };
 use crate::{
+    access,
     account::default_budget,
     address::{Address, HostPort},
     annotations, identity,
@@ -52,6 +53,8 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// Which name of a client's certificate says who it is.
     pub identities: identity::Rules,
+    /// What clients may do.
+    pub access: access::Rules,
     /// Whom to ask for names to discover, rather than the system's servers.
     pub dns_server: Option<HostPort>,
     /// What is asked and told of pods.
@@ -129,6 +132,7 @@ impl Config {
         let identities = settings.identity.clone().map_or_else(identity::Rules::default, |value| {
             identity::Rules::from_value(value, "identity", problems)
         });
+        let access = check_access(settings.access.clone(), &pools, problems);
         let dns_server =
             check(settings.dns_server.as_deref(), "dns-server", problems, parse_host_port);
         let admin = settings.admin_listen.as_deref().or(Some(DEFAULT_ADMIN_LISTEN));
@@ -183,6 +187,7 @@ impl Config {
         Some(Self {
             pools,
             identities,
+            access,
             dns_server,
             pods: Pods {
                 details: settings.pod_details.unwrap_or_default(),
@@ -219,6 +224,7 @@ impl Config {
             pool,
             identity: (self.identities != identity::Rules::default())
                 .then(|| self.identities.to_value()),
+            access: self.access.to_value(),
             dns_server: self.dns_server.as_ref().map(ToString::to_string),
             pod_details: Some(self.pods.details),
             pod_deletion_cost: Some(self.pods.annotations.deletion_cost),
@@ -240,6 +246,20 @@ impl Config {
         // Strings and lists of strings always have a TOML form.
         toml::to_string(&settings).unwrap_or_default()
     }
+}
+
+fn check_access(
+    value: Option<toml::Value>,
+    pools: &[Pool],
+    problems: &mut Vec<String>,
+) -> access::Rules {
+    let Some(value) = value else { return access::Rules::default() };
+    let rules = access::Rules::from_value(value, "access", problems);
+    let known = |name: &str| name.contains('*') || pools.iter().any(|pool| pool.name == name);
+    for name in rules.pools().filter(|name| !known(name)) {
+        problems.push(format!("access: there is no pool `{name}`"));
+    }
+    rules
 }
 
 fn check_pools(settings: &Settings, problems: &mut Vec<String>) -> Vec<Pool> {

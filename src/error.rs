@@ -11,8 +11,8 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tonic::Code;
 
 use crate::{
-    connection_limit::TooManyConnections, http2_limits::TRAILER_LIST_LEN, shares::LimitReached,
-    wire::WireError,
+    access, connection_limit::TooManyConnections, http2_limits::TRAILER_LIST_LEN,
+    shares::LimitReached, wire::WireError,
 };
 
 /// Header (or trailer) on every error that the proxy made itself; its value is [`ProxyError::reason`].
@@ -95,6 +95,9 @@ pub enum ProxyError {
     /// No Solve with this ref came in time and no backend has it in its history.
     #[error("no such job {0}")]
     UnknownBuild(String),
+    /// No daemon has this blob, or it is no part of the client's builds.
+    #[error("content {0}: not found")]
+    UnknownContent(String),
     /// A client's message cannot be read.
     #[error("the message of {method} cannot be read: {cause}")]
     BadMessage {
@@ -132,6 +135,20 @@ pub enum ProxyError {
         build: String,
         /// What keeps the two from running side by side.
         cause: &'static str,
+    },
+    /// A Solve names a session that its client does not have.
+    #[error("no active session for {0}: context deadline exceeded")]
+    NoSession(String),
+    /// A rule forbids it.
+    #[error(transparent)]
+    Denied(#[from] access::Denied),
+    /// As many builds of the client run as may.
+    #[error("{client} may run {most} builds at once, and so many run")]
+    TooManyBuilds {
+        /// Whose builds.
+        client: String,
+        /// How many.
+        most: usize,
     },
     /// Its client has more calls that wait for their build than the others have.
     #[error("too many calls wait for their build: {0}")]
@@ -184,6 +201,9 @@ impl ProxyError {
                 | Self::QueueFull(_)
                 | Self::Draining
                 | Self::RefTaken { .. }
+                | Self::NoSession(_)
+                | Self::Denied(_)
+                | Self::TooManyBuilds { .. }
                 | Self::BadMessage { .. }
                 | Self::MessageTooLarge { .. }
         )
@@ -200,19 +220,21 @@ impl ProxyError {
             | Self::Incomplete { .. }
             | Self::BackendDeparted { .. } => Code::Unavailable,
             Self::TooOld { .. } => Code::FailedPrecondition,
-            Self::UnknownBuild(_) => Code::NotFound,
+            Self::UnknownBuild(_) | Self::UnknownContent(_) => Code::NotFound,
             Self::BadMessage { .. } => Code::InvalidArgument,
+            Self::Denied(_) => Code::PermissionDenied,
             Self::SessionOpen(_) | Self::RefTaken { .. } => Code::AlreadyExists,
             Self::MessageTooLarge { .. }
             | Self::AnswerTooLarge { .. }
             | Self::Shortage { .. }
             | Self::Parked(_)
             | Self::QueueFull(_)
+            | Self::TooManyBuilds { .. }
             | Self::TooManyConnections(_)
             | Self::Memory
             | Self::Limit(_) => Code::ResourceExhausted,
             Self::BadAnswer { .. } => Code::Internal,
-            Self::MessageTimeout { .. } => Code::DeadlineExceeded,
+            Self::MessageTimeout { .. } | Self::NoSession(_) => Code::DeadlineExceeded,
         }
     }
 
@@ -232,11 +254,15 @@ impl ProxyError {
             Self::Incomplete { .. } => "incomplete",
             Self::TooOld { .. } => "too_old",
             Self::UnknownBuild(_) => "unknown_build",
+            Self::UnknownContent(_) => "unknown_content",
             Self::BadMessage { .. } => "bad_message",
             Self::MessageTooLarge { .. } => "message_too_large",
             Self::MessageTimeout { .. } => "message_timeout",
             Self::SessionOpen(_) => "session_open",
             Self::RefTaken { .. } => "ref_taken",
+            Self::NoSession(_) => "no_session",
+            Self::Denied(_) => "denied",
+            Self::TooManyBuilds { .. } => "too_many_builds",
             Self::Parked(_) => "parked",
             Self::TooManyConnections(_) => "too_many_connections",
             Self::Memory => "memory",

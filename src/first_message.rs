@@ -1,6 +1,6 @@
 //! Reads the first message of a stream without losing a byte of it, in bounded time and memory.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{Uri, request::Parts};
@@ -10,6 +10,7 @@ use crate::{
     account::{Account, Charge},
     client::Client,
     error::{ProxyError, chain},
+    identity::Identity,
     ids::Id,
     received::Received,
     shares::{Limits, Share, Shares},
@@ -104,10 +105,12 @@ impl FirstMessage {
         reading.await.unwrap_or(Err(WireError::Malformed(Malformed))).map_err(unreadable)
     }
 
-    /// The id in its first field: the ref of StatusRequest and UpdateBuildHistoryRequest, the digest of
-    /// InfoRequest and ReadContentRequest.
-    pub async fn first_id(&mut self) -> Option<Id> {
-        self.read(|request| Ok(Id::new(fields::text(request, 1)?))).await.ok().flatten()
+    /// The id of `owner`'s in its first field: the ref of StatusRequest and UpdateBuildHistoryRequest, the digest
+    /// of InfoRequest and ReadContentRequest.
+    pub async fn first_id(&mut self, owner: Option<&Arc<Identity>>) -> Option<Id> {
+        let owner = owner.cloned();
+        let id = move |request: &[u8]| Ok(Id::new(fields::text(request, 1)?, owner.as_ref()));
+        self.read(id).await.ok().flatten()
     }
 
     /// What `work` gives while the message waits to be sent on.

@@ -8,7 +8,8 @@ mod rules;
 
 use std::{
     fmt,
-    hash::{Hash, Hasher},
+    hash::{BuildHasher as _, Hash, Hasher, RandomState},
+    sync::OnceLock,
 };
 
 pub use self::rules::Rules;
@@ -21,6 +22,7 @@ pub const MAX_NAME_LEN: usize = 256;
 pub struct Identity {
     name: String,
     source: &'static str,
+    tag: u64,
 }
 
 impl Identity {
@@ -33,7 +35,7 @@ impl Identity {
         if name.trim().is_empty() || name.chars().any(char::is_control) {
             return Err(NoName::Unreadable(source));
         }
-        Ok(Self { name: name.to_owned(), source })
+        Ok(Self { name: name.to_owned(), source, tag: tag(name) })
     }
 
     /// The name as it stands in the certificate, for comparing. To show it, use `Display`.
@@ -41,10 +43,28 @@ impl Identity {
         &self.name
     }
 
+    /// A number for the name, to be compared where a name is too long: the same as long as the process lives, and
+    /// nobody can choose a name that has another's.
+    pub fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    /// The client called `name`, wherever it has that from.
+    #[cfg(test)]
+    pub fn named(name: &str) -> Self {
+        Self::new(name, "common-name").expect("a name")
+    }
+
     /// The word for where the name comes from.
     pub fn source(&self) -> &'static str {
         self.source
     }
+}
+
+fn tag(name: &str) -> u64 {
+    static KEYS: OnceLock<RandomState> = OnceLock::new();
+    // Zero is whoever has no name.
+    KEYS.get_or_init(RandomState::new).hash_one(name).max(1)
 }
 
 impl PartialEq for Identity {

@@ -11,8 +11,8 @@
 //! - [`router`] path and metadata to a route
 //! - [`builds`] reads each Solve, binds its build, parks the siblings
 //! - [`fanout`] the fleet's RPCs: ask every daemon, merge
-//! - [`proxy`] what all streams share: the [`running`] builds, which connections are their [`carriers`], the
-//!   [`refusals`]; [`parking`] where calls wait for their build, [`placement`] where a build goes,
+//! - [`proxy`] what all streams share: the [`running`] builds, which connections are their [`carriers`], whose they
+//!   are ([`ownership`]), the [`refusals`]; [`parking`] where calls wait for their build, [`placement`] where a build goes,
 //!   [`directory`] session or build -> binding
 //! - [`call`] one call and what becomes of it
 //! - beside the path: [`health`] probes, [`annotations`] tells Kubernetes which pods build
@@ -22,14 +22,16 @@
 //! - [`affinity`] what a build's cache is known by
 //! - [`policy`] which backend takes a build
 //!
-//! Leaves, which anyone may use and which use no one but each other: [`account`], [`activity`], [`address`],
-//! [`client`], [`connection_limit`], [`descriptors`], [`error`], [`first_message`], [`http2_limits`],
-//! [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`metrics`], [`networks`], [`opening`],
-//! [`outage`], [`received`], [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`], [`wire`].
+//! Leaves, which anyone may use and which use no one but each other: [`access`], [`account`], [`activity`],
+//! [`address`], [`client`], [`connection_limit`], [`descriptors`], [`error`], [`first_message`],
+//! [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`metrics`], [`networks`],
+//! [`opening`], [`outage`], [`received`], [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`],
+//! [`wire`].
 
 // Whoever reads our output may be gone, and to print would be to panic then.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod access;
 pub mod account;
 pub mod activity;
 pub mod address;
@@ -67,6 +69,7 @@ pub mod metrics;
 pub mod networks;
 pub mod opening;
 pub mod outage;
+pub mod ownership;
 pub mod parking;
 pub mod placement;
 pub mod policy;

@@ -94,7 +94,7 @@ mod tests {
     }
 
     fn key(text: &str) -> BindingKey {
-        BindingKey::Build(Id::new(text.as_bytes()).expect("valid"))
+        BindingKey::Build(Id::new(text.as_bytes(), None).expect("valid"))
     }
 
     /// Lets all tasks run until they wait: only then does the paused clock go on.

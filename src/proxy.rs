@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    access::{self, Reach},
     account::Account,
     activity::Activity,
     affinity::{Rules, shared_keys::SharedKeys},
@@ -25,6 +26,7 @@ use crate::{
     identity,
     ids::{self, BindingKey, Id, TraceId},
     metrics::Metrics,
+    ownership::Ownership,
     parking::Parking,
     placement::{self, Placement},
     received::Received,
@@ -58,10 +60,15 @@ pub struct Proxy {
     pub activity: Arc<Activity>,
     /// Which connections carry their Solves.
     pub carriers: Carriers,
+    /// Whose the sessions and builds are.
+    pub ownership: Ownership,
     /// What makes a build's affinity key.
     pub rules: Arc<Rules>,
     /// Which name of a client's certificate says who it is.
     pub identities: Arc<identity::Rules>,
+    /// What clients may do.
+    pub access: Arc<access::Rules>,
+    quota: access::Quota,
     /// What Session streams declare.
     pub shared_keys: SharedKeys,
     /// What the large receive windows of clients may take together, in bytes.
@@ -85,6 +92,10 @@ pub struct Commons {
     pub drain: CancellationToken,
     /// Which name of a client's certificate says who it is.
     pub identities: Arc<identity::Rules>,
+    /// What clients may do.
+    pub access: Arc<access::Rules>,
+    /// Their builds, as far as rules limit them.
+    pub quota: access::Quota,
 }
 
 impl Proxy {
@@ -97,7 +108,7 @@ impl Proxy {
         commons: Commons,
         tasks: TaskTracker,
     ) -> Self {
-        let Commons { connections, reader, windows, drain, identities } = commons;
+        let Commons { connections, reader, windows, drain, identities, access, quota } = commons;
         let directory = Directory::default();
         let shared = Arc::new(SharedLinks::new(connections, tasks.clone()));
         let placement = Arc::new(Placement::new(
@@ -120,8 +131,11 @@ impl Proxy {
             running: Running::default(),
             activity: Arc::default(),
             carriers: Carriers::default(),
+            ownership: Ownership::default(),
             rules,
             identities,
+            access,
+            quota,
             shared_keys: SharedKeys::default(),
             windows,
             tasks,
@@ -135,6 +149,38 @@ impl Proxy {
         task: impl Future<Output = T> + Send + 'static,
     ) -> JoinHandle<T> {
         self.tasks.spawn(task)
+    }
+
+    /// What `client` may do.
+    pub fn grant(&self, client: &Client) -> &access::Grant {
+        self.access.grant(client.identity.as_deref())
+    }
+
+    /// The record that `client` asks for by the ref `build`, as its owner knows it, if the client may see it.
+    pub fn visible(&self, build: &Id, client: &Client) -> Option<Id> {
+        let owner = self.ownership.of_build(build);
+        match self.grant(client).history() {
+            Reach::None => None,
+            Reach::Own => (owner == client.identity).then(|| build.clone()),
+            Reach::All => Some(build.of(owner.as_ref())),
+        }
+    }
+
+    /// Whether there may be records that `client` is not told of.
+    pub fn leaves_out(&self, client: &Client) -> bool {
+        let named = client.identity.is_some() || self.ownership.is_used();
+        named && self.grant(client).history() != Reach::All
+    }
+
+    /// Counts a build of `client`'s, if a rule limits how many it may run.
+    ///
+    /// # Errors
+    /// So many run.
+    pub fn count_build(&self, client: &Client) -> Result<Option<access::Running>, ProxyError> {
+        let Some(most) = self.grant(client).max_builds() else { return Ok(None) };
+        let counted = self.quota.start(client.identity.as_ref(), most);
+        let client = access::name(client.identity.as_deref());
+        counted.map(Some).ok_or(ProxyError::TooManyBuilds { client, most })
     }
 
     /// Reads the first message of `body`, the request of `client` whose metadata is `parts`.
@@ -166,7 +212,12 @@ impl Proxy {
         client: &Client,
         headers: &HeaderMap,
     ) -> Result<Option<(Link, Arc<ByteCounts>)>, ProxyError> {
-        self.found(self.directory.lookup(key), key, client, ids::trace(headers))
+        self.found(
+            self.directory.lookup(key),
+            key,
+            client,
+            ids::trace(headers, client.identity.as_ref()),
+        )
     }
 
     /// The link for a call of `client` and `trace` with the ref `build`, if that build is live or has

@@ -1,9 +1,15 @@
 //! The route of a stream, by gRPC path and metadata. A pure function over one table of methods, whose rows also hold the
 //! labels of the metrics.
 
+use std::sync::Arc;
+
 use http::HeaderMap;
 
-use crate::ids::{self, BindingKey, Id, SessionId};
+use crate::{
+    access::Operation,
+    identity::Identity,
+    ids::{self, Id, SessionId},
+};
 
 /// What the proxy does with a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +26,8 @@ pub enum Route {
     Ping(Id),
     /// The same, once its message is known to be complete.
     Return(Id),
-    /// Send the stream where this key is bound, or to any daemon if the key is unknown.
-    Follow(BindingKey),
+    /// Send the stream where this session is bound, or to any daemon if the session is unknown.
+    Follow(SessionId),
     /// Ask all daemons for their disk usage.
     DiskUsage,
     /// Ask all daemons to prune.
@@ -42,9 +48,54 @@ pub enum Route {
     Any,
 }
 
+impl Route {
+    /// What a client must be allowed to do for it, or whose what it must be allowed to see. Calls of a build are
+    /// judged with its Solve.
+    pub fn needs(&self) -> Needs {
+        match self {
+            Self::DiskUsage => Needs::Operation(Operation::DiskUsage),
+            Self::Prune => Needs::Operation(Operation::Prune),
+            Self::ListenHistory | Self::UpdateHistory => Needs::History,
+            Self::ContentByDigest => Needs::Content,
+            Self::ContentList => Needs::AllContent,
+            Self::Build(_) | Self::Ping(_) | Self::Return(_) | Self::Follow(_) => {
+                Needs::Operation(Operation::Build)
+            }
+            Self::Solve
+            | Self::Session(_)
+            | Self::Status
+            | Self::ExportTrace
+            | Self::FirstAnswer
+            | Self::Any => Needs::Nothing,
+        }
+    }
+}
+
+/// What a client must be allowed for a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing, or what its handler asks for.
+    Nothing,
+    /// To do this.
+    Operation(Operation),
+    /// To see some build records.
+    History,
+    /// To read some blobs.
+    Content,
+    /// To read all blobs.
+    AllContent,
+}
+
 /// A row of the table: service, method, and where its calls go.
 #[derive(Debug)]
-pub struct Method(&'static str, &'static str, fn(&HeaderMap) -> Route);
+pub struct Method(&'static str, &'static str, fn(Metadata<'_>) -> Route);
+
+/// The metadata of a call, and whose call it is.
+#[derive(Debug, Clone, Copy)]
+struct Metadata<'a> {
+    headers: &'a HeaderMap,
+    owner: Option<&'a Arc<Identity>>,
+}
 
 impl Method {
     /// The labels of service and method for metrics, from a closed set.
@@ -53,8 +104,8 @@ impl Method {
     }
 
     /// The route, by the metadata of the call.
-    pub fn route(&self, headers: &HeaderMap) -> Route {
-        (self.2)(headers)
+    pub fn route(&self, headers: &HeaderMap, owner: Option<&Arc<Identity>>) -> Route {
+        (self.2)(Metadata { headers, owner })
     }
 }
 
@@ -132,30 +183,31 @@ pub fn method(path: &str) -> &'static Method {
 }
 
 /// A Session without its uuid goes to a daemon, whose error says what is missing.
-fn by_session(headers: &HeaderMap) -> Route {
-    ids::session(headers).map_or(Route::Any, Route::Session)
+fn by_session(call: Metadata<'_>) -> Route {
+    ids::session(call.headers, call.owner).map_or(Route::Any, Route::Session)
 }
 
 /// The route by the ids in the metadata.
-fn by_ids(headers: &HeaderMap) -> Route {
-    match (ids::build(headers), ids::session(headers)) {
+fn by_ids(call: Metadata<'_>) -> Route {
+    let (headers, owner) = (call.headers, call.owner);
+    match (ids::build(headers, owner), ids::session(headers, owner)) {
         (Some(build), _) => Route::Build(build),
-        (None, Some(session)) => Route::Follow(BindingKey::Session(session)),
+        (None, Some(session)) => Route::Follow(session),
         (None, None) => Route::Any,
     }
 }
 
 /// [`by_ids`] for the call with the shortest client timeout.
-fn ping(headers: &HeaderMap) -> Route {
-    match by_ids(headers) {
+fn ping(call: Metadata<'_>) -> Route {
+    match by_ids(call) {
         Route::Build(build) => Route::Ping(build),
         route => route,
     }
 }
 
 /// [`by_ids`] for a call whose message is read first. A daemon refuses the call unread if it names no build.
-fn by_build(headers: &HeaderMap) -> Route {
-    match by_ids(headers) {
+fn by_build(call: Metadata<'_>) -> Route {
+    match by_ids(call) {
         Route::Build(build) => Route::Return(build),
         route => route,
     }
@@ -175,15 +227,15 @@ mod tests {
     }
 
     fn route(path: &str, headers: &HeaderMap) -> Route {
-        method(path).route(headers)
+        method(path).route(headers, None)
     }
 
     fn session_id(text: &str) -> SessionId {
-        SessionId::new(text.as_bytes()).expect("valid")
+        SessionId::new(text.as_bytes(), None).expect("valid")
     }
 
     fn id(text: &str) -> Id {
-        Id::new(text.as_bytes()).expect("valid")
+        Id::new(text.as_bytes(), None).expect("valid")
     }
 
     #[test]
@@ -211,7 +263,7 @@ mod tests {
         let build = headers(&[("buildkit-controlapi-buildid", "r1")]);
         assert_eq!(route(path, &build), Route::Build(id("r1")));
         let session = headers(&[("x-docker-expose-session-uuid", "s1")]);
-        assert_eq!(route(path, &session), Route::Follow(BindingKey::Session(session_id("s1"))));
+        assert_eq!(route(path, &session), Route::Follow(session_id("s1")));
         assert_eq!(route(path, &HeaderMap::new()), Route::Any);
     }
 

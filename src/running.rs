@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::{
     affinity::AffinityKey,
     fleet::Backend,
+    identity::Identity,
     placement::{Decision, queue::Waited},
     policy::PolicyKind,
 };
@@ -28,6 +29,8 @@ pub struct RunningBuild {
     pub session: String,
     /// Address of its client, unless that came through a Unix socket.
     pub client: Option<IpAddr>,
+    /// Who its client is, if that has shown it.
+    pub identity: Option<Arc<Identity>>,
     /// What its cache is known by.
     pub affinity: Option<Arc<AffinityKey>>,
     /// The policy in force.

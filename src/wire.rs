@@ -4,6 +4,7 @@
 //! knows nothing of streams or daemons.
 
 pub mod fields;
+pub mod history;
 pub mod returned;
 pub mod solve;
 
@@ -150,6 +151,15 @@ pub fn encode<M: Message>(message: &M) -> Bytes {
     framed.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
     // A BytesMut grows as needed, so encoding into it cannot fail.
     let _ = message.encode(&mut framed);
+    framed.freeze()
+}
+
+/// Frames a serialised `message` as one uncompressed gRPC message.
+pub fn frame(message: &[u8]) -> Bytes {
+    let mut framed = BytesMut::with_capacity(PREFIX_LEN + message.len());
+    framed.put_u8(0);
+    framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    framed.put_slice(message);
     framed.freeze()
 }
 

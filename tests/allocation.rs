@@ -73,7 +73,7 @@ fn a_solve_takes_little_memory_whatever_it_is_made_of() {
     ] {
         let request = part.repeat((16 << 20) / part.len());
         let read = allocation_counter::measure(|| {
-            Solve::read(&request).expect("valid");
+            Solve::read(&request, None).expect("valid");
             Facts::read(&request, &Rules::default()).expect("valid");
         });
         assert!(read.bytes_max < SOLVE_LIMIT, "{what}: {read:?}");

@@ -102,6 +102,7 @@ fn explained(pool: &str, build: &RunningBuild) -> Value {
         "ref": build.build,
         "session": build.session,
         "client": build.client,
+        "identity": build.identity.as_ref().map(ToString::to_string),
         "key": build.key(),
         "key_source": build.key_source(),
         "policy": build.policy.to_string(),

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     fn id(text: &str) -> SessionId {
-        SessionId::new(text.as_bytes()).expect("valid")
+        SessionId::new(text.as_bytes(), None).expect("valid")
     }
 
     fn headers(key: &'static str) -> HeaderMap {

@@ -10,12 +10,14 @@ use tracing::info;
 
 use super::solve::Solve;
 use crate::{
+    access,
     carriers::Carried,
     client::{ActiveStream, Client},
     directory::{Binding, Lease, Lookup, Placing},
     fleet::{BuildCount, BuildEnd, Fleet},
     ids::BindingKey,
     metrics::{Metrics, RouteDecision, SessionResult, code_name},
+    ownership::Owned,
     placement::{Placed, queue::Started},
     policy::KeyHash,
     proxy::Proxy,
@@ -23,6 +25,9 @@ use crate::{
     running::{RunningBuild, RunningGuard},
     shares::network,
 };
+
+/// What a build holds beside its keys: its client's connection, its ids, and its place among its client's builds.
+pub(super) type Claims = (Option<Carried>, (Option<Owned>, Option<access::Running>));
 
 /// A build that runs, for as long as its Solve's stream.
 #[derive(Debug)]
@@ -37,7 +42,7 @@ pub(super) struct ActiveBuild {
     _count: BuildCount,
     _started: Option<Started>,
     _active: ActiveStream,
-    _carried: Option<Carried>,
+    _claims: Claims,
 }
 
 impl ActiveBuild {
@@ -47,7 +52,7 @@ impl ActiveBuild {
         solve: &Solve,
         placing: &Placing,
         placed: Placed,
-        carried: Option<Carried>,
+        claims: Claims,
         client: &Client,
         arrived: Instant,
     ) -> Self {
@@ -63,6 +68,7 @@ impl ActiveBuild {
             internal: solve.internal,
             session: solve.session.as_ref().map(ToString::to_string).unwrap_or_default(),
             client: client.address,
+            identity: client.identity.clone(),
             affinity: solve.affinity.clone(),
             policy: proxy.placement.policy().kind,
             backend: Arc::clone(placed.binding.link.backend()),
@@ -82,7 +88,7 @@ impl ActiveBuild {
             _binding: placed.binding,
             _lease: placed.lease,
             _active: client.active.enter(),
-            _carried: carried,
+            _claims: claims,
         };
         active.count_decision();
         // At once: more builds of a new project may come before this one ends, and share its steps. One
@@ -144,6 +150,7 @@ impl ActiveBuild {
             r#ref = build.build,
             session = build.session,
             client = build.client.map(tracing::field::display),
+            identity = build.identity.as_deref().map(tracing::field::display),
             key = build.key(),
             key_source = build.key_source(),
             policy = %build.policy,
@@ -174,7 +181,7 @@ impl ActiveBuild {
 pub(super) struct ActiveSession {
     metrics: Arc<Metrics>,
     binding: Arc<Binding>,
-    _lease: Lease,
+    _claims: (Lease, Option<Owned>),
     _active: ActiveStream,
 }
 
@@ -183,12 +190,12 @@ impl ActiveSession {
     pub(super) fn start(
         proxy: &Proxy,
         binding: Arc<Binding>,
-        lease: Lease,
+        claims: (Lease, Option<Owned>),
         client: &Client,
     ) -> Self {
         binding.link.backend().metrics().sessions_active.inc();
         let metrics = Arc::clone(&proxy.metrics);
-        Self { metrics, binding, _lease: lease, _active: client.active.enter() }
+        Self { metrics, binding, _claims: claims, _active: client.active.enter() }
     }
 
     /// Ends with the Session's stream.

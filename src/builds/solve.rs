@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::{
     affinity::AffinityKey,
     directory::{Caller, Placing, Ties},
+    identity::Identity,
     ids::{BindingKey, Id, SessionId, TraceId},
     placement::Wish,
     policy::KeyHash,
@@ -34,33 +35,35 @@ pub struct Solve {
     pub linked: bool,
     /// Its client may run several linked builds; see [`Solve::follows`].
     groups: bool,
+    /// Whose it is.
+    owner: Option<Arc<Identity>>,
     /// What its cache is known by.
     pub affinity: Option<Arc<AffinityKey>>,
 }
 
 impl Solve {
-    /// Reads all but the affinity key from a serialised SolveRequest, however large: what is kept of it is small.
+    /// Reads all but the affinity key from a serialised SolveRequest of `owner`'s, however large: what is kept of it is
+    /// small.
     ///
     /// # Errors
     /// `request` is no protobuf message.
-    pub fn read(request: &[u8]) -> Result<Self, Malformed> {
-        let mut solve = Self::default();
+    pub fn read(request: &[u8], owner: Option<Arc<Identity>>) -> Result<Self, Malformed> {
+        let mut solve = Self { owner, ..Self::default() };
         let mut policy_session = None;
         visit_fields(request, |field| match field {
-            SolveField::SourcePolicySession(id) => policy_session = SessionId::new(id),
+            SolveField::SourcePolicySession(id) => policy_session = Some(id),
             field => solve.take(field),
         })?;
         policy_session.into_iter().for_each(|id| solve.share(id));
         Ok(solve)
     }
 
-    /// The own ids of a Solve of which only the `start` can be read.
-    pub fn ids_at_start(start: &[u8]) -> Vec<BindingKey> {
-        let mut solve = Self::default();
+    /// The own ids of a Solve of `owner`'s of which only the `start` can be read.
+    pub fn ids_at_start(start: &[u8], owner: Option<Arc<Identity>>) -> Vec<BindingKey> {
+        let mut solve = Self { owner, ..Self::default() };
         // It breaks off somewhere.
         let _ = visit_fields(start, |field| solve.take(field));
-        let session = solve.session.map(BindingKey::Session);
-        session.into_iter().chain(solve.build.map(BindingKey::Build)).collect()
+        solve.own_keys()
     }
 
     /// Whether it names more sessions of others than any build needs.
@@ -70,23 +73,39 @@ impl Solve {
 
     fn take(&mut self, field: SolveField<'_>) {
         match field {
-            SolveField::Ref(id) => self.build = Id::new(id),
-            SolveField::Session(id) => self.session = SessionId::new(id),
+            SolveField::Ref(id) => self.build = Id::new(id, self.owner.as_ref()),
+            SolveField::Session(id) => self.session = SessionId::new(id, self.owner.as_ref()),
             SolveField::Internal(internal) => self.internal = internal,
             SolveField::Option { name, value } => self.option(name, value),
             _ => {}
         }
     }
 
-    fn share(&mut self, session: SessionId) {
-        if !self.is_crowded() && !self.shared.contains(&session) {
-            self.shared.push(session);
-        }
+    fn share(&mut self, session: &[u8]) {
+        let session = SessionId::new(session, self.owner.as_ref());
+        let new = session.filter(|id| !self.is_crowded() && !self.shared.contains(id));
+        self.shared.extend(new);
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> Option<&Arc<Identity>> {
+        self.owner.as_ref()
+    }
+
+    /// What its own calls know it by.
+    pub fn own_keys(&self) -> Vec<BindingKey> {
+        let session = self.session.clone().map(BindingKey::Session);
+        session.into_iter().chain(self.build.clone().map(BindingKey::Build)).collect()
+    }
+
+    /// The sessions that it names, its own among them.
+    pub fn sessions(&self) -> Vec<SessionId> {
+        self.shared.iter().chain(&self.session).cloned().collect()
     }
 
     fn option(&mut self, name: &[u8], value: &[u8]) {
         if name.starts_with(b"local-sessionid:") {
-            SessionId::new(value).into_iter().for_each(|id| self.share(id));
+            self.share(value);
         }
         self.linked |= name.starts_with(b"context:") && value.starts_with(b"input:");
         self.groups |= self.linked || name == b"filename";
@@ -161,22 +180,22 @@ mod tests {
     }
 
     fn read(request: &SolveRequest) -> Solve {
-        Solve::read(&request.encode_to_vec()).expect("valid")
+        Solve::read(&request.encode_to_vec(), None).expect("valid")
     }
 
     fn session(text: &str) -> BindingKey {
-        BindingKey::Session(SessionId::new(text.as_bytes()).expect("valid"))
+        BindingKey::Session(SessionId::new(text.as_bytes(), None).expect("valid"))
     }
 
     /// What it wishes as a call of a trace on connection 7.
     fn wish(solve: &Solve, spread: bool) -> Wish {
-        let caller = Caller { connection: 7, trace: Some([1; 16]) };
+        let caller = Caller { connection: 7, trace: Some(TraceId::new([1; 16], None)) };
         let placing = Directory::default().placing(None, None, caller).expect("no other");
         solve.wish(&placing, caller, false, spread)
     }
 
     fn id(text: &str) -> Id {
-        Id::new(text.as_bytes()).expect("valid")
+        Id::new(text.as_bytes(), None).expect("valid")
     }
 
     #[test]
@@ -216,7 +235,7 @@ mod tests {
         let buildctl = solve(&[]);
         let buildx = solve(&[("filename", "Dockerfile")]);
         let linked = solve(&[("filename", "Dockerfile"), ("context:base", "input:0-b")]);
-        let trace = [1; 16];
+        let trace = TraceId::new([1; 16], None);
         let (here, anywhere) = (BindingKey::TraceOnConnection(trace, 7), BindingKey::Trace(trace));
         let follows = |solve: &Solve, hop| solve.follows(Some(trace), 7, hop);
         for (solve, direct, behind_a_hop) in [(&buildctl, 1, 1), (&buildx, 1, 2), (&linked, 2, 2)] {
@@ -260,8 +279,8 @@ mod tests {
         };
         let start = request.encode_to_vec();
         let keys = [session("own"), BindingKey::Build(id("r"))];
-        assert_eq!(Solve::ids_at_start(&start[..100]), keys);
-        assert_eq!(Solve::ids_at_start(&start[..2]), []);
+        assert_eq!(Solve::ids_at_start(&start[..100], None), keys);
+        assert_eq!(Solve::ids_at_start(&start[..2], None), []);
     }
 
     proptest! {
@@ -282,12 +301,13 @@ mod tests {
                 ..Default::default()
             };
             let solve = read(&request);
-            prop_assert_eq!(solve.build, Id::new(&request.r#ref));
-            prop_assert_eq!(solve.session, SessionId::new(&request.session));
+            prop_assert_eq!(solve.build, Id::new(&request.r#ref, None));
+            prop_assert_eq!(solve.session, SessionId::new(&request.session, None));
             prop_assert_eq!(solve.internal, internal);
             let named = options.iter().filter(|(name, _)| name.starts_with("local-sessionid:"));
             let named = named.map(|(_, value)| value.as_bytes());
-            let shared = named.chain([&request.source_policy_session[..]]).filter_map(SessionId::new);
+            let shared = named.chain([&request.source_policy_session[..]]);
+            let shared = shared.filter_map(|id| SessionId::new(id, None));
             let mut distinct = Vec::new();
             for id in shared {
                 if !distinct.contains(&id) {
@@ -299,7 +319,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_read_or_refused(request: Vec<u8>) {
-            let _ = Solve::read(&request);
+            let _ = Solve::read(&request, None);
         }
     }
 }

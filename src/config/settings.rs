@@ -155,6 +155,10 @@ pub struct Settings {
     #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<toml::Value>,
+    /// The `[[access]]` tables of the file.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access: Option<toml::Value>,
     /// The `[[pool]]` tables of the file.
     #[arg(skip)]
     #[serde(rename = "pool", skip_serializing_if = "Vec::is_empty")]
@@ -183,6 +187,7 @@ impl Settings {
             log_format: over.log_format.or(self.log_format),
             log_level: over.log_level.or(self.log_level),
             identity: over.identity.or(self.identity),
+            access: over.access.or(self.access),
             pools: self.pools,
         }
     }
@@ -229,6 +234,7 @@ impl Settings {
                 "log-format" => settings.log_format = text(&key, value, problems),
                 "log-level" => settings.log_level = text(&key, value, problems),
                 "identity" => settings.identity = Some(value),
+                "access" => settings.access = Some(value),
                 "pool" => settings.pools = pools(value, problems),
                 _ => {
                     if settings.pool.set(&key, &key, value, problems).is_some() {

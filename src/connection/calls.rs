@@ -8,6 +8,7 @@ use http::Request;
 
 use super::metadata::Charged;
 use crate::{
+    access::{Denied, Grant, Reach, denied},
     builds,
     call::{Call, CallResult},
     client::Client,
@@ -16,7 +17,7 @@ use crate::{
     http2_limits::{HEADER_LIST_LEN, header_list_len},
     proxy::Proxy,
     received::Received,
-    router::{self, Route},
+    router::{self, Needs, Route},
 };
 
 /// What takes the calls of one connection.
@@ -55,14 +56,18 @@ fn handle(proxy: Proxy, mut call: Call) -> BoxFuture<'static, CallResult> {
 fn dispatch(proxy: Proxy, call: Call) -> BoxFuture<'static, CallResult> {
     let method = router::method(call.parts.uri.path());
     proxy.metrics.count_started(method.labels());
-    match method.route(&call.parts.headers) {
+    let route = method.route(&call.parts.headers, call.client.identity.as_ref());
+    if let Err(denied) = permit(&proxy, &call.client, route.needs()) {
+        return ready(Err(ProxyError::from(denied).into())).boxed();
+    }
+    match route {
         Route::Solve => async move { builds::solve(&proxy, call).await }.boxed(),
         Route::Session(id) => async move { builds::session(&proxy, call, id).await }.boxed(),
         Route::Status => async move { builds::status(&proxy, call).await }.boxed(),
         Route::Build(id) => async move { builds::bridge(&proxy, call, id).await }.boxed(),
         Route::Ping(id) => async move { builds::ping(&proxy, call, id).await }.boxed(),
         Route::Return(id) => async move { builds::finish(&proxy, call, id).await }.boxed(),
-        Route::Follow(key) => async move { builds::follow(&proxy, call, &key).await }.boxed(),
+        Route::Follow(id) => async move { builds::follow(&proxy, call, id).await }.boxed(),
         Route::DiskUsage => async move { fanout::disk_usage(&proxy, call).await }.boxed(),
         Route::Prune => async move { fanout::prune(&proxy, call).await }.boxed(),
         Route::ListenHistory => async move { fanout::listen_history(&proxy, call).await }.boxed(),
@@ -74,5 +79,31 @@ fn dispatch(proxy: Proxy, call: Call) -> BoxFuture<'static, CallResult> {
         Route::ExportTrace => async move { fanout::export_trace(&proxy, call).await }.boxed(),
         Route::FirstAnswer => async move { fanout::first_answer(&proxy, call).await }.boxed(),
         Route::Any => async move { builds::any(&proxy, call).await }.boxed(),
+    }
+}
+
+/// Whether a rule allows what a call of `client` needs.
+fn permit(proxy: &Proxy, client: &Client, needs: Needs) -> Result<(), Denied> {
+    let grant = proxy.grant(client);
+    let pool = proxy.metrics.pool();
+    if !grant.allows_pool(pool) {
+        return Err(denied(client.identity.as_deref(), format!("use the pool {pool}")));
+    }
+    let forbidden = match needs {
+        Needs::Operation(operation) if !grant.allows(operation) => operation.described(),
+        Needs::History if grant.history() == Reach::None => "ask for build records",
+        Needs::Content if grant.content() == Reach::None => "read blobs",
+        Needs::AllContent if !lists_all(grant, client) => "list the blobs of all clients",
+        _ => return Ok(()),
+    };
+    Err(denied(client.identity.as_deref(), forbidden))
+}
+
+/// Whether `client` may list all blobs. Those without a name have no others of their own.
+fn lists_all(grant: &Grant, client: &Client) -> bool {
+    match grant.content() {
+        Reach::All => true,
+        Reach::Own => client.identity.is_none(),
+        Reach::None => false,
     }
 }

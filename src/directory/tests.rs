@@ -11,7 +11,7 @@ use crate::{
 };
 
 fn key(text: &str) -> BindingKey {
-    BindingKey::Build(Id::new(text.as_bytes()).expect("valid"))
+    BindingKey::Build(Id::new(text.as_bytes(), None).expect("valid"))
 }
 
 /// A call of connection `connection`, without a trace.
@@ -20,11 +20,11 @@ fn on(connection: u64) -> Caller {
 }
 
 fn id(text: &str) -> Id {
-    Id::new(text.as_bytes()).expect("valid")
+    Id::new(text.as_bytes(), None).expect("valid")
 }
 
 fn session(text: &str) -> BindingKey {
-    BindingKey::Session(SessionId::new(text.as_bytes()).expect("valid"))
+    BindingKey::Session(SessionId::new(text.as_bytes(), None).expect("valid"))
 }
 
 fn binding(index: usize) -> Arc<Binding> {
@@ -218,7 +218,7 @@ fn an_abandoned_decision_frees_its_keys() {
 #[test]
 fn a_probe_follows_companions_and_pins_nothing() {
     let directory = Directory::default();
-    let companions = [BindingKey::Trace([1; 16])];
+    let companions = [BindingKey::Trace(TraceId::new([1; 16], None))];
     let probe = |name| {
         let ties = (*ties(&[key(name)], &companions)).clone();
         claim(&directory, &Arc::new(Ties { attracts: Vec::new(), ..ties }))
@@ -262,7 +262,7 @@ async fn a_waiter_that_goes_away_leaves_nothing() {
 #[test]
 fn a_build_with_calls_on_two_connections_tells_of_a_hop() {
     let directory = Directory::default();
-    let (direct, hop) = ([1; 16], [2; 16]);
+    let [direct, hop] = [1, 2].map(|id| TraceId::new([id; 16], None));
     for (name, trace, connection) in [("direct", direct, 1), ("hop", hop, 2)] {
         // The Solve comes on connection 1.
         let lease = decide(&directory, &[session(name)], &[]).bind(&binding(0));
@@ -275,7 +275,7 @@ fn a_build_with_calls_on_two_connections_tells_of_a_hop() {
 
 /// A Solve with the ref `r` and a session of its own, which has come on `connection`.
 fn arrive(directory: &Directory, own: &str, connection: u64) -> Result<Placing, ProxyError> {
-    let own = SessionId::new(own.as_bytes()).expect("valid");
+    let own = SessionId::new(own.as_bytes(), None).expect("valid");
     directory.placing(Some(&own), Some(&id("r")), on(connection))
 }
 

@@ -68,7 +68,12 @@ impl Question {
 
     /// Asks all reachable backends at once. Those that fail are logged and left out.
     pub(super) async fn ask_all(&self) -> Vec<Reply> {
-        let asked: FuturesUnordered<_> = reachable(&self.proxy)
+        self.ask_each(reachable(&self.proxy)).await
+    }
+
+    /// Asks these backends at once. Those that fail are logged and left out.
+    pub(super) async fn ask_each(&self, backends: Vec<Arc<Backend>>) -> Vec<Reply> {
+        let asked: FuturesUnordered<_> = backends
             .into_iter()
             .map(|backend| async move {
                 let asked = self.ask(Arc::clone(&backend)).await;

@@ -8,8 +8,10 @@ use super::{
     merge,
 };
 use crate::{
+    access::Reach,
     call::{Call, CallResult},
     client::Client,
+    error::ProxyError,
     ids::{BindingKey, Id},
     proxy::Proxy,
     upstream::Link,
@@ -23,8 +25,8 @@ use crate::{
 pub async fn by_digest(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
-    let link = match message.first_id().await {
-        Some(id) => holder(proxy, &client, &parts.headers, &id).await,
+    let link = match message.first_id(client.identity.as_ref()).await {
+        Some(id) => holder(proxy, &client, &parts.headers, &id).await?,
         None => None,
     };
     match link {
@@ -46,18 +48,29 @@ pub async fn list(proxy: &Proxy, call: Call) -> CallResult {
         return Err(nobody(proxy).into());
     };
     Ok(merge::respond(proxy, headers, |sender| async move {
-        let endings = merge::as_they_come(&question, replies, &sender, |_, _| {}).await?;
+        let endings = merge::as_they_come(&question, replies, &sender, |_, _| true).await?;
         Ok(endings.any())
     }))
 }
 
 /// A daemon that has the blob, found once and remembered: reads of one blob come in ranges.
-async fn holder(proxy: &Proxy, client: &Client, headers: &HeaderMap, digest: &Id) -> Option<Link> {
+///
+/// # Errors
+/// A client with a name asks for what no record of its own that it has seen names.
+async fn holder(
+    proxy: &Proxy,
+    client: &Client,
+    headers: &HeaderMap,
+    digest: &Id,
+) -> Result<Option<Link>, ProxyError> {
     let key = BindingKey::Digest(digest.clone());
-    if let Ok(Some((link, _byte_counts))) = proxy.known_link(&key, client, headers) {
-        return Some(link);
+    match proxy.known_link(&key, client, headers) {
+        Ok(Some((link, _byte_counts))) => Ok(Some(link)),
+        _ if client.identity.is_some() && proxy.grant(client).content() != Reach::All => {
+            Err(ProxyError::UnknownContent(digest.to_string()))
+        }
+        _ => Ok(search(proxy, client, key, |_backend, link| has_blob(link, digest)).await),
     }
-    search(proxy, client, key, |_backend, link| has_blob(link, digest)).await
 }
 
 async fn has_blob(link: Link, digest: &Id) -> bool {

@@ -2,9 +2,10 @@
 
 mod follow;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 
 use super::{
     ask::{Question, nobody, search},
@@ -14,12 +15,15 @@ use super::{
 use crate::{
     call::{Call, CallResult},
     client::Client,
+    error::{ProxyError, ok_response},
     fleet::{Backend, Version},
+    identity::Identity,
     ids::{BindingKey, Id},
     proxy::Proxy,
+    relay::Body,
     upstream::Link,
     wire::{
-        self, MAX_MESSAGE_LEN,
+        self, MAX_MESSAGE_LEN, Payload,
         control::{
             BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRequest,
             control_client::ControlClient,
@@ -28,6 +32,9 @@ use crate::{
     },
 };
 
+/// What a daemon tells its time with, in the headers of an answer that has times in it.
+const TIMESTAMP: HeaderName = HeaderName::from_static("buildkit-current-timestamp");
+
 /// ListenBuildHistory.
 ///
 /// # Errors
@@ -35,21 +42,38 @@ use crate::{
 pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
-    let Ok(query) = message.read(Query::read).await else {
+    let owner = client.identity.clone();
+    let query = message.read(move |request| Query::read(request, owner.as_ref())).await;
+    let Ok(mut query) = query else {
         // A daemon says best what is wrong with it.
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };
-    let message = message.into_bytes();
-    if let Some(id) = &query.build
-        && let Ok(Some(link)) = proxy.known_record(id, &client, &parts.headers)
-    {
-        return proxy.relay_call(&link, parts, message, rest).await;
+    let mut message = message.into_bytes();
+    if let Some(id) = &query.build {
+        let Some(id) = proxy.visible(id, &client) else {
+            // A daemon that is asked for a record would take it for one that is being read.
+            return Ok(nothing());
+        };
+        if let Ok(Some(link)) = proxy.known_record(&id, &client, &parts.headers) {
+            if client.identity.is_none() {
+                return proxy.relay_call(&link, parts, message, rest).await;
+            }
+            // It is read on the way: what it names is the client's from then on.
+            query.holder = Some(Arc::clone(link.backend()));
+        }
+    }
+    if query.limit > 0 && proxy.leaves_out(&client) {
+        // What is left out of a daemon's answer must not count.
+        message = without_limit(message);
     }
     let mut question = Question::new(proxy, client, parts, message);
     if !query.early_exit {
         question = question.patient();
     }
-    let replies = question.ask_all().await;
+    let replies = match &query.holder {
+        Some(holder) => question.ask_each(vec![Arc::clone(holder)]).await,
+        None => question.ask_all().await,
+    };
     let Some(headers) = replies.first().map(|reply| reply.headers.clone()) else {
         return Err(nobody(proxy).into());
     };
@@ -62,6 +86,23 @@ pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
     }))
 }
 
+/// The answer to a question for a record that is not there.
+fn nothing() -> http::Response<Body> {
+    let mut response = ok_response();
+    let now = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
+    // What a daemon sends first, and a client waits for.
+    response.headers_mut().extend(HeaderValue::try_from(now).ok().map(|now| (TIMESTAMP, now)));
+    response
+}
+
+/// A BuildHistoryRequest in its frame, with the largest limit there is: the last value of a field counts. Without any,
+/// a daemon would give its records in another order.
+fn without_limit(framed: Bytes) -> Bytes {
+    const LARGEST: [u8; 6] = [5 << 3, 0xff, 0xff, 0xff, 0xff, 0x07];
+    let Ok(Payload::Plain(request)) = wire::payload(&framed) else { return framed };
+    wire::frame(&[&request[..], &LARGEST].concat())
+}
+
 /// What a BuildHistoryRequest says of how its answers are merged.
 #[derive(Debug, Default)]
 struct Query {
@@ -69,14 +110,16 @@ struct Query {
     early_exit: bool,
     /// Records that are wanted; none is all.
     limit: usize,
+    /// The daemon that has the record which is asked for, if that is known.
+    holder: Option<Arc<Backend>>,
 }
 
 impl Query {
-    fn read(request: &[u8]) -> Result<Self, Malformed> {
+    fn read(request: &[u8], owner: Option<&Arc<Identity>>) -> Result<Self, Malformed> {
         let mut query = Self::default();
         for field in Fields::new(request) {
             match field? {
-                (2, Value::Bytes(id)) => query.build = Id::new(id),
+                (2, Value::Bytes(id)) => query.build = Id::new(id, owner),
                 (3, Value::Number(early_exit)) => query.early_exit = early_exit != 0,
                 // An int32: a negative one is no limit.
                 (5, Value::Number(limit)) => {
@@ -96,8 +139,11 @@ impl Query {
 pub async fn update(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
-    let Some(id) = message.first_id().await else {
+    let Some(id) = message.first_id(client.identity.as_ref()).await else {
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
+    };
+    let Some(id) = proxy.visible(&id, &client) else {
+        return Err(ProxyError::UnknownBuild(id.to_string()).into());
     };
     let link = match proxy.known_record(&id, &client, &parts.headers) {
         Ok(Some(link)) => Some(link),
@@ -165,10 +211,10 @@ async fn newest(
     mut limit: usize,
 ) -> Result<http::HeaderMap, Gone> {
     let rank = |backend: &Backend, message: &Bytes| {
-        let event = learn(&question.proxy, backend, message);
+        let event = learn(question, backend, message)?;
         let runs = event.r#type() == BuildHistoryEventType::Started;
         let created = event.record.and_then(|record| record.created_at);
-        (runs, created.map(|at| (at.seconds, at.nanos)).unwrap_or_default())
+        Some((runs, created.map(|at| (at.seconds, at.nanos)).unwrap_or_default()))
     };
     let wanted = |(runs, _created): &(bool, (i64, i32))| {
         if !runs {
@@ -182,14 +228,27 @@ async fn newest(
     Ok(merge::in_order(question, replies, sender, rank, wanted).await?.any())
 }
 
-/// Remembers which backend an event's build belongs to.
-fn learn(proxy: &Proxy, backend: &Backend, message: &Bytes) -> BuildHistoryEvent {
+/// Remembers where the build of an event and its blobs are. `None` if it is not for the client that asks.
+fn learn(question: &Question, backend: &Backend, message: &Bytes) -> Option<BuildHistoryEvent> {
+    let (proxy, owner) = (&question.proxy, question.client.identity.as_ref());
     let event: BuildHistoryEvent = wire::decode(message).unwrap_or_default();
-    if let Some(id) = event.record.as_ref().and_then(|record| Id::new(&record.r#ref)) {
-        match event.r#type() {
-            BuildHistoryEventType::Deleted => proxy.directory.forget(&BindingKey::Build(id)),
-            _ => proxy.directory.remember(BindingKey::Build(id), backend.shared_name()),
-        }
+    let id = event.record.as_ref().and_then(|record| Id::new(&record.r#ref, owner));
+    // Without a ref it is nobody's.
+    let Some(id) = id else { return owner.is_none().then_some(event) };
+    let id = proxy.visible(&id, &question.client)?;
+    match event.r#type() {
+        BuildHistoryEventType::Deleted => proxy.directory.forget(&BindingKey::Build(id)),
+        _ => proxy.directory.remember(BindingKey::Build(id), backend.shared_name()),
     }
-    event
+    if owner.is_some()
+        && let Ok(Payload::Plain(event)) = wire::payload(message)
+    {
+        let remember = |digest: &[u8]| {
+            let key = Id::new(digest, owner).map(BindingKey::Digest);
+            key.into_iter().for_each(|key| proxy.directory.remember(key, backend.shared_name()));
+        };
+        // What is no message has no blobs either.
+        let _ = wire::history::digests(&event, remember);
+    }
+    Some(event)
 }

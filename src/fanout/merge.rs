@@ -116,11 +116,11 @@ impl Endings {
     }
 }
 
-/// Sends the messages of `reply` on until its end.
+/// Sends the messages of `reply` on until its end, those for which `seen` says so.
 pub(super) async fn forward(
     mut reply: Reply,
     sender: &Sender,
-    mut seen: impl FnMut(&Backend, &Bytes),
+    mut seen: impl FnMut(&Backend, &Bytes) -> bool,
 ) -> Result<Result<(), ReplyError>, Gone> {
     loop {
         let next = tokio::select! {
@@ -129,7 +129,9 @@ pub(super) async fn forward(
         };
         match next {
             Ok(Some(message)) => {
-                seen(&reply.backend, &message);
+                if !seen(&reply.backend, &message) {
+                    continue;
+                }
                 if let Err(error) = send(sender, message, std::iter::once(&mut reply)).await? {
                     return Ok(Err(error));
                 }
@@ -145,7 +147,7 @@ pub(super) async fn as_they_come(
     question: &Question,
     replies: Vec<Reply>,
     sender: &Sender,
-    seen: impl Fn(&Backend, &Bytes),
+    seen: impl Fn(&Backend, &Bytes) -> bool,
 ) -> Result<Endings, Gone> {
     let seen = &seen;
     let mut streams: FuturesUnordered<_> = replies
@@ -173,28 +175,36 @@ struct Head<R> {
     reply: Reply,
 }
 
-/// The messages of all replies, the highest rank first, until one is not `wanted`. Each reply is in this
-/// order by itself, so that one message of each in memory is enough.
+/// The messages of all replies, the highest rank first, until one is not `wanted`; those without a rank are
+/// left out. Each reply is in this order by itself, so that one message of each in memory is enough.
 pub(super) async fn in_order<R: Ord>(
     question: &Question,
     replies: Vec<Reply>,
     sender: &Sender,
-    rank: impl Fn(&Backend, &Bytes) -> R,
+    rank: impl Fn(&Backend, &Bytes) -> Option<R>,
     mut wanted: impl FnMut(&R) -> bool,
 ) -> Result<Endings, Gone> {
     let mut endings = Endings::default();
     let mut heads: Vec<Head<R>> = Vec::new();
     let mut waited_for = replies;
     loop {
+        let mut passed_over = Vec::new();
         for (reply, next) in next_of(waited_for, sender).await? {
             match next {
                 Ok(Some(message)) => {
                     endings.answered = true;
-                    heads.push(Head { rank: rank(&reply.backend, &message), message, reply });
+                    match rank(&reply.backend, &message) {
+                        Some(rank) => heads.push(Head { rank, message, reply }),
+                        None => passed_over.push(reply),
+                    }
                 }
                 Ok(None) => endings.answered = true,
                 Err(error) => endings.note(question, &reply.backend, Err(error)),
             }
+        }
+        if !passed_over.is_empty() {
+            waited_for = passed_over;
+            continue;
         }
         let ranks = heads.iter().enumerate();
         let Some((highest, _)) = ranks.max_by(|(_, a), (_, b)| a.rank.cmp(&b.rank)) else {

@@ -48,7 +48,7 @@ pub async fn prune(proxy: &Proxy, call: Call) -> CallResult {
             .into_iter()
             .map(|backend| async move {
                 let end = match question.ask_for_work(Arc::clone(&backend)).await {
-                    Ok(reply) => forward(reply, sender, |_, _| {}).await,
+                    Ok(reply) => forward(reply, sender, |_, _| true).await,
                     Err(error) => Ok(Err(error)),
                 };
                 (backend, end)

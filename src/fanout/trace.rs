@@ -15,6 +15,7 @@ pub async fn export(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
     let trace = message.read(first_trace).await.ok().flatten();
+    let trace = trace.map(|trace| TraceId::new(trace, client.identity.as_ref()));
     // One trace may be that of many builds; those on the caller's own connection come first.
     let keys = trace.map(|trace| {
         [BindingKey::TraceOnConnection(trace, client.connection), BindingKey::Trace(trace)]
@@ -34,10 +35,10 @@ pub async fn export(proxy: &Proxy, call: Call) -> CallResult {
 /// The trace id of the first span that has one.
 ///
 /// Numbers: opentelemetry-proto collector/trace/v1/trace_service.proto and trace/v1/trace.proto.
-fn first_trace(export: &[u8]) -> Result<Option<TraceId>, Malformed> {
+fn first_trace(export: &[u8]) -> Result<Option<[u8; 16]>, Malformed> {
     /// ExportTraceServiceRequest.resource_spans, ResourceSpans.scope_spans, ScopeSpans.spans, Span.trace_id.
     const PATH: [u32; 4] = [1, 2, 2, 1];
-    fn find(message: &[u8], path: &[u32]) -> Result<Option<TraceId>, Malformed> {
+    fn find(message: &[u8], path: &[u32]) -> Result<Option<[u8; 16]>, Malformed> {
         let Some((number, deeper)) = path.split_first() else {
             return Ok(message.try_into().ok());
         };

@@ -2,7 +2,7 @@
 
 mod clip;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::join_all;
 
 use self::clip::fitting;
@@ -15,7 +15,7 @@ use crate::{
     call::{Call, CallResult},
     error::{ProxyError, ok_trailers, trailers_only},
     proxy::Proxy,
-    wire::{self, MAX_MESSAGE_LEN, PREFIX_LEN, Payload},
+    wire::{self, MAX_MESSAGE_LEN, Payload},
 };
 
 /// What is handed to the client at a time, so that the rest stays where it is counted.
@@ -63,7 +63,7 @@ pub async fn disk_usage(proxy: &Proxy, call: Call) -> CallResult {
         "the fleet's disk usage is larger than one gRPC message may be; use a filter",
     ))?;
     drop(usages);
-    let mut left = framed(&usage);
+    let mut left = wire::frame(&usage);
     Ok(merge::respond(proxy, headers, |sender| async move {
         while !left.is_empty() {
             let piece = left.split_to(left.len().min(PIECE_LEN));
@@ -85,12 +85,4 @@ async fn read(reply: &mut Reply) -> Result<Vec<Bytes>, ReplyError> {
         });
     }
     Ok(payloads)
-}
-
-fn framed(payload: &[u8]) -> Bytes {
-    let mut framed = BytesMut::with_capacity(PREFIX_LEN + payload.len());
-    framed.put_u8(0);
-    framed.put_u32(u32::try_from(payload.len()).unwrap_or(u32::MAX));
-    framed.put_slice(payload);
-    framed.freeze()
 }

@@ -26,6 +26,12 @@ pub enum SolveField<'a> {
         /// Its value.
         value: &'a [u8],
     },
+    /// Something that it asks to be allowed to do.
+    Entitlement(&'a [u8]),
+    /// An exporter. Its attributes come after it, each as [`SolveField::ExporterAttr`].
+    Exporter(CacheEntry<'a>),
+    /// The kind of the one exporter of clients before v0.13.
+    OldExporter(&'a [u8]),
     /// An attribute of an exporter.
     ExporterAttr {
         /// Its name.
@@ -50,11 +56,24 @@ pub enum Cache<'a> {
     OldImport(&'a [u8]),
 }
 
-/// A serialised CacheOptionsEntry.
+/// A serialised CacheOptionsEntry or Exporter: a kind, and attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheEntry<'a>(&'a [u8]);
 
 impl<'a> CacheEntry<'a> {
+    /// Calls `visit` with each value of its kind; a daemon takes the last.
+    ///
+    /// # Errors
+    /// The entry is no protobuf message.
+    pub fn kinds(self, mut visit: impl FnMut(&'a [u8])) -> Result<(), Malformed> {
+        for field in Fields::new(self.0) {
+            if let (1, Value::Bytes(kind)) = field? {
+                visit(kind);
+            }
+        }
+        Ok(())
+    }
+
     /// Calls `visit` with the name and value of each attribute.
     ///
     /// # Errors
@@ -76,6 +95,7 @@ pub fn visit_fields<'a>(
         match field? {
             (1, Value::Bytes(id)) => visit(SolveField::Ref(id)),
             (2, Value::Bytes(definition)) => visit(SolveField::Definition(definition)),
+            (3, Value::Bytes(kind)) => visit(SolveField::OldExporter(kind)),
             (4, Value::Bytes(attr)) => {
                 let (name, value) = entry(attr)?;
                 visit(SolveField::ExporterAttr { name, value });
@@ -86,8 +106,10 @@ pub fn visit_fields<'a>(
                 visit(SolveField::Option { name, value });
             }
             (8, Value::Bytes(cache)) => caches(cache, |cache| visit(SolveField::Cache(cache)))?,
+            (9, Value::Bytes(name)) => visit(SolveField::Entitlement(name)),
             (11, Value::Number(internal)) => visit(SolveField::Internal(internal != 0)),
             (13, Value::Bytes(exporter)) => {
+                visit(SolveField::Exporter(CacheEntry(exporter)));
                 attrs(exporter, |name, value| visit(SolveField::ExporterAttr { name, value }))?;
             }
             (15, Value::Bytes(id)) => visit(SolveField::SourcePolicySession(id)),

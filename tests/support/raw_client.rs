@@ -1,6 +1,6 @@
 //! A client that speaks a build's calls one by one, each over any connection.
 
-use std::time::Duration;
+use std::{path::Path, sync::Arc, time::Duration};
 
 use buildkit_lb::wire::{
     self,
@@ -12,7 +12,14 @@ use h2::{
     client::{ResponseFuture, SendRequest},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
-use tokio::net::TcpStream;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 
 const CONTROL: &str = "/moby.buildkit.v1.Control/";
 const BRIDGE: &str = "/moby.buildkit.v1.frontend.LLBBridge/";
@@ -83,6 +90,29 @@ impl RawClient {
         Self::with_window(stream, 0).await
     }
 
+    /// Connects to `socket` with the certificate in `directory`, to a server that is called by its address.
+    pub(crate) async fn connect_tls(socket: &str, directory: &Path) -> Self {
+        let file = |name: &str| std::fs::read(directory.join(name)).expect("a file");
+        let mut roots = RootCertStore::empty();
+        let ca = CertificateDer::from_pem_slice(&file("ca.crt")).expect("a certificate");
+        roots.add(ca).expect("an authority");
+        let certificate = CertificateDer::from_pem_slice(&file("tls.crt")).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_slice(&file("tls.key")).expect("a key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![certificate], key)
+            .expect("a key of the certificate");
+        let stream = TcpStream::connect(socket).await.expect("the proxy accepts");
+        let _ = stream.set_nodelay(true);
+        let address = stream.peer_addr().expect("connected").ip();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let stream = connector.connect(address.into(), stream).await.expect("a handshake");
+        Self::speak(stream, 65_535).await
+    }
+
     /// Speaks on `stream`.
     pub(crate) async fn over(stream: TcpStream) -> Self {
         Self::with_window(stream, 65_535).await
@@ -90,6 +120,13 @@ impl RawClient {
 
     async fn with_window(stream: TcpStream, stream_window: u32) -> Self {
         let _ = stream.set_nodelay(true);
+        Self::speak(stream, stream_window).await
+    }
+
+    async fn speak(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        stream_window: u32,
+    ) -> Self {
         let (sender, connection) = h2::client::Builder::new()
             .max_header_list_size(16 << 20)
             .initial_max_send_streams(100)

@@ -17,6 +17,7 @@ use crate::{
     call::{Call, CallResult},
     error::{ProxyError, chain, ok_response},
     ids::{BindingKey, TraceId},
+    ownership::Owned,
     proxy::Proxy,
     relay::{Body, ResetError, Words},
 };
@@ -32,11 +33,11 @@ pub(in crate::builds) fn session(
     proxy: &Proxy,
     call: Call,
     key: BindingKey,
-    trace: Option<TraceId>,
+    (trace, owned): (Option<TraceId>, Option<Owned>),
     mut kept: Kept,
 ) -> CallResult {
     kept.charge_metadata(&call.parts.headers)?;
-    let held = Held { proxy: proxy.clone(), call, key, trace, kept };
+    let held = Held { proxy: proxy.clone(), call, key, trace, owned, kept };
     Ok(answer(proxy, preface::opening(), |words| held.go_on(words)))
 }
 
@@ -45,12 +46,13 @@ struct Held {
     call: Call,
     key: BindingKey,
     trace: Option<TraceId>,
+    owned: Option<Owned>,
     kept: Kept,
 }
 
 impl Held {
     async fn go_on(self, words: Words) -> CallResult {
-        let Self { proxy, mut call, key, trace, mut kept } = self;
+        let Self { proxy, mut call, key, trace, owned, mut kept } = self;
         let bound = tokio::select! {
             biased;
             bound = bind_session(&proxy, &key, trace, &call.client, SESSION_PARK - HOLD_AFTER) => bound,
@@ -66,7 +68,7 @@ impl Held {
         };
         let backend = bound.0.binding.link.backend().name().to_owned();
         let received = preface::without_confirmation(&kept.into_bytes());
-        let response = join_session(&proxy, call, &key, trace, bound, received).await?;
+        let response = join_session(&proxy, call, &key, (trace, owned), bound, received).await?;
         without_preface(response, backend, words).await
     }
 }

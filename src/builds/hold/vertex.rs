@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     fn vertex(build: &str) -> Vertex {
-        let id = Id::new(build.as_bytes()).expect("valid");
+        let id = Id::new(build.as_bytes(), None).expect("valid");
         Vertex::new(&id, SystemTime::UNIX_EPOCH + Duration::from_secs(10))
     }
 

@@ -39,11 +39,11 @@ pub(super) async fn follow(
     replies: Vec<Reply>,
     sender: &Sender,
 ) -> Result<HeaderMap, Gone> {
-    let live = !query.early_exit;
+    let live = !query.early_exit && query.holder.is_none();
     let any_event = AtomicBool::new(false);
     let seen = |backend: &Backend, message: &Bytes| {
         any_event.store(true, Ordering::Relaxed);
-        learn(&question.proxy, backend, message);
+        learn(question, backend, message).is_some()
     };
     let mut followed: HashSet<Arc<str>> = HashSet::new();
     let mut streams: FuturesUnordered<Stream<'_>> = FuturesUnordered::new();
@@ -95,7 +95,7 @@ async fn join(
     question: &Question,
     backend: Arc<Backend>,
     sender: &Sender,
-    seen: impl FnMut(&Backend, &Bytes),
+    seen: impl FnMut(&Backend, &Bytes) -> bool,
 ) -> Result<Result<(), ReplyError>, Gone> {
     match question.ask(backend).await {
         Ok(reply) => forward(reply, sender, seen).await,

@@ -1,0 +1,155 @@
+//! What rules allow a client, with real clients and daemons.
+
+#![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
+
+mod support;
+
+use std::{
+    path::PathBuf,
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use support::{
+    buildkitd::Buildkitd,
+    certificates::{Authority, Request},
+    client::{Context, build, buildctl_tls, run, text},
+    eventually,
+    proxy::Proxy,
+    registry::Registry,
+};
+
+/// Nobody but these clients may do anything; `strict` may do little, `ops` much.
+const RULES: &str = "
+listen = 'tcp://127.0.0.1:0'
+
+[[access]]
+clients = ['ops']
+operations = ['build', 'prune', 'disk-usage']
+history = 'all'
+content = 'all'
+entitlements = ['*']
+
+[[access]]
+clients = ['strict', 'spiffe://example.org/*']
+exporters = ['local', 'image']
+cache-exporters = ['inline']
+push = ['*/own/*']
+max-builds = 1
+";
+
+/// A proxy with these rules in front of one daemon, and clients by their names.
+struct Fixture {
+    proxy: Proxy,
+    authority: Authority,
+    registry: Registry,
+    _daemon: Buildkitd,
+}
+
+impl Fixture {
+    fn start() -> Self {
+        let daemon = Buildkitd::start("only");
+        let authority = Authority::new("of clients");
+        let own = authority.directory("proxy", &Request::SERVER);
+        let proxy = Proxy::in_front_of([&daemon]).file(RULES);
+        let proxy = proxy.args(&["--tls-dir", own.to_str().expect("UTF-8")]).start();
+        proxy.wait_ready(1, Duration::from_secs(10));
+        Self { proxy, authority, registry: Registry::start(), _daemon: daemon }
+    }
+
+    fn certificate(&self, name: &'static str) -> PathBuf {
+        self.authority.directory(name, &Request { name, ..Request::CLIENT })
+    }
+
+    /// What becomes of `buildctl` with these arguments by this client.
+    fn buildctl(&self, name: &'static str, args: &[&str]) -> Output {
+        run(buildctl_tls(&self.proxy.addr(), &self.certificate(name)).args(args))
+    }
+
+    /// What becomes of a build of this client's with more arguments.
+    fn build(&self, name: &'static str, args: &[&str]) -> Output {
+        let context = Context::busybox("RUN echo built");
+        let command = buildctl_tls(&self.proxy.addr(), &self.certificate(name));
+        let mut command = build(command, &context);
+        run(command.env("DOCKER_CONFIG", self.registry.docker_config()).args(args))
+    }
+}
+
+/// Fails unless the client prints the refusal as that of its Solve, and nothing else went wrong.
+fn denied(output: &Output, what: &str) {
+    let told = text(output);
+    assert!(
+        !output.status.success() && told.contains("PermissionDenied") && told.contains(what),
+        "{told}"
+    );
+    for other in ["failed to receive status", "no such job", "failed to read dockerfile"] {
+        assert!(!told.contains(other), "{told}");
+    }
+}
+
+fn allowed(output: &Output) {
+    assert!(output.status.success(), "{}", text(output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_kind_of_thing_is_refused_to_one_client_and_allowed_to_another() {
+    let fixture = Fixture::start();
+    let registry = &fixture.registry;
+    let image = |path: &str| format!("type=image,name={},push=true", registry.image(path));
+    let cache = format!("type=registry,ref={}", registry.image("own/cache:1"));
+    let out = tempfile::tempdir().expect("a directory");
+    let local = format!("type=local,dest={}", out.path().display());
+    let oci = format!("type=oci,dest={}", out.path().join("oci").display());
+
+    allowed(&fixture.build("strict", &["--output", &local]));
+    allowed(&fixture.build("strict", &["--output", &image("own/app:1")]));
+    denied(&fixture.build("strict", &["--output", &image("other/app:1")]), "may not push to");
+    denied(&fixture.build("strict", &["--output", &oci]), "may not use the exporter `oci`");
+    denied(
+        &fixture.build("strict", &["--export-cache", &cache]),
+        "may not use the cache exporter `registry`",
+    );
+    let network = ["--allow", "network.host"];
+    denied(&fixture.build("strict", &network), "may not use the entitlement `network.host`");
+    denied(&fixture.build("nobody", &[]), "client nobody may not use the pool");
+
+    allowed(&fixture.build("ops", &["--output", &oci]));
+    allowed(&fixture.build("ops", &["--output", &image("other/app:1")]));
+    allowed(&fixture.build("ops", &["--export-cache", &cache]));
+    allowed(&fixture.build("ops", &network));
+
+    denied(&fixture.buildctl("strict", &["prune"]), "may not delete build caches");
+    denied(&fixture.buildctl("strict", &["du"]), "may not list build caches");
+    allowed(&fixture.buildctl("ops", &["du"]));
+    let all = text(&fixture.buildctl("ops", &["debug", "histories"]));
+    let own = text(&fixture.buildctl("strict", &["debug", "histories"]));
+    assert!(all.lines().count() > own.lines().count() && own.lines().count() > 1, "{all}\n{own}");
+    allowed(&fixture.buildctl("ops", &["prune"]));
+
+    let sessions = fixture.proxy.records("stream rejected");
+    assert!(sessions.iter().all(|record| record["reason"] == "denied"), "{sessions:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_runs_no_more_builds_at_once_than_it_may() {
+    let fixture = Fixture::start();
+    let context = Context::busybox("RUN until test -e /go; do sleep 0.1; done");
+    let command = buildctl_tls(&fixture.proxy.addr(), &fixture.certificate("strict"));
+    let mut command = build(command, &context);
+    let mut running = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("runs");
+    eventually("the build runs", Duration::from_secs(20), || {
+        let builds = fixture.proxy.status()["builds"].as_array().map_or(0, Vec::len);
+        (builds == 1).then_some(())
+    });
+    let status = fixture.proxy.status();
+    assert_eq!(status["builds"][0]["identity"], "strict", "{status}");
+    let second = fixture.build("strict", &[]);
+    assert!(text(&second).contains("client strict may run 1 builds at once"), "{}", text(&second));
+    allowed(&fixture.build("ops", &[]));
+    running.kill().expect("it runs");
+    running.wait().expect("it has ended");
+    eventually("the build is gone", Duration::from_secs(20), || {
+        fixture.proxy.status()["builds"].as_array().is_some_and(Vec::is_empty).then_some(())
+    });
+    allowed(&fixture.build("strict", &[]));
+}

@@ -1,0 +1,307 @@
+//! What is one client's is nobody else's: two clients with certificates, and every call that has an id in it.
+
+#![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
+
+mod support;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use buildkit_lb::wire::{
+    self,
+    control::{Attr, BuildHistoryRequest, RefRequest, SolveRequest},
+};
+use bytes::Bytes;
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, join_all},
+};
+use support::{
+    buildkitd::Buildkitd,
+    certificates::{Authority, Request},
+    client::{Context, build, buildctl_tls, run, succeed, text},
+    eventually,
+    fake_daemon::FakeDaemon,
+    proxy::{Builder, Proxy},
+    raw_client::{Ended, RawClient},
+};
+
+const CONTROL: &str = "/moby.buildkit.v1.Control/";
+
+/// Methods of LLBBridge; a newer client may know more.
+const BRIDGE: [&str; 18] = [
+    "Evaluate",
+    "ExecProcess",
+    "Inputs",
+    "NewContainer",
+    "Ping",
+    "ReadDir",
+    "ReadDirContainer",
+    "ReadFile",
+    "ReadFileContainer",
+    "ReleaseContainer",
+    "ResolveImageConfig",
+    "ResolveSourceMeta",
+    "Return",
+    "Solve",
+    "StatFile",
+    "StatFileContainer",
+    "Warn",
+    "FromTheFuture",
+];
+
+/// The id of the owner's build, session and blob.
+const OWN: &str = "x7h2k9-of-the-owner";
+
+/// Clients `a` and `b` of one authority, each with a directory of its certificate.
+struct Clients {
+    a: PathBuf,
+    b: PathBuf,
+    _authority: Authority,
+}
+
+/// A proxy that asks its clients for certificates, and two of them.
+fn start(builder: Builder) -> (Proxy, Clients) {
+    let authority = Authority::new("of clients");
+    let own = authority.directory("proxy", &Request::SERVER);
+    let client = |name| authority.directory(name, &Request { name, ..Request::CLIENT });
+    let (a, b) = (client("a"), client("b"));
+    let proxy = builder.args(&["--tls-dir", own.to_str().expect("UTF-8")]).start();
+    (proxy, Clients { a, b, _authority: authority })
+}
+
+/// A call with an id in it: what it is, and how it ends for a client that makes it with the id given.
+type Case = (String, Box<dyn Fn(RawClient, &'static str) -> BoxFuture<'static, Ended>>);
+
+fn case<F>(name: &str, call: impl Fn(RawClient, &'static str) -> F + 'static) -> Case
+where
+    F: Future<Output = Ended> + Send + 'static,
+{
+    (name.to_owned(), Box::new(move |client, id| call(client, id).boxed()))
+}
+
+fn attr(key: &str, value: &str) -> Attr {
+    Attr { key: key.to_owned().into(), value: value.to_owned().into() }
+}
+
+/// A Solve of a build and a session of its own that names the session `id` in one way or another.
+fn naming(id: &'static str, way: &str) -> SolveRequest {
+    let mut request = SolveRequest {
+        r#ref: format!("own-{way}-{id}").into(),
+        session: "".into(),
+        ..Default::default()
+    };
+    match way {
+        "session" => request.session = id.into(),
+        "local-sessionid" => request.frontend_attrs = vec![attr("local-sessionid:context", id)],
+        _ => request.source_policy_session = id.into(),
+    }
+    request
+}
+
+async fn ask(client: RawClient, path: String, headers: Vec<(&str, &str)>, message: Bytes) -> Ended {
+    client.send(&path, &headers, message).await.ended().await
+}
+
+/// Every call that may have the id of somebody else's build, session or blob in it.
+fn cases() -> Vec<Case> {
+    let mut cases = vec![
+        case("Status", |client, id| async move { client.by_ref("Status", id).await.ended().await }),
+        case("UpdateBuildHistory", |client, id| async move {
+            client.by_ref("UpdateBuildHistory", id).await.ended().await
+        }),
+        case("ListenBuildHistory", |client, id| {
+            let request =
+                BuildHistoryRequest { r#ref: id.into(), early_exit: true, ..Default::default() };
+            ask(client, format!("{CONTROL}ListenBuildHistory"), vec![], wire::encode(&request))
+        }),
+        case("FromTheFuture", |client, id| {
+            let headers = vec![("buildkit-controlapi-buildid", id)];
+            ask(client, format!("{CONTROL}FromTheFuture"), headers, wire::frame(&[]))
+        }),
+    ];
+    for method in ["Info", "Read"] {
+        cases.push(case(&format!("Content {method}"), move |client, id| {
+            let message = wire::encode(&RefRequest { r#ref: id.into() });
+            ask(
+                client,
+                format!("/containerd.services.content.v1.Content/{method}"),
+                vec![],
+                message,
+            )
+        }));
+    }
+    for method in BRIDGE {
+        let result = wire::frame(&[1 << 3 | 2, 0]);
+        cases.push(case(method, move |client, id| {
+            let headers = vec![("buildkit-controlapi-buildid", id)];
+            ask(
+                client,
+                format!("/moby.buildkit.v1.frontend.LLBBridge/{method}"),
+                headers,
+                result.clone(),
+            )
+        }));
+    }
+    for way in ["session", "local-sessionid", "source-policy"] {
+        cases.push(case(&format!("Solve naming it by {way}"), move |client, id| {
+            ask(client, format!("{CONTROL}Solve"), vec![], wire::encode(&naming(id, way)))
+        }));
+    }
+    cases
+}
+
+/// Code, text, marker and messages of an answer.
+type Told = (Option<i32>, String, Option<String>, Bytes);
+
+/// All that a client is told, without the id that it has asked for.
+fn told(ended: &Ended, id: &str) -> Told {
+    let message = ended.message();
+    // A session is told by digits that stand for it.
+    let message = match message.strip_prefix("no active session for ") {
+        Some(_) => "no active session".to_owned(),
+        None => message.replace(id, "ID"),
+    };
+    (ended.code(), message, ended.marker().map(str::to_owned), ended.body.clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_anothers_is_answered_as_what_is_not_there() {
+    let daemon = FakeDaemon::start("f").await;
+    let (proxy, clients) = start(Builder::default().backend(&daemon.backend()));
+    let owner = RawClient::connect_tls(&proxy.socket(), &clients.a).await;
+    let _session = owner.session(OWN).await;
+    let _solve = owner.solve(OWN, OWN).await;
+    eventually("the build runs", Duration::from_secs(10), || {
+        (!daemon.seen("Solve").is_empty() && !daemon.seen("Session").is_empty()).then_some(())
+    });
+    let (cases, socket) = (cases(), proxy.socket());
+    // Each of both kinds at the same time, so that both meet the same machine.
+    let (foreign, unknown) = tokio::join!(
+        join_all(cases.iter().map(|case| outcome(case, &socket, &clients.b, OWN))),
+        join_all(cases.iter().map(|case| outcome(case, &socket, &clients.b, "unknown"))),
+    );
+    for ((name, foreign, took), (_, unknown, as_long_as)) in foreign.iter().zip(&unknown) {
+        assert_eq!(foreign, unknown, "{name}");
+        let (shorter, longer) = (took.min(as_long_as), took.max(as_long_as));
+        assert!(*longer < 2 * *shorter + Duration::from_secs(1), "{name}: {took:?} {as_long_as:?}");
+    }
+    // Nothing of it came to the daemon, which knows ids alone.
+    let reached = daemon.seen("").into_iter().filter(|seen| seen.id() == OWN).count();
+    assert_eq!(reached, 2, "{:?}", daemon.seen(""));
+    // The owner is served. A blob is known to be its own once it has asked for the record.
+    // What lasts as long as a build is left out, too.
+    let others = ["Solve", "Status", "ExecProcess", "Content"];
+    for (name, call) in
+        cases.iter().filter(|(name, _)| !others.iter().any(|other| name.contains(other)))
+    {
+        let ended = call(owner.clone(), OWN).await;
+        assert!(ended.marker().is_none(), "{name}: {ended:?}");
+    }
+}
+
+/// What a case is called, what the client of `directory` is told, and how long that took.
+async fn outcome(
+    (name, call): &Case,
+    socket: &str,
+    directory: &Path,
+    id: &'static str,
+) -> (String, Told, Duration) {
+    let client = RawClient::connect_tls(socket, directory).await;
+    let began = Instant::now();
+    let ended = call(client, id).await;
+    (name.clone(), told(&ended, id), began.elapsed())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_with_anothers_uuid_is_another_session_in_the_daemon() {
+    let daemon = FakeDaemon::start("f").await;
+    let (proxy, clients) = start(Builder::default().backend(&daemon.backend()));
+    let [a, b] = [&clients.a, &clients.b];
+    let owner = RawClient::connect_tls(&proxy.socket(), a).await;
+    let _session = owner.session("s").await;
+    let _solve = owner.solve("r", "s").await;
+    eventually("the session is open", Duration::from_secs(10), || {
+        (daemon.seen("Session").len() == 1).then_some(())
+    });
+    let other = RawClient::connect_tls(&proxy.socket(), b).await;
+    let _other =
+        other.session("s").await.answered().await.expect("a session, as any that nobody names");
+    // The proxy answers a Session that waits before it has come to a daemon.
+    let ids: Vec<_> = eventually("it comes to the daemon", Duration::from_secs(20), || {
+        let seen = daemon.seen("Session");
+        (seen.len() == 2).then(|| seen.iter().map(support::fake_daemon::Seen::id).collect())
+    });
+    assert!(ids[0] == "s" && ids[1] != "s", "{ids:?}");
+    // And a build with the ref of the other's is none at all.
+    let ended = other.solve("r", "").await.ended().await;
+    assert_eq!((ended.code(), ended.marker()), (Some(6), Some("ref_taken")), "{ended:?}");
+}
+
+fn records(proxy: &Proxy, client: &Path) -> String {
+    text(&run(buildctl_tls(&proxy.addr(), client).args(["debug", "histories"])))
+}
+
+fn control(proxy: &Proxy, client: &Path, args: &[&str]) -> std::process::Output {
+    run(buildctl_tls(&proxy.addr(), client).args(args))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_and_blobs_of_real_builds_are_their_owners() {
+    let daemon = Buildkitd::start("only");
+    let (proxy, clients) = start(Proxy::in_front_of([&daemon]));
+    proxy.wait_ready(1, Duration::from_secs(10));
+    let context = Context::busybox("RUN echo of-a");
+    succeed(&mut build(buildctl_tls(&proxy.addr(), &clients.a), &context));
+    let ended = eventually("the build's record", Duration::from_secs(5), || {
+        proxy.records("build ended").into_iter().next()
+    });
+    assert_eq!(
+        (&ended["identity"], &ended["client"]),
+        (&"a".into(), &"127.0.0.1".into()),
+        "{ended}"
+    );
+    let build = ended["ref"].as_str().expect("a ref");
+    assert!(records(&proxy, &clients.a).contains(build));
+    assert!(!records(&proxy, &clients.b).contains(build), "{}", records(&proxy, &clients.b));
+    // The blob of its trace comes a moment after the build.
+    eventually("the build's trace", Duration::from_secs(20), || {
+        let trace = control(&proxy, &clients.a, &["debug", "logs", "--trace", build]);
+        trace.status.success().then_some(())
+    });
+    for args in [
+        &["debug", "ctl", "--pin", build][..],
+        &["debug", "ctl", "--delete", build],
+        &["debug", "logs", build],
+    ] {
+        let refused = control(&proxy, &clients.b, args);
+        assert!(!refused.status.success(), "{args:?}: {}", text(&refused));
+        let unknown: Vec<_> =
+            args.iter().map(|arg| if *arg == build { "unknown" } else { arg }).collect();
+        let unknown = control(&proxy, &clients.b, &unknown);
+        assert_eq!(text(&refused).replace(build, "unknown"), text(&unknown), "{args:?}");
+    }
+    assert!(records(&proxy, &clients.a).contains(build), "nothing has been deleted");
+    let deleted = control(&proxy, &clients.a, &["debug", "ctl", "--delete", build]);
+    assert!(deleted.status.success(), "{}", text(&deleted));
+    assert!(!records(&proxy, &clients.a).contains(build));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_names_nobody_is_refused_and_the_log_says_why() {
+    let daemon = FakeDaemon::start("f").await;
+    let file = "listen = 'tcp://127.0.0.1:0'\n[[identity]]\nfrom = 'email'\n";
+    let (proxy, clients) = start(Builder::default().backend(&daemon.backend()).file(file));
+    let refused = control(&proxy, &clients.a, &["debug", "workers"]);
+    assert!(!refused.status.success(), "{}", text(&refused));
+    let told = eventually("it is told", Duration::from_secs(10), || {
+        proxy.records("TLS handshake failed").into_iter().next()
+    });
+    assert_eq!(told["reason"], "tls_no_name", "{told}");
+    assert!(
+        told["error"].as_str().expect("a text").contains("no email that a rule takes"),
+        "{told}"
+    );
+}
