@@ -19,6 +19,7 @@ use crate::{
     drain_client,
     error::Chain,
     explain::{Parameters, explain},
+    explain_access::{self, explain_access},
     io::moderation,
     shutdown::Signals,
     telemetry::{Log, LogFormat, LogLevel},
@@ -50,6 +51,8 @@ enum Command {
     PrintConfig(Options),
     /// Print the affinity key of a build, the source of the key, and how the backends rank for it.
     ExplainKey(ExplainOptions),
+    /// Print the name that a certificate gives a client, and what that client may do.
+    ExplainAccess(ExplainAccessOptions),
     /// Drain a daemon at every proxy: ask for no more builds, and wait until its builds have ended.
     DrainBackend(drain_client::Options),
     /// Print a completion script for a shell.
@@ -86,6 +89,14 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
+#[derive(Debug, Args)]
+struct ExplainAccessOptions {
+    #[command(flatten)]
+    parameters: explain_access::Parameters,
+    #[command(flatten)]
+    options: Options,
+}
+
 /// Runs the command line and says how it went.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -104,6 +115,12 @@ pub fn run() -> ExitCode {
         Command::PrintConfig(options) => with_config(options, |config| print(&config.to_toml())),
         Command::ExplainKey(ExplainOptions { options, parameters }) => {
             with_config(options, |config| match explain(&config, &parameters) {
+                Ok(explanation) => print(&explanation.to_string()),
+                Err(error) => failed(&error),
+            })
+        }
+        Command::ExplainAccess(ExplainAccessOptions { options, parameters }) => {
+            with_config(options, |config| match explain_access(&config, &parameters) {
                 Ok(explanation) => print(&explanation.to_string()),
                 Err(error) => failed(&error),
             })

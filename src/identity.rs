@@ -12,7 +12,7 @@ use std::{
     sync::OnceLock,
 };
 
-pub use self::rules::Rules;
+pub use self::{certificate::first as first_certificate, rules::Rules};
 
 /// The longest name. A SPIFFE ID may be longer, but stands in each record of its client's builds.
 pub const MAX_NAME_LEN: usize = 256;

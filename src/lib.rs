@@ -3,7 +3,7 @@
 //! The modules, in the order a byte travels. A module may use only those that stand after it; a test,
 //! `tests/layout.rs`, holds the code to this list:
 //!
-//! - [`cli`] command line, [`explain`] what the proxy would decide, [`drain_client`] drains a daemon at
+//! - [`cli`] command line, [`explain`] and [`explain_access`] what the proxy would decide, [`drain_client`] drains a daemon at
 //!   all proxies
 //! - [`app`] the composition root, [`admin`] metrics and status, [`scaler`] tells KEDA how many builds there
 //!   are, [`pool`] the composition root of one pool; [`config`] settings
@@ -54,6 +54,7 @@ pub mod discovery;
 pub mod drain_client;
 pub mod error;
 pub mod explain;
+pub mod explain_access;
 pub mod fanout;
 pub mod first_message;
 pub mod fleet;

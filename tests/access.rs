@@ -1,4 +1,4 @@
-//! What rules allow a client, with real clients and daemons.
+//! What rules allow a client, with real clients and daemons; and what `explain-access` says of it.
 
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
@@ -152,4 +152,43 @@ async fn a_client_runs_no_more_builds_at_once_than_it_may() {
         fixture.proxy.status()["builds"].as_array().is_some_and(Vec::is_empty).then_some(())
     });
     allowed(&fixture.build("strict", &[]));
+}
+
+#[test]
+fn explain_access_tells_what_a_certificate_would_be_and_may_do() {
+    let authority = Authority::new("of clients");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), RULES).expect("written");
+    let explain = |certificate: Option<PathBuf>| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_buildkit-lb"));
+        command.args(["explain-access", "--backend", "tcp://b:1", "--config"]).arg(file.path());
+        certificate.iter().for_each(|file| {
+            command.arg("--certificate").arg(file);
+        });
+        run(&mut command)
+    };
+    let spiffe = Request { names: &["spiffe://example.org/ci"], ..Request::CLIENT };
+    let told = text(&explain(Some(authority.directory("spiffe", &spiffe).join("cert.pem"))));
+    for line in [
+        "name             spiffe://example.org/ci\nfrom             spiffe\nrule             2\n",
+        "operations       build\nhistory          own\ncontent          own\nentitlements     none\n",
+        "pools            any\nexporters        local, image\ncache-exporters  inline\npush             */own/*\n",
+        "max-builds       1\n",
+    ] {
+        assert!(told.contains(line), "{line}\n{told}");
+    }
+    let other =
+        text(&explain(Some(authority.directory("other", &Request::CLIENT).join("tls.crt"))));
+    assert!(
+        other.contains("name             client\n") && other.contains("it may do nothing"),
+        "{other}"
+    );
+    let none = text(&explain(None));
+    assert!(
+        none.contains("a client without a certificate") && none.contains("pools            none"),
+        "{none}"
+    );
+    let key = explain(Some(authority.directory("other", &Request::CLIENT).join("tls.key")));
+    assert_eq!(key.status.code(), Some(1));
+    assert!(text(&key).contains("the certificate cannot be read"), "{}", text(&key));
 }

@@ -1,7 +1,8 @@
 //! The names in a certificate.
 
 use x509_parser::{
-    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _, x509::X509Name,
+    certificate::X509Certificate, extensions::GeneralName, pem::Pem, prelude::FromDer as _,
+    x509::X509Name,
 };
 
 use super::NoName;
@@ -89,6 +90,20 @@ impl<'a> Certificate<'a> {
         };
         Ok(names.filter_map(value).collect())
     }
+}
+
+/// The first certificate of a file, in DER: of one in PEM its first block, else all of it.
+///
+/// # Errors
+/// A file in PEM holds no certificate.
+pub fn first(file: &[u8]) -> Result<Vec<u8>, NoName> {
+    const BEGIN: &[u8] = b"-----BEGIN ";
+    if !file.windows(BEGIN.len()).any(|bytes| bytes == BEGIN) {
+        return Ok(file.to_vec());
+    }
+    let mut blocks = Pem::iter_from_buffer(file).map_while(Result::ok);
+    let certificate = blocks.find(|block| block.label == "CERTIFICATE");
+    certificate.map(|block| block.contents).ok_or(NoName::NotACertificate)
 }
 
 /// The values of an attribute of the subject.

@@ -175,3 +175,15 @@ fn sample() -> Vec<u8> {
     };
     SAMPLE.get_or_init(make).clone()
 }
+
+#[test]
+fn a_file_begins_with_the_certificate_in_pem_or_is_one_in_der() {
+    let key = KeyPair::generate().expect("a key");
+    let leaf = CertificateParams::default().self_signed(&key).expect("a certificate");
+    let der = leaf.der().to_vec();
+    assert_eq!(first_certificate(&der), Ok(der.clone()));
+    let chain = format!("{}{}{}", key.serialize_pem(), leaf.pem(), leaf.pem());
+    assert_eq!(first_certificate(chain.as_bytes()), Ok(der));
+    let key = first_certificate(key.serialize_pem().as_bytes());
+    assert_eq!(key, Err(NoName::NotACertificate));
+}
