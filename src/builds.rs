@@ -268,11 +268,13 @@ pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
     };
     let mut kept = Kept::new(proxy.account(), &client, MAX_PARKED_LEN);
     let caller = Caller { connection: client.connection, trace };
-    let link = status_link(proxy, &client, trace, &id);
-    let link = kept.during(&mut rest, async { message.during(link).await? });
-    let key = BindingKey::Build(id.clone());
-    let link = hold::unless_queued(proxy, &key, caller, hold::HOLD_AFTER, link).await;
-    let (link, byte_counts) = match link {
+    let found = {
+        let link = status_link(proxy, &client, trace, &id);
+        let link = pin!(kept.during(&mut rest, async { message.during(link).await? }));
+        let key = BindingKey::Build(id.clone());
+        hold::unless_queued(proxy, &key, caller, hold::HOLD_AFTER, link).await
+    };
+    let (link, byte_counts) = match found {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => return refuse::status(error),
         Err(queued) => {
@@ -339,9 +341,9 @@ pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
     let trace = ids::trace(&parts.headers, client.identity.as_ref());
     let caller = Caller { connection: client.connection, trace };
     let found = {
-        let link = bridge_link(proxy, &client, trace, &id);
+        let link = Box::pin(bridge_link(proxy, &client, trace, &id));
         let link = async { message.during(link).await? };
-        let link = parked(proxy.account(), &client, &mut rest, link);
+        let link = pin!(parked(proxy.account(), &client, &mut rest, link));
         let end_probe = || {
             let ended = !failed && proxy.capabilities.probes.end(&id, &client);
             ended.then(|| Body::answer(EMPTY_MESSAGE))
@@ -475,10 +477,10 @@ async fn status_link(
         known => return known,
     }
     // Not a build of its client's now: perhaps one that ran before this proxy started.
-    if let Some(record) = proxy.visible(id, client) {
-        if let Some(link) = fanout::locate(proxy, client, &record).await {
-            return Ok((link, Arc::default()));
-        }
+    if let Some(record) = proxy.visible(id, client)
+        && let Some(link) = fanout::locate(proxy, client, &record).await
+    {
+        return Ok((link, Arc::default()));
     }
     park(proxy, client, trace, id, STATUS_PARK - STATUS_LOOKUP).await
 }

@@ -97,7 +97,7 @@ impl fmt::Display for Explanation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.name {
             Some((name, source)) => {
-                writeln!(f, "name             {name}\nfrom             {source}")?
+                writeln!(f, "name             {name}\nfrom             {source}")?;
             }
             None => writeln!(f, "name             none: a client without a certificate")?,
         }

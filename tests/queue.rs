@@ -1,4 +1,5 @@
 //! Builds that wait for their turn: for a backend that takes them, or for a free slot.
+#![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 mod support;
 

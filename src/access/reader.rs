@@ -31,7 +31,7 @@ impl Rules {
             match entry {
                 Value::Table(table) => rules.push(read_rule(table, &path, problems)),
                 other => {
-                    problems.push(format!("{path}: must be a table, found {}", other.type_str()))
+                    problems.push(format!("{path}: must be a table, found {}", other.type_str()));
                 }
             }
         }

@@ -100,7 +100,7 @@ impl<'a> Reading<'a, '_> {
             SolveField::Definition(definition) => self.found.definition = definition,
             SolveField::Option { name, value } if self.counts() => self.option(name, value),
             SolveField::ExporterAttr { name: b"name", value } if self.counts() => {
-                self.images(value)
+                self.images(value);
             }
             SolveField::ExporterAttr { .. } => self.attrs += 1,
             SolveField::Cache(cache) if self.counts() => self.cache(cache)?,

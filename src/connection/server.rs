@@ -30,7 +30,6 @@ pub(super) struct Server {
     closing: bool,
 }
 
-#[expect(clippy::large_enum_variant, reason = "all but the first moment of it is the large one")]
 enum State {
     Handshake(server::Handshake<Batched, Payload>),
     Open(server::Connection<Batched, Payload>),

@@ -379,7 +379,7 @@ impl Backend {
                 warn!(pool, backend, fault = fault.label(), error, "backend ejected");
             }
             Event::ProbePassed if before.status.ejected => {
-                info!(pool, backend, "backend recovered")
+                info!(pool, backend, "backend recovered");
             }
             Event::Unfit(_, cause) => warn!(pool, backend, cause, "backend degraded"),
             _ => {}

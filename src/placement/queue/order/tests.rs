@@ -212,10 +212,8 @@ proptest! {
         let mut daemons: [Option<u8>; 2] = [None; 2];
         let mut idle = [0; 2];
         while order.len() > 0 {
-            for daemon in 0..2 {
-                if let Some(owner) = daemons[daemon].take() {
-                    order.end(&owner);
-                }
+            for owner in daemons.iter_mut().filter_map(Option::take) {
+                order.end(&owner);
             }
             for daemon in 0..2 {
                 let warm = |ticket| if home[&ticket].1 == daemon { Offer::Good } else { Offer::Cold };
