@@ -320,7 +320,7 @@ async fn a_compressed_solve_is_read_and_passed_on_as_it_came() {
     let seen = victim.daemon.seen("Control/Solve").pop().expect("it arrived");
     assert_eq!(seen.message, message);
     assert_eq!(seen.headers["grpc-encoding"], "gzip");
-    let session = SessionId::new(b"z").expect("an id").to_string();
+    let session = SessionId::new(b"z", None).expect("an id").to_string();
     assert_eq!(victim.proxy.build("zipped")["session"], session.as_str());
 }
 
