@@ -30,7 +30,7 @@ pub use self::turn::Waited;
 use super::{Decision, Placement};
 use crate::{
     affinity::AffinityKey,
-    client::Client,
+    client::{Client, Owner},
     directory::{Cause, Waiting},
     error::ProxyError,
     fleet::{Backend, BuildCount, Roster},
@@ -88,9 +88,6 @@ impl Default for Config {
         }
     }
 }
-
-/// Whose builds take turns with others': those of one address.
-type Owner = Option<IpAddr>;
 
 /// How long a build waits unless that is said; `limited` if for a slot too.
 pub fn default_max_wait(limited: bool) -> Duration {
@@ -235,7 +232,7 @@ impl Queue {
     /// Counts a build of `client` that runs. Whose it is matters to the order alone, so without slots no
     /// lock is taken.
     pub(super) fn start(self: &Arc<Self>, client: &Client) -> Started {
-        let owner = self.config.max_builds.map(|_| client.address);
+        let owner = self.config.max_builds.map(|_| client.owner());
         if let Some(owner) = &owner {
             self.state.lock().order.start(owner);
         }

@@ -191,7 +191,7 @@ impl Placement {
             affinity: wish.affinity.clone(),
             since: stay.since,
             key: wish.key,
-            owner: client.address,
+            owner: client.owner(),
             policy: self.policy,
             avoid: self.directory.backends(&wish.ties.apart),
         }
