@@ -82,7 +82,8 @@ pub(crate) async fn role(words: &[String]) -> Result<()> {
 /// Builds as long as there are some `left`; how long each took, in milliseconds.
 async fn lane(target: SocketAddr, upload: u64, left: Arc<AtomicUsize>) -> Result<Vec<f64>> {
     let mut times = Vec::new();
-    let take = || left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+    let take =
+        || left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
     while take().is_ok() {
         let started = Instant::now();
         build(target, upload).await?;
