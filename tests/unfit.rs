@@ -159,7 +159,7 @@ async fn one_client_degrades_no_daemon_for_others_whatever_its_builds_end_with()
         }
         attacker.build(&proxy, key, *code).await;
     }
-    assert_eq!(tokio::task::block_in_place(&degraded), 1.0);
+    assert_eq!(tokio::task::block_in_place(degraded), 1.0);
 
     // The first build of another client ends that.
     let addr = proxy.addr();
@@ -174,6 +174,6 @@ async fn one_client_degrades_no_daemon_for_others_whatever_its_builds_end_with()
     for (key, code) in attack.take(40) {
         attacker.build(&proxy, key, *code).await;
     }
-    assert_eq!(tokio::task::block_in_place(&degraded), 1.0);
+    assert_eq!(tokio::task::block_in_place(degraded), 1.0);
     assert_eq!(tokio::task::block_in_place(|| state(&proxy, "d0")), "ready");
 }
