@@ -83,8 +83,8 @@ pub struct PoolSettings {
     )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backend: Vec<String>,
-    /// Where daemons are found: kubernetes://NAMESPACE/SERVICE[:PORT], dns://NAME:PORT or
-    /// dns://_SERVICE._tcp.NAME. Repeatable, also beside --backend; one of the two is needed.
+    /// Where daemons are found: kubernetes://NAMESPACE/SERVICE, kubernetes://NAMESPACE/SERVICE:PORT,
+    /// dns://NAME:PORT or dns://_SERVICE._tcp.NAME. Repeatable, also beside --backend; one of the two is needed.
     #[arg(
         help_heading = "Daemons",
         long,

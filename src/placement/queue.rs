@@ -1,7 +1,7 @@
 //! Builds that wait for their turn: for a backend that takes builds, or for a free slot.
 //!
-//! Nothing of such a build has been sent to a daemon, so it can wait as long as its client does. Whose turn it
-//! is says [`order`]; this gives out the slots.
+//! Nothing of such a build has been sent to a daemon, so it can wait as long as its client does. `order`
+//! says whose turn it is; this gives out the slots.
 
 mod order;
 mod turn;
