@@ -83,7 +83,7 @@ fn builds_that_are_left_and_proxies_that_are_away_are_a_failure() {
     });
     let control = format!("unix://{}", proxy.control_socket().display());
     let away = format!("127.0.0.1:{}", free_port());
-    for (proxy, told) in [(control, "builds on it"), (away, "given up")] {
+    for (proxy, told) in [(control, "still has builds"), (away, "giving up")] {
         let mut drain = Command::new(env!("CARGO_BIN_EXE_buildkit-lb"));
         drain.args(["drain-backend", "d0", "--timeout", "12s", "--proxy", &proxy]);
         let output = run(drain.arg("--done-file").arg(&done));

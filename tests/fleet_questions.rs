@@ -323,7 +323,7 @@ fn an_error_names_a_few_backends_and_counts_the_others() {
     let unreachable = |builder: Builder, index| {
         builder.backend(&format!("b{index}=tcp://127.0.0.1:{}", index + 1))
     };
-    let proxy = (0..8).fold(Builder::default(), unreachable).start();
+    let proxy = (0..8).fold(Builder::default(), unreachable).args(&["--max-wait", "0s"]).start();
     let output = run(buildctl(&proxy.addr()).arg("du"));
     let told = text(&output);
     assert!(told.contains("none of b0, b1, b2, b3, b4 and 3 more answered"), "{told}");

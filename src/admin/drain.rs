@@ -90,7 +90,7 @@ pub(super) async fn drain(
         false => (StatusCode::OK, format!("{name} is drained\n")),
         true => (
             StatusCode::GATEWAY_TIMEOUT,
-            format!("{name} is not drained within {timeout:?}: {builds} builds are left\n"),
+            format!("{name} is not drained within {timeout:?}: builds left: {builds}\n"),
         ),
     }
 }
@@ -169,7 +169,7 @@ mod tests {
         let (build, session) = (backend.start_build(), backend.bind());
         let (code, text) = drain(&backend, terms(Duration::from_secs(5)), &fleet, &metrics).await;
         assert_eq!(code, StatusCode::GATEWAY_TIMEOUT);
-        assert!(text.contains("1 builds are left"), "{text}");
+        assert!(text.contains("builds left: 1"), "{text}");
         assert!(backend.is_cordoned(), "and it stays cordoned");
         let ends = async {
             tokio::time::sleep(Duration::from_secs(3)).await;
