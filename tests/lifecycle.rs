@@ -314,8 +314,10 @@ fn unix_sockets_work_on_both_sides() {
     for addr in [&socket, &outer.addr()] {
         succeed(&mut buildctl_build(addr, &context));
     }
-    let told = inner.records("build ended");
-    assert_eq!(told.len(), 2);
+    // The outer proxy asks its backend what it can do, by a build of its own that has no session.
+    let mut told = inner.records("build ended");
+    told.retain(|record| record["session"] != "");
+    assert_eq!(told.len(), 2, "{told:?}");
     assert!(told.iter().all(|record| record["client"].is_null()), "{told:?}");
     let told = outer.records("build ended");
     assert_eq!(told[0]["client"], "127.0.0.1", "{told:?}");
