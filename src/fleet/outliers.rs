@@ -160,13 +160,16 @@ impl Outliers {
         last.all(|(other, at)| *other == client || now.saturating_duration_since(*at) >= WINDOW)
     }
 
-    /// The client with most of the builds that `backend` failed.
+    /// The client with most of the builds that `backend` failed; of several, the one that was first.
     fn heaviest(&self, backend: &Arc<str>, now: Instant) -> Option<u64> {
-        let mut faults: HashMap<u64, usize> = HashMap::new();
+        let mut faults: Vec<(u64, usize)> = Vec::new();
         for (_, end) in self.ends(now).filter(|(name, end)| *name == backend && end.is_fault()) {
-            *faults.entry(end.client).or_default() += 1;
+            match faults.iter_mut().find(|(client, _)| *client == end.client) {
+                Some((_, faults)) => *faults += 1,
+                None => faults.push((end.client, 1)),
+            }
         }
-        faults.into_iter().max_by_key(|(_, faults)| *faults).map(|(client, _)| client)
+        faults.into_iter().rev().max_by_key(|(_, faults)| *faults).map(|(client, _)| client)
     }
 
     fn count(
