@@ -141,7 +141,7 @@ fn waiting(pool: &Pool) -> String {
     if !placement.has_room_to_wait() {
         return String::new();
     }
-    let max_wait = format_duration(placement.queue_config().max_wait);
+    let max_wait = format_duration(placement.queue().max_wait);
     format!("; builds wait up to {max_wait}, now {}", placement.demand().waiting)
 }
 

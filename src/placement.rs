@@ -14,6 +14,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 pub use self::decision::Decision;
@@ -22,8 +23,6 @@ use self::{
     tries::{Opened, Tries},
     warm::WarmMemory,
 };
-use tokio_util::sync::CancellationToken;
-
 use crate::{
     affinity::AffinityKey,
     client::Client,

@@ -1,7 +1,7 @@
 //! What the handlers of all streams share: who is bound where, the fleet, the links, the counts.
 //!
 //! And the moves they have in common: read the first message, find a link, relay, or answer with the
-//! proxy's own error. Which stream gets which treatment is decided above, in `build` and `fanout`.
+//! proxy's own error. Which stream gets which treatment is decided above, in `builds` and `fanout`.
 
 use std::sync::Arc;
 

@@ -419,11 +419,6 @@ impl Placement {
         told.collect()
     }
 
-    /// How builds wait.
-    pub fn queue_config(&self) -> &Config {
-        &self.queue.config
-    }
-
     /// Whether a build that comes now, and finds no backend or slot, could wait.
     pub fn has_room_to_wait(&self) -> bool {
         let Config { max_wait, max_waiting, .. } = self.queue.config;
