@@ -4,8 +4,7 @@
 //! is read again when it changes. If it cannot be read any more, the last tokens stay valid.
 
 use std::{
-    fmt,
-    io::{self, Read as _},
+    fmt, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -13,6 +12,8 @@ use std::{
 use parking_lot::Mutex;
 use subtle::{Choice, ConstantTimeEq as _};
 use tracing::{info, warn};
+
+use crate::regular_file::{self, Unreadable};
 
 /// The shortest token: nobody guesses 32 random characters, and a password that somebody made up is shorter.
 const MIN_LENGTH: usize = 32;
@@ -66,17 +67,14 @@ impl Tokens {
     /// # Errors
     /// The file cannot be read, or has a line that is not a token.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
-        let failed = |source| TokenError::Read { path: path.to_owned(), source };
-        // Checked before the file is opened, because opening a pipe waits for its other end.
-        if !std::fs::metadata(path).map_err(failed)?.is_file() {
-            return Err(TokenError::NotAFile(path.to_owned()));
-        }
-        let mut text = Vec::new();
-        let file = std::fs::File::open(path).map_err(failed)?;
-        file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(failed)?;
-        if text.len() as u64 > MAX_FILE {
-            return Err(TokenError::TooLarge(path.to_owned()));
-        }
+        let text = regular_file::read(path, MAX_FILE).map_err(|why| {
+            let path = path.to_owned();
+            match why {
+                Unreadable::Failed(source) => TokenError::Read { path, source },
+                Unreadable::NotRegular => TokenError::NotAFile(path),
+                Unreadable::TooLong => TokenError::TooLarge(path),
+            }
+        })?;
         Self::parse(&text, path)
     }
 

@@ -1,7 +1,6 @@
 //! The settings as they are written: flags, environment and file.
 
 use std::{
-    fs::{self, File},
     io::{self, Read as _},
     path::Path,
     str::FromStr as _,
@@ -13,6 +12,7 @@ use super::{
     pool::PoolSettings,
     value::{boolean, table, text},
 };
+use crate::regular_file;
 
 /// A longer file is none of ours: a thousand pools fit.
 const MAX_FILE_LEN: u64 = 1 << 20;
@@ -247,13 +247,12 @@ impl Settings {
     }
 }
 
-/// A regular file: anything else may have no end, or may never begin.
 fn read_bounded(file: &Path) -> io::Result<String> {
-    if !fs::metadata(file)?.is_file() {
+    let Some(mut opened) = regular_file::open(file, MAX_FILE_LEN)? else {
         return Err(io::Error::other("it is not a regular file"));
-    }
+    };
     let mut text = String::new();
-    let read = File::open(file)?.take(MAX_FILE_LEN + 1).read_to_string(&mut text)?;
+    let read = opened.read_to_string(&mut text)?;
     if u64::try_from(read).is_ok_and(|read| read > MAX_FILE_LEN) {
         return Err(io::Error::other("it is longer than 1 MiB"));
     }

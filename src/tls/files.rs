@@ -1,8 +1,7 @@
 //! The files of one side: its certificate and key, and the authorities that it trusts.
 
 use std::{
-    fmt,
-    io::{self, Read as _},
+    fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,6 +13,7 @@ use rustls::{
 };
 
 use super::provider;
+use crate::regular_file::{self, Unreadable};
 
 /// The largest file: a bundle of all public authorities is a quarter of it.
 const MAX_FILE: u64 = 1 << 20;
@@ -207,17 +207,13 @@ fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>,
     }
 }
 
-/// A regular file: anything else may have no end, or may never begin.
 fn read_bounded(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let failed = |source| TlsError::Read { path: path.to_owned(), source };
-    if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(TlsError::NotAFile(path.to_owned()));
-    }
-    let mut contents = Vec::new();
-    let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(MAX_FILE + 1).read_to_end(&mut contents).map_err(failed)?;
-    if contents.len() as u64 > MAX_FILE {
-        return Err(TlsError::TooLarge(path.to_owned()));
-    }
-    Ok(contents)
+    regular_file::read(path, MAX_FILE).map_err(|why| {
+        let path = path.to_owned();
+        match why {
+            Unreadable::Failed(source) => TlsError::Read { path, source },
+            Unreadable::NotRegular => TlsError::NotAFile(path),
+            Unreadable::TooLong => TlsError::TooLarge(path),
+        }
+    })
 }
