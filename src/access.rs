@@ -141,6 +141,11 @@ impl Grant {
         self.operations.contains(&operation)
     }
 
+    /// The words of the operations that are allowed.
+    fn operation_labels(&self) -> Vec<&'static str> {
+        self.operations.iter().map(|operation| operation.label()).collect()
+    }
+
     /// Whether anything is, in the pool of this name.
     pub fn allows_pool(&self, name: &str) -> bool {
         allowed(&self.pools, name)
@@ -151,9 +156,7 @@ impl fmt::Display for Grant {
     /// A line for each thing, in the words of the settings.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = |key: &str, text: &str| writeln!(f, "{key:<16} {text}");
-        let operations: Vec<_> =
-            self.operations.iter().map(|operation| operation.label()).collect();
-        line("operations", &listed(&operations))?;
+        line("operations", &listed(&self.operation_labels()))?;
         line("history", self.history.label())?;
         line("content", self.content.label())?;
         line("entitlements", &listed(&texts(&self.entitlements)))?;

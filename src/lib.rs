@@ -25,7 +25,7 @@
 //! Leaves, which anyone may use and which use no one but each other: [`access`], [`account`], [`activity`],
 //! [`address`], [`client`], [`connection_limit`], [`descriptors`], [`error`], [`first_message`],
 //! [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`metrics`], [`networks`],
-//! [`opening`], [`outage`], [`received`], [`regular_file`], [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`],
+//! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`],
 //! [`wire`].
 
 // Whoever reads our output may be gone, and to print would be to panic then.
@@ -81,6 +81,7 @@ pub mod refusals;
 pub mod regular_file;
 pub mod relay;
 pub mod router;
+pub mod rules;
 pub mod running;
 pub mod scaler;
 pub mod shares;

@@ -2,7 +2,8 @@
 
 use toml::{Table, Value};
 
-use super::{Allowed, Grant, Operation, Pattern, Reach, Rule, Rules};
+use super::{Allowed, Grant, Operation, Pattern, Reach, Rule, Rules, texts};
+use crate::rules;
 
 /// More rules than a person can order hide a mistake.
 const MAX_RULES: usize = 1000;
@@ -16,15 +17,9 @@ const MAX_BUILDS: i64 = 100_000;
 impl Rules {
     /// Reads the `[[access]]` tables; each problem begins with the key it is about.
     pub fn from_value(value: Value, path: &str, problems: &mut Vec<String>) -> Self {
-        let Value::Array(entries) = value else {
-            problems.push(format!("{path}: must be a list of tables, as [[{path}]]"));
+        let Some(entries) = rules::tables(value, path, MAX_RULES, problems) else {
             return Self::default();
         };
-        if entries.is_empty() || entries.len() > MAX_RULES {
-            problems
-                .push(format!("{path}: must be 1 to {MAX_RULES} tables, found {}", entries.len()));
-            return Self::default();
-        }
         let mut rules = Vec::new();
         for (index, entry) in entries.into_iter().enumerate() {
             let path = format!("{path}[{index}]");
@@ -82,18 +77,16 @@ impl Rule {
 
     fn to_table(&self) -> Table {
         let grant = &self.grant;
-        let operations: Vec<_> =
-            grant.operations.iter().map(|operation| operation.label()).collect();
         let mut table = Table::from_iter([
-            ("clients".to_owned(), texts(&self.clients)),
+            ("clients".to_owned(), texts(&self.clients).into()),
             ("anonymous".to_owned(), self.anonymous.into()),
-            ("operations".to_owned(), operations.into()),
+            ("operations".to_owned(), grant.operation_labels().into()),
             ("history".to_owned(), grant.history.label().into()),
             ("content".to_owned(), grant.content.label().into()),
-            ("entitlements".to_owned(), texts(&grant.entitlements)),
+            ("entitlements".to_owned(), texts(&grant.entitlements).into()),
         ]);
         for (key, list) in grant.lists() {
-            table.extend(list.as_ref().map(|list| (key.to_owned(), texts(list))));
+            table.extend(list.as_ref().map(|list| (key.to_owned(), texts(list).into())));
         }
         let most = grant.max_builds.and_then(|most| i64::try_from(most).ok());
         table.extend(most.map(|most| ("max-builds".to_owned(), most.into())));
@@ -111,10 +104,6 @@ impl Grant {
             ("push", &self.push),
         ]
     }
-}
-
-fn texts(patterns: &[Pattern]) -> Value {
-    patterns.iter().map(Pattern::text).collect::<Vec<_>>().into()
 }
 
 fn strings(value: Value) -> Result<Vec<String>, String> {

@@ -2,19 +2,13 @@
 
 use std::fmt;
 
-use regex::{Regex, RegexBuilder};
 use toml::{Table, Value};
 
 use super::{AffinityKey, Facts, sources};
+use crate::rules;
 
 /// Metadata of a Solve in which a gateway in front of the proxy may name the key.
 pub const HINT_HEADER: &str = "buildkit-lb-key";
-
-/// The longest pattern, in bytes. No pattern that takes a part of a name needs more.
-const MAX_PATTERN_LEN: usize = 1024;
-
-/// The largest compiled pattern, in bytes. The time of a match is always linear in the length of the value.
-const MAX_PATTERN_SIZE: usize = 1 << 20;
 
 /// The most rules. A list with more rules than there are sources contains a mistake.
 const MAX_RULES: usize = 32;
@@ -91,33 +85,18 @@ impl fmt::Display for Source {
     }
 }
 
+/// What the entries of the list are about.
+const KIND: rules::Kind =
+    rules::Kind { from: "the word of a source", finds: "key", matches_all: false };
+
 /// One source, and the part of its value that counts.
-#[derive(Debug, Clone)]
-struct Rule {
-    source: Source,
-    regex: Option<Regex>,
-}
+type Rule = rules::Rule<Source>;
 
-impl Rule {
-    fn key(&self, facts: &Facts) -> Option<String> {
-        let value = self.source.read(facts)?;
-        let Some(regex) = &self.regex else {
-            return Some(value);
-        };
-        let captures = regex.captures(&value)?;
-        let part = captures.get(1).or_else(|| captures.get(0))?;
-        Some(part.as_str().to_owned()).filter(|part| !part.is_empty())
-    }
-
-    fn pattern(&self) -> Option<&str> {
-        self.regex.as_ref().map(Regex::as_str)
-    }
-}
-
-impl PartialEq for Rule {
-    fn eq(&self, other: &Self) -> bool {
-        self.source == other.source && self.pattern() == other.pattern()
-    }
+/// The key that `rule` gives.
+fn key(rule: &Rule, facts: &Facts) -> Option<String> {
+    let value = rule.source.read(facts)?;
+    // A pattern may match nothing of a value.
+    rule.part(value).filter(|part| rule.pattern().is_none() || !part.is_empty())
 }
 
 /// The sources in order. The first source that has a value for a build gives its key.
@@ -131,7 +110,7 @@ pub struct Rules {
 impl Default for Rules {
     fn default() -> Self {
         let default = WORDS.into_iter().filter(|(_, source)| *source != Source::Client);
-        let rules = default.map(|(_, source)| Rule { source, regex: None }).collect();
+        let rules = default.map(|(_, source)| Rule::all(source)).collect();
         Self { rules, include: Vec::new() }
     }
 }
@@ -139,7 +118,7 @@ impl Default for Rules {
 impl Rules {
     /// The key of a build, or `None` if no source has one.
     pub fn key(&self, facts: &Facts) -> Option<AffinityKey> {
-        let found = |rule: &Rule| Some((rule.key(facts)?, rule.source.label()));
+        let found = |rule: &Rule| Some((key(rule, facts)?, rule.source.label()));
         let (mut key, source) = self.rules.iter().find_map(found)?;
         for name in &self.include {
             if let Some(value) = sources::opt(facts, name) {
@@ -169,7 +148,7 @@ impl Rules {
 
     /// Whether the key of this build depends on the shared key of its Session.
     pub fn waits_for_shared_key(&self, facts: &Facts) -> bool {
-        let decides = |rule: &&Rule| rule.source == Source::SharedKey || rule.key(facts).is_some();
+        let decides = |rule: &&Rule| rule.source == Source::SharedKey || key(rule, facts).is_some();
         self.rules.iter().find(decides).is_some_and(|rule| rule.source == Source::SharedKey)
     }
 
@@ -226,10 +205,7 @@ fn read_sources(value: Value, path: &str, problems: &mut Vec<String>) -> Vec<Rul
                 continue;
             }
         };
-        let hides = |earlier: &&Rule| {
-            earlier.source == rule.source && (earlier.regex.is_none() || **earlier == rule)
-        };
-        if rules.iter().any(|earlier| hides(&earlier)) {
+        if rules.iter().any(|earlier| earlier.hides(&rule)) {
             problems.push(format!(
                 "{path}: `{}` stands in the list before and takes every value, so this one never counts",
                 rule.source
@@ -242,46 +218,11 @@ fn read_sources(value: Value, path: &str, problems: &mut Vec<String>) -> Vec<Rul
 
 /// `"WORD"` or `{ from = "WORD", regex = "…" }`.
 fn read_rule(entry: Value) -> Result<Rule, String> {
-    let mut table = match entry {
-        Value::String(word) => return Ok(Rule { source: Source::parse(&word)?, regex: None }),
-        Value::Table(table) => table,
-        other => return Err(format!("must be a string or a table, found {}", other.type_str())),
-    };
-    let Some(Value::String(from)) = table.remove("from") else {
-        return Err("needs `from`, the word of a source".to_owned());
-    };
-    let source = Source::parse(&from)?;
-    let regex = match table.remove("regex") {
-        None => None,
-        Some(Value::String(pattern)) => Some(compile(&pattern)?),
-        Some(_) => return Err("`regex` must be a string".to_owned()),
-    };
-    match table.keys().next() {
-        Some(unknown) => Err(format!("unknown key `{unknown}`")),
-        None => Ok(Rule { source, regex }),
+    match entry {
+        Value::String(word) => Ok(Rule::all(Source::parse(&word)?)),
+        Value::Table(table) => Rule::read(table, &KIND, Source::parse),
+        other => Err(format!("must be a string or a table, found {}", other.type_str())),
     }
-}
-
-fn compile(pattern: &str) -> Result<Regex, String> {
-    if pattern.len() > MAX_PATTERN_LEN {
-        return Err(format!("`regex` is longer than {MAX_PATTERN_LEN} bytes"));
-    }
-    let regex = RegexBuilder::new(pattern)
-        .size_limit(MAX_PATTERN_SIZE)
-        .dfa_size_limit(MAX_PATTERN_SIZE)
-        .build()
-        .map_err(|error| format!("`regex` is not valid: {}", one_line(&error.to_string())))?;
-    match regex.captures_len() - 1 {
-        0 | 1 => Ok(regex),
-        groups => Err(format!(
-            "`regex` has {groups} groups: it is not clear which is the key, write (?:…) for the others"
-        )),
-    }
-}
-
-/// The last line of a message whose other lines show where the mistake is.
-fn one_line(message: &str) -> &str {
-    message.lines().last().unwrap_or_default().trim_start_matches("error: ")
 }
 
 fn read_include(value: Value, path: &str, problems: &mut Vec<String>) -> Vec<String> {
