@@ -8,7 +8,6 @@ use std::{
     net::SocketAddr,
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use futures_util::FutureExt as _;
@@ -22,13 +21,10 @@ use crate::{
     client::Client,
     connection::{self, Context},
     connection_limit::{ConnectionLimit, ConnectionPermit, TooManyConnections},
-    descriptors::is_shortage,
+    descriptors::{ACCEPT_PAUSE, is_shortage},
     io::Socket,
     upstream::configure_tcp,
 };
-
-/// Wait after a failed accept, so that a process out of descriptors does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Connections that may wait to be accepted; the system's own limit is below (`net.core.somaxconn`).
 ///
@@ -288,6 +284,8 @@ pub(crate) async fn remove_stale(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_util::future::try_join_all;
     use tokio::net::TcpStream;
 

@@ -26,7 +26,7 @@ use super::{
     seats::Seats,
 };
 use crate::{
-    descriptors::is_shortage,
+    descriptors::{ACCEPT_PAUSE, is_shortage},
     metrics::{AdminClosure, Families},
     telemetry::Throttle,
     upstream::configure_tcp,
@@ -38,9 +38,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// The largest head: a token and a path need a tenth of it.
 const MAX_HEAD: usize = 16 * 1024;
-
-/// Wait after a failed accept, so that a process out of descriptors does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Descriptors kept for this port, for when clients and daemons have taken all others: enough for the probes of a
 /// kubelet and a scrape at once.

@@ -1,6 +1,6 @@
 //! Accepts the connections of KEDA and speaks HTTP/2 on them, within bounds.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use hyper::{rt::Executor, server::conn::http2};
@@ -20,6 +20,7 @@ use crate::{
     client::{ActiveStreams, Client},
     connection,
     connection_limit::ConnectionLimit,
+    descriptors::ACCEPT_PAUSE,
     io::{Batched, Flushing, ReadAhead, Secured, Socket},
     tls::{self, HANDSHAKE_TIMEOUT},
     upstream::configure_tcp,
@@ -38,9 +39,6 @@ const MAX_REQUEST: usize = 64 << 10;
 
 /// The largest metadata of a call.
 const MAX_HEADERS: u32 = 16 << 10;
-
-/// Wait after a failed accept, so that a process out of descriptors does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The port of the scaler.
 #[derive(Debug)]
