@@ -25,8 +25,9 @@ use self::{calls::Calls, server::Server};
 use crate::{
     client::{ActiveStreams, Client},
     connection_limit::{ConnectionPermit, TooManyConnections},
-    error::{ProxyError, chain},
+    error::{ConnectionError, ProxyError, chain},
     io::{Batched, Flushing, PREFACE_LEN, Socket},
+    metrics::Metrics,
     opening::{self, HTTP1_ANSWER, Opening},
     proxy::Proxy,
 };
@@ -59,8 +60,8 @@ pub struct Context {
     pub drain: CancellationToken,
 }
 
-/// Why a connection has ended in an error: a word for the metric, and a text.
-pub type Ended = Result<(), (&'static str, String)>;
+/// How a connection has ended.
+pub type Ended = Result<(), ConnectionError>;
 
 /// A connection that speaks HTTP/2.
 type Connection = Pin<Box<Flushing<Server>>>;
@@ -87,9 +88,8 @@ pub fn serve(
     metrics.connections_active.inc();
     drive(socket, client, context, None).map(move |ended| {
         metrics.connections_active.dec();
-        if let Err((reason, error)) = ended {
-            debug!(connection = number, reason, error, "connection ended");
-            metrics.connection_error(reason);
+        if let Err(error) = ended {
+            report_error(number, &metrics, &error);
         }
         drop(permit);
     })
@@ -136,10 +136,10 @@ async fn open(
     context: Context,
     refused: Option<ProxyError>,
     deadline: Instant,
-) -> Result<Option<Connection>, (&'static str, String)> {
+) -> Result<Option<Connection>, ConnectionError> {
     let inspect = |bytes: &[u8]| (Opening::of(bytes), opening::shown(bytes));
     let (opening, shown) = tokio::select! {
-        opened = io.first_bytes(inspect) => opened.map_err(|error| ("io", error.to_string()))?,
+        opened = io.first_bytes(inspect) => opened.map_err(|error| lost(&error))?,
         () = sleep_until(deadline) => return Err(no_handshake()),
         () = quiet(&context.drain) => return Ok(None),
         () = client.active.dismissed() => return Err(evicted()),
@@ -148,15 +148,28 @@ async fn open(
         Opening::Http2 => Ok(Some(handshake(io, client, context, refused))),
         Opening::Nothing => Ok(None),
         stranger => {
-            let reason = stranger.reason();
-            context.proxy.refusals.stranger(reason, client.address, &shown);
-            if stranger == Opening::Http1 {
-                // Whoever does not read it has what it wants.
-                let _ = timeout(CLOSING_TIMEOUT, io.finish_with(HTTP1_ANSWER)).await;
-            }
-            Err((reason, format!("the client began with {shown}")))
+            let answered = io.finish_with(HTTP1_ANSWER);
+            Err(turn_away(stranger, &shown, &client, &context, answered).await)
         }
     }
+}
+
+/// Tells of a client that began with `shown`, which is not what the port speaks. `answered` tells one that speaks
+/// HTTP/1.
+pub async fn turn_away<T>(
+    stranger: Opening,
+    shown: &str,
+    client: &Client,
+    context: &Context,
+    answered: impl Future<Output = T>,
+) -> ConnectionError {
+    let reason = stranger.reason();
+    context.proxy.refusals.stranger(reason, client.address, shown);
+    if stranger == Opening::Http1 {
+        // Whoever does not read it has what it wants.
+        let _ = timeout(CLOSING_TIMEOUT, answered).await;
+    }
+    ConnectionError::new(reason, format!("the client began with {shown}"))
 }
 
 fn handshake(
@@ -170,12 +183,25 @@ fn handshake(
     Box::pin(Flushing::new(server, io))
 }
 
-fn no_handshake() -> (&'static str, String) {
-    ("handshake_timeout", "no HTTP/2 preface".to_owned())
+fn no_handshake() -> ConnectionError {
+    ConnectionError::new("handshake_timeout", "no HTTP/2 preface")
 }
 
-fn evicted() -> (&'static str, String) {
-    ("evicted", "it had no stream, and another client needed its permit".to_owned())
+/// Another client got the permit.
+pub fn evicted() -> ConnectionError {
+    ConnectionError::new("evicted", "it had no stream, and another client needed its permit")
+}
+
+/// The socket has failed before anything was spoken.
+pub fn lost(error: &std::io::Error) -> ConnectionError {
+    ConnectionError::new("io", error.to_string())
+}
+
+/// Logs and counts a connection that has ended in an `error`.
+pub fn report_error(connection: u64, metrics: &Metrics, error: &ConnectionError) {
+    let ConnectionError { reason, text } = error;
+    debug!(connection, reason, error = text, "connection ended");
+    metrics.connection_error(reason);
 }
 
 /// Completes if the client has not finished the handshake in time.
@@ -221,9 +247,9 @@ fn outcome(result: Result<(), h2::Error>, io: &Batched) -> Ended {
         // A TCP health check: connects and closes.
         Err(_) if io.received() == 0 => Ok(()),
         // Hanging up in the middle is how a killed client leaves.
-        Err(error) if error.is_io() => Err(("io", chain(&error))),
-        Err(error) if error.is_remote() => Err(("goaway", chain(&error))),
-        Err(error) => Err(("protocol", chain(&error))),
+        Err(error) if error.is_io() => Err(ConnectionError::new("io", chain(&error))),
+        Err(error) if error.is_remote() => Err(ConnectionError::new("goaway", chain(&error))),
+        Err(error) => Err(ConnectionError::new("protocol", chain(&error))),
         Ok(()) => Ok(()),
     }
 }

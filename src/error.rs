@@ -21,6 +21,22 @@ pub const MARKER: HeaderName = HeaderName::from_static("buildkit-lb-error");
 /// What `grpc-message` must escape: all but printable ASCII, and the percent sign (gRPC over HTTP/2).
 const MESSAGE_ESCAPES: &AsciiSet = &CONTROLS.add(b'%');
 
+/// Why a connection has ended, or its handshake has failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionError {
+    /// The word that it is counted under.
+    pub reason: &'static str,
+    /// What it is.
+    pub text: String,
+}
+
+impl ConnectionError {
+    /// One of `reason`, with a `text` for people.
+    pub fn new(reason: &'static str, text: impl Into<String>) -> Self {
+        Self { reason, text: text.into() }
+    }
+}
+
 /// Why the proxy itself ended a stream.
 ///
 /// Clonable: one refusal answers a build's Solve and all its siblings.

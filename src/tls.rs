@@ -15,7 +15,7 @@ use rustls::crypto::CryptoProvider;
 
 pub use self::{
     client::{Client, Expected, ServerNames, Sessions},
-    failure::{Failure, failure},
+    failure::{failure, too_slow},
     files::{Files, TlsError},
     server::{ClientAuth, HANDSHAKE_TIMEOUT, Server},
 };

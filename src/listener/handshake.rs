@@ -6,16 +6,16 @@
 use std::sync::Arc;
 
 use tokio::time::timeout;
-use tracing::debug;
 
 use crate::{
     client::Client,
-    connection::{CLOSING_TIMEOUT, Context, quiet},
+    connection::{self, CLOSING_TIMEOUT, Context, evicted, lost, quiet, turn_away},
+    error::ConnectionError,
     identity::Identity,
     io::{ReadAhead, Secured, Socket},
     opening::{self, Opening, PLAIN_ANSWER},
     shares::{Limits, Shares},
-    tls::{self, Failure, HANDSHAKE_TIMEOUT},
+    tls::{self, HANDSHAKE_TIMEOUT},
 };
 
 /// What clients meet on a port that speaks TLS. Clones share the limit.
@@ -58,15 +58,14 @@ impl Handshakes {
         metrics.tls_handshakes_active.inc();
         let outcome = tokio::select! {
             outcome = timeout(HANDSHAKE_TIMEOUT, self.shake(socket, client, context)) => {
-                outcome.unwrap_or_else(|_elapsed| Err(too_slow()))
+                outcome.unwrap_or_else(|_elapsed| Err(tls::too_slow()))
             }
             () = quiet(&context.drain) => Ok(None),
             () = client.active.dismissed() => Err(evicted()),
         };
         metrics.tls_handshakes_active.dec();
-        outcome.unwrap_or_else(|Failure { reason, text }| {
-            debug!(connection = client.connection, reason, error = text, "connection ended");
-            metrics.connection_error(reason);
+        outcome.unwrap_or_else(|error| {
+            connection::report_error(client.connection, metrics, &error);
             None
         })
     }
@@ -76,7 +75,7 @@ impl Handshakes {
         socket: Socket,
         client: &Client,
         context: &Context,
-    ) -> Result<Option<Accepted>, Failure> {
+    ) -> Result<Option<Accepted>, ConnectionError> {
         let mut io = ReadAhead::new(socket);
         let inspect = |bytes: &[u8]| (Opening::of(bytes), opening::shown(bytes));
         let (opening, shown) = io.first_bytes(inspect).await.map_err(|error| lost(&error))?;
@@ -84,14 +83,8 @@ impl Handshakes {
             Opening::Nothing => return Ok(None),
             Opening::Tls => {}
             stranger => {
-                let reason = stranger.reason();
-                context.proxy.refusals.stranger(reason, client.address, &shown);
-                if stranger == Opening::Http1 {
-                    // Whoever does not read it has what it wants.
-                    let _ = timeout(CLOSING_TIMEOUT, io.finish_with(PLAIN_ANSWER)).await;
-                }
-                let text = format!("the client began with {shown}");
-                return Err(Failure { reason, text });
+                let answered = io.finish_with(PLAIN_ANSWER);
+                return Err(turn_away(stranger, &shown, client, context, answered).await);
             }
         }
         let Ok(mut share) = self.under_way.take(client, 1) else { return Err(too_many()) };
@@ -109,7 +102,7 @@ impl Handshakes {
             Err((error, io)) => {
                 let failure = tls::failure(&error, "the client");
                 if failure.reason != "io" {
-                    let Failure { reason, text } = &failure;
+                    let ConnectionError { reason, text } = &failure;
                     context.proxy.refusals.handshake(reason, client.address, text);
                     // Whoever sends for ever is not listened to.
                     let _ = timeout(CLOSING_TIMEOUT, io.linger()).await;
@@ -125,32 +118,18 @@ fn identify(
     certificate: Option<&[u8]>,
     client: &Client,
     context: &Context,
-) -> Result<Option<Arc<Identity>>, Failure> {
+) -> Result<Option<Arc<Identity>>, ConnectionError> {
     let Some(certificate) = certificate else { return Ok(None) };
     context.proxy.identities.identify(certificate).map(|name| Some(Arc::new(name))).map_err(
         |error| {
-            let failure = Failure { reason: "tls_no_name", text: error.to_string() };
+            let failure = ConnectionError::new("tls_no_name", error.to_string());
             context.proxy.refusals.handshake(failure.reason, client.address, &failure.text);
             failure
         },
     )
 }
 
-fn lost(error: &std::io::Error) -> Failure {
-    Failure { reason: "io", text: error.to_string() }
-}
-
-fn too_slow() -> Failure {
-    let text = format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}");
-    Failure { reason: "tls_timeout", text }
-}
-
-fn too_many() -> Failure {
-    let text = "others with fewer TLS handshakes under way needed this one's permit".to_owned();
-    Failure { reason: "tls_busy", text }
-}
-
-fn evicted() -> Failure {
-    let text = "it had no stream, and another client needed its permit".to_owned();
-    Failure { reason: "evicted", text }
+fn too_many() -> ConnectionError {
+    let text = "others with fewer TLS handshakes under way needed this one's permit";
+    ConnectionError::new("tls_busy", text)
 }

@@ -141,7 +141,7 @@ async fn secured(socket: Socket, tls: Option<Arc<tls::Server>>) -> Result<Socket
     match timeout(HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(secured)) => Ok(Socket::Tls(Box::new(secured))),
         Ok(Err((error, _io))) => Err(tls::failure(&error, "the client").text),
-        Err(_elapsed) => Err(format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}")),
+        Err(_elapsed) => Err(tls::too_slow().text),
     }
 }
 

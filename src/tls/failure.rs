@@ -4,17 +4,11 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error};
 
-/// Why a handshake failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// The word that it is counted under.
-    pub reason: &'static str,
-    /// What it is.
-    pub text: String,
-}
+use super::HANDSHAKE_TIMEOUT;
+use crate::error::ConnectionError;
 
 /// What `error` says of a handshake with `other`, as in "the client".
-pub fn failure(error: &io::Error, other: &str) -> Failure {
+pub fn failure(error: &io::Error, other: &str) -> ConnectionError {
     let tls = error.get_ref().and_then(|within| within.downcast_ref::<Error>());
     let (reason, text) = match tls {
         Some(error) => describe(error, other),
@@ -23,7 +17,13 @@ pub fn failure(error: &io::Error, other: &str) -> Failure {
         }
         None => ("io", error.to_string()),
     };
-    Failure { reason, text }
+    ConnectionError::new(reason, text)
+}
+
+/// The client has not finished its handshake in time.
+pub fn too_slow() -> ConnectionError {
+    let text = format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}");
+    ConnectionError::new("tls_timeout", text)
 }
 
 fn describe(error: &Error, other: &str) -> (&'static str, String) {
