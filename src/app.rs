@@ -179,7 +179,7 @@ impl App {
             let hops = Hops::new(&pool.proxy_protocol);
             let admission = Admission { limit: limit.clone(), handshakes, hops };
             let context = Context {
-                proxy: pool.proxy.clone(),
+                proxy: Arc::clone(&pool.proxy),
                 tasks: downstream.clone(),
                 drain: drain.clone(),
             };

@@ -53,7 +53,7 @@ const TELLING_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Context {
     /// The proxy's shared state.
-    pub proxy: Proxy,
+    pub proxy: Arc<Proxy>,
     /// Tasks of downstream streams.
     pub tasks: TaskTracker,
     /// Cancelled when the proxy drains.

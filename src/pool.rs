@@ -63,7 +63,7 @@ pub struct Shared<'a> {
 #[derive(Debug)]
 pub struct Pool {
     /// What the streams of its listeners share.
-    pub proxy: Proxy,
+    pub proxy: Arc<Proxy>,
     /// What finds its daemons.
     pub discovery: Arc<Discovery>,
     /// What its clients meet, unless they speak without TLS.
@@ -136,6 +136,7 @@ impl Pool {
         let (placement, ended) = (Arc::clone(&proxy.placement), stop.clone());
         tasks.spawn(async move { placement.serve_queue(ended).await });
         tasks.spawn(health::run(fleet, shared, capabilities, tasks.clone(), stop.clone()));
+        let proxy = Arc::new(proxy);
         Ok(Self { proxy, discovery, tls: server, proxy_protocol: config.proxy_protocol, closing })
     }
 

@@ -1,5 +1,7 @@
 //! The calls of one connection: each to its handler.
 
+use std::sync::Arc;
+
 use futures_util::{
     FutureExt as _,
     future::{BoxFuture, ready},
@@ -23,7 +25,7 @@ use crate::{
 /// What takes the calls of one connection.
 #[derive(Debug)]
 pub(super) struct Calls {
-    pub(super) proxy: Proxy,
+    pub(super) proxy: Arc<Proxy>,
     pub(super) client: Client,
     /// What each call is answered with, if the connection has no permit.
     pub(super) refused: Option<ProxyError>,
@@ -34,14 +36,14 @@ impl Calls {
     pub(super) fn handle(&self, request: Request<Received>) -> BoxFuture<'static, CallResult> {
         match &self.refused {
             Some(error) => ready(Err(error.clone().into())).boxed(),
-            None => handle(self.proxy.clone(), Call::new(request, self.client.clone())),
+            None => handle(Arc::clone(&self.proxy), Call::new(request, self.client.clone())),
         }
     }
 }
 
 /// Boxed, so that an open stream keeps no more than its own way to an answer, and that only until the
 /// answer begins.
-fn handle(proxy: Proxy, mut call: Call) -> BoxFuture<'static, CallResult> {
+fn handle(proxy: Arc<Proxy>, mut call: Call) -> BoxFuture<'static, CallResult> {
     if header_list_len(&call.parts.headers) > HEADER_LIST_LEN {
         let error = ProxyError::Limit("the request's metadata is larger than 64 KiB");
         return ready(Err(error.into())).boxed();
@@ -53,7 +55,7 @@ fn handle(proxy: Proxy, mut call: Call) -> BoxFuture<'static, CallResult> {
     }
 }
 
-fn dispatch(proxy: Proxy, call: Call) -> BoxFuture<'static, CallResult> {
+fn dispatch(proxy: Arc<Proxy>, call: Call) -> BoxFuture<'static, CallResult> {
     let method = router::method(call.parts.uri.path());
     proxy.metrics.count_started(method.labels());
     let route = method.route(&call.parts.headers, call.client.identity.as_ref());
