@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use buildkit_lb::{
     affinity::{Facts, Rules},
-    builds::solve::Solve,
+    builds::request::Solve,
     placement::warm::{self, WarmMemory},
     policy::{Candidate, Candidates, KeyHash, Policy, PolicyKind, Request, Totals},
 };

@@ -8,7 +8,7 @@ use std::{
 
 use tracing::info;
 
-use super::solve::Solve;
+use super::request::Solve;
 use crate::{
     access,
     carriers::Carried,

@@ -1,325 +1,187 @@
-//! What a SolveRequest says about where its build belongs. Read permissively: whatever is missing or
-//! odd leaves a field empty, and the bytes go to the daemon as they came.
+//! Control/Solve: reads it, decides where its build belongs, and relays it there once.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+
+use super::{active::ActiveBuild, hold, is_scattered, parked::parked, request::Solve};
 use crate::{
-    affinity::AffinityKey,
-    directory::{Caller, Placing, Ties},
-    identity::Identity,
-    ids::{BindingKey, Id, SessionId, TraceId},
-    placement::Wish,
-    policy::KeyHash,
-    wire::{
-        fields::Malformed,
-        solve::{SolveField, visit_fields},
-    },
+    access::Running,
+    affinity::{AffinityKey, Facts, rules::HINT_HEADER},
+    call::{Call, CallResult},
+    client::Client,
+    directory::{Caller, Lookup, Placing},
+    error::ProxyError,
+    first_message::{Unread, joined},
+    ids::{self, Id},
+    ownership::Owned,
+    policy::PolicyKind,
+    proxy::Proxy,
+    received::Received,
+    relay::Body,
+    upstream::Link,
+    wire::EMPTY_MESSAGE,
 };
 
-/// Sessions of others that one Solve may name. buildx opens one for all contexts of a bake, and a target
-/// that is given another's gets a few; each takes 400 bytes for as long as the build runs.
-const MAX_SHARED_SESSIONS: usize = 128;
-
-/// The routing facts of one Solve.
-#[derive(Debug, Default)]
-pub struct Solve {
-    /// Ref of the build.
-    pub build: Option<Id>,
-    /// The session it opens itself.
-    pub session: Option<SessionId>,
-    /// Sessions of others that it uses: their daemon is the only one that can build it.
-    pub shared: Vec<SessionId>,
-    /// A probe of the client's (`Internal`): it must not decide where the build goes.
-    pub internal: bool,
-    /// It uses another target's result (`context:NAME=input:…`), so belongs with its siblings.
-    pub linked: bool,
-    /// Its client may run several linked builds; see [`Solve::follows`].
-    groups: bool,
-    /// Whose it is.
-    owner: Option<Arc<Identity>>,
-    /// What its cache is known by.
-    pub affinity: Option<Arc<AffinityKey>>,
+/// Control/Solve: reads it, binds it, relays it.
+///
+/// It waits for the answer as long as the build runs. What comes before is boxed, so that its memory is
+/// not kept as long.
+///
+/// # Errors
+/// The proxy's own error, or the daemon's reset.
+pub async fn solve(proxy: &Proxy, call: Call) -> CallResult {
+    let ready = Box::pin(bind_solve(proxy, call)).await?;
+    let Some(Ready { link, message, request, build }) = ready else {
+        return Ok(Body::answer(EMPTY_MESSAGE));
+    };
+    let (byte_counts, on_end) = (build.byte_counts(), build.on_end());
+    proxy.relay(&link, message, *request, byte_counts, on_end).await
 }
 
-impl Solve {
-    /// Reads all but the affinity key from a serialised SolveRequest of `owner`'s, however large: what is kept of it is
-    /// small.
-    ///
-    /// # Errors
-    /// `request` is no protobuf message.
-    pub fn read(request: &[u8], owner: Option<Arc<Identity>>) -> Result<Self, Malformed> {
-        let mut solve = Self { owner, ..Self::default() };
-        let mut policy_session = None;
-        visit_fields(request, |field| match field {
-            SolveField::SourcePolicySession(id) => policy_session = Some(id),
-            field => solve.take(field),
-        })?;
-        policy_session.into_iter().for_each(|id| solve.share(id));
-        Ok(solve)
-    }
-
-    /// The own ids of a Solve of `owner`'s of which only the `start` can be read.
-    pub fn ids_at_start(start: &[u8], owner: Option<Arc<Identity>>) -> Vec<BindingKey> {
-        let mut solve = Self { owner, ..Self::default() };
-        // It breaks off somewhere.
-        let _ = visit_fields(start, |field| solve.take(field));
-        solve.own_keys()
-    }
-
-    /// Whether it names more sessions of others than any build needs.
-    pub fn is_crowded(&self) -> bool {
-        self.shared.len() > MAX_SHARED_SESSIONS
-    }
-
-    fn take(&mut self, field: SolveField<'_>) {
-        match field {
-            SolveField::Ref(id) => self.build = Id::new(id, self.owner.as_ref()),
-            SolveField::Session(id) => self.session = SessionId::new(id, self.owner.as_ref()),
-            SolveField::Internal(internal) => self.internal = internal,
-            SolveField::Option { name, value } => self.option(name, value),
-            _ => {}
-        }
-    }
-
-    fn share(&mut self, session: &[u8]) {
-        let session = SessionId::new(session, self.owner.as_ref());
-        let new = session.filter(|id| !self.is_crowded() && !self.shared.contains(id));
-        self.shared.extend(new);
-    }
-
-    /// Whose it is.
-    pub fn owner(&self) -> Option<&Arc<Identity>> {
-        self.owner.as_ref()
-    }
-
-    /// What its own calls know it by.
-    pub fn own_keys(&self) -> Vec<BindingKey> {
-        let session = self.session.clone().map(BindingKey::Session);
-        session.into_iter().chain(self.build.clone().map(BindingKey::Build)).collect()
-    }
-
-    /// The sessions that it names, its own among them.
-    pub fn sessions(&self) -> Vec<SessionId> {
-        self.shared.iter().chain(&self.session).cloned().collect()
-    }
-
-    fn option(&mut self, name: &[u8], value: &[u8]) {
-        if name.starts_with(b"local-sessionid:") {
-            self.share(value);
-        }
-        self.linked |= name.starts_with(b"context:") && value.starts_with(b"input:");
-        self.groups |= self.linked || name == b"filename";
-    }
-
-    /// The ids it is bound by, the strongest first: a session that already serves files decides.
-    fn keys(&self, own: &[BindingKey]) -> Vec<BindingKey> {
-        let shared = self.shared.iter().cloned().map(BindingKey::Session);
-        shared.chain(own.iter().cloned()).collect()
-    }
-
-    /// Where it belongs, as far as it says; `scattered` if a connection says nothing of that. With
-    /// `spread`, a target that is not linked goes its own way.
-    pub fn wish(&self, placing: &Placing, caller: Caller, scattered: bool, spread: bool) -> Wish {
-        let Caller { connection, trace } = caller;
-        let alone = spread && !self.linked;
-        let follows = if alone { Vec::new() } else { self.follows(trace, connection, scattered) };
-        // A probe must not decide where the builds after it go.
-        let attracts = if alone || self.internal {
-            Vec::new()
-        } else {
-            invocation(trace, connection, self.groups)
-        };
-        let (own, apart) = (placing.own().to_vec(), placing.apart().to_vec());
-        let ties = Ties { keys: self.keys(&own), own, follows, attracts, apart, connection };
-        Wish {
-            ties: Arc::new(ties),
-            build: self.build.clone(),
-            linked: self.linked,
-            key: self.affinity.as_ref().map(|affinity| KeyHash::new(&affinity.key)),
-            affinity: self.affinity.clone(),
-            preferred: None,
-            by_load: false,
-            probe: self.internal,
-        }
-    }
-
-    /// Keys under which it finds the builds of its own invocation.
-    ///
-    /// Targets of one `buildx bake` may be linked later, so all go to one daemon. They share a trace and
-    /// a connection. The trace alone proves nothing: CI gives all builds of a pipeline one
-    /// (`TRACEPARENT`). It only leads a linked target, whose input is elsewhere if it is not here, and
-    /// builds of buildx behind a hop that makes connections say nothing. buildctl, which sets no
-    /// `filename`, builds one target each.
-    fn follows(&self, trace: Option<TraceId>, connection: u64, scattered: bool) -> Vec<BindingKey> {
-        invocation(trace, connection, self.linked || scattered && self.groups)
-    }
+/// A Solve that has its place.
+struct Ready {
+    link: Link,
+    /// What has been read of its body.
+    message: Bytes,
+    request: Box<Request<Received>>,
+    build: ActiveBuild,
 }
 
-/// The keys of an invocation, the strongest first; `by_trace` if its trace alone is one.
-pub(super) fn invocation(
-    trace: Option<TraceId>,
-    connection: u64,
-    by_trace: bool,
-) -> Vec<BindingKey> {
-    let Some(trace) = trace else { return vec![BindingKey::Connection(connection)] };
-    let by_trace = by_trace.then_some(BindingKey::Trace(trace));
-    std::iter::once(BindingKey::TraceOnConnection(trace, connection)).chain(by_trace).collect()
+/// Binds a Solve; none if it was a probe that waited and is over.
+async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyError> {
+    let Call { parts, body, client, arrived } = call;
+    proxy.activity.note(arrived);
+    let trace = ids::trace(&parts.headers, client.identity.as_ref());
+    let (mut message, mut rest) = match proxy.read_message(&parts, &client, body).await {
+        Ok(read) => read,
+        Err(Unread { error, start }) => {
+            return Err(unread_solve(proxy, &client, &start, error));
+        }
+    };
+    let (rules, owner) = (Arc::clone(&proxy.rules), client.identity.clone());
+    let access = Arc::clone(&proxy.access);
+    let ((mut solve, facts), allowed) = message
+        .read(move |request| {
+            let solve = Solve::read(request, owner)?;
+            // A probe of the client's has no cache that it could be known by.
+            let facts = if solve.internal { None } else { Some(Facts::read(request, &rules)?) };
+            let identity = solve.owner().map(Arc::as_ref);
+            let allowed = access.grant(identity).check_solve(identity, request)?;
+            Ok(((solve, facts), allowed))
+        })
+        .await?;
+    if let Err(denied) = allowed {
+        let error = ProxyError::from(denied);
+        proxy.directory.refuse(solve.own_keys(), &error);
+        return Err(error);
+    }
+    if solve.is_crowded() {
+        return Err(ProxyError::Limit("the Solve names more than 128 sessions of others"));
+    }
+    let caller = Caller { connection: client.connection, trace };
+    // From here on its siblings wait for what becomes of it.
+    let (session, build) = (solve.session.as_ref(), solve.build.as_ref());
+    // What one's own trace says of connections is not said of somebody else's build with the same ref.
+    let carries = |trace| build.is_some_and(|id| proxy.carriers.carries(id, &client, Some(trace)));
+    let known = Caller { trace: trace.filter(|trace| carries(*trace)), ..caller };
+    let placing = proxy.directory.placing(session, build, known)?;
+    // Before its siblings are served: they are to know their own build.
+    let carried = build.and_then(|build| proxy.carriers.enter(build, &client, trace));
+    if let Some(facts) = facts {
+        solve.affinity =
+            affinity_key(proxy, &solve, facts, &parts.headers, &client).await.map(Arc::new);
+    }
+    let spread = proxy.placement.policy().spread_bake_targets;
+    let scattered = is_scattered(proxy, trace);
+    let wish = solve.wish(&placing, caller, scattered, spread);
+    let place = async {
+        let claimed = claim(proxy, &client, &solve, &placing).await?;
+        let placed = proxy.placement.place(wish, &client, placing.told()).await?;
+        Ok((placed, claimed))
+    };
+    let placed = async { message.during(place).await? };
+    let probe = build.filter(|_| solve.internal);
+    let probe = probe.map(|build| proxy.capabilities.probes.enter(build, &client));
+    let ((placed, owned), more) = tokio::select! {
+        biased;
+        placed = parked(proxy.account(), &client, &mut rest, placed) => placed?,
+        () = hold::ended(probe.as_ref()) => return Ok(None),
+    };
+    Ok(Some(Ready {
+        link: placed.binding.link.clone(),
+        message: joined(message.into_bytes(), more, 0),
+        request: Box::new(Request::from_parts(parts, rest)),
+        build: ActiveBuild::start(
+            proxy,
+            &solve,
+            &placing,
+            placed,
+            (carried, owned),
+            &client,
+            arrived,
+        ),
+    }))
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use prost::Message as _;
+/// Counts the build and notes that it is its client's, once that may name the sessions that the Solve names.
+///
+/// # Errors
+/// One of them, or the build, is another's; or too many run. The calls beside the Solve have been told.
+async fn claim(
+    proxy: &Proxy,
+    client: &Client,
+    solve: &Solve,
+    placing: &Placing,
+) -> Result<(Option<Owned>, Option<Running>), ProxyError> {
+    let counted = proxy.count_build(client);
+    let claimed = async {
+        let counted = counted?;
+        proxy.ownership.may_name(&solve.sessions()).await?;
+        let build = solve.build.as_ref();
+        let owned =
+            build.map(|build| proxy.ownership.start_build(build).ok_or_else(|| taken(build)));
+        Ok((owned.transpose()?, counted))
+    };
+    claimed.await.inspect_err(|error| proxy.directory.refuse(placing.own().to_vec(), error))
+}
 
-    use super::*;
-    use crate::directory::Directory;
-    use crate::wire::control::{Attr, SolveRequest};
+/// The ref is another client's, or was: a daemon would put the one's record in the place of the other's.
+fn taken(build: &Id) -> ProxyError {
+    let why = "its ref is that of another client's build";
+    ProxyError::RefTaken { build: build.to_string(), cause: why }
+}
 
-    fn attr(key: &str, value: &str) -> Attr {
-        Attr { key: key.to_owned().into(), value: value.to_owned().into() }
+/// Tells the calls beside a Solve that cannot be read what its client will print, as far as its `start`
+/// says which they are: they would wait for it.
+fn unread_solve(proxy: &Proxy, client: &Client, start: &[u8], error: ProxyError) -> ProxyError {
+    if start.is_empty() {
+        client.active.withdraw_solve();
     }
-
-    fn read(request: &SolveRequest) -> Solve {
-        Solve::read(&request.encode_to_vec(), None).expect("valid")
+    if error.is_of_solve() {
+        let mut keys = Solve::ids_at_start(start, client.identity.clone());
+        keys.retain(|key| matches!(proxy.directory.lookup(key), Lookup::Unknown));
+        proxy.directory.refuse(keys, &error);
     }
+    error
+}
 
-    fn session(text: &str) -> BindingKey {
-        BindingKey::Session(SessionId::new(text.as_bytes(), None).expect("valid"))
+/// What the build's cache is known by.
+async fn affinity_key(
+    proxy: &Proxy,
+    solve: &Solve,
+    mut facts: Facts,
+    headers: &HeaderMap,
+    client: &Client,
+) -> Option<AffinityKey> {
+    facts.hint = headers.get(HINT_HEADER).and_then(|hint| hint.to_str().ok()).map(str::to_owned);
+    facts.client = client.address.map(|address| address.to_string());
+    // Only where the key decides is it worth a wait.
+    let waits = proxy.placement.policy().kind == PolicyKind::ConsistentHash
+        && proxy.rules.waits_for_shared_key(&facts);
+    if let Some(session) = solve.session.as_ref().filter(|_| waits) {
+        facts.shared_key = proxy.shared_keys.of(session).await.map(|key| key.to_string());
     }
-
-    /// What it wishes as a call of a trace on connection 7.
-    fn wish(solve: &Solve, spread: bool) -> Wish {
-        let caller = Caller { connection: 7, trace: Some(TraceId::new([1; 16], None)) };
-        let placing = Directory::default().placing(None, None, caller).expect("no other");
-        solve.wish(&placing, caller, false, spread)
-    }
-
-    fn id(text: &str) -> Id {
-        Id::new(text.as_bytes(), None).expect("valid")
-    }
-
-    #[test]
-    fn shared_sessions_come_before_the_own_one() {
-        let request = SolveRequest {
-            r#ref: "r".into(),
-            session: "own".into(),
-            frontend_attrs: vec![
-                attr("local-sessionid:context", "shared"),
-                attr("filename", "Dockerfile"),
-            ],
-            ..Default::default()
-        };
-        let solve = read(&request);
-        let keys = [session("shared"), session("own"), BindingKey::Build(id("r"))];
-        assert_eq!(solve.keys(&keys[1..]), keys);
-        assert!(!solve.linked);
-    }
-
-    #[test]
-    fn an_input_context_links() {
-        let linked = |key, value| {
-            let frontend_attrs = vec![attr(key, value)];
-            read(&SolveRequest { frontend_attrs, ..Default::default() }).linked
-        };
-        assert!(linked("context:base", "input:0-b"));
-        assert!(!linked("context:base", "docker-image://scratch"));
-        assert!(!linked("context", "input:x"));
-    }
-
-    #[test]
-    fn builds_of_one_trace_meet_only_where_more_proves_that_they_belong_together() {
-        let solve = |attrs: &[(&str, &str)]| {
-            let frontend_attrs = attrs.iter().map(|(key, value)| attr(key, value)).collect();
-            read(&SolveRequest { frontend_attrs, ..Default::default() })
-        };
-        let buildctl = solve(&[]);
-        let buildx = solve(&[("filename", "Dockerfile")]);
-        let linked = solve(&[("filename", "Dockerfile"), ("context:base", "input:0-b")]);
-        let trace = TraceId::new([1; 16], None);
-        let (here, anywhere) = (BindingKey::TraceOnConnection(trace, 7), BindingKey::Trace(trace));
-        let follows = |solve: &Solve, hop| solve.follows(Some(trace), 7, hop);
-        for (solve, direct, behind_a_hop) in [(&buildctl, 1, 1), (&buildx, 1, 2), (&linked, 2, 2)] {
-            let both = [here.clone(), anywhere.clone()];
-            assert_eq!(follows(solve, false), both[..direct]);
-            assert_eq!(follows(solve, true), both[..behind_a_hop]);
-        }
-        assert_eq!(buildx.follows(None, 7, true), [BindingKey::Connection(7)]);
-        // A later target that is linked finds it by trace, wherever it comes from.
-        assert_eq!(wish(&buildx, false).ties.attracts, [here, anywhere]);
-    }
-
-    #[test]
-    fn a_probe_draws_nobody_and_spread_targets_go_their_own_way() {
-        let ties = |request: SolveRequest, spread| wish(&read(&request), spread).ties;
-        let probe = ties(SolveRequest { internal: true, ..Default::default() }, false);
-        assert_eq!((probe.follows.len(), probe.attracts.len()), (1, 0));
-        let target = ties(SolveRequest::default(), true);
-        assert_eq!((target.follows.len(), target.attracts.len()), (0, 0));
-    }
-
-    #[test]
-    fn only_so_many_sessions_of_others_are_kept() {
-        let with = |count: usize| {
-            let shared = |number| attr("local-sessionid:context", &format!("s{}", number / 2));
-            let frontend_attrs = (0..2 * count).map(shared).collect();
-            read(&SolveRequest { frontend_attrs, ..Default::default() })
-        };
-        assert!(!with(MAX_SHARED_SESSIONS).is_crowded());
-        let crowded = with(1000);
-        assert!(crowded.is_crowded() && crowded.shared.len() == MAX_SHARED_SESSIONS + 1);
-    }
-
-    #[test]
-    fn the_start_of_a_request_has_its_ids() {
-        let request = SolveRequest {
-            r#ref: "r".into(),
-            session: "own".into(),
-            frontend_attrs: vec![attr("build-arg:X", &"x".repeat(5000))],
-            ..Default::default()
-        };
-        let start = request.encode_to_vec();
-        let keys = [session("own"), BindingKey::Build(id("r"))];
-        assert_eq!(Solve::ids_at_start(&start[..100], None), keys);
-        assert_eq!(Solve::ids_at_start(&start[..2], None), []);
-    }
-
-    proptest! {
-        #[test]
-        fn a_walk_finds_the_ids_that_a_decoder_finds(
-            build: Vec<u8>,
-            session: Vec<u8>,
-            source_policy_session: Vec<u8>,
-            internal: bool,
-            options in prop::collection::vec(("(local-sessionid:)?[a-z]{1,3}", "[a-z]{0,3}"), 0..9),
-        ) {
-            let request = SolveRequest {
-                r#ref: build.into(),
-                session: session.into(),
-                source_policy_session: source_policy_session.into(),
-                internal,
-                frontend_attrs: options.iter().map(|(name, value)| attr(name, value)).collect(),
-                ..Default::default()
-            };
-            let solve = read(&request);
-            prop_assert_eq!(solve.build, Id::new(&request.r#ref, None));
-            prop_assert_eq!(solve.session, SessionId::new(&request.session, None));
-            prop_assert_eq!(solve.internal, internal);
-            let named = options.iter().filter(|(name, _)| name.starts_with("local-sessionid:"));
-            let named = named.map(|(_, value)| value.as_bytes());
-            let shared = named.chain([&request.source_policy_session[..]]);
-            let shared = shared.filter_map(|id| SessionId::new(id, None));
-            let mut distinct = Vec::new();
-            for id in shared {
-                if !distinct.contains(&id) {
-                    distinct.push(id);
-                }
-            }
-            prop_assert_eq!(solve.shared, distinct);
-        }
-
-        #[test]
-        fn any_bytes_are_read_or_refused(request: Vec<u8>) {
-            let _ = Solve::read(&request, None);
-        }
-    }
+    proxy.rules.key(&facts)
 }

@@ -10,9 +10,9 @@ use super::{
 };
 use crate::{
     builds::{
-        SESSION_PARK, bind_session, join_session,
         parked::{Ended, Kept},
         refuse,
+        session::{SESSION_PARK, bind_session, join_session},
     },
     call::{Call, CallResult},
     error::{ProxyError, chain, ok_response},

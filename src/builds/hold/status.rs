@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, request::Parts};
+use http::{HeaderValue, request::Parts};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
@@ -15,16 +15,16 @@ use super::{
     vertex::{Ordinal, Vertex},
 };
 use crate::{
-    builds::{park, parked::Kept, refuse},
+    builds::{join, park, parked::Kept, refuse},
     call::CallResult,
     client::Client,
     directory::Waiting,
     error::{ProxyError, ok_response},
-    first_message::{FirstMessage, joined},
+    first_message::FirstMessage,
     ids::{Id, TraceId},
     proxy::Proxy,
     received::Received,
-    relay::{OnEnd, Words},
+    relay::Words,
 };
 
 /// The daemon's clock, as it tells it in the headers of its answer.
@@ -85,9 +85,8 @@ impl Status {
             Err(ProxyError::UnknownBuild(_)) => return Ok(ok_response()),
             Err(error) => return refuse::status(error),
         };
-        let request = Request::from_parts(parts, rest);
-        let message = joined(message.into_bytes(), kept.into_bytes(), 0);
-        proxy.relay(&link, message, request, byte_counts, OnEnd::new(drop)).await
+        let read = [message.into_bytes(), kept.into_bytes()];
+        join(&proxy, &link, byte_counts, (parts, rest), read).await
     }
 }
 

@@ -1,0 +1,325 @@
+//! What a SolveRequest says about where its build belongs. Read permissively: whatever is missing or
+//! odd leaves a field empty, and the bytes go to the daemon as they came.
+
+use std::sync::Arc;
+
+use crate::{
+    affinity::AffinityKey,
+    directory::{Caller, Placing, Ties},
+    identity::Identity,
+    ids::{BindingKey, Id, SessionId, TraceId},
+    placement::Wish,
+    policy::KeyHash,
+    wire::{
+        fields::Malformed,
+        solve::{SolveField, visit_fields},
+    },
+};
+
+/// Sessions of others that one Solve may name. buildx opens one for all contexts of a bake, and a target
+/// that is given another's gets a few; each takes 400 bytes for as long as the build runs.
+const MAX_SHARED_SESSIONS: usize = 128;
+
+/// The routing facts of one Solve.
+#[derive(Debug, Default)]
+pub struct Solve {
+    /// Ref of the build.
+    pub build: Option<Id>,
+    /// The session it opens itself.
+    pub session: Option<SessionId>,
+    /// Sessions of others that it uses: their daemon is the only one that can build it.
+    pub shared: Vec<SessionId>,
+    /// A probe of the client's (`Internal`): it must not decide where the build goes.
+    pub internal: bool,
+    /// It uses another target's result (`context:NAME=input:…`), so belongs with its siblings.
+    pub linked: bool,
+    /// Its client may run several linked builds; see [`Solve::follows`].
+    groups: bool,
+    /// Whose it is.
+    owner: Option<Arc<Identity>>,
+    /// What its cache is known by.
+    pub affinity: Option<Arc<AffinityKey>>,
+}
+
+impl Solve {
+    /// Reads all but the affinity key from a serialised SolveRequest of `owner`'s, however large: what is kept of it is
+    /// small.
+    ///
+    /// # Errors
+    /// `request` is no protobuf message.
+    pub fn read(request: &[u8], owner: Option<Arc<Identity>>) -> Result<Self, Malformed> {
+        let mut solve = Self { owner, ..Self::default() };
+        let mut policy_session = None;
+        visit_fields(request, |field| match field {
+            SolveField::SourcePolicySession(id) => policy_session = Some(id),
+            field => solve.take(field),
+        })?;
+        policy_session.into_iter().for_each(|id| solve.share(id));
+        Ok(solve)
+    }
+
+    /// The own ids of a Solve of `owner`'s of which only the `start` can be read.
+    pub fn ids_at_start(start: &[u8], owner: Option<Arc<Identity>>) -> Vec<BindingKey> {
+        let mut solve = Self { owner, ..Self::default() };
+        // It breaks off somewhere.
+        let _ = visit_fields(start, |field| solve.take(field));
+        solve.own_keys()
+    }
+
+    /// Whether it names more sessions of others than any build needs.
+    pub fn is_crowded(&self) -> bool {
+        self.shared.len() > MAX_SHARED_SESSIONS
+    }
+
+    fn take(&mut self, field: SolveField<'_>) {
+        match field {
+            SolveField::Ref(id) => self.build = Id::new(id, self.owner.as_ref()),
+            SolveField::Session(id) => self.session = SessionId::new(id, self.owner.as_ref()),
+            SolveField::Internal(internal) => self.internal = internal,
+            SolveField::Option { name, value } => self.option(name, value),
+            _ => {}
+        }
+    }
+
+    fn share(&mut self, session: &[u8]) {
+        let session = SessionId::new(session, self.owner.as_ref());
+        let new = session.filter(|id| !self.is_crowded() && !self.shared.contains(id));
+        self.shared.extend(new);
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> Option<&Arc<Identity>> {
+        self.owner.as_ref()
+    }
+
+    /// What its own calls know it by.
+    pub fn own_keys(&self) -> Vec<BindingKey> {
+        let session = self.session.clone().map(BindingKey::Session);
+        session.into_iter().chain(self.build.clone().map(BindingKey::Build)).collect()
+    }
+
+    /// The sessions that it names, its own among them.
+    pub fn sessions(&self) -> Vec<SessionId> {
+        self.shared.iter().chain(&self.session).cloned().collect()
+    }
+
+    fn option(&mut self, name: &[u8], value: &[u8]) {
+        if name.starts_with(b"local-sessionid:") {
+            self.share(value);
+        }
+        self.linked |= name.starts_with(b"context:") && value.starts_with(b"input:");
+        self.groups |= self.linked || name == b"filename";
+    }
+
+    /// The ids it is bound by, the strongest first: a session that already serves files decides.
+    fn keys(&self, own: &[BindingKey]) -> Vec<BindingKey> {
+        let shared = self.shared.iter().cloned().map(BindingKey::Session);
+        shared.chain(own.iter().cloned()).collect()
+    }
+
+    /// Where it belongs, as far as it says; `scattered` if a connection says nothing of that. With
+    /// `spread`, a target that is not linked goes its own way.
+    pub fn wish(&self, placing: &Placing, caller: Caller, scattered: bool, spread: bool) -> Wish {
+        let Caller { connection, trace } = caller;
+        let alone = spread && !self.linked;
+        let follows = if alone { Vec::new() } else { self.follows(trace, connection, scattered) };
+        // A probe must not decide where the builds after it go.
+        let attracts = if alone || self.internal {
+            Vec::new()
+        } else {
+            invocation(trace, connection, self.groups)
+        };
+        let (own, apart) = (placing.own().to_vec(), placing.apart().to_vec());
+        let ties = Ties { keys: self.keys(&own), own, follows, attracts, apart, connection };
+        Wish {
+            ties: Arc::new(ties),
+            build: self.build.clone(),
+            linked: self.linked,
+            key: self.affinity.as_ref().map(|affinity| KeyHash::new(&affinity.key)),
+            affinity: self.affinity.clone(),
+            preferred: None,
+            by_load: false,
+            probe: self.internal,
+        }
+    }
+
+    /// Keys under which it finds the builds of its own invocation.
+    ///
+    /// Targets of one `buildx bake` may be linked later, so all go to one daemon. They share a trace and
+    /// a connection. The trace alone proves nothing: CI gives all builds of a pipeline one
+    /// (`TRACEPARENT`). It only leads a linked target, whose input is elsewhere if it is not here, and
+    /// builds of buildx behind a hop that makes connections say nothing. buildctl, which sets no
+    /// `filename`, builds one target each.
+    fn follows(&self, trace: Option<TraceId>, connection: u64, scattered: bool) -> Vec<BindingKey> {
+        invocation(trace, connection, self.linked || scattered && self.groups)
+    }
+}
+
+/// The keys of an invocation, the strongest first; `by_trace` if its trace alone is one.
+pub(super) fn invocation(
+    trace: Option<TraceId>,
+    connection: u64,
+    by_trace: bool,
+) -> Vec<BindingKey> {
+    let Some(trace) = trace else { return vec![BindingKey::Connection(connection)] };
+    let by_trace = by_trace.then_some(BindingKey::Trace(trace));
+    std::iter::once(BindingKey::TraceOnConnection(trace, connection)).chain(by_trace).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::directory::Directory;
+    use crate::wire::control::{Attr, SolveRequest};
+
+    fn attr(key: &str, value: &str) -> Attr {
+        Attr { key: key.to_owned().into(), value: value.to_owned().into() }
+    }
+
+    fn read(request: &SolveRequest) -> Solve {
+        Solve::read(&request.encode_to_vec(), None).expect("valid")
+    }
+
+    fn session(text: &str) -> BindingKey {
+        BindingKey::Session(SessionId::new(text.as_bytes(), None).expect("valid"))
+    }
+
+    /// What it wishes as a call of a trace on connection 7.
+    fn wish(solve: &Solve, spread: bool) -> Wish {
+        let caller = Caller { connection: 7, trace: Some(TraceId::new([1; 16], None)) };
+        let placing = Directory::default().placing(None, None, caller).expect("no other");
+        solve.wish(&placing, caller, false, spread)
+    }
+
+    fn id(text: &str) -> Id {
+        Id::new(text.as_bytes(), None).expect("valid")
+    }
+
+    #[test]
+    fn shared_sessions_come_before_the_own_one() {
+        let request = SolveRequest {
+            r#ref: "r".into(),
+            session: "own".into(),
+            frontend_attrs: vec![
+                attr("local-sessionid:context", "shared"),
+                attr("filename", "Dockerfile"),
+            ],
+            ..Default::default()
+        };
+        let solve = read(&request);
+        let keys = [session("shared"), session("own"), BindingKey::Build(id("r"))];
+        assert_eq!(solve.keys(&keys[1..]), keys);
+        assert!(!solve.linked);
+    }
+
+    #[test]
+    fn an_input_context_links() {
+        let linked = |key, value| {
+            let frontend_attrs = vec![attr(key, value)];
+            read(&SolveRequest { frontend_attrs, ..Default::default() }).linked
+        };
+        assert!(linked("context:base", "input:0-b"));
+        assert!(!linked("context:base", "docker-image://scratch"));
+        assert!(!linked("context", "input:x"));
+    }
+
+    #[test]
+    fn builds_of_one_trace_meet_only_where_more_proves_that_they_belong_together() {
+        let solve = |attrs: &[(&str, &str)]| {
+            let frontend_attrs = attrs.iter().map(|(key, value)| attr(key, value)).collect();
+            read(&SolveRequest { frontend_attrs, ..Default::default() })
+        };
+        let buildctl = solve(&[]);
+        let buildx = solve(&[("filename", "Dockerfile")]);
+        let linked = solve(&[("filename", "Dockerfile"), ("context:base", "input:0-b")]);
+        let trace = TraceId::new([1; 16], None);
+        let (here, anywhere) = (BindingKey::TraceOnConnection(trace, 7), BindingKey::Trace(trace));
+        let follows = |solve: &Solve, hop| solve.follows(Some(trace), 7, hop);
+        for (solve, direct, behind_a_hop) in [(&buildctl, 1, 1), (&buildx, 1, 2), (&linked, 2, 2)] {
+            let both = [here.clone(), anywhere.clone()];
+            assert_eq!(follows(solve, false), both[..direct]);
+            assert_eq!(follows(solve, true), both[..behind_a_hop]);
+        }
+        assert_eq!(buildx.follows(None, 7, true), [BindingKey::Connection(7)]);
+        // A later target that is linked finds it by trace, wherever it comes from.
+        assert_eq!(wish(&buildx, false).ties.attracts, [here, anywhere]);
+    }
+
+    #[test]
+    fn a_probe_draws_nobody_and_spread_targets_go_their_own_way() {
+        let ties = |request: SolveRequest, spread| wish(&read(&request), spread).ties;
+        let probe = ties(SolveRequest { internal: true, ..Default::default() }, false);
+        assert_eq!((probe.follows.len(), probe.attracts.len()), (1, 0));
+        let target = ties(SolveRequest::default(), true);
+        assert_eq!((target.follows.len(), target.attracts.len()), (0, 0));
+    }
+
+    #[test]
+    fn only_so_many_sessions_of_others_are_kept() {
+        let with = |count: usize| {
+            let shared = |number| attr("local-sessionid:context", &format!("s{}", number / 2));
+            let frontend_attrs = (0..2 * count).map(shared).collect();
+            read(&SolveRequest { frontend_attrs, ..Default::default() })
+        };
+        assert!(!with(MAX_SHARED_SESSIONS).is_crowded());
+        let crowded = with(1000);
+        assert!(crowded.is_crowded() && crowded.shared.len() == MAX_SHARED_SESSIONS + 1);
+    }
+
+    #[test]
+    fn the_start_of_a_request_has_its_ids() {
+        let request = SolveRequest {
+            r#ref: "r".into(),
+            session: "own".into(),
+            frontend_attrs: vec![attr("build-arg:X", &"x".repeat(5000))],
+            ..Default::default()
+        };
+        let start = request.encode_to_vec();
+        let keys = [session("own"), BindingKey::Build(id("r"))];
+        assert_eq!(Solve::ids_at_start(&start[..100], None), keys);
+        assert_eq!(Solve::ids_at_start(&start[..2], None), []);
+    }
+
+    proptest! {
+        #[test]
+        fn a_walk_finds_the_ids_that_a_decoder_finds(
+            build: Vec<u8>,
+            session: Vec<u8>,
+            source_policy_session: Vec<u8>,
+            internal: bool,
+            options in prop::collection::vec(("(local-sessionid:)?[a-z]{1,3}", "[a-z]{0,3}"), 0..9),
+        ) {
+            let request = SolveRequest {
+                r#ref: build.into(),
+                session: session.into(),
+                source_policy_session: source_policy_session.into(),
+                internal,
+                frontend_attrs: options.iter().map(|(name, value)| attr(name, value)).collect(),
+                ..Default::default()
+            };
+            let solve = read(&request);
+            prop_assert_eq!(solve.build, Id::new(&request.r#ref, None));
+            prop_assert_eq!(solve.session, SessionId::new(&request.session, None));
+            prop_assert_eq!(solve.internal, internal);
+            let named = options.iter().filter(|(name, _)| name.starts_with("local-sessionid:"));
+            let named = named.map(|(_, value)| value.as_bytes());
+            let shared = named.chain([&request.source_policy_session[..]]);
+            let shared = shared.filter_map(|id| SessionId::new(id, None));
+            let mut distinct = Vec::new();
+            for id in shared {
+                if !distinct.contains(&id) {
+                    distinct.push(id);
+                }
+            }
+            prop_assert_eq!(solve.shared, distinct);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(request: Vec<u8>) {
+            let _ = Solve::read(&request, None);
+        }
+    }
+}

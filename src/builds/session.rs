@@ -1,0 +1,136 @@
+//! Control/Session: joins the binding of its Solve, or is bound on its own.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{sync::watch, time::timeout};
+
+use super::{active::ActiveSession, hold, is_scattered, parked::Kept, refuse, request::invocation};
+use crate::{
+    access::{Operation, denied},
+    call::{Call, CallResult},
+    client::Client,
+    directory::{Bound, Lease, Lookup, Ties},
+    error::ProxyError,
+    fleet::Backend,
+    ids::{self, BindingKey, SessionId, TraceId},
+    ownership::Owned,
+    placement::Wish,
+    proxy::Proxy,
+};
+
+/// How long a Session waits for its Solve before it is bound on its own.
+///
+/// A shared session of a bake is in no Solve until a target starts. The client's inner HTTP/2 server
+/// gives up when it hears nothing for 10 s (golang.org/x/net/http2, preface timeout).
+pub(super) const SESSION_PARK: Duration = Duration::from_secs(5);
+
+/// Control/Session: joins its Solve's binding.
+///
+/// # Errors
+/// The proxy's own error, or the daemon's reset.
+pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult {
+    if !proxy.grant(&call.client).allows(Operation::Build) {
+        let denied = denied(call.client.identity.as_deref(), Operation::Build.described());
+        return refuse::session(call.body, denied.into()).await;
+    }
+    let trace = ids::trace(&call.parts.headers, call.client.identity.as_ref());
+    let owned = proxy.ownership.open_session(&id);
+    if owned.is_none() {
+        // Another's, which the daemon would replace: it gets a session that no Solve can name.
+        ids::hide_session(&mut call.parts.headers);
+    }
+    if proxy.rules.read_shared_key() {
+        proxy.shared_keys.declare(&id, &call.parts.headers);
+    }
+    let key = BindingKey::Session(id);
+    let mut kept = Kept::new(proxy.account(), &call.client, hold::KEPT_LEN);
+    let bound = bind_session(proxy, &key, trace, &call.client, SESSION_PARK);
+    match timeout(hold::HOLD_AFTER, kept.during(&mut call.body, bound)).await {
+        Ok(Ok(bound)) => {
+            join_session(proxy, call, &key, (trace, owned), bound, kept.into_bytes()).await
+        }
+        Ok(Err(error)) => refuse::session(call.body, error).await,
+        Err(_elapsed) => hold::session(proxy, call, key, (trace, owned), kept),
+    }
+}
+
+/// Relays a Session that is `bound`, and of which this was `received` before.
+///
+/// The early lease keeps a binding that no Solve holds yet, until the stream itself does.
+pub(super) async fn join_session(
+    proxy: &Proxy,
+    call: Call,
+    key: &BindingKey,
+    (trace, owned): (Option<TraceId>, Option<Owned>),
+    (Bound { binding, byte_counts }, early): (Bound, Option<Lease>),
+    received: Bytes,
+) -> CallResult {
+    let Some(lease) = proxy.directory.open_session(key, &binding, call.client.connection, trace)
+    else {
+        return Err(ProxyError::SessionOpen(key.to_string()).into());
+    };
+    drop(early);
+    let link = binding.link.clone();
+    let session = ActiveSession::start(proxy, binding, (lease, owned), &call.client);
+    proxy.relay(&link, received, call.into_request(), byte_counts, session.on_end()).await
+}
+
+/// Finds where a Session belongs; alone if its Solve has not come within `unseen`.
+pub(super) async fn bind_session(
+    proxy: &Proxy,
+    key: &BindingKey,
+    trace: Option<TraceId>,
+    client: &Client,
+    unseen: Duration,
+) -> Result<(Bound, Option<Lease>), ProxyError> {
+    let ended = match proxy.directory.lookup(key) {
+        Lookup::Live(bound) => return Ok((bound, None)),
+        Lookup::Refused(error) => return Err(error),
+        // Its Solve was faster than the Session: where that ran is where both belong.
+        Lookup::Ended(name) => proxy.fleet.find(&name),
+        Lookup::Unknown => None,
+    };
+    let ended = match ended {
+        Some(ended) => Some(ended),
+        None => match proxy.parking.wait(client, trace, key, unseen).await? {
+            Lookup::Live(bound) => return Ok((bound, None)),
+            Lookup::Refused(error) => return Err(error),
+            Lookup::Ended(name) => proxy.fleet.find(&name),
+            Lookup::Unknown => None,
+        },
+    };
+    let scattered = is_scattered(proxy, trace);
+    let wish = session_wish(key, ended, trace, client.connection, scattered);
+    let placed = proxy.placement.place(wish, client, &watch::channel(None).0).await?;
+    let bound = Bound { binding: placed.binding, byte_counts: Arc::default() };
+    Ok((bound, Some(placed.lease)))
+}
+
+/// Where a Session belongs that no live Solve names: where its Solve `ended`, else beside its client's
+/// builds if there are any.
+fn session_wish(
+    key: &BindingKey,
+    ended: Option<Arc<Backend>>,
+    trace: Option<TraceId>,
+    connection: u64,
+    scattered: bool,
+) -> Wish {
+    let beside = |by_trace| match &ended {
+        Some(_) => Vec::new(),
+        None => invocation(trace, connection, by_trace),
+    };
+    let keys = vec![key.clone()];
+    let (follows, attracts) = (beside(scattered), beside(true));
+    let ties = Ties { keys, follows, attracts, connection, ..Ties::default() };
+    Wish {
+        ties: Arc::new(ties),
+        build: None,
+        linked: false,
+        key: None,
+        affinity: None,
+        preferred: ended,
+        by_load: true,
+        probe: false,
+    }
+}
