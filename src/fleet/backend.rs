@@ -3,6 +3,10 @@
 //! What follows from a change of the state is published here and nowhere else: to the policies, to the
 //! metric and to the log, under the lock that made the change.
 
+mod daemon_tls;
+mod guards;
+mod publish;
+
 use std::{
     fmt,
     num::NonZeroU32,
@@ -16,8 +20,9 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tracing::{info, warn};
 
+use self::daemon_tls::Tls;
+pub use self::guards::{BindingCount, BuildCount, DrainGuard};
 use super::{
     Endpoint, Location, Version,
     state::{Event, Published, State, Transition},
@@ -28,31 +33,6 @@ use crate::{
     policy::{Candidate, Totals},
     tls,
 };
-
-/// TLS to one daemon.
-#[derive(Debug)]
-pub struct Tls {
-    client: Arc<tls::Client>,
-    server_name: Arc<str>,
-    sessions: tls::Sessions,
-}
-
-impl Tls {
-    fn new(client: &Arc<tls::Client>, endpoint: &Endpoint) -> Self {
-        let server_name = client.server_name(&endpoint.name, &endpoint.server_name);
-        Self { client: Arc::clone(client), server_name, sessions: tls::Sessions::default() }
-    }
-
-    /// What counts for a new connection.
-    pub fn config(&self) -> Arc<rustls::ClientConfig> {
-        self.client.config(&self.sessions)
-    }
-
-    /// The name that the daemon's certificate must have.
-    pub fn server_name(&self) -> &str {
-        &self.server_name
-    }
-}
 
 /// What backends tell the rest of the proxy.
 #[derive(Debug, Default)]
@@ -337,58 +317,6 @@ impl Backend {
     pub fn retry_at(&self) -> Option<Instant> {
         self.state.lock().retry_at()
     }
-
-    /// Changes its state, and tells of the new one under the same lock: of two changes the last one is
-    /// told last.
-    fn apply(&self, event: Event<'_>, now: Instant) {
-        let mut state = self.state.lock();
-        let Transition { before, after, lease_ended } = state.apply(event, now);
-        if lease_ended && !after.status.departed {
-            let (pool, backend) = (self.all_metrics.pool(), self.name());
-            info!(pool, backend, "drain lease expired, cordon ended");
-        }
-        if let (Event::Fault(fault, _), false) = (event, after.status.departed) {
-            self.all_metrics.upstream_error(&self.name, fault);
-        }
-        if before == after {
-            return;
-        }
-        if after.status.degraded && !before.status.degraded && !after.status.departed {
-            self.metrics.degraded.inc();
-        }
-        self.publish(after);
-        if !after.status.departed {
-            self.log(event, before, after);
-        }
-    }
-
-    fn publish(&self, Published { name, status }: Published) {
-        self.candidate.set_status(status);
-        self.signals.changed.notify_waiters();
-        if !status.departed {
-            self.all_metrics.set_backend_state(&self.name, name);
-        } else if let Some(version) = self.version.swap(None) {
-            self.all_metrics.set_backend_version(&self.name, Some(version.as_str()), None);
-        }
-    }
-
-    fn log(&self, event: Event<'_>, before: Published, after: Published) {
-        let (pool, backend) = (self.all_metrics.pool(), self.name());
-        match event {
-            Event::Fault(fault, error) if !before.status.ejected => {
-                warn!(pool, backend, fault = fault.label(), error, "backend ejected");
-            }
-            Event::ProbePassed if before.status.ejected => {
-                info!(pool, backend, "backend recovered");
-            }
-            Event::Unfit(_, cause) => warn!(pool, backend, cause, "backend degraded"),
-            _ => {}
-        }
-        let (before, state) = (before.name.label(), after.name.label());
-        if before != state {
-            info!(pool, backend, before, state, builds = self.builds(), "backend state changed");
-        }
-    }
 }
 
 impl fmt::Debug for Backend {
@@ -399,48 +327,5 @@ impl fmt::Debug for Backend {
             .field("state", &self.state().label())
             .field("builds", &self.builds())
             .finish_non_exhaustive()
-    }
-}
-
-/// One running build on a backend.
-#[derive(Debug)]
-pub struct BuildCount(Arc<Backend>);
-
-impl BuildCount {
-    /// The backend.
-    pub fn backend(&self) -> &Arc<Backend> {
-        &self.0
-    }
-}
-
-impl Drop for BuildCount {
-    fn drop(&mut self) {
-        self.0.candidate.end_build();
-        self.0.signals.changed.notify_waiters();
-        self.0.metrics.builds_active.dec();
-    }
-}
-
-/// One binding to a backend.
-#[derive(Debug)]
-pub struct BindingCount(Arc<Backend>);
-
-impl Drop for BindingCount {
-    fn drop(&mut self) {
-        self.0.bindings.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// One open request to drain a backend. The backend stays cordoned for a lease when it ends.
-#[derive(Debug)]
-pub struct DrainGuard {
-    backend: Arc<Backend>,
-    lease: Duration,
-}
-
-impl Drop for DrainGuard {
-    fn drop(&mut self) {
-        let now = Instant::now();
-        self.backend.apply(Event::DrainEnded(now + self.lease), now);
     }
 }

@@ -1,0 +1,51 @@
+//! What is counted on a backend, or asked of it, for as long as a guard lives.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{Backend, Event};
+
+/// One running build on a backend.
+#[derive(Debug)]
+pub struct BuildCount(pub(super) Arc<Backend>);
+
+impl BuildCount {
+    /// The backend.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.0
+    }
+}
+
+impl Drop for BuildCount {
+    fn drop(&mut self) {
+        self.0.candidate.end_build();
+        self.0.signals.changed.notify_waiters();
+        self.0.metrics.builds_active.dec();
+    }
+}
+
+/// One binding to a backend.
+#[derive(Debug)]
+pub struct BindingCount(pub(super) Arc<Backend>);
+
+impl Drop for BindingCount {
+    fn drop(&mut self) {
+        self.0.bindings.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One open request to drain a backend. The backend stays cordoned for a lease when it ends.
+#[derive(Debug)]
+pub struct DrainGuard {
+    pub(super) backend: Arc<Backend>,
+    pub(super) lease: Duration,
+}
+
+impl Drop for DrainGuard {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.backend.apply(Event::DrainEnded(now + self.lease), now);
+    }
+}
