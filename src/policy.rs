@@ -2,11 +2,13 @@
 //!
 //! No I/O and no clock here, so the same input gives the same choice on every replica.
 
+mod candidate;
 mod candidates;
 mod consistent_hash;
 mod least_builds;
 mod random;
 mod rank;
+mod round;
 
 use std::{
     fmt,
@@ -19,8 +21,14 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
-pub use self::candidates::{Candidate, Candidates, Status, Totals};
-use self::candidates::{Eligible, Round, Row};
+pub use self::{
+    candidate::{Candidate, Status, Totals},
+    candidates::Candidates,
+};
+use self::{
+    candidates::Row,
+    round::{Eligible, Round},
+};
 use crate::label::label_set;
 
 /// A new backend gets its full share after this long: enough to pull its first base images.

@@ -7,8 +7,10 @@
 
 use super::{
     Choice, LoadFactor, Obstacle, Outcome, Warm,
-    candidates::{Eligible, Round, Row},
+    candidate::FULL_SHARE,
+    candidates::Row,
     rank,
+    round::{Eligible, Round},
 };
 
 /// Builds that each backend of a small fleet may always run. With six builds on three daemons, one build in five
@@ -126,7 +128,7 @@ impl<'a> LoadLimits<'a> {
     fn of(&self, row: Row) -> Option<u64> {
         let factor = self.share?.2;
         let candidates = self.round.candidates;
-        let full = u64::from(candidates.at(row).capacity()) * super::candidates::FULL_SHARE;
+        let full = u64::from(candidates.at(row).capacity()) * FULL_SHARE;
         let least = if self.round.weight(row) < full {
             ALWAYS_ALLOWED_STARTING
         } else if candidates.len() <= SMALL_FLEET {

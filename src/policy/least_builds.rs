@@ -2,7 +2,10 @@
 
 use rand::Rng;
 
-use super::candidates::{Class, Round, Row};
+use super::{
+    candidates::{Class, Row},
+    round::Round,
+};
 
 /// Two drawn by capacity, then the less loaded one; between equals the draw has decided.
 pub(super) fn choose(round: &Round<'_>, rng: &mut impl Rng) -> Option<Row> {
