@@ -3,7 +3,9 @@
 //! Nothing of such a build has been sent to a daemon, so it can wait as long as its client does. `order`
 //! says whose turn it is; this gives out the slots.
 
+mod config;
 mod order;
+mod serve;
 mod turn;
 
 use std::{
@@ -14,85 +16,30 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use parking_lot::Mutex;
-use tokio::{
-    sync::{Notify, oneshot, watch},
-    time::sleep_until,
-};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::order::{Offer, Order, Ticket};
+use self::order::{Order, Ticket};
 pub(super) use self::turn::Tell;
-pub use self::turn::Waited;
+pub use self::{
+    config::{Config, default_max_wait},
+    turn::Waited,
+};
 use super::{Decision, Placement};
 use crate::{
     affinity::AffinityKey,
     client::{Client, Owner},
     directory::{Cause, Waiting},
     error::ProxyError,
-    fleet::{Backend, BuildCount, Roster},
+    fleet::{Backend, BuildCount},
     ids::Id,
     metrics::{Metrics, QueueExit},
     policy::{self, KeyHash},
 };
-
-/// How long a build waits for a backend: a node that a cluster adds is there in a few minutes, and its
-/// image pulled.
-const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(300);
-
-/// How long it waits where slots are limited: several long builds before it.
-const DEFAULT_MAX_WAIT_FOR_SLOT: Duration = Duration::from_secs(1800);
-
-/// How long a build waits for the daemon that has its cache while another is free: much less than a cold
-/// build takes longer.
-const DEFAULT_AFFINITY_WAIT: Duration = Duration::from_secs(10);
-
-/// Builds that wait in a pool: some minutes' work of a large fleet.
-const DEFAULT_MAX_WAITING: usize = 1000;
-
-/// Those of one client: more than a pipeline starts at once.
-const DEFAULT_MAX_WAITING_PER_CLIENT: usize = 100;
-
-/// How often those that wait are told where they stand.
-const TOLD_EVERY: Duration = Duration::from_secs(1);
-
-/// How builds wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Config {
-    /// Builds that a backend runs at once for each unit of its capacity; `None` without a limit.
-    pub max_builds: Option<NonZeroU32>,
-    /// How long a build waits at most; not at all if zero.
-    pub max_wait: Duration,
-    /// How long a build waits for a slot where its cache is while there is one elsewhere.
-    pub affinity_wait: Duration,
-    /// Builds that wait at once.
-    pub max_waiting: usize,
-    /// Those of one client.
-    pub max_waiting_per_client: usize,
-    /// Whether their clients show that they wait.
-    pub progress: bool,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            max_builds: None,
-            max_wait: DEFAULT_MAX_WAIT,
-            affinity_wait: DEFAULT_AFFINITY_WAIT,
-            max_waiting: DEFAULT_MAX_WAITING,
-            max_waiting_per_client: DEFAULT_MAX_WAITING_PER_CLIENT,
-            progress: true,
-        }
-    }
-}
-
-/// How long a build waits unless that is said; `limited` if for a slot too.
-pub fn default_max_wait(limited: bool) -> Duration {
-    if limited { DEFAULT_MAX_WAIT_FOR_SLOT } else { DEFAULT_MAX_WAIT }
-}
 
 /// The queue of one pool.
 #[derive(Debug)]
@@ -183,9 +130,9 @@ pub struct Demand {
     pub slots: Option<NonZeroU32>,
 }
 
-/// A place in the queue, for as long as it lives.
+/// Keeps a build in the queue for as long as it lives.
 #[derive(Debug)]
-struct Place {
+struct QueuedGuard {
     queue: Arc<Queue>,
     ticket: Ticket,
     granted: oneshot::Receiver<Grant>,
@@ -194,7 +141,7 @@ struct Place {
     exit: QueueExit,
 }
 
-impl Drop for Place {
+impl Drop for QueuedGuard {
     fn drop(&mut self) {
         {
             let mut state = self.queue.state.lock();
@@ -245,7 +192,7 @@ impl Queue {
         Started { queue: Arc::clone(self), owner }
     }
 
-    /// Takes a place for `request`, which waits since `began`; one that comes `back` is the first of its
+    /// Puts `request` in the queue, which waits since `began`; one that comes `back` is the first of its
     /// owner again.
     fn enter(
         self: &Arc<Self>,
@@ -253,7 +200,7 @@ impl Queue {
         began: Instant,
         back: bool,
         cause: Cause,
-    ) -> Result<Place, ProxyError> {
+    ) -> Result<QueuedGuard, ProxyError> {
         let mut state = self.state.lock();
         let State { order, entries } = &mut *state;
         self.check_room(order, &request.owner, cause)?;
@@ -268,7 +215,7 @@ impl Queue {
         self.metrics.queue_depth.inc();
         self.changed.notify_waiters();
         let (queue, exit) = (Arc::clone(self), QueueExit::ClientGone);
-        Ok(Place { queue, ticket, granted: receiver, turn: told, began, exit })
+        Ok(QueuedGuard { queue, ticket, granted: receiver, turn: told, began, exit })
     }
 
     fn check_room(
@@ -298,113 +245,6 @@ impl Placement {
     /// How builds wait.
     pub fn queue(&self) -> &Config {
         &self.queue.config
-    }
-
-    /// Gives out slots as they become free until `stop`.
-    pub async fn serve_queue(&self, stop: CancellationToken) {
-        let mut told = Instant::now();
-        loop {
-            // Before the look, so that no change is missed.
-            let changed = self.fleet.changed();
-            self.grant_all();
-            if self.queue.is_empty() {
-                tokio::select! {
-                    () = self.queue.entered.notified() => continue,
-                    () = stop.cancelled() => return,
-                }
-            }
-            let now = Instant::now();
-            if told <= now {
-                self.tell_all();
-                told = now + TOLD_EVERY;
-            }
-            let patience_ends = self.queue.state.lock().order.patience_ends();
-            let next = patience_ends.filter(|at| *at > now).map_or(told, |at| at.min(told));
-            tokio::select! {
-                () = changed => {}
-                () = self.queue.entered.notified() => {}
-                () = sleep_until(next.into()) => {}
-                () = stop.cancelled() => return,
-            }
-        }
-    }
-
-    /// Grants what can be granted now.
-    fn grant_all(&self) {
-        while let Some((granted, grant)) = self.grant() {
-            // Who has gone gives it back; outside of the lock, which that takes.
-            let _ = granted.send(grant);
-        }
-    }
-
-    fn grant(&self) -> Option<(oneshot::Sender<Grant>, Grant)> {
-        let slots = self.queue.config.max_builds;
-        let roster = self.fleet.roster();
-        if self.queue.is_empty() || !roster.candidates().has_free(slots) {
-            return None;
-        }
-        let now = Instant::now();
-        let mut state = self.queue.state.lock();
-        let State { order, entries } = &mut *state;
-        let mut next = None;
-        let started = self.fleet.start_build(&roster, |_candidates| {
-            let mut best = None;
-            let ticket = order.grant(now, |ticket| {
-                best =
-                    entries.get(&ticket).and_then(|entry| self.best(&roster, &entry.request, now));
-                match &best {
-                    None => Offer::Nothing,
-                    Some(choice) if choice.cache_is_busy => Offer::Cold,
-                    Some(_) => Offer::Good,
-                }
-            })?;
-            next = Some(ticket);
-            best
-        });
-        let Entry { request, granted, .. } = entries.remove(&next?)?;
-        drop(state);
-        let (count, choice) = started?;
-        let started = self.queue.started(Some(request.owner));
-        let decision = Decision::chosen(&choice, &roster);
-        Some((granted, Grant { count, decision, started }))
-    }
-
-    /// The best free slot for a build that waits.
-    fn best(&self, roster: &Roster, request: &Request, now: Instant) -> Option<policy::Choice> {
-        let avoid = |backend: &Arc<Backend>| roster.position(backend);
-        let tried: Vec<usize> = request.avoid.iter().filter_map(avoid).collect();
-        let warm = request.key.and_then(|key| self.warm.lock().get(key, now));
-        let slots = self.queue.config.max_builds;
-        let asked = policy::Request { key: request.key, warm, tried: &tried, slots };
-        request.policy.choose(&asked, roster.candidates(), now, &mut rand::rng())
-    }
-
-    /// Tells all that wait where they stand.
-    fn tell_all(&self) {
-        let cause = self.cause();
-        let state = self.queue.state.lock();
-        let total = state.order.len();
-        for (before, ticket) in state.order.in_order().into_iter().enumerate() {
-            let Some(entry) = state.entries.get(&ticket) else { continue };
-            let since = entry.request.since;
-            let now = Waiting { since, position: before + 1, total, cause };
-            entry.turn.send_if_modified(|told| {
-                let changes = *told != now;
-                *told = now;
-                changes
-            });
-        }
-    }
-
-    /// What those that wait wait for.
-    fn cause(&self) -> Cause {
-        match self.queue.config.max_builds {
-            Some(slots) if self.fleet.is_ready() => {
-                let (taken, slots) = self.fleet.roster().candidates().taken(slots);
-                Cause::Busy { taken, slots }
-            }
-            _ => Cause::NoBackend,
-        }
     }
 
     /// The builds that wait, the next one first.

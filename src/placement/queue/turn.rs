@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::sleep_until;
 
-use super::{Grant, Place, Queue, Request};
+use super::{Grant, Queue, QueuedGuard, Request};
 use crate::{
     client::Client,
     directory::{Cause, Claim, Told, Waiting, publish},
@@ -60,12 +60,12 @@ impl Drop for Unordered<'_> {
 impl Queue {
     fn enter_unordered(&self) -> Result<Unordered<'_>, ProxyError> {
         let before = self.unordered.fetch_add(1, Ordering::Relaxed);
-        let place = Unordered(self);
+        let waiting = Unordered(self);
         if before >= self.config.max_waiting {
             let full = format!("{before} probes and sessions wait for a backend");
             return Err(ProxyError::QueueFull(full));
         }
-        Ok(place)
+        Ok(waiting)
     }
 }
 
@@ -124,17 +124,17 @@ impl Placement {
         error: &ProxyError,
     ) -> Result<Grant, ProxyError> {
         let request = self.request(tell.wish, client, stay);
-        let mut place = self.queue.enter(request, stay.began, stay.back, cause)?;
+        let mut queued = self.queue.enter(request, stay.began, stay.back, cause)?;
         self.grant_all();
         self.queue.entered.notify_one();
-        if let Ok(grant) = place.granted.try_recv() {
-            place.exit = QueueExit::Granted;
+        if let Ok(grant) = queued.granted.try_recv() {
+            queued.exit = QueueExit::Granted;
             return Ok(grant);
         }
         loop {
-            let waiting = place.turn.borrow_and_update().clone();
+            let waiting = queued.turn.borrow_and_update().clone();
             self.tell(tell, &waiting);
-            let Place { granted, turn, .. } = &mut place;
+            let QueuedGuard { granted, turn, .. } = &mut queued;
             let (exit, outcome) = tokio::select! {
                 biased;
                 granted = granted => {
@@ -148,7 +148,7 @@ impl Placement {
                 }
                 _ = turn.changed() => continue,
             };
-            place.exit = exit;
+            queued.exit = exit;
             return outcome;
         }
     }
@@ -159,7 +159,7 @@ impl Placement {
         stay: &Stay,
         error: &ProxyError,
     ) -> Result<(), ProxyError> {
-        let _place = self.queue.enter_unordered()?;
+        let _waiting = self.queue.enter_unordered()?;
         self.tell(tell, &self.estimate(stay));
         tokio::select! {
             biased;

@@ -1,0 +1,129 @@
+//! Gives out slots as they become free, and tells the builds that wait where they stand.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::oneshot, time::sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::{Entry, Grant, Request, State, order::Offer};
+use crate::{
+    directory::{Cause, Waiting},
+    fleet::{Backend, Roster},
+    placement::{Decision, Placement},
+    policy,
+};
+
+/// How often those that wait are told where they stand.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+impl Placement {
+    /// Gives out slots as they become free until `stop`.
+    pub async fn serve_queue(&self, stop: CancellationToken) {
+        let mut told = Instant::now();
+        loop {
+            // Before the look, so that no change is missed.
+            let changed = self.fleet.changed();
+            self.grant_all();
+            if self.queue.is_empty() {
+                tokio::select! {
+                    () = self.queue.entered.notified() => continue,
+                    () = stop.cancelled() => return,
+                }
+            }
+            let now = Instant::now();
+            if told <= now {
+                self.tell_all();
+                told = now + TOLD_EVERY;
+            }
+            let patience_ends = self.queue.state.lock().order.patience_ends();
+            let next = patience_ends.filter(|at| *at > now).map_or(told, |at| at.min(told));
+            tokio::select! {
+                () = changed => {}
+                () = self.queue.entered.notified() => {}
+                () = sleep_until(next.into()) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Grants what can be granted now.
+    pub(super) fn grant_all(&self) {
+        while let Some((granted, grant)) = self.grant() {
+            // Who has gone gives it back; outside of the lock, which that takes.
+            let _ = granted.send(grant);
+        }
+    }
+
+    fn grant(&self) -> Option<(oneshot::Sender<Grant>, Grant)> {
+        let slots = self.queue.config.max_builds;
+        let roster = self.fleet.roster();
+        if self.queue.is_empty() || !roster.candidates().has_free(slots) {
+            return None;
+        }
+        let now = Instant::now();
+        let mut state = self.queue.state.lock();
+        let State { order, entries } = &mut *state;
+        let mut next = None;
+        let started = self.fleet.start_build(&roster, |_candidates| {
+            let mut best = None;
+            let ticket = order.grant(now, |ticket| {
+                best =
+                    entries.get(&ticket).and_then(|entry| self.best(&roster, &entry.request, now));
+                match &best {
+                    None => Offer::Nothing,
+                    Some(choice) if choice.cache_is_busy => Offer::Cold,
+                    Some(_) => Offer::Good,
+                }
+            })?;
+            next = Some(ticket);
+            best
+        });
+        let Entry { request, granted, .. } = entries.remove(&next?)?;
+        drop(state);
+        let (count, choice) = started?;
+        let started = self.queue.started(Some(request.owner));
+        let decision = Decision::chosen(&choice, &roster);
+        Some((granted, Grant { count, decision, started }))
+    }
+
+    /// The best free slot for a build that waits.
+    fn best(&self, roster: &Roster, request: &Request, now: Instant) -> Option<policy::Choice> {
+        let avoid = |backend: &Arc<Backend>| roster.position(backend);
+        let tried: Vec<usize> = request.avoid.iter().filter_map(avoid).collect();
+        let warm = request.key.and_then(|key| self.warm.lock().get(key, now));
+        let slots = self.queue.config.max_builds;
+        let asked = policy::Request { key: request.key, warm, tried: &tried, slots };
+        request.policy.choose(&asked, roster.candidates(), now, &mut rand::rng())
+    }
+
+    /// Tells all that wait where they stand.
+    fn tell_all(&self) {
+        let cause = self.cause();
+        let state = self.queue.state.lock();
+        let total = state.order.len();
+        for (before, ticket) in state.order.in_order().into_iter().enumerate() {
+            let Some(entry) = state.entries.get(&ticket) else { continue };
+            let since = entry.request.since;
+            let now = Waiting { since, position: before + 1, total, cause };
+            entry.turn.send_if_modified(|told| {
+                let changes = *told != now;
+                *told = now;
+                changes
+            });
+        }
+    }
+
+    /// What those that wait wait for.
+    pub(super) fn cause(&self) -> Cause {
+        match self.queue.config.max_builds {
+            Some(slots) if self.fleet.is_ready() => {
+                let (taken, slots) = self.fleet.roster().candidates().taken(slots);
+                Cause::Busy { taken, slots }
+            }
+            _ => Cause::NoBackend,
+        }
+    }
+}
