@@ -61,7 +61,8 @@ async fn sessions_that_send_without_end_and_statuses_that_nobody_reads_harm_nobo
     let uploads = tokio::spawn(async move { join_all(held.into_iter().map(upload)).await });
     eventually("what they send is held", WAIT, || {
         let held = proxy.metric("buildkit_lb_held_bytes", &[]);
-        (held >= (BUILDS * (64 << 10)) as f64).then_some(())
+        // Each call has a window of 64 KiB, and the message that is cut by its end may not be counted.
+        (held >= (BUILDS * (60 << 10)) as f64).then_some(())
     });
     let grown = proxy.process.memory_kib("VmHWM").saturating_sub(before);
     eprintln!("grew by {grown} KiB");
