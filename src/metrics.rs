@@ -137,7 +137,7 @@ impl Metrics {
     }
 
     /// Counts one build that has found its backend.
-    pub fn decision(&self, RouteDecision { policy, outcome, key_source }: &RouteDecision<'_>) {
+    pub fn decision(&self, RouteDecision { policy, outcome, key_source }: &RouteDecision) {
         let labels = DecisionLabels::new(&self.pool, policy, outcome, key_source);
         self.families.route_decisions.get_or_create(&labels).inc();
     }
@@ -275,9 +275,9 @@ impl Metrics {
 
 /// How a build found its backend, in the words of its log record.
 #[derive(Debug)]
-pub struct RouteDecision<'a> {
+pub struct RouteDecision {
     /// The pool's policy.
-    pub policy: &'a str,
+    pub policy: &'static str,
     /// What decided.
     pub outcome: &'static str,
     /// Where the build's affinity key came from.

@@ -34,29 +34,21 @@ use crate::label::label_set;
 /// A new backend gets its full share after this long: enough to pull its first base images.
 const DEFAULT_SLOW_START: Duration = Duration::from_secs(30);
 
-/// How builds are spread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum PolicyKind {
-    /// Any ready backend, each with the same chance.
-    Random,
-    /// The backend, of two drawn at random, that runs fewer builds for its capacity.
-    #[serde(alias = "least-sessions")]
-    #[value(alias = "least-sessions")]
-    LeastBuilds,
-    /// The backend that ranks highest for the build's affinity key and is below the load bound;
-    /// least-builds for a build without a key.
-    #[default]
-    ConsistentHash,
-}
-
-impl fmt::Display for PolicyKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Random => "random",
-            Self::LeastBuilds => "least-builds",
-            Self::ConsistentHash => "consistent-hash",
-        })
+label_set! {
+    /// How builds are spread.
+    #[derive(Default, Serialize, Deserialize, clap::ValueEnum)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum PolicyKind {
+        /// Any ready backend, each with the same chance.
+        Random = "random",
+        /// The backend, of two drawn at random, that runs fewer builds for its capacity.
+        #[serde(alias = "least-sessions")]
+        #[value(alias = "least-sessions")]
+        LeastBuilds = "least-builds",
+        /// The backend that ranks highest for the build's affinity key and is below the load bound;
+        /// least-builds for a build without a key.
+        #[default]
+        ConsistentHash = "consistent-hash",
     }
 }
 

@@ -112,7 +112,7 @@ impl ActiveBuild {
 
     fn count_decision(&self) {
         self.metrics.decision(&RouteDecision {
-            policy: &self.build.policy.to_string(),
+            policy: self.build.policy.label(),
             outcome: self.build.decision.outcome.label(),
             key_source: self.build.key_source(),
         });
