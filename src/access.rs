@@ -12,8 +12,10 @@ use std::fmt;
 
 use crate::identity::Identity;
 
-use self::pattern::Pattern;
-pub use self::quota::{Quota, Running};
+pub use self::{
+    pattern::Pattern,
+    quota::{Quota, Running},
+};
 
 /// What is asked of daemons, beside what belongs to no client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

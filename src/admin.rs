@@ -1,14 +1,15 @@
 //! The admin port: probes, metrics, status. Reads snapshots; the one thing it changes is a cordon: an
 //! operator's, or that of a daemon about to stop.
 //!
-//! Everybody who reaches the port may read. Whatever changes something is a POST or a DELETE, and is for whoever
-//! has a token or reaches the control listener: see `access`.
+//! Everybody who reaches the port may read, unless reading is restricted. Whatever changes something is a POST or a
+//! DELETE, and is for whoever has a right to it: see `access`.
 
 mod access;
 mod backends;
 mod control;
 mod drain;
 mod seats;
+mod secured;
 mod server;
 mod status;
 
@@ -26,16 +27,15 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
-pub use self::control::Control;
+pub use self::{access::Rights, control::Control, secured::Tls};
 use self::{
-    access::Access,
+    access::{Access, MayRead, Reader},
     server::{Port, Server},
 };
 use crate::{
     discovery::{SourceError, SourceStatus},
     metrics::Families,
     pool::Pool,
-    token::TokenFile,
 };
 
 /// OpenMetrics 1.0, which Prometheus asks for first.
@@ -51,36 +51,41 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Tells of `pools`, `families` and whether the proxy was told to end. Who has one of `tokens` may change
-    /// things.
+    /// Tells of `pools`, `families` and whether the proxy was told to end, as far as `rights` allow.
     pub fn new(
         pools: &Arc<[Pool]>,
         families: &Arc<Families>,
         leaving: &CancellationToken,
-        tokens: Option<TokenFile>,
+        rights: Rights,
     ) -> Self {
         Self {
             pools: Arc::clone(pools),
             families: Arc::clone(families),
             leaving: leaving.clone(),
-            access: Arc::new(Access::new(tokens, families)),
+            access: Arc::new(Access::new(rights, families)),
         }
     }
 }
 
-/// Serves the admin port, and the control listener if there is one, on `tasks` until `stop`.
+/// Serves the admin port, with `tls` if there is to be any, and the control listener if there is one, on `tasks`
+/// until `stop`.
 pub fn serve(
     (listener, address): (TcpListener, SocketAddr),
+    tls: Option<Tls>,
     control: Option<Control>,
     admin: Admin,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) {
     let families = Arc::clone(&admin.families);
+    if let (Some(tls), [pool, ..]) = (&tls, &*admin.pools) {
+        // The admin port is of no pool. Its certificates are told under the first one's name.
+        tls.follow(Arc::clone(&pool.proxy.metrics), tasks, stop);
+    }
     let router = router(admin);
     let server = || Server::new(router.clone(), &families, tasks, stop);
-    info!(%address, port_name = "admin", "listening");
-    tasks.spawn(server().run(Port::Admin(listener)));
+    info!(%address, port_name = "admin", tls = tls.is_some(), "listening");
+    tasks.spawn(server().run(Port::Admin(listener, tls)));
     if let Some(control) = control {
         info!(address = %control.address(), port_name = "control", "listening");
         tasks.spawn(control.run(server()));
@@ -108,7 +113,7 @@ async fn alive() -> &'static str {
 
 /// Ready if any pool takes builds, now or to wait for a backend: the others' clients would gain nothing from
 /// losing this proxy, and without it nobody would wait for the first backend.
-async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
+async fn ready(MayRead(may_read): MayRead, State(admin): State<Admin>) -> (StatusCode, String) {
     let is_ready = |pool: &Pool| pool.proxy.fleet.is_ready();
     let takes_builds =
         |pool: &Pool| is_ready(pool) || pool.is_synced() && pool.proxy.placement.has_room_to_wait();
@@ -120,6 +125,9 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
         (StatusCode::SERVICE_UNAVAILABLE, "no backend is ready")
     };
     let mut text = format!("{word}\n");
+    if !may_read {
+        return (code, text);
+    }
     for pool in admin.pools.iter() {
         // A String takes any write.
         if !is_ready(pool) && (admin.pools.len() > 1 || takes_builds(pool)) {
@@ -145,6 +153,6 @@ fn waiting(pool: &Pool) -> String {
     format!("; builds wait up to {max_wait}, now {}", placement.demand().waiting)
 }
 
-async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+async fn metrics(_reader: Reader, State(admin): State<Admin>) -> impl IntoResponse {
     ([(CONTENT_TYPE, METRICS_TYPE)], admin.families.render())
 }

@@ -15,8 +15,8 @@ use crate::{
     access,
     account::Account,
     address::{Address, HostPort},
-    admin::{self, Admin, Control},
-    config::Config,
+    admin::{self, Admin, Control, Rights},
+    config::{AdminAccess, Config},
     connection::Context,
     connection_limit::ConnectionLimit,
     descriptors::Budget,
@@ -85,6 +85,9 @@ pub enum StartError {
     /// The scaler's certificates have broken since the configuration was read.
     #[error("read the scaler's certificates")]
     ScalerTls(#[source] TlsError),
+    /// The admin port's certificates have broken since the configuration was read.
+    #[error("read the admin port's certificates")]
+    AdminTls(#[source] TlsError),
     /// The file of tokens has broken since the configuration was read.
     #[error("read the admin tokens")]
     Tokens(#[from] TokenError),
@@ -129,6 +132,12 @@ impl App {
         let control = bind_control(config.control_listen.as_ref()).await?;
         let scaler = bind_scaler(&config).await?;
         let tokens = config.admin_token_file.as_deref().map(TokenFile::open).transpose()?;
+        let identities = Arc::new(config.identities);
+        let AdminAccess { tls_dir, clients, restrict_reading } = config.admin_access;
+        let admin_tls = tls_dir.as_deref().map(tls::Server::for_admin_port).transpose();
+        let admin_tls = admin_tls.map_err(StartError::AdminTls)?;
+        let admin_tls = admin_tls.map(|server| admin::Tls::new(server, &identities));
+        let rights = Rights { tokens, clients, restrict_reading };
 
         let dns_server = match config.dns_server {
             Some(server) => Some(resolve(server).await?),
@@ -150,7 +159,7 @@ impl App {
                 reader: Reader::new(account),
                 windows: large_windows(config.memory_budget),
                 drain: drain.clone(),
-                identities: Arc::new(config.identities),
+                identities,
                 access: Arc::new(config.access),
                 quota: access::Quota::default(),
             },
@@ -164,8 +173,8 @@ impl App {
         }
         let pools: Arc<[Pool]> = pools.into();
 
-        let state = Admin::new(&pools, &families, &leaving, tokens);
-        admin::serve((admin, admin_listen), control, state, &background, &stop);
+        let state = Admin::new(&pools, &families, &leaving, rights);
+        admin::serve((admin, admin_listen), admin_tls, control, state, &background, &stop);
         if let Some(scaler) = scaler {
             scaler::serve(scaler, &pools, &leaving, &background, &stop);
         }
@@ -284,7 +293,7 @@ async fn bind_scaler(config: &Config) -> Result<Option<scaler::Port>, StartError
     let Some(address) = &config.scaler_listen else { return Ok(None) };
     let failed = |source| StartError::Scaler { address: address.clone(), source };
     let bound = TcpListener::bind((address.host.as_str(), address.port)).await;
-    let tls = config.scaler_tls_dir.as_deref().map(tls::Server::in_directory).transpose();
+    let tls = config.scaler_tls_dir.as_deref().map(tls::Server::for_scaler).transpose();
     let tls = tls.map_err(StartError::ScalerTls)?.map(Arc::new);
     Ok(Some(scaler::Port { listener: bound.map_err(failed)?, tls }))
 }

@@ -3,6 +3,7 @@
 //! The only reader of the file and the environment. Every problem is found in one run, each with the
 //! key it is about.
 
+mod admin;
 mod pool;
 mod settings;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use self::value::{
     parse_host_port,
 };
 pub use self::{
+    admin::AdminAccess,
     pool::{Pool, PoolSettings},
     settings::Settings,
     tls::{Tls, TlsSettings},
@@ -65,6 +67,8 @@ pub struct Config {
     pub control_listen: Option<Address>,
     /// The tokens with which things may be changed on the admin port, if any.
     pub admin_token_file: Option<PathBuf>,
+    /// TLS on the admin port, and who may do what there by a certificate.
+    pub admin_access: AdminAccess,
     /// Where KEDA asks how many builds there are, if anywhere.
     pub scaler_listen: Option<HostPort>,
     /// Where the certificates for that are, if it speaks TLS.
@@ -144,12 +148,13 @@ impl Config {
                 let path = PathBuf::from(path);
                 Tokens::read(&path).map(|_tokens| path).map_err(|error| error.to_string())
             });
+        let admin_access = AdminAccess::check(settings, problems);
         let scaler = settings.scaler_listen.as_deref();
         let scaler_listen = check(scaler, "scaler-listen", problems, parse_host_port);
         let scaler_tls_dir =
             check(settings.scaler_tls_dir.as_deref(), "scaler-tls-dir", problems, |path| {
                 let path = PathBuf::from(path);
-                let server = crate::tls::Server::in_directory(&path);
+                let server = crate::tls::Server::for_scaler(&path);
                 server.map(|_server| path).map_err(|error| error.to_string())
             });
         let drain_delay =
@@ -199,6 +204,7 @@ impl Config {
             admin_listen,
             control_listen,
             admin_token_file,
+            admin_access,
             scaler_listen,
             scaler_tls_dir,
             drain_delay: drain_delay.unwrap_or_default(),
@@ -232,6 +238,14 @@ impl Config {
             admin_listen: Some(self.admin_listen.to_string()),
             control_listen: self.control_listen.as_ref().map(ToString::to_string),
             admin_token_file: self.admin_token_file.as_ref().map(|file| file.display().to_string()),
+            admin_tls_dir: self.admin_access.tls_dir.as_ref().map(|dir| dir.display().to_string()),
+            admin_client: self
+                .admin_access
+                .clients
+                .iter()
+                .map(|client| client.text().to_owned())
+                .collect(),
+            admin_restrict_reading: Some(self.admin_access.restrict_reading),
             scaler_listen: self.scaler_listen.as_ref().map(ToString::to_string),
             scaler_tls_dir: self.scaler_tls_dir.as_ref().map(|path| path.display().to_string()),
             drain_delay: Some(humantime::format_duration(self.drain_delay).to_string()),

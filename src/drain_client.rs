@@ -19,8 +19,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
-use self::request::{ProxyAddress, RequestError};
-use crate::{address::Address, error::chain, shutdown::Signals, token::Tokens};
+use self::request::{Credentials, ProxyAddress, RequestError};
+use crate::{address::Address, error::chain, shutdown::Signals, tls, token::Tokens};
 
 /// How soon a proxy that has nothing left is asked again: well within the lease that it gives.
 const RENEW: Duration = Duration::from_secs(20);
@@ -50,6 +50,13 @@ pub struct Options {
     /// File with the proxies' admin token.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Directory with the CA certificates that sign those of the proxies' admin ports, if these speak TLS, and with a
+    /// certificate and key to show there, if any; names as in --tls-dir.
+    #[arg(long, value_name = "DIR")]
+    proxy_tls_dir: Option<PathBuf>,
+    /// Name that the certificates of the proxies' admin ports have [default: the host of --proxy].
+    #[arg(long, value_name = "NAME")]
+    proxy_tls_server_name: Option<String>,
     /// Addresses of the daemon, if proxies know several daemons by one name.
     #[arg(long, value_name = "IP,…")]
     address: Option<String>,
@@ -140,14 +147,16 @@ async fn addresses(proxies: &[Address]) -> Vec<ProxyAddress> {
                 Address::Unix(path) => addresses.push(ProxyAddress::Unix(path.clone())),
                 Address::Tcp { host, port } => {
                     match tokio::net::lookup_host((host.as_str(), *port)).await {
-                        Ok(found) => addresses.extend(found.map(ProxyAddress::Tcp)),
+                        Ok(found) => addresses.extend(
+                            found.map(|address| ProxyAddress::Tcp { address, host: host.clone() }),
+                        ),
                         Err(error) => warn!(host, %error, "cannot look up the proxies' name"),
                     }
                 }
             }
         }
         addresses.sort_by_key(ToString::to_string);
-        addresses.dedup();
+        addresses.dedup_by_key(|address| address.to_string());
         if !addresses.is_empty() || began.elapsed() >= ABSENT {
             return addresses;
         }
@@ -222,13 +231,11 @@ async fn ask(address: &ProxyAddress, options: &Options, timeout: Duration) -> Re
     if let Some(address) = &options.address {
         path += &format!("&address={}", utf8_percent_encode(address, NON_ALPHANUMERIC));
     }
-    // Read each time: it may have been changed.
-    let token = match options.token_file.as_deref().map(Tokens::read).transpose() {
-        Ok(token) => token,
-        Err(error) => return Reply::Refused(error.to_string()),
+    let credentials = match credentials(options) {
+        Ok(credentials) => credentials,
+        Err(error) => return Reply::Refused(error),
     };
-    let token = token.as_ref().map(Tokens::first);
-    match request::post(address, &path, token, timeout + SLACK).await {
+    match request::post(address, &path, &credentials, timeout + SLACK).await {
         Ok((StatusCode::OK, text)) => {
             debug!(proxy = %address, text, "proxy has drained the backend");
             Reply::Drained
@@ -242,6 +249,18 @@ async fn ask(address: &ProxyAddress, options: &Options, timeout: Duration) -> Re
         Ok((status, text)) => Reply::Refused(format!("{status}: {text}")),
         Err(error) => Reply::Absent(error),
     }
+}
+
+/// What proxies are shown. The files are read each time, because they may have been changed.
+fn credentials(options: &Options) -> Result<Credentials, String> {
+    let tokens = options.token_file.as_deref().map(Tokens::read).transpose();
+    let tokens = tokens.map_err(|error| error.to_string())?;
+    let tls = options.proxy_tls_dir.as_deref().map(tls::to_admin_port).transpose();
+    Ok(Credentials {
+        token: tokens.map(|tokens| tokens.first().to_owned()),
+        tls: tls.map_err(|error| error.to_string())?,
+        server_name: options.proxy_tls_server_name.clone(),
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,7 +25,7 @@ use self::labels::{
 pub use self::{
     families::{Description, Families},
     labels::{
-        AdminClosure, BackendState, ChangeRefusal, Described, Direction, DrainResult, Fault,
+        AdminClosure, AdminRefusal, BackendState, Described, Direction, DrainResult, Fault,
         PodVerb, QueueExit, ReloadResult, SessionResult, TlsSide,
     },
 };

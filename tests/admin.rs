@@ -46,7 +46,7 @@ fn the_admin_port_takes_changes_from_nobody_unless_it_is_told_of_tokens() {
         assert_eq!(code, 403, "{method} {path}: {told}");
         assert!(told.contains("--control-listen") && told.contains("--admin-token-file"), "{told}");
     }
-    let refused = proxy.metric("buildkit_lb_admin_changes_refused_total", &["disabled"]);
+    let refused = proxy.metric("buildkit_lb_admin_requests_refused_total", &["disabled"]);
     assert_eq!(refused, 3.0);
     assert_eq!(proxy.control("POST", "/backends/b/cordon").0, 200);
     let mode = fs::metadata(proxy.control_socket()).expect("a file").permissions().mode();
@@ -81,8 +81,8 @@ fn a_token_is_taken_while_it_is_in_the_file() {
         let told = proxy.records("cannot read admin tokens, the last ones stay valid");
         (!told.is_empty()).then_some(())
     });
-    assert!(proxy.metric("buildkit_lb_admin_changes_refused_total", &["wrong_token"]) >= 2.0);
-    assert!(proxy.metric("buildkit_lb_admin_changes_refused_total", &["no_token"]) >= 1.0);
+    assert!(proxy.metric("buildkit_lb_admin_requests_refused_total", &["wrong_token"]) >= 2.0);
+    assert!(proxy.metric("buildkit_lb_admin_requests_refused_total", &["no_token"]) >= 1.0);
     for secret in [OLD, NEW] {
         assert!(!proxy.process.log().contains(secret), "a token in the log");
     }

@@ -47,7 +47,8 @@ impl Secrets {
     /// The same text with files that are here.
     fn locate(&self, text: &str) -> String {
         let here = self.0.path().display().to_string();
-        ["/run/secrets/buildkit-lb", "/run/secrets/backend-tls", "/run/secrets/tls"]
+        ["buildkit-lb", "backend-tls", "admin-tls", "tls"]
+            .map(|secret| format!("/run/secrets/{secret}"))
             .iter()
             .fold(text.to_owned(), |text, path| text.replace(path, &here))
     }
@@ -368,6 +369,35 @@ fn the_scaler_speaks_tls_with_the_secret_that_it_is_given() {
     let mut volumes = pod["volumes"].as_array().expect("a list").iter();
     let volume = volumes.find(|volume| volume["name"] == mount["name"]).expect("a volume");
     assert_eq!(volume["secret"]["secretName"], "for-keda");
+}
+
+#[test]
+fn probes_drains_and_monitors_speak_tls_where_the_admin_port_does() {
+    let set = [
+        "adminTLS.existingSecret=admin",
+        "adminTLS.scraperSecret=scraper",
+        "metrics.podMonitor.enabled=true",
+    ];
+    let rendered = chart_set("secure", &[], &set);
+    let proxy = rendered.proxy();
+    for probe in ["readinessProbe", "livenessProbe"] {
+        assert_eq!(proxy[probe]["httpGet"]["scheme"], "HTTPS");
+    }
+    let monitor = rendered.find("PodMonitor", "buildkit-lb");
+    let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+    assert_eq!(endpoint["scheme"], "https");
+    assert_eq!(endpoint["tlsConfig"]["cert"]["secret"]["name"], "scraper");
+    let pod = &rendered.find("StatefulSet", "buildkitd")["spec"]["template"]["spec"];
+    let drain = &containers(pod)["drain"];
+    let name = endpoint["tlsConfig"]["serverName"].as_str().expect("a name");
+    let args = drain["args"].to_string();
+    assert!(args.contains(&format!("--proxy-tls-server-name={name}")), "{args}");
+    assert!(args.contains("--proxy-tls-dir=/run/secrets/admin-tls"), "{args}");
+    // The key of the admin port stays with the proxy.
+    let mut volumes = pod["volumes"].as_array().expect("a list").iter();
+    let volume = volumes.find(|volume| volume["name"] == "admin-tls").expect("a volume");
+    let only = serde_json::json!([{"key": "ca.crt", "path": "ca.crt"}]);
+    assert_eq!(volume["secret"]["items"], only);
 }
 
 #[test]

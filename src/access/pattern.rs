@@ -5,10 +5,14 @@ const MAX_LEN: usize = 512;
 
 /// Text in which each `*` stands for any characters, or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pattern(String);
+pub struct Pattern(String);
 
 impl Pattern {
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    /// It is empty or longer than any name.
+    pub fn parse(text: &str) -> Result<Self, String> {
         match text.len() {
             1..=MAX_LEN => Ok(Self(text.to_owned())),
             _ => Err(format!("must be text of 1 to {MAX_LEN} bytes")),
@@ -20,12 +24,13 @@ impl Pattern {
         Self("*".to_owned())
     }
 
-    pub(super) fn text(&self) -> &str {
+    /// The pattern as it was written.
+    pub fn text(&self) -> &str {
         &self.0
     }
 
     /// Whether all of `text` is what the pattern says, in time linear in it for each `*`.
-    pub(super) fn fits(&self, text: &str) -> bool {
+    pub fn fits(&self, text: &str) -> bool {
         let Some((start, rest)) = self.0.split_once('*') else { return self.0 == text };
         let Some(mut left) = text.strip_prefix(start) else { return false };
         let (middle, end) = rest.rsplit_once('*').unwrap_or(("", rest));

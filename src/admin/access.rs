@@ -1,4 +1,8 @@
-//! Who may change things: whoever reaches the control listener, and on the admin port who has a token.
+//! Who may do what on the admin port.
+//!
+//! Whoever reaches the control listener may do everything. On the admin port, only a client with a token, or with a
+//! certificate of a listed name, may change things. Everybody may read, unless reading is restricted to clients with a
+//! token or with any certificate that the port's authorities have signed.
 //!
 //! An address is no identity: a build step on a daemon with host networking has its daemon's, and loopback is also
 //! a sidecar's and that of every user of the machine.
@@ -21,9 +25,10 @@ use axum::{
 };
 use tracing::warn;
 
-use super::{Admin, seats::Seat};
+use super::{Admin, seats::Seat, secured::Certificate};
 use crate::{
-    metrics::{ChangeRefusal, Families},
+    access::Pattern,
+    metrics::{AdminRefusal, Families},
     telemetry::Throttle,
     token::TokenFile,
 };
@@ -36,6 +41,8 @@ pub(super) const TOLD_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Caller {
     pub(super) from: From,
     pub(super) seat: Arc<Seat>,
+    /// What the client has shown in its TLS handshake, if anything.
+    pub(super) certificate: Option<Arc<Certificate>>,
 }
 
 /// Where a request comes from.
@@ -64,38 +71,72 @@ impl FromRequestParts<Admin> for Allowed {
     type Rejection = Denied;
 
     async fn from_request_parts(parts: &mut Parts, admin: &Admin) -> Result<Self, Denied> {
-        // The server puts it into every request.
-        let caller = parts.extensions.get::<Caller>().cloned();
-        let caller = caller.ok_or(Denied(ChangeRefusal::Disabled))?;
-        if let From::Admin(_peer) = caller.from {
-            admin.access.check(&parts.headers).await.map_err(|refusal| {
-                admin.access.refused(refusal, caller.from, Instant::now());
-                Denied(refusal)
-            })?;
-        }
+        let caller = caller(parts)?;
+        let checked = admin.access.check_change(&caller, &parts.headers).await;
+        admin.access.told(checked, caller.from)?;
         Ok(Self(caller))
     }
 }
 
+/// Proof that a request may read what is not for everybody where reading is restricted.
+#[derive(Debug)]
+pub(super) struct Reader;
+
+impl FromRequestParts<Admin> for Reader {
+    type Rejection = Denied;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Admin) -> Result<Self, Denied> {
+        let caller = caller(parts)?;
+        let checked = admin.access.check_reading(&caller, &parts.headers).await;
+        admin.access.told(checked, caller.from)?;
+        Ok(Self)
+    }
+}
+
+/// Whether a request may read. A probe asks without a right to, which is no reason for a refusal.
+#[derive(Debug)]
+pub(super) struct MayRead(pub(super) bool);
+
+impl FromRequestParts<Admin> for MayRead {
+    type Rejection = Denied;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Admin) -> Result<Self, Denied> {
+        let caller = caller(parts)?;
+        Ok(Self(admin.access.check_reading(&caller, &parts.headers).await.is_ok()))
+    }
+}
+
+/// Who sends the request, which the server puts into every one.
+fn caller(parts: &Parts) -> Result<Caller, Denied> {
+    parts.extensions.get::<Caller>().cloned().ok_or(Denied(AdminRefusal::Disabled))
+}
+
 /// An answer that says so.
 #[derive(Debug)]
-pub(super) struct Denied(ChangeRefusal);
+pub(super) struct Denied(AdminRefusal);
 
 impl IntoResponse for Denied {
     fn into_response(self) -> Response {
         const CHALLENGE: [(axum::http::HeaderName, &str); 1] = [(WWW_AUTHENTICATE, "Bearer")];
         match self.0 {
-            ChangeRefusal::Disabled => {
+            AdminRefusal::Disabled => {
                 let text = "this port only tells, it takes no changes: start the proxy with --control-listen \
-                            unix:///PATH and ask there, or with --admin-token-file FILE and show its token\n";
+                            unix:///PATH and ask there, with --admin-token-file FILE and show its token, or \
+                            with --admin-tls-dir DIR and --admin-client NAME and show a certificate\n";
                 (StatusCode::FORBIDDEN, text).into_response()
             }
-            ChangeRefusal::NoToken => {
-                let text = "a change needs a token: send the header `Authorization: Bearer TOKEN` with the \
-                            token in the file of --admin-token-file\n";
+            AdminRefusal::NoToken => {
+                let text = "this request needs a token or a certificate: send the header `Authorization: \
+                            Bearer TOKEN` with a token in the file of --admin-token-file, or show a \
+                            certificate that a CA in --admin-tls-dir has signed\n";
                 (StatusCode::UNAUTHORIZED, CHALLENGE, text).into_response()
             }
-            ChangeRefusal::WrongToken => {
+            AdminRefusal::WrongClient => {
+                let text = "the name in this certificate is not listed by --admin-client, so the client may \
+                            read and change nothing\n";
+                (StatusCode::FORBIDDEN, text).into_response()
+            }
+            AdminRefusal::WrongToken => {
                 let text = "the token is not in the file of --admin-token-file; if the file has just been \
                             changed, try again in a second\n";
                 (StatusCode::UNAUTHORIZED, CHALLENGE, text).into_response()
@@ -104,36 +145,77 @@ impl IntoResponse for Denied {
     }
 }
 
-/// What decides who may change things on the admin port.
+/// Who may do what on the admin port, as the configuration says.
+#[derive(Debug, Default)]
+pub struct Rights {
+    /// Who has one of these may do everything.
+    pub tokens: Option<TokenFile>,
+    /// Who shows a certificate with one of these names may do everything.
+    pub clients: Vec<Pattern>,
+    /// Whether reading takes a token or any certificate.
+    pub restrict_reading: bool,
+}
+
+/// What decides who may do what on the admin port.
 #[derive(Debug)]
 pub(super) struct Access {
-    tokens: Option<TokenFile>,
+    rights: Rights,
     families: Arc<Families>,
     told: Throttle,
 }
 
 impl Access {
-    pub(super) fn new(tokens: Option<TokenFile>, families: &Arc<Families>) -> Self {
-        Self { tokens, families: Arc::clone(families), told: Throttle::new(TOLD_EVERY) }
+    pub(super) fn new(rights: Rights, families: &Arc<Families>) -> Self {
+        Self { rights, families: Arc::clone(families), told: Throttle::new(TOLD_EVERY) }
     }
 
-    async fn check(&self, headers: &HeaderMap) -> Result<(), ChangeRefusal> {
-        let tokens = self.tokens.as_ref().ok_or(ChangeRefusal::Disabled)?;
-        let shown = headers.get(AUTHORIZATION).ok_or(ChangeRefusal::NoToken)?.as_bytes();
-        let (scheme, token) =
-            shown.split_at_checked(BEARER.len()).ok_or(ChangeRefusal::WrongToken)?;
-        if scheme.eq_ignore_ascii_case(BEARER) && tokens.admit(token.trim_ascii()).await {
+    async fn check_reading(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+    ) -> Result<(), AdminRefusal> {
+        if !self.rights.restrict_reading || caller.certificate.is_some() {
             return Ok(());
         }
-        Err(ChangeRefusal::WrongToken)
+        self.check_change(caller, headers).await
     }
 
-    fn refused(&self, reason: ChangeRefusal, from: From, now: Instant) {
-        self.families.admin_change_refused(reason);
-        if let Some(held_back) = self.told.admit(reason.label(), now) {
-            warn!(%reason, %from, held_back, "change refused");
+    async fn check_change(&self, caller: &Caller, headers: &HeaderMap) -> Result<(), AdminRefusal> {
+        if let From::Control = caller.from {
+            return Ok(());
+        }
+        let Rights { tokens, clients, .. } = &self.rights;
+        let certificate = caller.certificate.as_deref();
+        let name = certificate.and_then(|certificate| certificate.name.as_ref());
+        if name.is_some_and(|name| clients.iter().any(|client| client.fits(name.name()))) {
+            return Ok(());
+        }
+        match (tokens, headers.get(AUTHORIZATION)) {
+            (Some(tokens), Some(shown)) => check_token(tokens, shown.as_bytes()).await,
+            (None, _) if clients.is_empty() => Err(AdminRefusal::Disabled),
+            _ if certificate.is_some() => Err(AdminRefusal::WrongClient),
+            _ => Err(AdminRefusal::NoToken),
         }
     }
+
+    /// Passes `checked` on. A refusal is counted, and logged now and then.
+    fn told(&self, checked: Result<(), AdminRefusal>, from: From) -> Result<(), Denied> {
+        checked.map_err(|reason| {
+            self.families.admin_request_refused(reason);
+            if let Some(held_back) = self.told.admit(reason.label(), Instant::now()) {
+                warn!(%reason, %from, held_back, "admin request refused");
+            }
+            Denied(reason)
+        })
+    }
+}
+
+async fn check_token(tokens: &TokenFile, shown: &[u8]) -> Result<(), AdminRefusal> {
+    let (scheme, token) = shown.split_at_checked(BEARER.len()).ok_or(AdminRefusal::WrongToken)?;
+    if scheme.eq_ignore_ascii_case(BEARER) && tokens.admit(token.trim_ascii()).await {
+        return Ok(());
+    }
+    Err(AdminRefusal::WrongToken)
 }
 
 const BEARER: &[u8] = b"Bearer ";
@@ -141,31 +223,82 @@ const BEARER: &[u8] = b"Bearer ";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{admin::seats::Seats, identity::Identity};
+
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+    fn access(tokens: bool, clients: &[&str], restrict_reading: bool) -> Access {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), TOKEN).expect("written");
+        let tokens = tokens.then(|| TokenFile::open(file.path()).expect("a token"));
+        let clients = clients.iter().map(|name| Pattern::parse(name).expect("a pattern")).collect();
+        Access::new(Rights { tokens, clients, restrict_reading }, &Families::new())
+    }
+
+    /// A client on the admin port; with a certificate if there is a name, which may be none that a rule finds.
+    fn caller(certificate: Option<Option<&str>>) -> Caller {
+        let (seat, _closed) = Arc::new(Seats::default()).take(None, Instant::now());
+        let named = |name: Option<&str>| Certificate { name: name.map(Identity::named) };
+        Caller {
+            from: From::Admin(([127, 0, 0, 1], 1).into()),
+            seat: Arc::new(seat.expect("a seat")),
+            certificate: certificate.map(named).map(Arc::new),
+        }
+    }
+
+    fn shown(token: Option<&str>) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.extend(token.iter().map(|shown| (AUTHORIZATION, shown.parse().expect("a header"))));
+        headers
+    }
 
     #[tokio::test]
     async fn only_the_right_token_changes_things_and_without_a_file_nobody_does() {
-        let token = "0123456789abcdef0123456789abcdef";
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), token).expect("written");
-        let open = Access::new(TokenFile::open(file.path()).ok(), &Families::new());
-        let closed = Access::new(None, &Families::new());
-        let (wrong, right) = (Err(ChangeRefusal::WrongToken), Ok(()));
-        for (shown, expected) in [
-            (None, Err(ChangeRefusal::NoToken)),
-            (Some(format!("Bearer {token}")), right),
-            (Some(format!("bearer  {token} ")), right),
-            (Some(format!("Basic {token}")), wrong),
-            (Some(token.to_owned()), wrong),
+        let (open, closed) = (access(true, &[], false), access(false, &[], false));
+        let (wrong, right) = (Err(AdminRefusal::WrongToken), Ok(()));
+        for (token, expected) in [
+            (None, Err(AdminRefusal::NoToken)),
+            (Some(format!("Bearer {TOKEN}")), right),
+            (Some(format!("bearer  {TOKEN} ")), right),
+            (Some(format!("Basic {TOKEN}")), wrong),
+            (Some(TOKEN.to_owned()), wrong),
             (Some("Bearer ".to_owned()), wrong),
             (Some("B".to_owned()), wrong),
-            (Some(format!("Bearer {token}0")), wrong),
+            (Some(format!("Bearer {TOKEN}0")), wrong),
         ] {
-            let mut headers = HeaderMap::new();
-            headers.extend(
-                shown.iter().map(|shown| (AUTHORIZATION, shown.parse().expect("a header value"))),
-            );
-            assert_eq!(open.check(&headers).await, expected, "{shown:?}");
-            assert_eq!(closed.check(&headers).await, Err(ChangeRefusal::Disabled));
+            let headers = shown(token.as_deref());
+            assert_eq!(open.check_change(&caller(None), &headers).await, expected, "{token:?}");
+            let refused = closed.check_change(&caller(None), &headers).await;
+            assert_eq!(refused, Err(AdminRefusal::Disabled));
         }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_changes_things_by_its_name_and_reads_without_one() {
+        let access = access(false, &["operator-*"], true);
+        let none = shown(None);
+        for (certificate, change, reading) in [
+            (None, Err(AdminRefusal::NoToken), Err(AdminRefusal::NoToken)),
+            (Some(None), Err(AdminRefusal::WrongClient), Ok(())),
+            (Some(Some("team-a")), Err(AdminRefusal::WrongClient), Ok(())),
+            (Some(Some("operator-1")), Ok(()), Ok(())),
+        ] {
+            let caller = caller(certificate);
+            assert_eq!(access.check_change(&caller, &none).await, change, "{certificate:?}");
+            assert_eq!(access.check_reading(&caller, &none).await, reading, "{certificate:?}");
+        }
+        let control = Caller { from: From::Control, ..caller(None) };
+        assert_eq!(access.check_reading(&control, &none).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn reading_that_is_restricted_takes_a_token() {
+        let (open, restricted) = (access(true, &[], false), access(true, &[], true));
+        let caller = caller(None);
+        assert_eq!(open.check_reading(&caller, &shown(None)).await, Ok(()));
+        let refused = restricted.check_reading(&caller, &shown(None)).await;
+        assert_eq!(refused, Err(AdminRefusal::NoToken));
+        let token = shown(Some(&format!("Bearer {TOKEN}")));
+        assert_eq!(restricted.check_reading(&caller, &token).await, Ok(()));
     }
 }

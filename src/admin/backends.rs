@@ -14,7 +14,11 @@ use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, access::Allowed, drain};
+use super::{
+    Admin,
+    access::{Allowed, Reader},
+    drain,
+};
 use crate::{fleet::Backend, pool::Pool};
 
 /// An answer that is not the asked one.
@@ -43,6 +47,7 @@ pub(super) struct DrainQuery {
 
 /// How many builds are bound to a backend.
 pub(super) async fn builds(
+    _reader: Reader,
     State(admin): State<Admin>,
     Path(name): Path<String>,
     Query(which): Query<Which>,

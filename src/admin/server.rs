@@ -24,9 +24,12 @@ use tracing::{debug, warn};
 use super::{
     access::{Caller, From, TOLD_EVERY},
     seats::Seats,
+    secured::Tls,
 };
 use crate::{
     descriptors::{ACCEPT_PAUSE, is_shortage},
+    error::ConnectionError,
+    io::Socket,
     metrics::{AdminClosure, Families},
     telemetry::Throttle,
     upstream::configure_tcp,
@@ -46,8 +49,8 @@ const SPARES: usize = 8;
 /// What is listened on.
 #[derive(Debug)]
 pub(super) enum Port {
-    /// The admin port.
-    Admin(TcpListener),
+    /// The admin port, which speaks TLS or not.
+    Admin(TcpListener, Option<Tls>),
     /// The control listener, on loopback.
     Loopback(TcpListener),
     /// The control listener, as a file.
@@ -60,8 +63,8 @@ pub(super) struct Server {
     router: Router,
     families: Arc<Families>,
     seats: Arc<Seats>,
-    /// So that a crowd is told of once in a while.
-    crowded: Throttle,
+    /// So that what happens to many connections is logged once in a while.
+    told: Throttle,
     /// A connection has ended.
     left: Notify,
     tasks: TaskTracker,
@@ -79,7 +82,7 @@ impl Server {
             router,
             families: Arc::clone(families),
             seats: Arc::default(),
-            crowded: Throttle::new(TOLD_EVERY),
+            told: Throttle::new(TOLD_EVERY),
             left: Notify::new(),
             tasks: tasks.clone(),
             stop: stop.clone(),
@@ -114,23 +117,39 @@ impl Server {
 
     async fn accept(self: &Arc<Self>, port: &Port) -> io::Result<()> {
         match port {
-            Port::Admin(listener) => {
+            Port::Admin(listener, tls) => {
                 let (stream, peer) = listener.accept().await?;
                 // A client that is gone already; its connection fails at once.
                 let _ = configure_tcp(&stream);
-                self.seat(stream, From::Admin(peer));
+                if let Some(caller) = self.seat(From::Admin(peer)) {
+                    match tls {
+                        None => self.tasks.spawn(Arc::clone(self).serve(stream, caller)),
+                        Some(tls) => {
+                            let socket = Socket::Tcp(stream);
+                            let tls = tls.clone();
+                            self.tasks.spawn(Arc::clone(self).serve_secured(socket, tls, caller))
+                        }
+                    };
+                }
             }
-            Port::Loopback(listener) => self.seat(listener.accept().await?.0, From::Control),
-            Port::File(listener) => self.seat(listener.accept().await?.0, From::Control),
+            Port::Loopback(listener) => {
+                let stream = listener.accept().await?.0;
+                if let Some(caller) = self.seat(From::Control) {
+                    self.tasks.spawn(Arc::clone(self).serve(stream, caller));
+                }
+            }
+            Port::File(listener) => {
+                let stream = listener.accept().await?.0;
+                if let Some(caller) = self.seat(From::Control) {
+                    self.tasks.spawn(Arc::clone(self).serve(stream, caller));
+                }
+            }
         }
         Ok(())
     }
 
-    /// Serves a new connection if there is a seat for it.
-    fn seat<S>(self: &Arc<Self>, stream: S, from: From)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    /// A seat for a new connection, if there is one for it.
+    fn seat(&self, from: From) -> Option<Caller> {
         let ip = match from {
             From::Admin(peer) => Some(SocketAddr::ip(&peer)),
             From::Control => None,
@@ -139,17 +158,40 @@ impl Server {
         if let Some(closed) = closed {
             self.closed(closed, from);
         }
-        if let Some(seat) = seat {
-            let caller = Caller { from, seat: Arc::new(seat) };
-            self.tasks.spawn(Arc::clone(self).serve(stream, caller));
+        Some(Caller { from, seat: Arc::new(seat?), certificate: None })
+    }
+
+    /// Serves a connection after its TLS handshake.
+    async fn serve_secured(self: Arc<Self>, socket: Socket, tls: Tls, mut caller: Caller) {
+        let seat = Arc::clone(&caller.seat);
+        let accepted = tokio::select! {
+            accepted = tls.accept(socket) => accepted,
+            _closed = seat.over() => Ok(None),
+            () = self.stop.cancelled() => Ok(None),
+        };
+        drop(seat);
+        match accepted {
+            Ok(Some((stream, certificate))) => {
+                caller.certificate = certificate.map(Arc::new);
+                return self.serve(stream.into_stream(), caller).await;
+            }
+            Ok(None) => {}
+            Err(ConnectionError { reason, text }) => {
+                if let Some(held_back) = self.told.admit(reason, Instant::now()) {
+                    let from = caller.from;
+                    warn!(reason, %from, error = text, held_back, "TLS handshake failed on the admin port");
+                }
+            }
         }
+        drop(caller);
+        self.left.notify_one();
     }
 
     async fn serve<S>(self: Arc<Self>, stream: S, caller: Caller)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Caller { seat, from } = caller.clone();
+        let Caller { seat, from, .. } = caller.clone();
         let router = self.router.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             caller.seat.asked(Instant::now());
@@ -181,7 +223,7 @@ impl Server {
 
     fn closed(&self, reason: AdminClosure, from: From) {
         self.families.admin_connection_closed(reason);
-        if let Some(held_back) = self.crowded.admit(reason.label(), Instant::now()) {
+        if let Some(held_back) = self.told.admit(reason.label(), Instant::now()) {
             warn!(%reason, %from, held_back, "admin connection closed");
         }
     }

@@ -6,14 +6,14 @@ use axum::{Json, extract::State};
 use humantime::format_rfc3339_seconds;
 use serde_json::{Value, json};
 
-use super::Admin;
+use super::{Admin, access::Reader};
 use crate::{
     directory::Waiting, discovery::SourceStatus, fleet::Backend, placement::queue::Request,
     pool::Pool, running::RunningBuild,
 };
 
 /// Answers with all of it.
-pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
+pub(super) async fn status(_reader: Reader, State(admin): State<Admin>) -> Json<Value> {
     let mut backends = Vec::new();
     let mut discovery = Vec::new();
     let mut builds = Vec::new();

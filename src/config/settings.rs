@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{
     pool::PoolSettings,
-    value::{boolean, table, text},
+    value::{boolean, list, table, text},
 };
 use crate::regular_file;
 
@@ -79,6 +79,32 @@ pub struct Settings {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_token_file: Option<String>,
+    /// Directory with the certificates for TLS on the admin port; names as in --tls-dir. If the directory has a
+    /// ca.crt, clients may show a certificate [default: none, clients connect without TLS].
+    #[arg(
+        help_heading = "Admin port",
+        long,
+        env = "BUILDKIT_LB_ADMIN_TLS_DIR",
+        value_name = "DIR"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_tls_dir: Option<String>,
+    /// Name of a client that may drain and cordon on the admin port, as its certificate has it; * stands for any
+    /// characters. Repeatable [default: none].
+    #[arg(
+        help_heading = "Admin port",
+        long,
+        env = "BUILDKIT_LB_ADMIN_CLIENT",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub admin_client: Vec<String>,
+    /// Answer requests for metrics and status on the admin port only to clients that show a token or a
+    /// certificate. Probes need neither [default: false].
+    #[arg(help_heading = "Admin port", long, env = "BUILDKIT_LB_ADMIN_RESTRICT_READING", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_restrict_reading: Option<bool>,
     /// Address of the port on which KEDA asks how many builds there are [default: none].
     #[arg(
         help_heading = "Scaling",
@@ -177,6 +203,13 @@ impl Settings {
             admin_listen: over.admin_listen.or(self.admin_listen),
             control_listen: over.control_listen.or(self.control_listen),
             admin_token_file: over.admin_token_file.or(self.admin_token_file),
+            admin_tls_dir: over.admin_tls_dir.or(self.admin_tls_dir),
+            admin_client: if over.admin_client.is_empty() {
+                self.admin_client
+            } else {
+                over.admin_client
+            },
+            admin_restrict_reading: over.admin_restrict_reading.or(self.admin_restrict_reading),
             scaler_listen: over.scaler_listen.or(self.scaler_listen),
             scaler_tls_dir: over.scaler_tls_dir.or(self.scaler_tls_dir),
             drain_delay: over.drain_delay.or(self.drain_delay),
@@ -224,6 +257,11 @@ impl Settings {
                 "admin-listen" => settings.admin_listen = text(&key, value, problems),
                 "control-listen" => settings.control_listen = text(&key, value, problems),
                 "admin-token-file" => settings.admin_token_file = text(&key, value, problems),
+                "admin-tls-dir" => settings.admin_tls_dir = text(&key, value, problems),
+                "admin-client" => settings.admin_client = list(&key, value, problems),
+                "admin-restrict-reading" => {
+                    settings.admin_restrict_reading = boolean(&key, &value, problems);
+                }
                 "scaler-listen" => settings.scaler_listen = text(&key, value, problems),
                 "scaler-tls-dir" => settings.scaler_tls_dir = text(&key, value, problems),
                 "drain-delay" => settings.drain_delay = text(&key, value, problems),

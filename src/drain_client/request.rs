@@ -1,6 +1,6 @@
 //! One request to a proxy's admin port or control listener.
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
@@ -11,12 +11,19 @@ use http::{
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig,
+    pki_types::{InvalidDnsNameError, ServerName},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
 };
 
-use crate::upstream::configure_tcp;
+use crate::{
+    io::{Secured, Socket},
+    upstream::configure_tcp,
+};
 
 /// A proxy that is there accepts at once; one whose node is gone does not.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,17 +34,31 @@ const MAX_ANSWER: usize = 64 * 1024;
 /// Where one proxy is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum ProxyAddress {
-    Tcp(SocketAddr),
+    /// One of the addresses that `host` has.
+    Tcp {
+        address: SocketAddr,
+        host: String,
+    },
     Unix(PathBuf),
 }
 
-impl std::fmt::Display for ProxyAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for ProxyAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) => address.fmt(f),
+            Self::Tcp { address, .. } => address.fmt(f),
             Self::Unix(path) => path.display().fmt(f),
         }
     }
+}
+
+/// What a proxy is shown.
+pub(super) struct Credentials {
+    /// The admin token, if there is one.
+    pub(super) token: Option<String>,
+    /// What is shown and expected in the TLS handshake, if admin ports speak TLS.
+    pub(super) tls: Option<Arc<ClientConfig>>,
+    /// The name in the certificate of the admin port, if that is not the host.
+    pub(super) server_name: Option<String>,
 }
 
 /// Why there was no answer.
@@ -49,6 +70,10 @@ pub(super) enum RequestError {
     ConnectTimeout,
     #[error("no answer in time")]
     Timeout,
+    #[error("no certificate can be for `{name}`")]
+    ServerName { name: String, source: InvalidDnsNameError },
+    #[error("TLS handshake")]
+    Handshake(#[source] io::Error),
     #[error("the token is no header value")]
     Token(#[from] http::Error),
     #[error("exchange")]
@@ -61,20 +86,27 @@ pub(super) enum RequestError {
 pub(super) async fn post(
     address: &ProxyAddress,
     path: &str,
-    token: Option<&str>,
+    credentials: &Credentials,
     limit: Duration,
 ) -> Result<(StatusCode, String), RequestError> {
     let mut request = Request::post(path).header(HOST, "buildkit-lb");
-    if let Some(token) = token {
+    if let Some(token) = &credentials.token {
         request = request.header(AUTHORIZATION, format!("Bearer {token}"));
     }
     let request = request.body(Empty::new())?;
     let exchanged = match address {
-        ProxyAddress::Tcp(address) => {
+        ProxyAddress::Tcp { address, host } => {
             let stream = connected(TcpStream::connect(address)).await?;
             // A proxy that is gone already; the exchange fails at once.
             let _ = configure_tcp(&stream);
-            tokio::time::timeout(limit, exchange(stream, request)).await
+            match &credentials.tls {
+                None => tokio::time::timeout(limit, exchange(stream, request)).await,
+                Some(tls) => {
+                    let name = credentials.server_name.as_deref().unwrap_or(host);
+                    let stream = secured(stream, tls, name).await?;
+                    tokio::time::timeout(limit, exchange(stream.into_stream(), request)).await
+                }
+            }
         }
         ProxyAddress::Unix(path) => {
             let stream = connected(UnixStream::connect(path)).await?;
@@ -87,6 +119,22 @@ pub(super) async fn post(
 async fn connected<S>(connect: impl Future<Output = io::Result<S>>) -> Result<S, RequestError> {
     match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
         Ok(stream) => stream.map_err(RequestError::Connect),
+        Err(_elapsed) => Err(RequestError::ConnectTimeout),
+    }
+}
+
+/// Shakes hands with what should be `name`.
+async fn secured(
+    stream: TcpStream,
+    tls: &Arc<ClientConfig>,
+    name: &str,
+) -> Result<Secured, RequestError> {
+    // A name that is written with the dot of the root has none in certificates.
+    let server_name = ServerName::try_from(name.trim_end_matches('.').to_owned())
+        .map_err(|source| RequestError::ServerName { name: name.to_owned(), source })?;
+    let handshake = Secured::connect(Socket::Tcp(stream), Arc::clone(tls), server_name);
+    match tokio::time::timeout(CONNECT_TIMEOUT, handshake).await {
+        Ok(secured) => secured.map_err(RequestError::Handshake),
         Err(_elapsed) => Err(RequestError::ConnectTimeout),
     }
 }

@@ -187,6 +187,11 @@ impl Secured {
         Some(session.peer_certificates()?.first()?.clone().into_owned())
     }
 
+    /// The stream, for whoever reads and writes it as the libraries do.
+    pub fn into_stream(self) -> TlsStream<ReadAhead> {
+        self.0
+    }
+
     /// What is below.
     pub(super) fn socket(&self) -> &Socket {
         &self.0.get_ref().0.socket

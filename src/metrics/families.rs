@@ -21,8 +21,8 @@ use prometheus_client::{
 use super::{
     Metrics,
     labels::{
-        AdminClosure, AdminClosureLabels, BackendLabels, CertificateLabels, ChangeRefusal,
-        ChangeRefusalLabels, CodeLabels, DecisionLabels, Described, DirectionLabels, DrainLabels,
+        AdminClosure, AdminClosureLabels, AdminRefusal, AdminRefusalLabels, BackendLabels,
+        CertificateLabels, CodeLabels, DecisionLabels, Described, DirectionLabels, DrainLabels,
         FaultLabels, GrpcCodeLabels, LabelNames, MethodLabels, PodErrorLabels, PoolLabels,
         QueueLabels, ReasonLabels, ReloadLabels, ResultLabels, SourceLabels, SourceReasonLabels,
         StateLabels, VersionLabels,
@@ -173,7 +173,7 @@ families! {
         pod_errors: Counters<PodErrorLabels>, "Requests about pods that failed";
         pod_patches: Counters<PoolLabels>, "Annotations of pods written";
         backend_drains: Counters<DrainLabels>, "Requests to drain a backend, by how they ended";
-        admin_changes_refused: Counters<ChangeRefusalLabels>, "Requests to cordon or drain that were refused";
+        admin_requests_refused: Counters<AdminRefusalLabels>, "Requests on the admin port that were refused because the client had no right to them";
         admin_connections_closed: Counters<AdminClosureLabels>, "Connections of the admin port that were closed to bound their number";
     }
     gauges {
@@ -205,16 +205,16 @@ impl Families {
             registry.register(STARTED.0, STARTED.1, families.rpcs_started.clone());
         }
         // An alert on an increase needs a series that was there before.
-        for reason in ChangeRefusal::ALL {
-            let labels = ChangeRefusalLabels::new(*reason);
-            families.admin_changes_refused.get_or_create_owned(&labels);
+        for reason in AdminRefusal::ALL {
+            let labels = AdminRefusalLabels::new(*reason);
+            families.admin_requests_refused.get_or_create_owned(&labels);
         }
         Arc::new(families)
     }
 
-    /// Counts one request to change something that was refused.
-    pub fn admin_change_refused(&self, reason: ChangeRefusal) {
-        self.admin_changes_refused.get_or_create(&ChangeRefusalLabels::new(reason)).inc();
+    /// Counts one request on the admin port that was refused.
+    pub fn admin_request_refused(&self, reason: AdminRefusal) {
+        self.admin_requests_refused.get_or_create(&AdminRefusalLabels::new(reason)).inc();
     }
 
     /// Counts one connection of the admin port that was closed to bound their number.

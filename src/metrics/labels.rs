@@ -101,14 +101,16 @@ label_set! {
 }
 
 label_set! {
-    /// Why a change is refused on the admin port.
-    pub enum ChangeRefusal {
+    /// Why a request is refused on the admin port.
+    pub enum AdminRefusal {
         /// The port takes no changes from anybody.
         Disabled = "disabled",
-        /// The request shows no token.
+        /// The client shows neither a token nor a certificate.
         NoToken = "no_token",
-        /// The request shows a wrong one.
+        /// The client shows a wrong token.
         WrongToken = "wrong_token",
+        /// The client shows a certificate whose name is not listed.
+        WrongClient = "wrong_client",
     }
 }
 
@@ -133,6 +135,8 @@ label_set! {
         Backend = "backend",
         /// Towards KEDA.
         Scaler = "scaler",
+        /// Towards clients of the admin port.
+        Admin = "admin",
     }
 }
 
@@ -204,8 +208,8 @@ labels!(/// How the drain of a backend ended.
     DrainLabels { pool; result: DrainResult });
 labels!(/// How a build left the queue.
     QueueLabels { pool; reason: QueueExit });
-labels!(/// Why a change was refused.
-    ChangeRefusalLabels { ; reason: ChangeRefusal });
+labels!(/// Why a request was refused on the admin port.
+    AdminRefusalLabels { ; reason: AdminRefusal });
 labels!(/// Why a connection of the admin port was closed.
     AdminClosureLabels { ; reason: AdminClosure });
 labels!(/// The certificates of one side.

@@ -1,6 +1,6 @@
 //! What daemons meet: the proxy as their client, which knows their authority and their names.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, path::Path, str::FromStr, sync::Arc};
 
 use rustls::{
     ClientConfig,
@@ -11,7 +11,7 @@ use rustls::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ALPN,
+    Protocol,
     files::{Contents, Files, TlsError},
     provider,
     rotation::{Followed, Made},
@@ -56,7 +56,8 @@ impl Client {
     /// They are of no use.
     pub fn load(files: Files, names: ServerNames) -> Result<Self, TlsError> {
         let own = files.clone();
-        let followed = Followed::load(files, move |contents| make(contents, &own))?;
+        let followed =
+            Followed::load(files, move |contents| make(contents, &own, Protocol::Http2))?;
         Ok(Self { followed, names })
     }
 
@@ -113,7 +114,20 @@ impl fmt::Debug for Sessions {
     }
 }
 
-fn make(contents: &Contents, files: &Files) -> Result<Made<ClientConfig>, TlsError> {
+/// What counts for one connection to the admin port of a proxy, with the certificates in `directory`.
+///
+/// # Errors
+/// The files are of no use.
+pub fn to_admin_port(directory: &Path) -> Result<Arc<ClientConfig>, TlsError> {
+    let files = Files::in_directory(directory);
+    make(&files.read()?, &files, Protocol::Http1).map(|made| Arc::new(made.config))
+}
+
+fn make(
+    contents: &Contents,
+    files: &Files,
+    protocol: Protocol,
+) -> Result<Made<ClientConfig>, TlsError> {
     let authorities = contents.authorities(files)?.ok_or(TlsError::NoAuthorities)?;
     let pair = contents.pair(files)?;
     let chain = pair.as_ref().map(|pair| pair.cert.clone()).unwrap_or_default();
@@ -125,6 +139,6 @@ fn make(contents: &Contents, files: &Files) -> Result<Made<ClientConfig>, TlsErr
         Some(pair) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair))),
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = protocol.alpn();
     Ok(Made { config, chain })
 }

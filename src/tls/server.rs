@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ALPN,
+    Protocol,
     files::{Contents, Files, TlsError},
     provider,
     rotation::{Followed, Made},
@@ -45,23 +45,49 @@ label_set! {
 pub struct Server(Followed<ServerConfig>);
 
 impl Server {
-    /// Reads the files.
+    /// Reads the files, for gRPC over TLS.
     ///
     /// # Errors
     /// They are of no use.
     pub fn load(files: Files, client_auth: ClientAuth) -> Result<Self, TlsError> {
-        let own = files.clone();
-        Followed::load(files, move |contents| make(contents, &own, client_auth)).map(Self)
+        Self::speaking(Protocol::Http2, files, client_auth)
     }
 
-    /// Reads the files of `directory`. Clients must show a certificate if it has authorities for that.
+    /// Reads the files of `directory`, for the scaler's port. KEDA must show a certificate if the directory has
+    /// authorities for that.
     ///
     /// # Errors
-    /// They are of no use.
-    pub fn in_directory(directory: &Path) -> Result<Self, TlsError> {
+    /// The files are of no use.
+    pub fn for_scaler(directory: &Path) -> Result<Self, TlsError> {
+        Self::in_directory(directory, Protocol::Http2, ClientAuth::Required)
+    }
+
+    /// Reads the files of `directory`, for the admin port. Clients may show a certificate if the directory has
+    /// authorities for that. They need not, because a kubelet that probes has none.
+    ///
+    /// # Errors
+    /// The files are of no use.
+    pub fn for_admin_port(directory: &Path) -> Result<Self, TlsError> {
+        Self::in_directory(directory, Protocol::Http1, ClientAuth::Optional)
+    }
+
+    fn in_directory(
+        directory: &Path,
+        protocol: Protocol,
+        client_auth: ClientAuth,
+    ) -> Result<Self, TlsError> {
         let files = Files::in_directory(directory);
-        let client_auth = if files.ca.is_some() { ClientAuth::Required } else { ClientAuth::Off };
-        Self::load(files, client_auth)
+        let client_auth = if files.ca.is_some() { client_auth } else { ClientAuth::Off };
+        Self::speaking(protocol, files, client_auth)
+    }
+
+    fn speaking(
+        protocol: Protocol,
+        files: Files,
+        client_auth: ClientAuth,
+    ) -> Result<Self, TlsError> {
+        let own = files.clone();
+        Followed::load(files, move |contents| make(contents, &own, client_auth, protocol)).map(Self)
     }
 
     /// What counts for a new connection.
@@ -84,6 +110,7 @@ fn make(
     contents: &Contents,
     files: &Files,
     client_auth: ClientAuth,
+    protocol: Protocol,
 ) -> Result<Made<ServerConfig>, TlsError> {
     let pair = contents.pair(files)?.ok_or(TlsError::NoPair)?;
     let chain = pair.cert.clone();
@@ -94,7 +121,7 @@ fn make(
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
     // buildctl wants this chosen; buildx offers nothing, which is no reason to refuse it.
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = protocol.alpn();
     // A resumed session would trust a certificate that was verified long ago. BuildKit's clients resume none.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

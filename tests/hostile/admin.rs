@@ -58,9 +58,9 @@ async fn a_build_step_with_the_hosts_network_takes_no_daemon_out_of_the_fleet() 
         assert!(output.status.success(), "{}", text(&output));
         assert!(text(&output).contains("tried everything"), "{}", text(&output));
         assert_eq!(proxy.metric("buildkit_lb_backend_state", &["\"ready\""]), 2.0);
-        let refusals = proxy.metric("buildkit_lb_admin_changes_refused_total", &[refused]);
+        let refusals = proxy.metric("buildkit_lb_admin_requests_refused_total", &[refused]);
         assert_eq!(refusals, 2.0 * 3.0 * 5.0, "each POST, and a GET changes nothing anywhere");
-        let told = proxy.records("change refused");
+        let told = proxy.records("admin request refused");
         assert!((1..=3).contains(&told.len()), "{told:?}");
         bystander::builds(&proxy).await;
     }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
+mod admin;
 mod authorities;
 mod handshakes;
 mod limits;

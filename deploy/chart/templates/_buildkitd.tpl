@@ -203,6 +203,10 @@ containers:
       - --address=$(POD_IPS)
       - --proxy={{ $root.Values.buildkitd.drain.proxies | default (printf "%s-admin.$(POD_NAMESPACE)" (include "buildkit-lb.fullname" $root)) }}.svc.{{ $root.Values.buildkitd.clusterDomain }}.:9090
       - --token-file=/run/secrets/buildkit-lb/token
+      {{- if $root.Values.adminTLS.existingSecret }}
+      - --proxy-tls-dir=/run/secrets/admin-tls
+      - --proxy-tls-server-name={{ include "buildkit-lb.adminServerName" $root }}
+      {{- end }}
       - --timeout={{ int $root.Values.buildkitd.drain.timeoutSeconds }}s
       - --at-signal
       - --done-file=/run/buildkit-lb/drained
@@ -233,6 +237,11 @@ containers:
       {{- toYaml $root.Values.buildkitd.drain.resources | nindent 6 }}
     volumeMounts:
       {{- include "buildkit-lb.tokenMount" $root | nindent 6 }}
+      {{- if $root.Values.adminTLS.existingSecret }}
+      - name: admin-tls
+        mountPath: /run/secrets/admin-tls
+        readOnly: true
+      {{- end }}
       - name: drained
         mountPath: /run/buildkit-lb
   {{- with $root.Values.buildkitd.extraContainers }}
@@ -249,6 +258,13 @@ volumes:
   - name: cache
     emptyDir:
       {{- toYaml $root.Values.buildkitd.emptyDir | nindent 6 }}
+  {{- end }}
+  {{- with $root.Values.adminTLS.existingSecret }}
+  # What signs the certificates of the admin ports, and nothing that opens anything.
+  - name: admin-tls
+    secret:
+      secretName: {{ . }}
+      items: [{key: ca.crt, path: ca.crt}]
   {{- end }}
   {{- with include "buildkit-lb.daemonTLSSecret" $root }}
   - name: tls

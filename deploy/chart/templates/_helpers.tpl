@@ -93,6 +93,37 @@ app.kubernetes.io/part-of: buildkit-lb
     items: [{key: token, path: token}]
 {{- end }}
 
+{{/* The name in the certificate of the admin port. Another release's proxies may have another. */}}
+{{- define "buildkit-lb.adminServerName" -}}
+{{- $own := printf "%s-admin.%s" (include "buildkit-lb.fullname" .) .Release.Namespace }}
+{{- .Values.adminTLS.serverName | default (printf "%s.svc" (.Values.buildkitd.drain.proxies | default $own)) }}
+{{- end }}
+
+{{/* How a monitor connects to the admin port. */}}
+{{- define "buildkit-lb.scrapeTLS" -}}
+{{- with .Values.adminTLS.existingSecret }}
+scheme: https
+tlsConfig:
+  serverName: {{ include "buildkit-lb.adminServerName" $ }}
+  ca:
+    secret: {name: {{ . }}, key: ca.crt}
+  {{- with $.Values.adminTLS.scraperSecret }}
+  cert:
+    secret: {name: {{ . }}, key: tls.crt}
+  keySecret: {name: {{ . }}, key: tls.key}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A probe of the proxy: (list . PROBE). Over HTTPS where the admin port speaks TLS. */}}
+{{- define "buildkit-lb.probe" -}}
+{{- $probe := deepCopy (index . 1) }}
+{{- if and (index . 0).Values.adminTLS.existingSecret $probe.httpGet }}
+{{- $_ := set $probe.httpGet "scheme" ($probe.httpGet.scheme | default "HTTPS") }}
+{{- end }}
+{{- toYaml $probe }}
+{{- end }}
+
 {{/* The Secret with the certificates for clients, or nothing. */}}
 {{- define "buildkit-lb.tlsSecret" -}}
 {{- if .Values.tls.certManager.enabled }}{{ include "buildkit-lb.fullname" . }}-tls
@@ -279,6 +310,12 @@ no cidr, since policies know only addresses.
 {{- end }}
 {{- if and (ne .Values.buildkitd.mode "none") .Values.buildkitd.drain.proxies (not .Values.adminToken.existingSecret) }}
 {{- fail "buildkitd.drain.proxies are another release's, so adminToken.existingSecret has to name a Secret with the token of those" }}
+{{- end }}
+{{- if and (or .Values.adminTLS.clients .Values.adminTLS.scraperSecret) (not .Values.adminTLS.existingSecret) }}
+{{- fail "adminTLS.existingSecret has to name the certificates of the admin port, or nobody can show one there" }}
+{{- end }}
+{{- if and .Values.adminRestrictReading (or .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled) (not .Values.adminTLS.scraperSecret) }}
+{{- fail "adminRestrictReading: Prometheus could not read: adminTLS.scraperSecret has to name the certificate that it shows" }}
 {{- end }}
 {{- $ports := list 1234 9090 9093 (int .Values.service.port) }}
 {{- $names := list "default" "buildkit" "admin" "scaler" }}

@@ -1,0 +1,89 @@
+//! TLS on the admin port: the handshake, and which certificate the client has shown in it.
+
+use std::sync::Arc;
+
+use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    connection::lost,
+    error::ConnectionError,
+    identity::{self, Identity},
+    io::{ReadAhead, Secured, Socket},
+    metrics::{Metrics, TlsSide},
+    opening::{Opening, shown},
+    tls::{self, HANDSHAKE_TIMEOUT},
+};
+
+/// What tells a person with a browser or curl that `https` is spoken here.
+const PLAIN_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
+    content-type: text/plain\r\ncontent-length: 32\r\nconnection: close\r\n\r\n\
+    This port speaks HTTP over TLS.\n";
+
+/// What clients of the admin port shake hands with, and how their certificates are read. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    server: Arc<tls::Server>,
+    identities: Arc<identity::Rules>,
+}
+
+/// The certificate that a client has shown. The authorities of the admin port have signed it.
+#[derive(Debug, Clone)]
+pub(super) struct Certificate {
+    /// The name in it; none if no rule finds one.
+    pub(super) name: Option<Identity>,
+}
+
+impl Tls {
+    /// TLS with `server`. A certificate has the name that `identities` find in it.
+    pub fn new(server: tls::Server, identities: &Arc<identity::Rules>) -> Self {
+        Self { server: Arc::new(server), identities: Arc::clone(identities) }
+    }
+
+    /// Follows the certificates on `tasks` until `stop`, and tells of them in `metrics`.
+    pub(super) fn follow(
+        &self,
+        metrics: Arc<Metrics>,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) {
+        tasks.spawn(Arc::clone(&self.server).follow(TlsSide::Admin, metrics, stop.clone()));
+    }
+
+    /// Waits for the handshake of a client. `None` if the client has gone without a byte, as a TCP health check does.
+    pub(super) async fn accept(
+        &self,
+        socket: Socket,
+    ) -> Result<Option<(Secured, Option<Certificate>)>, ConnectionError> {
+        timeout(HANDSHAKE_TIMEOUT, self.shake(socket))
+            .await
+            .unwrap_or_else(|_elapsed| Err(tls::too_slow()))
+    }
+
+    async fn shake(
+        &self,
+        socket: Socket,
+    ) -> Result<Option<(Secured, Option<Certificate>)>, ConnectionError> {
+        let mut io = ReadAhead::new(socket);
+        let begun = io.first_bytes(|bytes| (Opening::of(bytes), shown(bytes))).await;
+        let (opening, shown) = begun.map_err(|error| lost(&error))?;
+        match opening {
+            Opening::Nothing => return Ok(None),
+            Opening::Tls => {}
+            stranger => {
+                if stranger == Opening::Http1 {
+                    // Whoever does not read it has what it wants.
+                    let _ = io.finish_with(PLAIN_ANSWER).await;
+                }
+                let text = format!("the client began with {shown}");
+                return Err(ConnectionError::new(stranger.reason(), text));
+            }
+        }
+        let accepted = Secured::accept(io, self.server.config()).await;
+        let secured = accepted.map_err(|(error, _io)| tls::failure(&error, "the client"))?;
+        let certificate = secured.peer_certificate();
+        let certificate = certificate
+            .map(|certificate| Certificate { name: self.identities.identify(&certificate).ok() });
+        Ok(Some((secured, certificate)))
+    }
+}
