@@ -28,7 +28,7 @@ pub use self::{
     waiting::{Cause, Told, Waiting, publish},
 };
 use self::{
-    live::{Live, Slot},
+    live::{BindingState, Live},
     memory::{Memory, Remembered},
     namesakes::Which,
 };
@@ -265,8 +265,8 @@ impl Directory {
     /// Live builds and the backend of each.
     pub fn builds(&self) -> Vec<(String, String)> {
         let inner = self.inner.lock();
-        let builds = inner.live.keys.iter().filter_map(|(key, live)| match (key, &live.slot) {
-            (BindingKey::Build(id) | BindingKey::Namesake(id, _), Slot::Bound(binding)) => {
+        let builds = inner.live.keys.iter().filter_map(|(key, live)| match (key, &live.state) {
+            (BindingKey::Build(id) | BindingKey::Namesake(id, _), BindingState::Bound(binding)) => {
                 Some((id.to_string(), binding.link.backend().name().to_owned()))
             }
             _ => None,

@@ -4,11 +4,11 @@
 //! does not answer is left out and logged; only when none answers is the call an error.
 
 mod ask;
+mod capability_query;
+mod charge;
 mod content;
 mod first;
-mod held;
 mod history;
-mod introduction;
 mod merge;
 mod prune;
 mod reply;

@@ -4,8 +4,8 @@
 //! to end and nothing queues here. What an HTTP/2 library hides is made visible again: it reports a
 //! reset with CANCEL as a plain end of the body, which a gRPC peer would read as a half-close.
 
+mod deferred;
 mod failure;
-mod late;
 mod sending;
 
 use std::{
@@ -27,10 +27,10 @@ use http_body::{Body as _, Frame};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 
-use self::late::LateBody;
+use self::deferred::DeferredBody;
 pub use self::{
+    deferred::{DeferredResponse, MessageSender},
     failure::{Failure, remote_reset},
-    late::{Late, Words},
     sending::Sending,
 };
 use crate::{
@@ -151,7 +151,7 @@ enum Kind {
     Ending(Option<Bytes>, Option<HeaderMap>),
     Own(tonic::body::Body),
     Merged(Merged),
-    Late(Box<LateBody>),
+    Deferred(Box<DeferredBody>),
 }
 
 /// Messages of several daemons, as they come, and the trailers that end them all.
@@ -394,7 +394,7 @@ impl Body {
                 Poll::Ready(data.or_else(|| trailers.take().map(Frame::trailers)).map(Ok))
             }
             Kind::Merged(merged) => merged.poll_frame(cx),
-            Kind::Late(late) => late.poll_frame(cx),
+            Kind::Deferred(deferred) => deferred.poll_frame(cx),
             Kind::Own(body) => {
                 let polled = ready!(Pin::new(body).poll_frame(cx));
                 Poll::Ready(polled.map(|result| result.map_err(|error| ResetError::like(&error))))
@@ -424,7 +424,7 @@ impl http_body::Body for Body {
             Kind::Own(body) => body.is_end_stream(),
             Kind::Ending(_, trailers) => trailers.is_none(),
             Kind::Merged(merged) => merged.trailers.is_none(),
-            Kind::Late(late) => late.is_end_stream(),
+            Kind::Deferred(deferred) => deferred.is_end_stream(),
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::{
     directory::{Caller, Waiting},
     ids::BindingKey,
     proxy::Proxy,
-    relay::{Body, Late, Words},
+    relay::{Body, DeferredResponse, MessageSender},
 };
 
 /// How long a call waits before the proxy speaks in its daemon's place: a fifth of what a Session has. A
@@ -94,19 +94,23 @@ pub(super) async fn ended(probe: Option<&Probe<'_>>) {
 }
 
 /// Begins an answer with `first`. `holding` says the rest beside it, until nobody waits for it any more.
-fn answer<F>(proxy: &Proxy, first: Bytes, holding: impl FnOnce(Words) -> F) -> Response<Body>
+fn answer<F>(
+    proxy: &Proxy,
+    first: Bytes,
+    holding: impl FnOnce(MessageSender) -> F,
+) -> Response<Body>
 where
     F: Future<Output = CallResult> + Send + 'static,
 {
-    let (late, body) = Late::begin(first);
-    let holding = holding(late.words());
+    let (deferred, body) = DeferredResponse::begin(first);
+    let holding = holding(deferred.sender());
     let refusals = Arc::clone(&proxy.refusals);
     proxy.spawn(async move {
         let result = tokio::select! {
             result = holding => result,
-            () = late.gone() => return,
+            () = deferred.abandoned() => return,
         };
-        late.go_on(refusals.settle(result));
+        deferred.complete(refusals.settle(result));
     });
     body.respond()
 }

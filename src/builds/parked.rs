@@ -30,14 +30,14 @@ pub(super) async fn parked<T>(
     body: &mut Received,
     outcome: impl Future<Output = Result<T, ProxyError>>,
 ) -> Result<(T, Bytes), ProxyError> {
-    let mut kept = Kept::new(account, client, MAX_PARKED_LEN);
+    let mut kept = ParkedBytes::new(account, client, MAX_PARKED_LEN);
     let outcome = kept.during(body, outcome).await?;
     Ok((outcome, kept.into_bytes()))
 }
 
 /// What a call that waits has sent.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct ParkedBytes {
     received: Bytes,
     charge: Charge,
     /// No more is read from here on.
@@ -51,7 +51,7 @@ pub(super) enum Ended {
     Reset,
 }
 
-impl Kept {
+impl ParkedBytes {
     /// Nothing yet, of `client`.
     pub(super) fn new(account: &Account, client: &Client, limit: usize) -> Self {
         Self { received: Bytes::new(), charge: account.open(client), limit }

@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::{sync::watch, time::timeout};
 
-use super::{active::ActiveSession, hold, is_scattered, parked::Kept, refuse, request::invocation};
+use super::{
+    active::ActiveSession, hold, is_scattered, parked::ParkedBytes, refuse, request::invocation,
+};
 use crate::{
     access::{Operation, denied},
     call::{Call, CallResult},
@@ -44,7 +46,7 @@ pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult
         proxy.shared_keys.declare(&id, &call.parts.headers);
     }
     let key = BindingKey::Session(id);
-    let mut kept = Kept::new(proxy.account(), &call.client, hold::KEPT_LEN);
+    let mut kept = ParkedBytes::new(proxy.account(), &call.client, hold::KEPT_LEN);
     let bound = bind_session(proxy, &key, trace, &call.client, SESSION_PARK);
     match timeout(hold::HOLD_AFTER, kept.during(&mut call.body, bound)).await {
         Ok(Ok(bound)) => {

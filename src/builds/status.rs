@@ -4,7 +4,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use super::{
     hold, join, park,
-    parked::{Kept, MAX_PARKED_LEN},
+    parked::{MAX_PARKED_LEN, ParkedBytes},
     refuse,
 };
 use crate::{
@@ -36,7 +36,7 @@ pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
     let Some(id) = message.first_id(client.identity.as_ref()).await else {
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };
-    let mut kept = Kept::new(proxy.account(), &client, MAX_PARKED_LEN);
+    let mut kept = ParkedBytes::new(proxy.account(), &client, MAX_PARKED_LEN);
     let caller = Caller { connection: client.connection, trace };
     let found = {
         let link = status_link(proxy, &client, trace, &id);

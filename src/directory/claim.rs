@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Binding, Directory, Inner, Told, Waiting, live::Slot, waiting::publish};
+use super::{Binding, Directory, Inner, Told, Waiting, live::BindingState, waiting::publish};
 use crate::{error::ProxyError, ids::BindingKey};
 
 /// What a Solve, or a Session that no Solve names, is known by and belongs with.
@@ -96,9 +96,9 @@ impl Directory {
         }
         let known = ties.keys.iter().chain(&ties.follows);
         let known = known.filter_map(|key| inner.live.keys.get(key)).next();
-        match known.map(|live| &live.slot) {
-            Some(Slot::Deciding(decision)) => Attempt::Wait(decision.clone()),
-            Some(Slot::Bound(binding)) => {
+        match known.map(|live| &live.state) {
+            Some(BindingState::Deciding(decision)) => Attempt::Wait(decision.clone()),
+            Some(BindingState::Bound(binding)) => {
                 let binding = Arc::clone(binding);
                 let lease = inner.bind(self, ties, &binding);
                 Attempt::Done(Claimed::Join(binding, lease))

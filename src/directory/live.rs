@@ -34,7 +34,7 @@ pub(super) struct Arrived {
 /// One key.
 #[derive(Debug)]
 pub(super) struct LiveKey {
-    pub(super) slot: Slot,
+    pub(super) state: BindingState,
     pub(super) holders: usize,
     byte_counts: Arc<ByteCounts>,
     /// A Session stream for this key is open.
@@ -60,7 +60,7 @@ pub(super) struct Namesakes {
 
 /// Whether it is known where a key belongs.
 #[derive(Debug)]
-pub(super) enum Slot {
+pub(super) enum BindingState {
     /// A Solve is choosing; the receiver closes when it is done.
     Deciding(watch::Receiver<Option<Waiting>>),
     /// There.
@@ -80,12 +80,12 @@ pub(super) struct Live {
 }
 
 impl LiveKey {
-    fn new(slot: Slot, holders: usize) -> Self {
+    fn new(state: BindingState, holders: usize) -> Self {
         let (byte_counts, session_open, solved_on) = (Arc::default(), false, None);
         let (scattered, asked_elsewhere) = (false, false);
         let build = None;
         Self {
-            slot,
+            state,
             holders,
             byte_counts,
             session_open,
@@ -101,24 +101,24 @@ impl Live {
     /// The binding of `key`.
     pub(super) fn bound(&self, key: &BindingKey) -> Option<Bound> {
         let live = self.keys.get(key)?;
-        match &live.slot {
-            Slot::Bound(binding) => Some(Bound {
+        match &live.state {
+            BindingState::Bound(binding) => Some(Bound {
                 binding: Arc::clone(binding),
                 byte_counts: Arc::clone(&live.byte_counts),
             }),
-            Slot::Deciding(_) => None,
+            BindingState::Deciding(_) => None,
         }
     }
 
     /// Marks `key` as being decided.
     pub(super) fn decide(&mut self, key: &BindingKey, decision: &watch::Receiver<Option<Waiting>>) {
-        let slot = Slot::Deciding(decision.clone());
-        self.keys.entry(key.clone()).or_insert_with(|| LiveKey::new(slot, 0));
+        let state = BindingState::Deciding(decision.clone());
+        self.keys.entry(key.clone()).or_insert_with(|| LiveKey::new(state, 0));
     }
 
     /// Frees a claimed key, unless another stream has bound it meanwhile.
     pub(super) fn undecide(&mut self, key: &BindingKey) {
-        if self.keys.get(key).is_some_and(|live| matches!(live.slot, Slot::Deciding(_))) {
+        if self.keys.get(key).is_some_and(|live| matches!(live.state, BindingState::Deciding(_))) {
             self.keys.remove(key);
         }
     }
@@ -132,17 +132,17 @@ impl Live {
         binding: &Arc<Binding>,
         solved_on: Option<u64>,
     ) -> &mut LiveKey {
-        let slot = || Slot::Bound(Arc::clone(binding));
+        let state = || BindingState::Bound(Arc::clone(binding));
         let live = match self.keys.entry(key.clone()) {
             hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            hash_map::Entry::Vacant(entry) => entry.insert(LiveKey::new(slot(), 0)),
+            hash_map::Entry::Vacant(entry) => entry.insert(LiveKey::new(state(), 0)),
         };
         live.holders += 1;
         live.solved_on = live.solved_on.or(solved_on);
-        if matches!(live.slot, Slot::Deciding(_)) {
-            live.slot = slot();
+        if matches!(live.state, BindingState::Deciding(_)) {
+            live.state = state();
         }
-        if let Slot::Bound(binding) = &live.slot {
+        if let BindingState::Bound(binding) = &live.state {
             let bound =
                 Bound { binding: Arc::clone(binding), byte_counts: Arc::clone(&live.byte_counts) };
             for (_, waiter) in self.waiters.remove(key).into_iter().flatten() {
@@ -171,7 +171,7 @@ impl Live {
         }
         let (key, live) = entry.remove_entry();
         self.prune_namesakes(&key);
-        if let Slot::Bound(binding) = live.slot
+        if let BindingState::Bound(binding) = live.state
             && !matches!(key, BindingKey::Connection(_))
         {
             memory.end(key, binding.link.backend().shared_name());

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::{
     ANSWER_TIMEOUT,
-    held::Held,
+    charge::ReplyCharge,
     reply::{Reply, ReplyError},
 };
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How often a question without a bound looks whether its daemon is still there.
-const LOOK: Duration = Duration::from_secs(1);
+const EJECTION_POLL: Duration = Duration::from_secs(1);
 
 /// What a client asks of the fleet.
 #[derive(Debug, Clone)]
@@ -34,19 +34,19 @@ pub(super) struct Question {
     pub(super) parts: Arc<Parts>,
     pub(super) message: Bytes,
     /// How long a daemon may be silent in the middle of its reply; for ever if this is none.
-    patience: Option<Duration>,
+    idle_timeout: Option<Duration>,
 }
 
 impl Question {
     /// A question that a daemon answers at once.
     pub(super) fn new(proxy: &Proxy, client: Client, parts: Parts, message: Bytes) -> Self {
         let parts = Arc::new(parts);
-        Self { proxy: proxy.clone(), client, parts, message, patience: Some(ANSWER_TIMEOUT) }
+        Self { proxy: proxy.clone(), client, parts, message, idle_timeout: Some(ANSWER_TIMEOUT) }
     }
 
     /// The same question, whose reply may pause for as long as the daemon likes.
-    pub(super) fn patient(self) -> Self {
-        Self { patience: None, ..self }
+    pub(super) fn without_idle_timeout(self) -> Self {
+        Self { idle_timeout: None, ..self }
     }
 
     /// Asks `backend` and waits for its headers.
@@ -93,8 +93,8 @@ impl Question {
                 SendError::Cancelled => chain(&ResetError::cancel()),
             })
         })?;
-        let held = Held::new(self.proxy.account().open(&self.client));
-        Ok(Reply::new(backend, response, held, self.patience))
+        let held = ReplyCharge::new(self.proxy.account().open(&self.client));
+        Ok(Reply::new(backend, response, held, self.idle_timeout))
     }
 
     /// Logs that `backend` is left out of the answer.
@@ -171,6 +171,6 @@ pub(super) fn copy(parts: &Parts, message: &Bytes) -> Box<Request<Body>> {
 /// Completes when `backend` is found to be away.
 async fn ejection(backend: &Backend) {
     while !backend.is_ejected() {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(EJECTION_POLL).await;
     }
 }

@@ -15,7 +15,7 @@ use rand::seq::SliceRandom as _;
 use super::{
     ANSWER_TIMEOUT,
     ask::{copy, left_out, nobody, reachable},
-    introduction::Introduction,
+    capability_query::CapabilityQuery,
     reply::ReplyError,
 };
 use crate::{
@@ -48,8 +48,8 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     }
     let message = message.into_bytes();
-    match Introduction::of(&parts, &message) {
-        Some(introduction) => introduction.answer(proxy, &client, &parts, &message).await,
+    match CapabilityQuery::of(&parts, &message) {
+        Some(query) => query.answer(proxy, &client, &parts, &message).await,
         None => ask_in_turn(proxy, &parts, &message).await,
     }
 }

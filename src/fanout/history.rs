@@ -68,7 +68,7 @@ pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
     }
     let mut question = Question::new(proxy, client, parts, message);
     if !query.early_exit {
-        question = question.patient();
+        question = question.without_idle_timeout();
     }
     let replies = match &query.holder {
         Some(holder) => question.ask_each(vec![Arc::clone(holder)]).await,

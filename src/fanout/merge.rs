@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     ask::Question,
-    held::NoRoom,
+    charge::NoRoom,
     reply::{Reply, ReplyError},
 };
 use crate::{

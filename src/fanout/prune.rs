@@ -29,7 +29,7 @@ pub async fn prune(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let (mut message, _rest) = proxy.read_message(&parts, &client, body).await?;
     let limited = message.read(limits_space).await.unwrap_or(false);
-    let question = Question::new(proxy, client, parts, message.into_bytes()).patient();
+    let question = Question::new(proxy, client, parts, message.into_bytes()).without_idle_timeout();
     let (old, asked): (Vec<_>, Vec<_>) =
         reachable(proxy).into_iter().partition(|backend| limited && !knows_limits(backend));
     for backend in &old {

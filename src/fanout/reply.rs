@@ -10,7 +10,7 @@ use tonic::Code;
 
 use super::{
     ANSWER_TIMEOUT,
-    held::{Held, NoRoom},
+    charge::{NoRoom, ReplyCharge},
 };
 use crate::{
     error::{ProxyError, chain, status_code},
@@ -62,18 +62,18 @@ pub(super) struct Reply {
     body: Received,
     trailers: Option<HeaderMap>,
     messages: MessageDecoder,
-    held: Held,
+    held: ReplyCharge,
     handed_on: bool,
     /// How long the daemon may be silent; for ever if it waits for events.
-    patience: Option<Duration>,
+    idle_timeout: Option<Duration>,
 }
 
 impl Reply {
     pub(super) fn new(
         backend: Arc<Backend>,
         response: Response<Received>,
-        held: Held,
-        patience: Option<Duration>,
+        held: ReplyCharge,
+        idle_timeout: Option<Duration>,
     ) -> Self {
         let (parts, body) = response.into_parts();
         Self {
@@ -84,7 +84,7 @@ impl Reply {
             messages: MessageDecoder::new(MAX_MESSAGE_LEN),
             held,
             handed_on: false,
-            patience,
+            idle_timeout,
         }
     }
 
@@ -103,8 +103,8 @@ impl Reply {
                     return Ok(Some(message));
                 }
             }
-            let frame = match self.patience {
-                Some(patience) => timeout(patience, self.body.frame()).await,
+            let frame = match self.idle_timeout {
+                Some(idle_timeout) => timeout(idle_timeout, self.body.frame()).await,
                 None => Ok(self.body.frame().await),
             };
             let frame = frame.map_err(|_elapsed| self.silent())?;

@@ -83,12 +83,12 @@ pub(super) enum NoPreface {
 
 /// Takes the daemon's own preface out of what it sends first.
 #[derive(Debug)]
-pub(super) struct Cutter {
+pub(super) struct PrefaceStripper {
     messages: MessageDecoder,
     inner: BytesMut,
 }
 
-impl Cutter {
+impl PrefaceStripper {
     /// Nothing has come yet.
     pub(super) fn new() -> Self {
         Self { messages: MessageDecoder::new(MAX_FIRST_LEN), inner: BytesMut::new() }
@@ -182,11 +182,11 @@ mod tests {
             more in prop::collection::vec(any::<u8>(), 0..90),
         ) {
             let sent = framed(&[PREFACE, &more].concat(), size);
-            let mut cutter = Cutter::new();
+            let mut stripper = PrefaceStripper::new();
             let mut passed = Vec::new();
             let mut pieces = sent.chunks(piece);
             for data in pieces.by_ref() {
-                if let Some(rest) = cutter.push(data).expect("a preface") {
+                if let Some(rest) = stripper.push(data).expect("a preface") {
                     passed.extend_from_slice(&rest);
                     break;
                 }
@@ -198,12 +198,12 @@ mod tests {
         #[test]
         fn a_daemon_that_begins_otherwise_is_found_out(data in prop::collection::vec(any::<u8>(), 24..60)) {
             prop_assume!(!data.starts_with(PREFACE));
-            prop_assert!(Cutter::new().push(&framed(&data, 7)).is_err());
+            prop_assert!(PrefaceStripper::new().push(&framed(&data, 7)).is_err());
         }
 
         #[test]
         fn any_bytes_of_a_daemon_are_read_or_refused(data: Vec<u8>) {
-            let _ = Cutter::new().push(&data);
+            let _ = PrefaceStripper::new().push(&data);
         }
     }
 }

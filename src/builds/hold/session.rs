@@ -6,11 +6,11 @@ use http_body_util::BodyExt as _;
 
 use super::{
     HOLD_AFTER, answer,
-    preface::{self, Cutter},
+    preface::{self, PrefaceStripper},
 };
 use crate::{
     builds::{
-        parked::{Ended, Kept},
+        parked::{Ended, ParkedBytes},
         refuse,
         session::{SESSION_PARK, bind_session, join_session},
     },
@@ -19,7 +19,7 @@ use crate::{
     ids::{BindingKey, TraceId},
     ownership::Owned,
     proxy::Proxy,
-    relay::{Body, ResetError, Words},
+    relay::{Body, MessageSender, ResetError},
 };
 
 /// What a Session may send that waits. A client of BuildKit's sends 67 bytes and then waits for its daemon.
@@ -34,11 +34,11 @@ pub(in crate::builds) fn session(
     call: Call,
     key: BindingKey,
     (trace, owned): (Option<TraceId>, Option<Owned>),
-    mut kept: Kept,
+    mut kept: ParkedBytes,
 ) -> CallResult {
     kept.charge_metadata(&call.parts.headers)?;
     let held = Held { proxy: proxy.clone(), call, key, trace, owned, kept };
-    Ok(answer(proxy, preface::opening(), |words| held.go_on(words)))
+    Ok(answer(proxy, preface::opening(), |sender| held.go_on(sender)))
 }
 
 struct Held {
@@ -47,11 +47,11 @@ struct Held {
     key: BindingKey,
     trace: Option<TraceId>,
     owned: Option<Owned>,
-    kept: Kept,
+    kept: ParkedBytes,
 }
 
 impl Held {
-    async fn go_on(self, words: Words) -> CallResult {
+    async fn go_on(self, sender: MessageSender) -> CallResult {
         let Self { proxy, mut call, key, trace, owned, mut kept } = self;
         let bound = tokio::select! {
             biased;
@@ -69,14 +69,18 @@ impl Held {
         let backend = bound.0.binding.link.backend().name().to_owned();
         let received = preface::without_confirmation(&kept.into_bytes());
         let response = join_session(&proxy, call, &key, (trace, owned), bound, received).await?;
-        without_preface(response, backend, words).await
+        without_preface(response, backend, sender).await
     }
 }
 
 /// A daemon's answer from behind its preface on, which the client has got.
-async fn without_preface(response: Response<Body>, backend: String, words: Words) -> CallResult {
+async fn without_preface(
+    response: Response<Body>,
+    backend: String,
+    sender: MessageSender,
+) -> CallResult {
     let (head, mut body) = response.into_parts();
-    let mut cutter = Cutter::new();
+    let mut stripper = PrefaceStripper::new();
     while let Some(frame) = body.frame().await {
         let data = match frame?.into_data() {
             Ok(mut data) => data.copy_to_bytes(data.remaining()),
@@ -87,12 +91,12 @@ async fn without_preface(response: Response<Body>, backend: String, words: Words
                 break;
             }
         };
-        let rest = cutter.push(&data).map_err(|error| {
+        let rest = stripper.push(&data).map_err(|error| {
             let (backend, cause) = (backend.clone(), chain(&error));
             ProxyError::BadAnswer { backend, cause }
         })?;
         if let Some(rest) = rest {
-            words.say(rest).await;
+            sender.send(rest).await;
             break;
         }
     }

@@ -15,7 +15,7 @@ use super::{
     vertex::{Ordinal, Vertex},
 };
 use crate::{
-    builds::{join, park, parked::Kept, refuse},
+    builds::{join, park, parked::ParkedBytes, refuse},
     call::CallResult,
     client::Client,
     directory::Waiting,
@@ -24,7 +24,7 @@ use crate::{
     ids::{Id, TraceId},
     proxy::Proxy,
     received::Received,
-    relay::Words,
+    relay::MessageSender,
 };
 
 /// The daemon's clock, as it tells it in the headers of its answer.
@@ -47,7 +47,7 @@ pub(in crate::builds) struct Status {
     pub(in crate::builds) parts: Parts,
     pub(in crate::builds) message: FirstMessage,
     pub(in crate::builds) rest: Received,
-    pub(in crate::builds) kept: Kept,
+    pub(in crate::builds) kept: ParkedBytes,
 }
 
 impl Status {
@@ -58,7 +58,7 @@ impl Status {
     pub(in crate::builds) fn hold(mut self, queued: Queued) -> CallResult {
         self.kept.charge_metadata(&self.parts.headers)?;
         let proxy = self.proxy.clone();
-        let mut response = answer(&proxy, Bytes::new(), |words| self.go_on(queued, words));
+        let mut response = answer(&proxy, Bytes::new(), |sender| self.go_on(queued, sender));
         let now = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
         if let Ok(now) = HeaderValue::try_from(now) {
             response.headers_mut().insert(TIMESTAMP_HEADER, now);
@@ -66,14 +66,14 @@ impl Status {
         Ok(response)
     }
 
-    async fn go_on(self, queued: Queued, words: Words) -> CallResult {
+    async fn go_on(self, queued: Queued, sender: MessageSender) -> CallResult {
         let Self { proxy, client, trace, build, parts, mut message, mut rest, mut kept } = self;
         // Its Solve has come: when that is neither placed nor refused, its client has given it up.
         let link = park(&proxy, &client, trace, &build, Duration::ZERO);
         let link = kept.during(&mut rest, async { message.during(link).await? });
         let shown = proxy.placement.queue().progress;
         let mut progress =
-            Progress { pool: proxy.metrics.pool(), build: &build, words: &words, vertex: None };
+            Progress { pool: proxy.metrics.pool(), build: &build, sender: &sender, vertex: None };
         let link = tokio::select! {
             biased;
             link = link => link,
@@ -94,7 +94,7 @@ impl Status {
 struct Progress<'a> {
     pool: &'a str,
     build: &'a Id,
-    words: &'a Words,
+    sender: &'a MessageSender,
     /// Once it has started.
     vertex: Option<Vertex>,
 }
@@ -133,11 +133,11 @@ impl Progress<'_> {
         let now = SystemTime::now();
         match &self.vertex {
             Some(vertex) => {
-                self.words.try_say(vertex.say(line, now));
+                self.sender.try_send(vertex.say(line, now));
             }
             None => {
                 let vertex = self.vertex.insert(Vertex::new(self.build, since));
-                self.words.say(vertex.start(line, now)).await;
+                self.sender.send(vertex.start(line, now)).await;
             }
         }
     }
@@ -145,7 +145,7 @@ impl Progress<'_> {
     /// Completes the step.
     async fn complete(self) {
         if let Some(vertex) = &self.vertex {
-            self.words.say(vertex.complete(SystemTime::now())).await;
+            self.sender.send(vertex.complete(SystemTime::now())).await;
         }
     }
 }

@@ -19,16 +19,16 @@ use crate::{
 
 /// How long Info waits for a daemon. `buildctl --wait` gives up after 5 s in all, and asks again if it is
 /// told `Unavailable` before.
-const INFO_PATIENCE: Duration = Duration::from_secs(4);
+const INFO_MAX_WAIT: Duration = Duration::from_secs(4);
 
 /// One of the two questions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Introduction {
+pub(super) enum CapabilityQuery {
     Info,
     Workers,
 }
 
-impl Introduction {
+impl CapabilityQuery {
     /// The question that a call with this `message` asks, unless it asks for something else: an answer to a
     /// list of filters is not remembered.
     pub(super) fn of(parts: &Parts, message: &Bytes) -> Option<Self> {
@@ -59,7 +59,7 @@ impl Introduction {
         }
         match ask_in_turn(proxy, parts, message).await {
             Err(CallError::Own(error @ ProxyError::NoBackend(_))) => {
-                let ready = timeout(self.patience(proxy), proxy.fleet.ready());
+                let ready = timeout(self.max_wait(proxy), proxy.fleet.ready());
                 match proxy.parking.during(client, ready).await? {
                     Ok(()) => ask_in_turn(proxy, parts, message).await,
                     Err(_elapsed) => Err(error.into()),
@@ -70,10 +70,10 @@ impl Introduction {
     }
 
     /// How long the client waits for a daemon at most.
-    fn patience(self, proxy: &Proxy) -> Duration {
+    fn max_wait(self, proxy: &Proxy) -> Duration {
         let max_wait = proxy.placement.queue().max_wait;
         match self {
-            Self::Info => max_wait.min(INFO_PATIENCE),
+            Self::Info => max_wait.min(INFO_MAX_WAIT),
             Self::Workers => max_wait,
         }
     }

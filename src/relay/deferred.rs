@@ -22,32 +22,32 @@ type Rest = Result<Response<Body>, ResetError>;
 
 /// An answer whose rest is not known yet.
 #[derive(Debug)]
-pub struct Late {
+pub struct DeferredResponse {
     messages: mpsc::Sender<Bytes>,
     rest: oneshot::Sender<Rest>,
 }
 
-impl Late {
+impl DeferredResponse {
     /// Begins an answer with `first`; the body to answer with.
     pub fn begin(first: Bytes) -> (Self, Body) {
         let (messages, own) = mpsc::channel(UNREAD);
         let (rest, coming) = oneshot::channel();
-        let body = LateBody { first, own, coming: Some(coming), rest: Body::default() };
-        (Self { messages, rest }, Body(Kind::Late(Box::new(body))))
+        let body = DeferredBody { first, own, coming: Some(coming), rest: Body::default() };
+        (Self { messages, rest }, Body(Kind::Deferred(Box::new(body))))
     }
 
     /// What says something until it goes on.
-    pub fn words(&self) -> Words {
-        Words(self.messages.clone())
+    pub fn sender(&self) -> MessageSender {
+        MessageSender(self.messages.clone())
     }
 
     /// Completes when nobody waits for the answer any more.
-    pub async fn gone(&self) {
+    pub async fn abandoned(&self) {
         self.messages.closed().await;
     }
 
     /// Lets the answer go on as `rest`.
-    pub fn go_on(self, rest: Rest) {
+    pub fn complete(self, rest: Rest) {
         // An error means that nobody is left to read it.
         let _ = self.rest.send(rest);
     }
@@ -55,31 +55,31 @@ impl Late {
 
 /// Says something in an answer of which the rest is not known yet. It must be gone when that goes on.
 #[derive(Debug)]
-pub struct Words(mpsc::Sender<Bytes>);
+pub struct MessageSender(mpsc::Sender<Bytes>);
 
-impl Words {
+impl MessageSender {
     /// Says `message`, unless the client has not read the last one yet: whether it is said.
-    pub fn try_say(&self, message: Bytes) -> bool {
+    pub fn try_send(&self, message: Bytes) -> bool {
         self.0.try_send(message).is_ok()
     }
 
     /// Says `message` as soon as the client has read the last one.
-    pub async fn say(&self, message: Bytes) {
+    pub async fn send(&self, message: Bytes) {
         // An error means that nobody is left to read it.
         let _ = self.0.send(message).await;
     }
 }
 
-/// See [`Late`].
+/// See [`DeferredResponse`].
 #[derive(Debug)]
-pub(super) struct LateBody {
+pub(super) struct DeferredBody {
     first: Bytes,
     own: mpsc::Receiver<Bytes>,
     coming: Option<oneshot::Receiver<Rest>>,
     rest: Body,
 }
 
-impl LateBody {
+impl DeferredBody {
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled {
         if !self.first.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(mem::take(&mut self.first)))));
@@ -138,41 +138,41 @@ mod tests {
 
     #[tokio::test]
     async fn own_words_come_before_the_daemons() {
-        let (late, body) = Late::begin("1".into());
-        let words = late.words();
-        words.say("2".into()).await;
-        assert!(!words.try_say("dropped".into()), "the last one is unread");
-        drop(words);
-        late.go_on(Ok(Response::new(Body::whole("3".into()))));
+        let (deferred, body) = DeferredResponse::begin("1".into());
+        let sender = deferred.sender();
+        sender.send("2".into()).await;
+        assert!(!sender.try_send("dropped".into()), "the last one is unread");
+        drop(sender);
+        deferred.complete(Ok(Response::new(Body::whole("3".into()))));
         assert_eq!(rest(body).await, (b"123".to_vec(), None));
     }
 
     #[tokio::test]
     async fn a_response_of_headers_ends_it_with_them_as_trailers() {
-        let (late, body) = Late::begin("1".into());
-        late.go_on(Ok(ok_response()));
+        let (deferred, body) = DeferredResponse::begin("1".into());
+        deferred.complete(Ok(ok_response()));
         let (data, trailers) = rest(body).await;
         let trailers = trailers.expect("trailers");
         assert_eq!((&data[..], trailers.len()), (&b"1"[..], 1));
         assert_eq!(trailers["grpc-status"], "0");
-        let (late, body) = Late::begin("1".into());
-        late.go_on(Ok(ProxyError::Limit("too much").response()));
+        let (deferred, body) = DeferredResponse::begin("1".into());
+        deferred.complete(Ok(ProxyError::Limit("too much").response()));
         let trailers = rest(body).await.1.expect("trailers");
         assert_eq!(trailers["buildkit-lb-error"], "limit");
     }
 
     #[tokio::test]
     async fn an_answer_that_nobody_ends_is_reset() {
-        let (late, mut body) = Late::begin("1".into());
-        drop(late);
+        let (deferred, mut body) = DeferredResponse::begin("1".into());
+        drop(deferred);
         body.frame().await.expect("data").expect("said");
         assert!(body.frame().await.expect("an end").is_err());
     }
 
     #[tokio::test]
     async fn whoever_leaves_is_noticed() {
-        let (late, body) = Late::begin(Bytes::new());
+        let (deferred, body) = DeferredResponse::begin(Bytes::new());
         drop(body);
-        late.gone().await;
+        deferred.abandoned().await;
     }
 }

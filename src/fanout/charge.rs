@@ -15,7 +15,7 @@ pub(super) struct NoRoom;
 
 /// What one daemon's reply holds, until dropped.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct ReplyCharge {
     charge: Charge,
     /// Length of the message that is coming or has come; none is 0.
     current: usize,
@@ -23,7 +23,7 @@ pub(super) struct Held {
     handed_on: VecDeque<usize>,
 }
 
-impl Held {
+impl ReplyCharge {
     /// Nothing yet, on what `charge` is of.
     pub(super) fn new(charge: Charge) -> Self {
         Self { charge, current: 0, handed_on: VecDeque::new() }
@@ -73,7 +73,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn two_messages_on_their_way_still_count() {
         let gauge = Gauge::default();
-        let mut held = Held::new(Account::new(100, gauge.clone()).open(&client(1)));
+        let mut held = ReplyCharge::new(Account::new(100, gauge.clone()).open(&client(1)));
         for expected in [10, 20, 30, 30, 30] {
             held.hold(10).await.expect("room");
             held.hold(10).await.expect("the same message");
@@ -87,11 +87,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_holds_most_gives_way_and_waits_only_a_while() {
         let account = Account::new(100, Gauge::default());
-        let mut heavy = Held::new(account.open(&client(1)));
+        let mut heavy = ReplyCharge::new(account.open(&client(1)));
         heavy.hold(90).await.expect("room");
-        let mut more = Held::new(account.open(&client(1)));
+        let mut more = ReplyCharge::new(account.open(&client(1)));
         assert_eq!(more.hold(20).await, Err(NoRoom));
-        let mut light = Held::new(account.open(&client(2)));
+        let mut light = ReplyCharge::new(account.open(&client(2)));
         light.hold(20).await.expect("from the heavy one");
         heavy.evicted().await;
     }
