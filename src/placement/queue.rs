@@ -4,7 +4,7 @@
 //! says whose turn it is; this gives out the slots.
 
 mod config;
-mod order;
+pub mod order;
 mod serve;
 mod turn;
 

@@ -18,11 +18,11 @@ use crate::policy::KeyHash;
 
 /// A build that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Ticket(u64);
+pub struct Ticket(u64);
 
 /// What the fleet has for a build that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Offer {
+pub enum Offer {
     /// No slot that it could take.
     Nothing,
     /// A slot, while its cache is on a daemon that has none free.
@@ -33,7 +33,7 @@ pub(super) enum Offer {
 
 /// All builds that wait in one pool, and how many of each owner run.
 #[derive(Debug)]
-pub(super) struct Order<O> {
+pub struct Order<O> {
     owners: HashMap<O, Owner>,
     waiting: HashMap<Ticket, Waiter<O>>,
     /// How long a build lets others pass it for the sake of its cache.
@@ -70,31 +70,31 @@ struct Waiter<O> {
 }
 
 impl<O: Clone + Eq + Hash> Order<O> {
-    pub(super) fn new(patience: Duration) -> Self {
+    /// An order in which nobody waits or runs; a build lets others pass it for `patience` for the sake of its cache.
+    pub fn new(patience: Duration) -> Self {
         let (owners, waiting) = (HashMap::new(), HashMap::new());
         Self { owners, waiting, patience, next_ticket: 0, grants: 0 }
     }
 
     /// Builds that wait.
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
+    /// Whether no build waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// Builds of `owner` that wait.
-    pub(super) fn waiting_of(&self, owner: &O) -> usize {
+    pub fn waiting_of(&self, owner: &O) -> usize {
         self.owners.get(owner).map_or(0, |owner| owner.waiting)
     }
 
     /// Puts a build of `owner`, which waits since `since`, in line.
     ///
     /// One that comes `back`, because it could not use its slot, is the first of its owner again.
-    pub(super) fn enter(
-        &mut self,
-        owner: &O,
-        key: Option<KeyHash>,
-        since: Instant,
-        back: bool,
-    ) -> Ticket {
+    pub fn enter(&mut self, owner: &O, key: Option<KeyHash>, since: Instant, back: bool) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         let of = self.owner(owner);
@@ -118,7 +118,7 @@ impl<O: Clone + Eq + Hash> Order<O> {
     }
 
     /// Takes a build out that waits no longer; nothing happens if it is out.
-    pub(super) fn leave(&mut self, ticket: Ticket) {
+    pub fn leave(&mut self, ticket: Ticket) {
         let Some(waiter) = self.waiting.remove(&ticket) else { return };
         let Some(owner) = self.owners.get_mut(&waiter.owner) else { return };
         owner.waiting -= 1;
@@ -132,7 +132,7 @@ impl<O: Clone + Eq + Hash> Order<O> {
     }
 
     /// Counts a build of `owner` that runs and did not wait: it has had its turn.
-    pub(super) fn start(&mut self, owner: &O) {
+    pub fn start(&mut self, owner: &O) {
         self.grants += 1;
         let served = self.grants;
         let of = self.owner(owner);
@@ -140,7 +140,7 @@ impl<O: Clone + Eq + Hash> Order<O> {
     }
 
     /// Counts one less.
-    pub(super) fn end(&mut self, owner: &O) {
+    pub fn end(&mut self, owner: &O) {
         if let Some(of) = self.owners.get_mut(owner) {
             of.running = of.running.saturating_sub(1);
         }
@@ -149,7 +149,7 @@ impl<O: Clone + Eq + Hash> Order<O> {
 
     /// The next build to be given a slot, out of line and counted as running; `offer` says what the fleet
     /// has for a build.
-    pub(super) fn grant(
+    pub fn grant(
         &mut self,
         now: Instant,
         mut offer: impl FnMut(Ticket) -> Offer,
@@ -204,14 +204,14 @@ impl<O: Clone + Eq + Hash> Order<O> {
         }
     }
 
-    /// When the patience of the first build that lets others pass is over.
-    pub(super) fn patience_ends(&self) -> Option<Instant> {
+    /// When the patience of a build that lets others pass is over next, after `now`.
+    pub fn patience_ends(&self, now: Instant) -> Option<Instant> {
         let passed = self.waiting.values().filter_map(|waiter| waiter.passed);
-        passed.min().map(|passed| passed + self.patience)
+        passed.map(|passed| passed + self.patience).filter(|ends| *ends > now).min()
     }
 
     /// All that wait, in the order in which they would be served if nothing else ran, came or ended.
-    pub(super) fn in_order(&self) -> Vec<Ticket> {
+    pub fn in_order(&self) -> Vec<Ticket> {
         let mut all = Vec::with_capacity(self.waiting.len());
         for owner in self.owners.values() {
             for (before, ticket) in owner.in_order().into_iter().enumerate() {

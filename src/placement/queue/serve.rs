@@ -38,8 +38,8 @@ impl Placement {
                 self.tell_all();
                 told = now + TOLD_EVERY;
             }
-            let patience_ends = self.queue.state.lock().order.patience_ends();
-            let next = patience_ends.filter(|at| *at > now).map_or(told, |at| at.min(told));
+            let patience_ends = self.queue.state.lock().order.patience_ends(now);
+            let next = patience_ends.map_or(told, |at| at.min(told));
             tokio::select! {
                 () = changed => {}
                 () = self.queue.entered.notified() => {}

@@ -87,9 +87,9 @@ fn a_build_lets_others_pass_for_its_cache_and_no_longer_than_its_patience() {
     let offer = |ticket| if ticket == first { Offer::Cold } else { Offer::Good };
     // It has waited long before there was a slot that it could have had.
     let now = now + PATIENCE * 10;
-    assert_eq!(order.patience_ends(), None);
+    assert_eq!(order.patience_ends(now), None);
     assert_eq!(order.grant(now, offer), Some(second));
-    assert_eq!(order.patience_ends(), Some(now + PATIENCE));
+    assert_eq!(order.patience_ends(now), Some(now + PATIENCE));
     assert_eq!(order.grant(now + PATIENCE, offer), Some(first));
     assert_eq!(order.grant(now, offer), Some(third));
     assert_eq!(order.grant(now, offer), None);
@@ -103,7 +103,21 @@ fn who_finds_no_slot_keeps_nobody_waiting() {
     let offer = |ticket| if ticket == stuck { Offer::Nothing } else { Offer::Good };
     assert_eq!(order.grant(now, offer), Some(free));
     assert_eq!(order.grant(now, offer), None);
-    assert_eq!(order.patience_ends(), None);
+    assert_eq!(order.patience_ends(now), None);
+}
+
+#[test]
+fn a_patience_that_is_over_hides_no_later_one() {
+    let (mut order, now) = (Order::new(PATIENCE), Instant::now());
+    order.enter(&'a', key("x"), now, false);
+    assert_eq!(order.grant(now, |_| Offer::Cold), None);
+    let later = now + PATIENCE / 2;
+    order.enter(&'b', key("y"), later, false);
+    assert_eq!(order.grant(later, |_| Offer::Cold), None);
+    // No slot is free when the first one would take any.
+    let over = now + PATIENCE;
+    assert_eq!(order.grant(over, |_| Offer::Nothing), None);
+    assert_eq!(order.patience_ends(over), Some(later + PATIENCE));
 }
 
 /// What may happen to a queue.
