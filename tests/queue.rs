@@ -17,7 +17,7 @@ use support::{
 };
 use tokio::{
     io::copy_bidirectional,
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
 
@@ -78,10 +78,7 @@ async fn build(proxy: &Proxy, id: &str) -> Call {
 
 /// The same from another address than most.
 async fn build_from(address: &str, proxy: &Proxy, id: &str) -> Call {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind(format!("{address}:0").parse().expect("an address")).expect("bound");
-    let stream = socket.connect(proxy.socket().parse().expect("an address")).await;
-    let client = RawClient::over(stream.expect("the proxy accepts")).await;
+    let client = RawClient::connect_from(address, &proxy.socket()).await;
     client.solve(id, &format!("session-{id}")).await
 }
 

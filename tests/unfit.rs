@@ -2,17 +2,18 @@
 
 mod support;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{path::Path, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use support::{
     buildkitd::Buildkitd,
+    certificates::{Authority, Request},
     client::{Context, buildctl_build, run, succeed, text},
     eventually,
-    proxy::Proxy,
+    fake_daemon::{FakeDaemon, trailers},
+    proxy::{Builder, Proxy},
     raw_client::RawClient,
 };
-use tokio::net::{TcpSocket, TcpStream};
 use tonic::Code;
 
 /// A build of a project of its own.
@@ -99,11 +100,8 @@ struct Attacker {
 
 impl Attacker {
     async fn connect(proxy: &Proxy) -> Self {
-        let socket = TcpSocket::new_v4().expect("a socket");
-        socket.bind("127.0.0.9:0".parse().expect("an address")).expect("bound");
-        let proxy: SocketAddr = proxy.socket().parse().expect("an address");
-        let stream: TcpStream = socket.connect(proxy).await.expect("connected");
-        Self { client: RawClient::over(stream).await, builds: 0 }
+        let client = RawClient::connect_from("127.0.0.9", &proxy.socket()).await;
+        Self { client, builds: 0 }
     }
 
     /// Builds the project `key`, which ends with `code`; where it was built.
@@ -176,4 +174,55 @@ async fn one_client_degrades_no_daemon_for_others_whatever_its_builds_end_with()
     }
     assert_eq!(tokio::task::block_in_place(degraded), 1.0);
     assert_eq!(tokio::task::block_in_place(|| state(&proxy, "d0")), "ready");
+}
+
+/// Lets `daemon` fail the builds whose refs begin with `attack`, and end all others well.
+fn fail_attacks(daemon: &FakeDaemon) {
+    daemon.on("Control/Solve", |mut stream| async move {
+        let message = stream.read().await;
+        let code = if message.windows(6).any(|bytes| bytes == b"attack") { 8 } else { 0 };
+        if let Some(mut out) = stream.try_headers() {
+            let _ = out.send_trailers(trailers(code, ""));
+        }
+    });
+}
+
+/// Builds a project of its own with the certificate in `directory`, from `address`.
+async fn build_as(directory: &Path, address: &str, proxy: &Proxy, id: &str) {
+    let client = RawClient::connect_tls_from(address, &proxy.socket(), directory).await;
+    let session = format!("s-{id}");
+    // Who has a name may name sessions of its own alone.
+    let _open = client.session(&session).await;
+    let solve = client.solve_with(id, &session, &[("buildkit-lb-key", id)], &[]).await;
+    let ended = solve.ended().await;
+    assert!(matches!(ended.code(), Some(0 | 8)), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_with_a_name_is_one_client_however_many_addresses_it_has() {
+    let fleet = FakeDaemon::fleet(2).await;
+    fail_attacks(&fleet[0]);
+    fleet[1].finish();
+    let authority = Authority::new("of clients");
+    let certificate =
+        |name| authority.directory(name, &Request { name, names: &[], ..Request::CLIENT });
+    let own = authority.directory("proxy", &Request::SERVER);
+    let builder = fleet.iter().fold(Builder::default(), |all, one| all.backend(&one.backend()));
+    let args = ["--tls-dir", own.to_str().expect("UTF-8")];
+    let proxy = builder.policy("random").args(&args).start();
+    proxy.wait_ready(2, Duration::from_secs(20));
+    // Another client builds, so that the word of one alone does not count.
+    build_as(&certificate("honest"), "127.0.0.1", &proxy, "honest").await;
+    let attacker = certificate("attacker");
+    for number in 0..40 {
+        let address = format!("127.0.0.{}", 2 + number % 8);
+        build_as(&attacker, &address, &proxy, &format!("attack-{number}")).await;
+    }
+    let labels = ["backend=\"f0\"", "grpc_code=\"ResourceExhausted\""];
+    let failed = eventually("it fails many", Duration::from_secs(10), || {
+        let failed = proxy.metric("buildkit_lb_builds_total", &labels);
+        (failed > 3.0).then_some(failed)
+    });
+    assert_eq!(proxy.metric("buildkit_lb_backend_degraded_total", &[]), 0.0, "{failed} failed");
+    assert_eq!(state(&proxy, "f0"), "ready");
 }

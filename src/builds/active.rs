@@ -127,11 +127,20 @@ impl ActiveBuild {
         }
         let key = self.build.affinity.as_ref();
         let end = BuildEnd {
-            client: hashed(&network(self.build.client)),
+            client: self.witness(),
             key: key.map(|affinity| hashed(&affinity.key)),
             code,
         };
         self.fleet.build_ended(&self.build.backend, end, Instant::now());
+    }
+
+    /// A number for whose word the build's end is: its client's by name, or all clients' of its address without
+    /// one. A client with one name is one witness, however many addresses it has.
+    fn witness(&self) -> u64 {
+        match &self.build.identity {
+            Some(identity) => identity.tag(),
+            None => hashed(&network(self.build.client)),
+        }
     }
 
     fn ended(self, end: End) {

@@ -18,7 +18,7 @@ use rustls::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 const CONTROL: &str = "/moby.buildkit.v1.Control/";
@@ -90,8 +90,23 @@ impl RawClient {
         Self::with_window(stream, 0).await
     }
 
+    /// Connects to `socket` from this address of the machine's.
+    pub(crate) async fn connect_from(address: &str, socket: &str) -> Self {
+        Self::over(stream_from(address, socket).await).await
+    }
+
     /// Connects to `socket` with the certificate in `directory`, to a server that is called by its address.
     pub(crate) async fn connect_tls(socket: &str, directory: &Path) -> Self {
+        let stream = TcpStream::connect(socket).await.expect("the proxy accepts");
+        Self::over_tls(stream, directory).await
+    }
+
+    /// [`Self::connect_tls`] from this address of the machine's.
+    pub(crate) async fn connect_tls_from(address: &str, socket: &str, directory: &Path) -> Self {
+        Self::over_tls(stream_from(address, socket).await, directory).await
+    }
+
+    async fn over_tls(stream: TcpStream, directory: &Path) -> Self {
         let file = |name: &str| std::fs::read(directory.join(name)).expect("a file");
         let mut roots = RootCertStore::empty();
         let ca = CertificateDer::from_pem_slice(&file("ca.crt")).expect("a certificate");
@@ -105,7 +120,6 @@ impl RawClient {
             .with_root_certificates(roots)
             .with_client_auth_cert(vec![certificate], key)
             .expect("a key of the certificate");
-        let stream = TcpStream::connect(socket).await.expect("the proxy accepts");
         let _ = stream.set_nodelay(true);
         let address = stream.peer_addr().expect("connected").ip();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
@@ -221,6 +235,14 @@ impl RawClient {
         let path = format!("{CONTROL}{method}");
         self.send(&path, &[], Bytes::from_static(&[0, 0, 0, 0, 0])).await
     }
+}
+
+/// A connection to `socket` from this address of the machine's.
+async fn stream_from(address: &str, socket: &str) -> TcpStream {
+    let own = TcpSocket::new_v4().expect("a socket");
+    own.bind(format!("{address}:0").parse().expect("an address")).expect("bound");
+    let stream = own.connect(socket.parse().expect("an address")).await;
+    stream.expect("the proxy accepts")
 }
 
 impl Call {
