@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build tools demo test bench bench-affinity bench-decision bench-simulate check fmt fmt-check clippy doc tables deny shellcheck fuzz ci clean
+.PHONY: help build tools demo test bench bench-affinity bench-decision bench-queue bench-simulate check fmt fmt-check clippy doc tables deny shellcheck fuzz ci clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ bench-affinity: ## 30 projects built again and again by each policy, on real dae
 
 bench-decision: ## what one choice of a backend costs, for 1 to 1000 backends
 	cargo bench --locked --bench decision
+
+bench-queue: ## how builds wait for a slot, simulated and with the proxy itself (ARGS=--quick)
+	cargo bench --locked --bench queue -- $(ARGS)
 
 bench-simulate: ## fleets of 10 to 1000 daemons, simulated with the real policies (ARGS=--quick)
 	cargo bench --locked --bench simulate -- $(ARGS)

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 pub(crate) struct Figure {
     pub(crate) name: &'static str,
     pub(crate) decimals: usize,
-    /// A second row gives the ratio to the first candidate, round by round.
+    /// A second row gives the ratio to the candidate that the others stand beside, round by round.
     pub(crate) ratio: bool,
 }
 
@@ -39,6 +39,8 @@ pub(crate) enum Limit {
 pub(crate) struct Table {
     figures: &'static [Figure],
     columns: Vec<Column>,
+    /// The candidate that the ratios are to.
+    base: &'static str,
 }
 
 #[derive(Debug)]
@@ -58,7 +60,13 @@ impl Table {
             .into_iter()
             .map(|(name, title)| Column { name, title, rounds: Vec::new() })
             .collect();
-        Self { figures, columns }
+        Self { figures, columns, base: "direct" }
+    }
+
+    /// Has ratios to this candidate, instead of the direct way.
+    #[allow(dead_code, reason = "most benchmarks have a direct way")]
+    pub(crate) fn beside(self, base: &'static str) -> Self {
+        Self { base, ..self }
     }
 
     /// Adds what one round of one candidate gave: a value for each figure.
@@ -70,11 +78,11 @@ impl Table {
         median(self.columns[column].rounds.iter().map(|round| round[figure]))
     }
 
-    /// The median of the ratios to the direct way, which is the first column if it takes part.
+    /// The median of the ratios to the candidate that the others stand beside, if that takes part.
     fn ratio(&self, column: usize, figure: usize) -> Option<f64> {
-        let direct = &self.columns[self.position("direct")?].rounds;
+        let base = &self.columns[self.position(self.base)?].rounds;
         let own = &self.columns[column].rounds;
-        Some(median(own.iter().zip(direct).map(|(own, direct)| own[figure] / direct[figure])))
+        Some(median(own.iter().zip(base).map(|(own, base)| own[figure] / base[figure])))
     }
 
     fn position(&self, name: &str) -> Option<usize> {
@@ -93,8 +101,8 @@ impl Table {
             for column in 0..self.columns.len() {
                 let _ = write!(text, " {:.*} |", figure.decimals, self.median(column, index));
             }
-            if figure.ratio && self.position("direct").is_some() {
-                let _ = write!(text, "\n| ÷ direct |");
+            if figure.ratio && self.position(self.base).is_some() {
+                let _ = write!(text, "\n| ÷ {} |", self.base);
                 for column in 0..self.columns.len() {
                     let ratio = self.ratio(column, index).unwrap_or(f64::NAN);
                     let _ = write!(text, " {ratio:.2} |");
