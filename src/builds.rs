@@ -1,8 +1,8 @@
-//! What a build is: a Solve and the streams that belong to it, bound to one backend.
+//! The calls of a build: its Solve, and the streams that belong to the Solve.
 //!
-//! Reads each Solve, decides once where its ids belong, parks the siblings until then, and relays
-//! them all over the binding's connection. Knows nothing of sockets; never sends a Solve or a Session
-//! twice.
+//! A build is bound to one backend. This room reads each Solve, decides once where its ids belong, parks the other
+//! calls of the build until then, and relays all of them over the connection of the binding. A Solve or a Session is
+//! never sent twice. This room knows nothing of sockets.
 
 mod active;
 mod bridge;
@@ -37,7 +37,8 @@ use crate::{
     upstream::Link,
 };
 
-/// A call of a method yet unknown that names a session: wherever that is, else any daemon.
+/// Relays a call of an unknown method that names a session: to the session's daemon, or to any daemon if the session is
+/// unknown.
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
@@ -51,7 +52,7 @@ pub async fn follow(proxy: &Proxy, call: Call, id: SessionId) -> CallResult {
     }
 }
 
-/// A call that any daemon can answer, or that only a daemon can refuse.
+/// Relays a call that any daemon can answer, or that only a daemon can refuse.
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
@@ -59,7 +60,7 @@ pub async fn any(proxy: &Proxy, call: Call) -> CallResult {
     proxy.relay_to_any(&call.client, call.parts, Bytes::new(), call.body).await
 }
 
-/// Relays a call of a build over that build's `link`: what has been `read` of its body, then the rest.
+/// Relays a call of a build over that build's `link`: first what has been `read` of the call's body, then the rest.
 fn join<'a>(
     proxy: &'a Proxy,
     link: &'a Link,
@@ -72,12 +73,13 @@ fn join<'a>(
     proxy.relay(link, joined(first, more, 0), request, byte_counts, OnEnd::new(drop))
 }
 
-/// Whether connections say nothing of which builds of `trace` belong together.
+/// Whether the builds of `trace` come over many connections, so that a connection does not show which of them belong
+/// together.
 fn is_scattered(proxy: &Proxy, trace: Option<TraceId>) -> bool {
     trace.is_some_and(|trace| proxy.directory.is_scattered(&trace))
 }
 
-/// Waits until the build that a call with the ref `id` is of is known; its Solve must come within `unseen`.
+/// Waits until the build `id` is known. If its Solve has not come within `unseen`, the build counts as unknown.
 async fn park(
     proxy: &Proxy,
     client: &Client,

@@ -1,4 +1,4 @@
-//! The life of a build and of a session: listed and counted from its start, one record at its end.
+//! The life of a build and of a session: listed and counted from the start, one log record at the end.
 
 use std::{
     hash::{BuildHasher as _, Hash, RandomState},
@@ -26,10 +26,10 @@ use crate::{
     shares::network,
 };
 
-/// What a build holds beside its keys: its client's connection, its ids, and its place among its client's builds.
+/// What a build holds besides its keys: its client's connection, its ids, and its share of its client's builds.
 pub(super) type Claims = (Option<Carried>, (Option<Owned>, Option<access::Running>));
 
-/// A build that runs, for as long as its Solve's stream.
+/// A running build. It lives as long as the Solve's stream.
 #[derive(Debug)]
 pub(super) struct ActiveBuild {
     metrics: Arc<Metrics>,
@@ -46,7 +46,7 @@ pub(super) struct ActiveBuild {
 }
 
 impl ActiveBuild {
-    /// Starts a build that has been `placed`: lists it, counts it, and notes that its key is warm there.
+    /// Starts a build that has been `placed`: lists it, counts it, and notes that its key is now warm on its backend.
     pub(super) fn start(
         proxy: &Proxy,
         solve: &Solve,
@@ -91,8 +91,8 @@ impl ActiveBuild {
             _claims: claims,
         };
         active.count_decision();
-        // At once: more builds of a new project may come before this one ends, and share its steps. One
-        // that fails leaves what it has built by then.
+        // The key is warm from the start: more builds of a new project may come before this one ends, and share its
+        // steps. A build that fails leaves the steps that it has finished.
         if let Some(affinity) = &solve.affinity {
             let key = KeyHash::new(&affinity.key);
             proxy.placement.note_warm(key, &active.build.backend);
@@ -100,12 +100,12 @@ impl ActiveBuild {
         active
     }
 
-    /// Where the build's own bytes are counted.
+    /// The counters of the build's own bytes.
     pub(super) fn byte_counts(&self) -> Arc<ByteCounts> {
         Arc::clone(&self.byte_counts)
     }
 
-    /// Ends with the Solve's stream.
+    /// The callback that ends the build together with the Solve's stream.
     pub(super) fn on_end(self) -> OnEnd {
         OnEnd::new(move |end| self.ended(end))
     }
@@ -118,10 +118,10 @@ impl ActiveBuild {
         });
     }
 
-    /// Tells the fleet how the daemon ended the build.
+    /// Tells the fleet with which status the daemon ended the build.
     fn report_end(&self, end: End) {
         let End::Finished(Some(code)) = end else { return };
-        // A probe ends well on a daemon that cannot build.
+        // A probe succeeds even on a daemon that cannot build.
         if self.build.internal {
             return;
         }
@@ -185,7 +185,7 @@ impl ActiveBuild {
     }
 }
 
-/// A session that is open, for as long as its stream.
+/// An open session. It lives as long as the Session's stream.
 #[derive(Debug)]
 pub(super) struct ActiveSession {
     metrics: Arc<Metrics>,
@@ -195,7 +195,7 @@ pub(super) struct ActiveSession {
 }
 
 impl ActiveSession {
-    /// Starts a session on `binding`'s backend: counts it.
+    /// Starts a session on the backend of `binding` and counts it.
     pub(super) fn start(
         proxy: &Proxy,
         binding: Arc<Binding>,
@@ -207,9 +207,9 @@ impl ActiveSession {
         Self { metrics, binding, _claims: claims, _active: client.active.enter() }
     }
 
-    /// Ends with the Session's stream.
+    /// The callback that ends the session together with its stream.
     pub(super) fn on_end(self) -> OnEnd {
-        // All of it moves along: its guards last as long as the stream.
+        // The closure owns the guards, so they last as long as the stream.
         OnEnd::new(move |end| self.ended(end))
     }
 

@@ -1,4 +1,4 @@
-//! LLBBridge: the calls by which a client that is its own frontend builds; they join the binding of their build.
+//! LLBBridge: the calls of a client that runs its own frontend. Each joins the binding of its build.
 
 use std::{ops::ControlFlow, pin::pin, sync::Arc, time::Duration};
 
@@ -18,14 +18,14 @@ use crate::{
     wire::{EMPTY_MESSAGE, returned},
 };
 
-/// How long an LLBBridge call waits for its Solve: a client gives its Ping 15 s.
+/// How long an LLBBridge call waits for its Solve. A client gives its Ping 15 s.
 const BRIDGE_PARK: Duration = Duration::from_secs(14);
 
-/// How long one waits whose client has given a Solve up: as long as a daemon does (BuildKit
+/// How long an LLBBridge call waits once its client has withdrawn a Solve. A daemon waits as long (BuildKit
 /// util/registrar).
 const WITHDRAWN_PARK: Duration = Duration::from_secs(3);
 
-/// A call with the build's ref in its metadata (LLBBridge): joins the build's binding.
+/// Relays a call that names its build in the metadata to the backend of that build.
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
@@ -37,7 +37,8 @@ pub async fn bridge(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
     join(proxy, &link, byte_counts, (call.parts, call.body), [received, Bytes::new()]).await
 }
 
-/// LLBBridge/Ping: [`bridge`] for a call that a client does not wait for longer than 15 s.
+/// LLBBridge/Ping: relays the call like [`bridge`]. A client waits 15 s for the answer, so the proxy answers a Ping
+/// itself while the build is queued.
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
@@ -57,7 +58,7 @@ pub async fn ping(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
     join(proxy, &link, byte_counts, (call.parts, call.body), [received, Bytes::new()]).await
 }
 
-/// LLBBridge/Return: [`bridge`] for a message that a daemon survives.
+/// LLBBridge/Return: relays the call like [`bridge`], but refuses a message that would crash a daemon.
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
@@ -67,8 +68,7 @@ pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
     let read = |request: &[u8]| Ok((returned::is_complete(request)?, returned::is_error(request)?));
     let (complete, failed) = message.read(read).await?;
     if !complete {
-        let cause =
-            "malformed Return: it has neither a result nor an error, or a key without a value";
+        let cause = "malformed Return: it has neither a result nor an error, or it has a key without a value";
         return Err(ProxyError::BadMessage {
             method: "Return".to_owned(),
             cause: cause.to_owned(),
@@ -95,10 +95,11 @@ pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
     join(proxy, &link, byte_counts, (parts, rest), [message.into_bytes(), more]).await
 }
 
-/// Waits until the build that an LLBBridge call with the ref `id` is of is known.
+/// Waits until the build `id` of an LLBBridge call is known.
 ///
-/// A client that finds its Solve too large to send waits for its Ping before it says so. It has opened the
-/// Solve's stream and given it up, so then this waits no longer than a daemon would.
+/// A client that finds its Solve too large to send has already opened the Solve's stream. It resets the stream, but
+/// reports the error only after its Ping has ended. Once a Solve has been withdrawn, the call therefore waits no longer
+/// than a daemon would.
 async fn bridge_link(
     proxy: &Proxy,
     client: &Client,

@@ -1,11 +1,10 @@
-//! Holds the calls of a build that waits, for as long as that takes, with a client that knows nothing of
-//! waiting.
+//! Holds the calls of a build that waits, for as long as the wait lasts, although the client knows nothing of queues.
 //!
-//! Most calls may be silent for ever. Three may not: a Session whose inner HTTP/2 hears nothing is closed
-//! by the client after 10 s, a Ping is given 15 s, and a person who sees nothing stops the build. So the
-//! proxy says the least that each needs in its daemon's place, and takes out of what the daemon says later
-//! what would come twice. A build that waits less than [`HOLD_AFTER`] has none of this: all its bytes are
-//! its daemon's.
+//! Most calls may be silent for ever, but three may not. A client closes a Session after 10 s if the HTTP/2 connection
+//! inside hears nothing; it gives a Ping 15 s; and a person who sees no progress stops the build. The proxy therefore
+//! sends in the daemon's place the least that each of the three needs, and removes from the daemon's later answer what
+//! the client would get twice. If a build waits less than [`HOLD_AFTER`], the proxy sends nothing of its own: all bytes
+//! are the daemon's.
 
 mod preface;
 mod session;
@@ -31,17 +30,17 @@ use crate::{
     relay::{Body, DeferredResponse, MessageSender},
 };
 
-/// How long a call waits before the proxy speaks in its daemon's place: a fifth of what a Session has. A
-/// build that only waits for a connection to its daemon is placed by then.
+/// How long a call waits before the proxy speaks in the daemon's place: a fifth of the 10 s that a Session has. By then
+/// a build has been placed, unless it is queued.
 pub(super) const HOLD_AFTER: Duration = Duration::from_secs(2);
 
-/// Tells what a build waits for; closes when it is placed, refused or gone.
+/// Tells what a build waits for. The channel closes when the build is placed, refused or gone.
 pub(super) type Queued = watch::Receiver<Option<Waiting>>;
 
-/// Waits for `outcome`, unless the build of `key` is found to wait for its turn after `delay`.
+/// Waits for `outcome`, unless the build of `key` turns out to be queued after `delay`.
 ///
 /// # Errors
-/// What it waits for.
+/// The build is queued: what it waits for.
 pub(super) async fn unless_queued<T>(
     proxy: &Proxy,
     key: &BindingKey,
@@ -60,8 +59,8 @@ pub(super) async fn unless_queued<T>(
     }
 }
 
-/// Waits for `outcome`, unless the build of `key` is found to wait for its turn after `delay` and the proxy
-/// has an answer of its `own` to the call.
+/// Waits for `outcome`, unless the build of `key` is queued after `delay` and `own` gives an answer of the proxy's own
+/// to the call.
 pub(super) async fn unless_answered<T>(
     proxy: &Proxy,
     key: &BindingKey,
@@ -80,12 +79,12 @@ pub(super) async fn unless_answered<T>(
     }
 }
 
-/// The answer to a Ping that a daemon has given before, if any has.
+/// The last answer of a daemon to a Ping, if there was one.
 pub(super) fn pong(proxy: &Proxy) -> Option<Response<Body>> {
     proxy.capabilities.oldest().map(|answers| Body::answer(answers.pong))
 }
 
-/// Waits until the client of `probe` has all it wants; for ever if it is none.
+/// Waits until the client needs `probe` no more; for ever without a probe.
 pub(super) async fn ended(probe: Option<&Probe<'_>>) {
     match probe {
         Some(probe) => probe.ended().await,
@@ -93,7 +92,7 @@ pub(super) async fn ended(probe: Option<&Probe<'_>>) {
     }
 }
 
-/// Begins an answer with `first`. `holding` says the rest beside it, until nobody waits for it any more.
+/// Begins an answer with `first`. `holding` runs beside it and gives the rest, until nobody reads the answer any more.
 fn answer<F>(
     proxy: &Proxy,
     first: Bytes,

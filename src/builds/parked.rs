@@ -1,4 +1,4 @@
-//! A call that waits for its build, and what its client sends meanwhile.
+//! A call that waits for its build, and the bytes that its client sends meanwhile.
 
 use std::{mem, pin::pin};
 
@@ -16,14 +16,14 @@ use crate::{
     wire::{MAX_MESSAGE_LEN, PREFIX_LEN},
 };
 
-/// What one call may send that waits: one message. More stays with the client.
+/// How many bytes one parked call may send: one message. Flow control keeps the rest with the client.
 pub(super) const MAX_PARKED_LEN: usize = PREFIX_LEN + MAX_MESSAGE_LEN;
 
-/// Waits for `outcome`, and takes what `body` brings meanwhile: what has come is on the account, while
-/// what the HTTP/2 library keeps of an unread stream is on none.
+/// Waits for `outcome` and reads from `body` meanwhile. The bytes that have been read are charged to the account.
+/// Unread bytes would stay in the HTTP/2 library, where nothing counts them.
 ///
 /// # Errors
-/// Those of `outcome`; or there is no room for what came.
+/// The errors of `outcome`, or there is no room for the bytes.
 pub(super) async fn parked<T>(
     account: &Account,
     client: &Client,
@@ -35,12 +35,12 @@ pub(super) async fn parked<T>(
     Ok((outcome, kept.into_bytes()))
 }
 
-/// What a call that waits has sent.
+/// What the client of a parked call has sent.
 #[derive(Debug)]
 pub(super) struct ParkedBytes {
     received: Bytes,
     charge: Charge,
-    /// No more is read from here on.
+    /// How many bytes are read at most.
     limit: usize,
 }
 
@@ -52,23 +52,23 @@ pub(super) enum Ended {
 }
 
 impl ParkedBytes {
-    /// Nothing yet, of `client`.
+    /// No bytes yet, of a call of `client`.
     pub(super) fn new(account: &Account, client: &Client, limit: usize) -> Self {
         Self { received: Bytes::new(), charge: account.open(client), limit }
     }
 
-    /// Charges the metadata of the call, too, if that is large.
+    /// Charges the metadata of the call as well, if it is large.
     ///
     /// # Errors
-    /// There is no room for it.
+    /// There is no room for the metadata.
     pub(super) fn charge_metadata(&mut self, headers: &HeaderMap) -> Result<(), ProxyError> {
         metadata_len(headers).map_or(Ok(()), |len| self.charge.add(len))
     }
 
-    /// Takes what `body` brings until `outcome` is there.
+    /// Reads from `body` until `outcome` is known.
     ///
     /// # Errors
-    /// Those of `outcome`; or there is no room for what came.
+    /// The errors of `outcome`, or there is no room for the bytes.
     pub(super) async fn during<T>(
         &mut self,
         body: &mut Received,
@@ -80,14 +80,14 @@ impl ParkedBytes {
             outcome = &mut outcome => return outcome,
             ended = self.fill(body) => ended?,
         };
-        // At an end, and at a reset, nothing more comes; the body still tells which it was.
+        // After an end or a reset no more bytes come. The body still tells which of the two it was.
         self.charge.during(outcome).await?
     }
 
-    /// Takes what `body` brings up to the limit, until the client ends its side.
+    /// Reads from `body` up to the limit, until the client ends its side.
     ///
     /// # Errors
-    /// There is no room for what came.
+    /// There is no room for the bytes.
     pub(super) async fn fill(&mut self, body: &mut Received) -> Result<Ended, ProxyError> {
         while self.received.len() < self.limit {
             let frame = self.charge.during(body.frame()).await?;
@@ -112,7 +112,7 @@ impl ParkedBytes {
         Ok(())
     }
 
-    /// All that came.
+    /// All bytes that have been read.
     pub(super) fn into_bytes(self) -> Bytes {
         self.received
     }

@@ -1,7 +1,7 @@
-//! Ends the siblings of a Solve that was refused, so that the client prints the Solve's error.
+//! Ends the other calls of a refused Solve, so that the client prints the error of the Solve.
 //!
-//! An error on Status would be printed instead of the Solve's, and a Session must take the client's
-//! half-close, or the client hangs in closing it.
+//! A client would print an error of Status instead. A Session must wait for the client's half-close, because a client
+//! hangs if the stream ends before that.
 
 use http_body_util::BodyExt as _;
 
@@ -20,7 +20,7 @@ pub(super) async fn session(mut body: Received, error: ProxyError) -> CallResult
     Ok(ok_response())
 }
 
-/// Ends a Status with OK if its Solve has told the error.
+/// Ends a Status with OK if the client gets the error from its Solve.
 pub(super) fn status(error: ProxyError) -> CallResult {
     if error.is_of_solve() { Ok(ok_response()) } else { Err(error.into()) }
 }

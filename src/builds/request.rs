@@ -1,5 +1,6 @@
-//! What a SolveRequest says about where its build belongs. Read permissively: whatever is missing or
-//! odd leaves a field empty, and the bytes go to the daemon as they came.
+//! What a SolveRequest says about where its build belongs.
+//!
+//! The reader is permissive: a missing or odd value leaves a field empty, and the daemon gets the bytes as they came.
 
 use std::sync::Arc;
 
@@ -16,37 +17,38 @@ use crate::{
     },
 };
 
-/// Sessions of others that one Solve may name. buildx opens one for all contexts of a bake, and a target
-/// that is given another's gets a few; each takes 400 bytes for as long as the build runs.
+/// Sessions of other builds that one Solve may name. buildx opens one session for all contexts of a bake, and a target
+/// that uses another target's contexts names a few more. Each takes 400 bytes for as long as the build runs.
 const MAX_SHARED_SESSIONS: usize = 128;
 
 /// The routing facts of one Solve.
 #[derive(Debug, Default)]
 pub struct Solve {
-    /// Ref of the build.
+    /// The ref of the build.
     pub build: Option<Id>,
-    /// The session it opens itself.
+    /// The session that the build opens itself.
     pub session: Option<SessionId>,
-    /// Sessions of others that it uses: their daemon is the only one that can build it.
+    /// Sessions of other builds that this build reads from. Only their daemon can run the build.
     pub shared: Vec<SessionId>,
-    /// A probe of the client's (`Internal`): it must not decide where the build goes.
+    /// Whether the Solve is a client's probe (`Internal`). A probe must not decide where the build goes.
     pub internal: bool,
-    /// It uses another target's result (`context:NAME=input:…`), so belongs with its siblings.
+    /// Whether the build uses the result of another target (`context:NAME=input:…`) and therefore belongs with that
+    /// target.
     pub linked: bool,
-    /// Its client may run several linked builds; see [`Solve::follows`].
+    /// Whether the client may run several linked builds; see [`Solve::follows`].
     groups: bool,
-    /// Whose it is.
+    /// The client that owns the build; `None` if it has no identity.
     owner: Option<Arc<Identity>>,
-    /// What its cache is known by.
+    /// The affinity key, once it is known.
     pub affinity: Option<Arc<AffinityKey>>,
 }
 
 impl Solve {
-    /// Reads all but the affinity key from a serialised SolveRequest of `owner`'s, however large: what is kept of it is
-    /// small.
+    /// Reads all but the affinity key from a serialised SolveRequest of `owner`. What is kept is small, however large
+    /// the request.
     ///
     /// # Errors
-    /// `request` is no protobuf message.
+    /// `request` is not a protobuf message.
     pub fn read(request: &[u8], owner: Option<Arc<Identity>>) -> Result<Self, Malformed> {
         let mut solve = Self { owner, ..Self::default() };
         let mut policy_session = None;
@@ -58,15 +60,15 @@ impl Solve {
         Ok(solve)
     }
 
-    /// The own ids of a Solve of `owner`'s of which only the `start` can be read.
+    /// The session and the ref of a Solve of `owner`, of which only the `start` could be read.
     pub fn ids_at_start(start: &[u8], owner: Option<Arc<Identity>>) -> Vec<BindingKey> {
         let mut solve = Self { owner, ..Self::default() };
-        // It breaks off somewhere.
+        // The start ends in the middle of a field, so an error is expected.
         let _ = visit_fields(start, |field| solve.take(field));
         solve.own_keys()
     }
 
-    /// Whether it names more sessions of others than any build needs.
+    /// Whether the Solve names more sessions of other builds than any build needs.
     pub fn is_crowded(&self) -> bool {
         self.shared.len() > MAX_SHARED_SESSIONS
     }
@@ -87,18 +89,18 @@ impl Solve {
         self.shared.extend(new);
     }
 
-    /// Whose it is.
+    /// The client that owns the build; `None` if it has no identity.
     pub fn owner(&self) -> Option<&Arc<Identity>> {
         self.owner.as_ref()
     }
 
-    /// What its own calls know it by.
+    /// The keys that the other calls of this build use.
     pub fn own_keys(&self) -> Vec<BindingKey> {
         let session = self.session.clone().map(BindingKey::Session);
         session.into_iter().chain(self.build.clone().map(BindingKey::Build)).collect()
     }
 
-    /// The sessions that it names, its own among them.
+    /// All sessions that the Solve names, including its own.
     pub fn sessions(&self) -> Vec<SessionId> {
         self.shared.iter().chain(&self.session).cloned().collect()
     }
@@ -111,19 +113,21 @@ impl Solve {
         self.groups |= self.linked || name == b"filename";
     }
 
-    /// The ids it is bound by, the strongest first: a session that already serves files decides.
+    /// The keys that bind the build, the strongest first: a session that already serves files decides.
     fn keys(&self, own: &[BindingKey]) -> Vec<BindingKey> {
         let shared = self.shared.iter().cloned().map(BindingKey::Session);
         shared.chain(own.iter().cloned()).collect()
     }
 
-    /// Where it belongs, as far as it says; `scattered` if a connection says nothing of that. With
-    /// `spread`, a target that is not linked goes its own way.
+    /// Where the build belongs, as far as the Solve says.
+    ///
+    /// If `scattered`, a connection does not show which builds belong together. With `spread`, a target that is not
+    /// linked is placed on its own.
     pub fn wish(&self, placing: &Placing, caller: Caller, scattered: bool, spread: bool) -> Wish {
         let Caller { connection, trace } = caller;
         let alone = spread && !self.linked;
         let follows = if alone { Vec::new() } else { self.follows(trace, connection, scattered) };
-        // A probe must not decide where the builds after it go.
+        // A probe must not decide where later builds go.
         let attracts = if alone || self.internal {
             Vec::new()
         } else {
@@ -143,19 +147,19 @@ impl Solve {
         }
     }
 
-    /// Keys under which it finds the builds of its own invocation.
+    /// The keys under which the build finds other builds of its own invocation.
     ///
-    /// Targets of one `buildx bake` may be linked later, so all go to one daemon. They share a trace and
-    /// a connection. The trace alone proves nothing: CI gives all builds of a pipeline one
-    /// (`TRACEPARENT`). It only leads a linked target, whose input is elsewhere if it is not here, and
-    /// builds of buildx behind a hop that makes connections say nothing. buildctl, which sets no
-    /// `filename`, builds one target each.
+    /// Targets of one `buildx bake` may be linked later, so all of them go to one daemon. They share a trace and a
+    /// connection. A trace alone proves nothing, because CI gives all builds of a pipeline one trace (`TRACEPARENT`).
+    /// It is used in two cases: for a linked target, whose input must be somewhere else if it is not on this
+    /// connection, and for builds of buildx behind a hop that mixes connections. buildctl sets no `filename` and builds
+    /// one target for each invocation.
     fn follows(&self, trace: Option<TraceId>, connection: u64, scattered: bool) -> Vec<BindingKey> {
         invocation(trace, connection, self.linked || scattered && self.groups)
     }
 }
 
-/// The keys of an invocation, the strongest first; `by_trace` if its trace alone is one.
+/// The keys of an invocation, the strongest first. With `by_trace`, the trace alone is one of them.
 pub(super) fn invocation(
     trace: Option<TraceId>,
     connection: u64,
@@ -187,7 +191,7 @@ mod tests {
         BindingKey::Session(SessionId::new(text.as_bytes(), None).expect("valid"))
     }
 
-    /// What it wishes as a call of a trace on connection 7.
+    /// The wish of a call with a trace on connection 7.
     fn wish(solve: &Solve, spread: bool) -> Wish {
         let caller = Caller { connection: 7, trace: Some(TraceId::new([1; 16], None)) };
         let placing = Directory::default().placing(None, None, caller).expect("no other");
@@ -244,7 +248,7 @@ mod tests {
             assert_eq!(follows(solve, true), both[..behind_a_hop]);
         }
         assert_eq!(buildx.follows(None, 7, true), [BindingKey::Connection(7)]);
-        // A later target that is linked finds it by trace, wherever it comes from.
+        // A later target that is linked finds this build by its trace, on whichever connection it comes.
         assert_eq!(wish(&buildx, false).ties.attracts, [here, anywhere]);
     }
 

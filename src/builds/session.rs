@@ -23,11 +23,11 @@ use crate::{
 
 /// How long a Session waits for its Solve before it is bound on its own.
 ///
-/// A shared session of a bake is in no Solve until a target starts. The client's inner HTTP/2 server
-/// gives up when it hears nothing for 10 s (golang.org/x/net/http2, preface timeout).
+/// No Solve names the shared session of a bake until a target starts. The client's inner HTTP/2 server gives up when it
+/// hears nothing for 10 s (golang.org/x/net/http2, preface timeout).
 pub(super) const SESSION_PARK: Duration = Duration::from_secs(5);
 
-/// Control/Session: joins its Solve's binding.
+/// Relays a Session to the backend of its Solve.
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
@@ -39,7 +39,8 @@ pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult
     let trace = ids::trace(&call.parts.headers, call.client.identity.as_ref());
     let owned = proxy.ownership.open_session(&id);
     if owned.is_none() {
-        // Another's, which the daemon would replace: it gets a session that no Solve can name.
+        // The session belongs to another client, and a daemon would replace it. This client gets a session that no
+        // Solve can name.
         ids::hide_session(&mut call.parts.headers);
     }
     if proxy.rules.read_shared_key() {
@@ -57,9 +58,9 @@ pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult
     }
 }
 
-/// Relays a Session that is `bound`, and of which this was `received` before.
+/// Relays a Session that is `bound`. `received` is what its client has sent so far.
 ///
-/// The early lease keeps a binding that no Solve holds yet, until the stream itself does.
+/// The early lease keeps a binding that no Solve holds yet, until the stream itself holds it.
 pub(super) async fn join_session(
     proxy: &Proxy,
     call: Call,
@@ -78,7 +79,7 @@ pub(super) async fn join_session(
     proxy.relay(&link, received, call.into_request(), byte_counts, session.on_end()).await
 }
 
-/// Finds where a Session belongs; alone if its Solve has not come within `unseen`.
+/// Finds the binding of a Session. A Session whose Solve has not come within `unseen` is placed on its own.
 pub(super) async fn bind_session(
     proxy: &Proxy,
     key: &BindingKey,
@@ -89,7 +90,7 @@ pub(super) async fn bind_session(
     let ended = match proxy.directory.lookup(key) {
         Lookup::Live(bound) => return Ok((bound, None)),
         Lookup::Refused(error) => return Err(error),
-        // Its Solve was faster than the Session: where that ran is where both belong.
+        // The Solve came and ended before its Session: both belong on the Solve's backend.
         Lookup::Ended(name) => proxy.fleet.find(&name),
         Lookup::Unknown => None,
     };
@@ -109,8 +110,8 @@ pub(super) async fn bind_session(
     Ok((bound, Some(placed.lease)))
 }
 
-/// Where a Session belongs that no live Solve names: where its Solve `ended`, else beside its client's
-/// builds if there are any.
+/// Where a Session without a live Solve belongs: where its Solve `ended`, or else beside the other builds of its
+/// client.
 fn session_wish(
     key: &BindingKey,
     ended: Option<Arc<Backend>>,

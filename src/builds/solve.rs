@@ -1,4 +1,4 @@
-//! Control/Solve: reads it, decides where its build belongs, and relays it there once.
+//! Control/Solve: reads the message, decides where the build belongs, and relays the call there once.
 
 use std::sync::Arc;
 
@@ -24,10 +24,10 @@ use crate::{
     wire::EMPTY_MESSAGE,
 };
 
-/// Control/Solve: reads it, binds it, relays it.
+/// Reads a Solve, binds its build and relays the call.
 ///
-/// It waits for the answer as long as the build runs. What comes before is boxed, so that its memory is
-/// not kept as long.
+/// The relay waits for the answer as long as the build runs. The work before it is boxed, so that its memory is freed
+/// when the relay begins.
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
@@ -40,16 +40,16 @@ pub async fn solve(proxy: &Proxy, call: Call) -> CallResult {
     proxy.relay(&link, message, *request, byte_counts, on_end).await
 }
 
-/// A Solve that has its place.
+/// A Solve whose build has been placed.
 struct Ready {
     link: Link,
-    /// What has been read of its body.
+    /// What has been read of the body.
     message: Bytes,
     request: Box<Request<Received>>,
     build: ActiveBuild,
 }
 
-/// Binds a Solve; none if it was a probe that waited and is over.
+/// Binds a Solve. Returns `None` for a probe that was waiting when its client stopped needing it.
 async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyError> {
     let Call { parts, body, client, arrived } = call;
     proxy.activity.note(arrived);
@@ -65,7 +65,7 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyErr
     let ((mut solve, facts), allowed) = message
         .read(move |request| {
             let solve = Solve::read(request, owner)?;
-            // A probe of the client's has no cache that it could be known by.
+            // A client's probe has no cache, so it has no affinity key.
             let facts = if solve.internal { None } else { Some(Facts::read(request, &rules)?) };
             let identity = solve.owner().map(Arc::as_ref);
             let allowed = access.grant(identity).check_solve(identity, request)?;
@@ -78,16 +78,16 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyErr
         return Err(error);
     }
     if solve.is_crowded() {
-        return Err(ProxyError::Limit("the Solve names more than 128 sessions of others"));
+        return Err(ProxyError::Limit("the Solve names more than 128 sessions of other builds"));
     }
     let caller = Caller { connection: client.connection, trace };
-    // From here on its siblings wait for what becomes of it.
+    // From here on the other calls of the build wait for the outcome of this Solve.
     let (session, build) = (solve.session.as_ref(), solve.build.as_ref());
-    // What one's own trace says of connections is not said of somebody else's build with the same ref.
+    // A trace of this client tells nothing about a build of another client with the same ref.
     let carries = |trace| build.is_some_and(|id| proxy.carriers.carries(id, &client, Some(trace)));
     let known = Caller { trace: trace.filter(|trace| carries(*trace)), ..caller };
     let placing = proxy.directory.placing(session, build, known)?;
-    // Before its siblings are served: they are to know their own build.
+    // Before the other calls of the build are served, because they must find their own build.
     let carried = build.and_then(|build| proxy.carriers.enter(build, &client, trace));
     if let Some(facts) = facts {
         solve.affinity =
@@ -125,10 +125,11 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyErr
     }))
 }
 
-/// Counts the build and notes that it is its client's, once that may name the sessions that the Solve names.
+/// Counts the build, and notes that its client owns it if the client may use all sessions that the Solve names.
 ///
 /// # Errors
-/// One of them, or the build, is another's; or too many run. The calls beside the Solve have been told.
+/// A session or the ref belongs to another client, or the client runs too many builds. The other calls of the build
+/// have been told.
 async fn claim(
     proxy: &Proxy,
     client: &Client,
@@ -147,14 +148,14 @@ async fn claim(
     claimed.await.inspect_err(|error| proxy.directory.refuse(placing.own().to_vec(), error))
 }
 
-/// The ref is another client's, or was: a daemon would put the one's record in the place of the other's.
+/// Another client has used the ref. A daemon would replace the record of that client's build.
 fn taken(build: &Id) -> ProxyError {
-    let why = "its ref is that of another client's build";
-    ProxyError::RefTaken { build: build.to_string(), cause: why }
+    let cause = "its ref belongs to a build of another client";
+    ProxyError::RefTaken { build: build.to_string(), cause }
 }
 
-/// Tells the calls beside a Solve that cannot be read what its client will print, as far as its `start`
-/// says which they are: they would wait for it.
+/// Tells the other calls of a Solve that cannot be read which error its client will print; otherwise they would wait
+/// for the Solve. The `start` of the message names them, as far as it was read.
 fn unread_solve(proxy: &Proxy, client: &Client, start: &[u8], error: ProxyError) -> ProxyError {
     if start.is_empty() {
         client.active.withdraw_solve();
@@ -167,7 +168,7 @@ fn unread_solve(proxy: &Proxy, client: &Client, start: &[u8], error: ProxyError)
     error
 }
 
-/// What the build's cache is known by.
+/// The affinity key of the build.
 async fn affinity_key(
     proxy: &Proxy,
     solve: &Solve,
@@ -177,7 +178,7 @@ async fn affinity_key(
 ) -> Option<AffinityKey> {
     facts.hint = headers.get(HINT_HEADER).and_then(|hint| hint.to_str().ok()).map(str::to_owned);
     facts.client = client.address.map(|address| address.to_string());
-    // Only where the key decides is it worth a wait.
+    // The wait is worthwhile only if the policy uses the key.
     let waits = proxy.placement.policy().kind == PolicyKind::ConsistentHash
         && proxy.rules.waits_for_shared_key(&facts);
     if let Some(session) = solve.session.as_ref().filter(|_| waits) {

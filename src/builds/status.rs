@@ -1,4 +1,4 @@
-//! Control/Status: joins the binding of its build, or the daemon that has the build's record.
+//! Control/Status: joins the binding of its build, or goes to the daemon that has the build's record.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -19,13 +19,13 @@ use crate::{
     upstream::Link,
 };
 
-/// How long a Status waits for its Solve: as long as a daemon does (BuildKit solver/jobs.go).
+/// How long a Status waits for its Solve. A daemon waits as long (BuildKit solver/jobs.go).
 const STATUS_PARK: Duration = Duration::from_secs(6);
 
-/// When a Status of an unknown ref is first looked up in the daemons' histories.
+/// How long a Status of an unknown ref waits before the histories of the daemons are searched.
 const STATUS_LOOKUP: Duration = Duration::from_secs(1);
 
-/// Control/Status: reads the ref, joins that build's binding or the daemon that has its record.
+/// Relays a Status to the backend of its build, or to the daemon that has the build's record.
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
@@ -67,7 +67,7 @@ async fn status_link(
         Err(ProxyError::UnknownBuild(_)) => {}
         known => return known,
     }
-    // Not a build of its client's now: perhaps one that ran before this proxy started.
+    // The client runs no such build now. It may have run before this proxy started.
     if let Some(record) = proxy.visible(id, client)
         && let Some(link) = fanout::locate(proxy, client, &record).await
     {

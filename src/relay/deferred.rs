@@ -1,5 +1,5 @@
-//! The body of an answer that begins before its daemon is known: what the proxy says until then, and
-//! after it the daemon's body or the proxy's own end.
+//! An answer that begins before its daemon is known: first the proxy's own messages, then the daemon's body or the
+//! proxy's own end.
 
 use std::{
     mem,
@@ -14,10 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Body, Kind, Polled, ResetError};
 
-/// Messages of the proxy's own that may wait for a client that does not read.
+/// How many messages of the proxy may wait for a client that does not read.
 const UNREAD: usize = 1;
 
-/// How an answer that has begun goes on: a whole response, whose headers come too late.
+/// The rest of an answer that has begun. It is a whole response, although its headers come too late.
 type Rest = Result<Response<Body>, ResetError>;
 
 /// An answer whose rest is not known yet.
@@ -28,7 +28,7 @@ pub struct DeferredResponse {
 }
 
 impl DeferredResponse {
-    /// Begins an answer with `first`; the body to answer with.
+    /// Begins an answer with `first`. Returns the body to answer with.
     pub fn begin(first: Bytes) -> (Self, Body) {
         let (messages, own) = mpsc::channel(UNREAD);
         let (rest, coming) = oneshot::channel();
@@ -36,41 +36,41 @@ impl DeferredResponse {
         (Self { messages, rest }, Body(Kind::Deferred(Box::new(body))))
     }
 
-    /// What says something until it goes on.
+    /// A sender of messages, until the answer is completed.
     pub fn sender(&self) -> MessageSender {
         MessageSender(self.messages.clone())
     }
 
-    /// Completes when nobody waits for the answer any more.
+    /// Completes when nobody reads the answer any more.
     pub async fn abandoned(&self) {
         self.messages.closed().await;
     }
 
-    /// Lets the answer go on as `rest`.
+    /// Continues the answer with `rest`.
     pub fn complete(self, rest: Rest) {
-        // An error means that nobody is left to read it.
+        // An error means that nobody reads the answer any more.
         let _ = self.rest.send(rest);
     }
 }
 
-/// Says something in an answer of which the rest is not known yet. It must be gone when that goes on.
+/// Sends messages in an answer whose rest is not known yet. All senders must be dropped before the rest is read.
 #[derive(Debug)]
 pub struct MessageSender(mpsc::Sender<Bytes>);
 
 impl MessageSender {
-    /// Says `message`, unless the client has not read the last one yet: whether it is said.
+    /// Sends `message`, unless the client has not read the last one yet. Returns whether it was sent.
     pub fn try_send(&self, message: Bytes) -> bool {
         self.0.try_send(message).is_ok()
     }
 
-    /// Says `message` as soon as the client has read the last one.
+    /// Sends `message` as soon as the client has read the last one.
     pub async fn send(&self, message: Bytes) {
-        // An error means that nobody is left to read it.
+        // An error means that nobody reads the answer any more.
         let _ = self.0.send(message).await;
     }
 }
 
-/// See [`DeferredResponse`].
+/// The body of a [`DeferredResponse`].
 #[derive(Debug)]
 pub(super) struct DeferredBody {
     first: Bytes,
@@ -93,7 +93,7 @@ impl DeferredBody {
             match rest {
                 Ok(Ok(rest)) => self.rest = continued(rest),
                 Ok(Err(reset)) => return Poll::Ready(Some(Err(reset))),
-                // Whoever was to say how it goes on is gone: the proxy is being cut off.
+                // The task that was to complete the answer is gone: the proxy is being stopped.
                 Err(_gone) => return Poll::Ready(Some(Err(ResetError::cancel()))),
             }
         }
@@ -105,7 +105,7 @@ impl DeferredBody {
     }
 }
 
-/// What is left of a response whose headers have been sent: of one that is nothing but headers, these as
+/// The rest of a response whose headers are already sent. A response of headers alone ends with these headers as
 /// trailers.
 fn continued(response: Response<Body>) -> Body {
     let (head, body) = response.into_parts();

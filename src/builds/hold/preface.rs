@@ -1,45 +1,45 @@
-//! What a held Session says and hears before its daemon is known.
+//! What the proxy sends and receives inside a held Session before its daemon is known.
 //!
-//! Inside a Session runs an HTTP/2 connection whose client is the daemon. The client's inner server closes
-//! it when it hears no preface for 10 s, and no SETTINGS 2 s later. So the proxy begins in the daemon's
-//! place, with the least that will do, and later takes out of both directions what would come twice.
+//! Inside a Session runs an HTTP/2 connection whose client is the daemon. The inner server of the Session's client
+//! closes the connection if no preface comes within 10 s, and no SETTINGS 2 s later. The proxy therefore begins the
+//! connection in the daemon's place. Later it removes from both directions what the other side would get twice.
 
 use bytes::{Bytes, BytesMut};
 
 use crate::wire::{self, MessageDecoder, WireError, control::BytesMessage};
 
-/// How an HTTP/2 client begins (RFC 9113 section 3.4).
+/// The first bytes of an HTTP/2 client (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A SETTINGS frame that sets nothing. The daemon's own comes later and is as valid then.
+/// A SETTINGS frame without settings. The daemon's own SETTINGS come later and are still valid then.
 const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0];
 
-/// Length of a frame's header: length, type, flags and stream.
+/// Bytes of a frame's header: length, type, flags and stream.
 const FRAME_HEADER_LEN: usize = 9;
 
-/// The type of SETTINGS frames.
+/// The frame type of SETTINGS.
 const SETTINGS: u8 = 4;
 
-/// The flag of a SETTINGS frame that confirms the other side's.
+/// The flag of a SETTINGS frame that acknowledges the other side's SETTINGS.
 const ACK: u8 = 1;
 
-/// The first messages of a daemon may be as large as this until its preface is out. grpc-go writes the
-/// preface by itself, in 24 bytes.
+/// The most bytes that a daemon's message may have until its preface has been removed. grpc-go sends the preface alone,
+/// in 24 bytes.
 const MAX_FIRST_LEN: usize = 64 << 10;
 
-/// The message that begins a held Session.
+/// The first message of a held Session.
 ///
-/// It confirms no SETTINGS of the client's: the daemon does that, and to do it twice is an error.
+/// It does not acknowledge the client's SETTINGS. The daemon does that, and a second acknowledgement would be an error.
 pub(super) fn opening() -> Bytes {
     let data = [PREFACE, EMPTY_SETTINGS].concat().into();
     wire::encode(&BytesMessage { data })
 }
 
-/// What the client has sent meanwhile, without its confirmation of our SETTINGS: the daemon sent none yet
-/// that it could belong to.
+/// What the client has sent so far, without its acknowledgement of the proxy's SETTINGS. The daemon has sent no
+/// SETTINGS that the acknowledgement could belong to.
 ///
-/// What cannot be read stays as it is, and so does a confirmation that has not come as a whole: a daemon
-/// takes one too many.
+/// Bytes that cannot be read stay as they are. So does an acknowledgement that has not arrived completely: a daemon
+/// tolerates one too many.
 pub(super) fn without_confirmation(received: &Bytes) -> Bytes {
     let mut messages = MessageDecoder::new(wire::MAX_MESSAGE_LEN);
     messages.push(received);
@@ -58,7 +58,7 @@ pub(super) fn without_confirmation(received: &Bytes) -> Bytes {
     [sent, messages.take_rest()].concat().into()
 }
 
-/// Where the first frame is that confirms SETTINGS.
+/// Where the first frame that acknowledges SETTINGS begins.
 fn confirmation(inner: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {
@@ -72,16 +72,16 @@ fn confirmation(inner: &[u8]) -> Option<usize> {
     }
 }
 
-/// Why a daemon's Session cannot go on where the proxy began it.
+/// Why a daemon cannot continue a Session that the proxy began.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoPreface {
-    #[error("its session does not begin as HTTP/2 does")]
+    #[error("its session does not begin with an HTTP/2 preface")]
     Other,
     #[error(transparent)]
     Wire(#[from] WireError),
 }
 
-/// Takes the daemon's own preface out of what it sends first.
+/// Removes the daemon's own preface from what the daemon sends first.
 #[derive(Debug)]
 pub(super) struct PrefaceStripper {
     messages: MessageDecoder,
@@ -89,13 +89,13 @@ pub(super) struct PrefaceStripper {
 }
 
 impl PrefaceStripper {
-    /// Nothing has come yet.
+    /// A stripper that has received nothing yet.
     pub(super) fn new() -> Self {
         Self { messages: MessageDecoder::new(MAX_FIRST_LEN), inner: BytesMut::new() }
     }
 
-    /// Takes what came next. Once the preface is out: what follows it, as far as it has come. From there
-    /// on everything passes as it is.
+    /// Takes the next bytes. Once the preface has been removed, returns the bytes that followed it. All bytes after
+    /// that pass unchanged.
     ///
     /// # Errors
     /// The daemon does not begin with a preface.
@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    /// What a client of BuildKit's sends before it hears anything, and its confirmation.
+    /// What a client of BuildKit sends before it receives anything, and its acknowledgement.
     const SETTINGS_OF_CLIENT: &[u8] = &[0, 0, 6, SETTINGS, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 250];
     const WINDOW_UPDATE: &[u8] = &[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 15, 0, 1];
     const CONFIRMATION: &[u8] = &[0, 0, 0, SETTINGS, ACK, 0, 0, 0, 0];

@@ -1,4 +1,4 @@
-//! A Session that waits: the proxy begins the HTTP/2 connection inside it, and the daemon goes on.
+//! A Session that waits: the proxy begins the HTTP/2 connection inside it, and the daemon continues it.
 
 use bytes::{Buf as _, Bytes};
 use http::Response;
@@ -22,13 +22,13 @@ use crate::{
     relay::{Body, MessageSender, ResetError},
 };
 
-/// What a Session may send that waits. A client of BuildKit's sends 67 bytes and then waits for its daemon.
+/// How many bytes a waiting Session may send. A client of BuildKit sends 67 and then waits for its daemon.
 pub(in crate::builds) const KEPT_LEN: usize = 64 << 10;
 
-/// Holds a Session of which `kept` has come until it is bound.
+/// Holds a Session until it is bound. `kept` is what its client has sent so far.
 ///
 /// # Errors
-/// There is no room for its metadata.
+/// There is no room for the metadata of the call.
 pub(in crate::builds) fn session(
     proxy: &Proxy,
     call: Call,
@@ -73,7 +73,7 @@ impl Held {
     }
 }
 
-/// A daemon's answer from behind its preface on, which the client has got.
+/// Removes the preface from a daemon's answer, because the client already has one from the proxy.
 async fn without_preface(
     response: Response<Body>,
     backend: String,
@@ -84,7 +84,7 @@ async fn without_preface(
     while let Some(frame) = body.frame().await {
         let data = match frame?.into_data() {
             Ok(mut data) => data.copy_to_bytes(data.remaining()),
-            // It has ended at once.
+            // The daemon ended the call at once.
             Err(frame) => {
                 let trailers = frame.into_trailers().unwrap_or_default();
                 body = Body::whole_with_trailers(Bytes::new(), trailers);

@@ -1,4 +1,4 @@
-//! A Status that waits shows that its build does.
+//! A Status that waits: it shows the client that its build is queued.
 
 use std::{
     convert::Infallible,
@@ -27,15 +27,14 @@ use crate::{
     relay::MessageSender,
 };
 
-/// The daemon's clock, as it tells it in the headers of its answer.
+/// The header in which a daemon tells its clock.
 const TIMESTAMP_HEADER: &str = "buildkit-current-timestamp";
 
-/// How often a wait is told of that does not change.
-const SAID_AT_LEAST: Duration = Duration::from_secs(30);
+/// How often an unchanged position is sent again.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How soon after each other two changes are told of. Where many builds wait, all places change with each
-/// build that starts.
-const SAID_AT_MOST: Duration = Duration::from_secs(1);
+/// The shortest time between two messages. If many builds wait, every position changes with each build that starts.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A Status whose build waits.
 #[derive(Debug)]
@@ -51,10 +50,10 @@ pub(in crate::builds) struct Status {
 }
 
 impl Status {
-    /// Holds it as long as `queued` is open.
+    /// Holds the Status as long as `queued` is open.
     ///
     /// # Errors
-    /// There is no room for its metadata.
+    /// There is no room for the metadata of the call.
     pub(in crate::builds) fn hold(mut self, queued: Queued) -> CallResult {
         self.kept.charge_metadata(&self.parts.headers)?;
         let proxy = self.proxy.clone();
@@ -68,7 +67,7 @@ impl Status {
 
     async fn go_on(self, queued: Queued, sender: MessageSender) -> CallResult {
         let Self { proxy, client, trace, build, parts, mut message, mut rest, mut kept } = self;
-        // Its Solve has come: when that is neither placed nor refused, its client has given it up.
+        // The Solve has come. If it ends neither placed nor refused, the client has given it up.
         let link = park(&proxy, &client, trace, &build, Duration::ZERO);
         let link = kept.during(&mut rest, async { message.during(link).await? });
         let shown = proxy.placement.queue().progress;
@@ -95,12 +94,12 @@ struct Progress<'a> {
     pool: &'a str,
     build: &'a Id,
     sender: &'a MessageSender,
-    /// Once it has started.
+    /// The step, once it has started.
     vertex: Option<Vertex>,
 }
 
 impl Progress<'_> {
-    /// Tells what the build waits for, at each change and now and then.
+    /// Sends what the build waits for, at each change and from time to time.
     async fn tell(&mut self, mut queued: Queued) -> Infallible {
         let (mut last, mut again) = (String::new(), Instant::now());
         loop {
@@ -109,13 +108,13 @@ impl Progress<'_> {
                 let line = self.line(&waiting);
                 if line != last || again <= Instant::now() {
                     self.say(&line, waiting.since).await;
-                    (last, again) = (line, Instant::now() + SAID_AT_LEAST);
+                    (last, again) = (line, Instant::now() + REPEAT_INTERVAL);
                 }
             }
-            sleep(SAID_AT_MOST).await;
+            sleep(MIN_INTERVAL).await;
             tokio::select! {
                 changed = queued.changed() => if changed.is_err() {
-                    // What the call itself waits for is there in a moment.
+                    // The channel has closed, so the call itself is about to continue.
                     pending::<()>().await;
                 },
                 () = sleep_until(again) => {}
@@ -128,7 +127,7 @@ impl Progress<'_> {
         format!("{} in the queue of pool {}; {cause}", Ordinal(*position), self.pool)
     }
 
-    /// Says `line`, the first time in a step that starts. A client that reads nothing misses some.
+    /// Sends `line`; the first line starts the step. A client that does not read misses some lines.
     async fn say(&mut self, line: &str, since: SystemTime) {
         let now = SystemTime::now();
         match &self.vertex {

@@ -1,4 +1,4 @@
-//! The step by which a client sees that its build waits, as progress of BuildKit's own form.
+//! The step in BuildKit's progress format that shows a client that its build waits.
 
 use std::{fmt, time::SystemTime};
 
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Its name. What stands in brackets first keeps it apart from the steps of a Dockerfile.
+/// The name of the step. The bracketed prefix distinguishes it from the steps of a Dockerfile.
 const NAME: &str = "[internal] waiting for a builder";
 
 /// The number of standard output in a step's log.
@@ -21,8 +21,8 @@ const STDOUT: i64 = 1;
 
 /// The step of one build.
 ///
-/// It is sent whole when it starts and when it completes, and by its log in between: to name it again
-/// prints it again. It never fails and is never cached, since either would be shown.
+/// The whole step is sent when it starts and when it completes. In between only log lines are sent, because a client
+/// prints a step again whenever it is sent. The step never fails and is never cached, since a client would show either.
 #[derive(Debug)]
 pub(super) struct Vertex {
     digest: String,
@@ -32,7 +32,7 @@ pub(super) struct Vertex {
 impl Vertex {
     /// The step of `build`, which has waited since `started`.
     ///
-    /// A client takes two steps of one digest for one step: each build has its own.
+    /// Each build has a digest of its own, because a client takes two steps with one digest for the same step.
     pub(super) fn new(build: &Id, started: SystemTime) -> Self {
         let hash = digest(&SHA256, build.as_bytes());
         let digest = hash
@@ -42,18 +42,18 @@ impl Vertex {
         Self { digest, started }
     }
 
-    /// It starts, and says `line`.
+    /// The message that starts the step with `line` as its first log line.
     pub(super) fn start(&self, line: &str, now: SystemTime) -> Bytes {
         let vertexes = vec![self.vertex(None)];
         wire::encode(&StatusResponse { vertexes, logs: vec![self.log(line, now)] })
     }
 
-    /// It says `line`.
+    /// The message that adds `line` to the log of the step.
     pub(super) fn say(&self, line: &str, now: SystemTime) -> Bytes {
         wire::encode(&StatusResponse { vertexes: Vec::new(), logs: vec![self.log(line, now)] })
     }
 
-    /// It is done.
+    /// The message that completes the step.
     pub(super) fn complete(&self, now: SystemTime) -> Bytes {
         let vertexes = vec![self.vertex(Some(now.max(self.started)))];
         wire::encode(&StatusResponse { vertexes, logs: Vec::new() })
@@ -78,7 +78,7 @@ impl Vertex {
     }
 }
 
-/// A place in a queue as people say it: 1st, 2nd, 3rd, 11th.
+/// A position in a queue as people say it: 1st, 2nd, 3rd, 11th.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ordinal(pub(super) usize);
 
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn the_digest_is_the_sha256_of_the_ref() {
-        // As `printf abc | sha256sum` has it.
+        // The output of `printf abc | sha256sum`.
         let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(vertex("abc").digest, abc);
         assert_ne!(vertex("abd").digest, abc);
