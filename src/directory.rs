@@ -1,9 +1,9 @@
 //! Which backend each session and build belongs to: `key -> binding`.
 //!
-//! Bindings are found by id, never by connection. A key is held by the streams that need it (a Solve
-//! holds its ref and every session it names, a Session stream its uuid) and leaves with the last of
-//! them; what ended is remembered by name, in bounded memory, so that later calls still find the
-//! daemon. One lock, held for a few map operations at most.
+//! Bindings are found by id, never by connection. The streams that need a key hold it: a Solve holds its ref and every
+//! session that it names, and a Session stream holds its uuid. A key leaves with its last stream. The backend of an
+//! ended key is remembered by name, in bounded memory, so that later calls still find the daemon. One lock guards the
+//! directory; it is held for a few map operations at most.
 
 mod claim;
 mod live;
@@ -40,45 +40,45 @@ use crate::{
     upstream::Link,
 };
 
-/// How long a call waits for a Solve of its own, although a build with its ref came on another
-/// connection. A client sends all of a build's calls within milliseconds, or some more on a busy machine.
+/// How long a call waits for a Solve on its own connection, although a build with its ref came on another one. A client
+/// sends all calls of a build within milliseconds, or a little more on a busy machine.
 const OWN_SOLVE: Duration = Duration::from_secs(1);
 
-/// These sessions and builds belong to that backend, over this connection.
+/// Sessions and builds that belong to one backend, over one connection.
 #[derive(Debug)]
 pub struct Binding {
-    /// The connection to their backend.
+    /// The connection to the backend.
     pub link: Link,
     _count: BindingCount,
 }
 
 impl Binding {
-    /// A binding over `link`; its backend counts it.
+    /// Makes a binding over `link` and counts it on the backend.
     pub fn new(link: Link) -> Self {
         let _count = link.backend().bind();
         Self { link, _count }
     }
 }
 
-/// A live key's binding and the bytes relayed for the key.
+/// The binding of a live key, and the counters of the bytes that are relayed for the key.
 #[derive(Debug, Clone)]
 pub struct Bound {
-    /// Where it belongs.
+    /// The binding of the key.
     pub binding: Arc<Binding>,
-    /// Bytes of the key's own streams.
+    /// The counters of the key's own streams.
     pub byte_counts: Arc<ByteCounts>,
 }
 
-/// What is known of a key.
+/// What the directory knows about a key.
 #[derive(Debug)]
 pub enum Lookup {
-    /// Streams of it are open.
+    /// Streams of the key are open.
     Live(Bound),
-    /// It ended on the backend of this name.
+    /// The key ended on the backend of this name.
     Ended(Arc<str>),
-    /// Its Solve was refused.
+    /// The Solve of the key was refused.
     Refused(ProxyError),
-    /// Nothing, yet.
+    /// Nothing is known yet.
     Unknown,
 }
 
@@ -88,7 +88,7 @@ struct Inner {
     memory: Memory,
 }
 
-/// The directory. Clones share it.
+/// The directory. Clones share the same state.
 #[derive(Debug, Clone)]
 pub struct Directory {
     inner: Arc<Mutex<Inner>>,
@@ -102,19 +102,19 @@ impl Default for Directory {
 }
 
 impl Directory {
-    /// What is known of `key`.
+    /// What is known about `key`.
     pub fn lookup(&self, key: &BindingKey) -> Lookup {
         self.inner.lock().lookup(key)
     }
 
-    /// Whether nothing is known of `key`, not even that its Solve is being placed.
+    /// Whether nothing is known about `key`, not even that its Solve is being placed.
     pub fn is_unseen(&self, key: &BindingKey) -> bool {
         let mut inner = self.inner.lock();
         !inner.live.is_placing(key) && matches!(inner.lookup(key), Lookup::Unknown)
     }
 
-    /// What is known of the build that a call of `caller` with the ref `build` is of; nothing yet while
-    /// that may be another one than the one which runs.
+    /// What is known about the build of a call from `caller` that names the ref `build`. The answer is `Unknown` as
+    /// long as the call may belong to another build with the same ref whose Solve is still to come.
     pub fn lookup_build(&self, build: &Id, caller: Caller) -> Lookup {
         let mut inner = self.inner.lock();
         match inner.which(build, caller) {
@@ -125,13 +125,14 @@ impl Directory {
         }
     }
 
-    /// Waits until something is known of `key` for `caller`; nothing is if its Solve has not come within
-    /// `unseen`. While the Solve is being placed, that takes as long as its own limit allows. Dropping
-    /// the future stops waiting.
+    /// Waits until something is known about `key` for `caller`.
+    ///
+    /// If the Solve of the key has not come within `unseen`, nothing is known. While the Solve is being placed, the
+    /// wait lasts as long as the limits of the placement allow. Dropping the future ends the wait.
     pub async fn bound(&self, key: &BindingKey, caller: Caller, unseen: Duration) -> Lookup {
         let now = tokio::time::Instant::now();
         let (deadline, early) = (now + unseen, now + OWN_SOLVE);
-        // Its own Solve may yet come, although another with its ref has come.
+        // The Solve of this call may still come, although another one with the same ref has come.
         let mut early_yet = true;
         loop {
             match self.step(key, caller, early_yet) {
@@ -175,7 +176,7 @@ impl Directory {
         if let Some(arrived) = inner.live.placing.get(key) {
             return Step::Placing(arrived.placed.clone());
         }
-        // A short build may have ended before this call looked again.
+        // A short build may have ended before this lookup.
         match inner.lookup(key) {
             Lookup::Unknown => Step::Parked(Parked::new(self, &mut inner, key, caller.connection)),
             known => Step::Known(known),
@@ -186,7 +187,7 @@ impl Directory {
         self.inner.lock().live.placing.contains_key(key)
     }
 
-    /// The backends of those of `keys` that are bound.
+    /// The backends of those `keys` that are bound.
     pub fn backends(&self, keys: &[BindingKey]) -> Vec<Arc<Backend>> {
         let inner = self.inner.lock();
         let bound = keys.iter().filter_map(|key| inner.live.bound(key));
@@ -199,7 +200,7 @@ impl Directory {
         keys.iter().find(|key| inner.live.bound(key).is_some())
     }
 
-    /// The first of `keys` that is bound to another backend than `binding`'s, and that backend.
+    /// The first of `keys` that is bound to a backend other than that of `binding`, with its backend.
     pub fn elsewhere<'a>(
         &self,
         keys: impl IntoIterator<Item = &'a BindingKey>,
@@ -214,19 +215,19 @@ impl Directory {
         })
     }
 
-    /// The backend where a build of the same invocation ended a moment ago.
+    /// The backend where a build of the same invocation ended a short time ago.
     pub fn recent_companion(&self, companions: &[BindingKey], now: Instant) -> Option<Arc<str>> {
         self.inner.lock().memory.recent(companions, now)
     }
 
-    /// Whether a build of `trace` had its Solve and its Session on different connections: an HTTP/2 hop
-    /// between the client and the proxy mixes them, so a connection says nothing of who belongs together.
+    /// Whether a build of `trace` had its Solve and its Session on different connections. An HTTP/2 hop between the
+    /// client and the proxy then mixes connections, so a connection does not show which calls belong together.
     pub fn is_scattered(&self, trace: &TraceId) -> bool {
         self.inner.lock().memory.is_scattered(trace)
     }
 
-    /// Marks the Session stream of `key` as open and holds the key while the lease lives, or returns
-    /// `None` if one is open already: a daemon would silently replace it.
+    /// Marks the Session stream of `key` as open, and holds the key while the lease lives. Returns `None` if a stream
+    /// is open already, because a daemon would silently replace that one.
     ///
     /// The stream is a call of `trace` and came on `connection`.
     pub fn open_session(
@@ -247,22 +248,22 @@ impl Directory {
         Some(lease)
     }
 
-    /// Remembers that the Solve of `keys` was refused, and tells who waits for it.
+    /// Remembers that the Solve of `keys` was refused, and tells the calls that wait for it.
     pub fn refuse(&self, keys: Vec<BindingKey>, error: &ProxyError) {
         self.inner.lock().refuse(keys, error);
     }
 
-    /// Remembers that `key` belongs to `backend`, as a daemon's history told.
+    /// Remembers that `key` belongs to `backend`, which the history of the daemon says.
     pub fn remember(&self, key: BindingKey, backend: Arc<str>) {
         self.inner.lock().memory.end(key, backend);
     }
 
-    /// Forgets what is remembered of an ended key.
+    /// Forgets what is remembered about an ended key.
     pub fn forget(&self, key: &BindingKey) {
         self.inner.lock().memory.forget(key);
     }
 
-    /// Live builds and the backend of each.
+    /// All live builds, each with the name of its backend.
     pub fn builds(&self) -> Vec<(String, String)> {
         let inner = self.inner.lock();
         let builds = inner.live.keys.iter().filter_map(|(key, live)| match (key, &live.state) {
@@ -291,14 +292,14 @@ impl Inner {
 /// What a stream that waits for a key does next.
 enum Step<'a> {
     Known(Lookup),
-    /// Its Solve is being placed: look again when that has ended.
+    /// The Solve is being placed. The stream looks again when that has ended.
     Placing(watch::Receiver<Option<Waiting>>),
-    /// Its own Solve may come in a moment, although a build with its ref is known.
+    /// The stream's own Solve may still come, although a build with the same ref is known.
     Early(Parked<'a>),
     Parked(Parked<'a>),
 }
 
-/// A place among those who wait for a key.
+/// An entry in the list of those who wait for a key.
 struct Parked<'a> {
     directory: &'a Directory,
     key: BindingKey,
@@ -312,7 +313,8 @@ impl<'a> Parked<'a> {
         Self { directory, key: key.clone(), number, outcome }
     }
 
-    /// What it waited for; an error if it is to look again, `None` if nothing came until `deadline`.
+    /// The outcome of the wait. An error means that the stream must look again, `None` that nothing came before
+    /// `deadline`.
     async fn outcome(
         mut self,
         deadline: tokio::time::Instant,

@@ -1,4 +1,4 @@
-//! The right to decide where keys belong: one Solve has it, the others join what it decides.
+//! The right to decide where keys belong: one Solve gets it, and the others join its decision.
 
 use std::{
     sync::{Arc, Weak},
@@ -14,33 +14,34 @@ use tokio::{
 use super::{Binding, Directory, Inner, Told, Waiting, live::BindingState, waiting::publish};
 use crate::{error::ProxyError, ids::BindingKey};
 
-/// What a Solve, or a Session that no Solve names, is known by and belongs with.
+/// The keys of a Solve, or of a Session that no Solve names, and the builds that it belongs with.
 #[derive(Debug, Clone, Default)]
 pub struct Ties {
-    /// The ids that bind it, the strongest first.
+    /// The keys that bind it, the strongest first.
     pub keys: Vec<BindingKey>,
-    /// Of these, the ones that are a Solve's own.
+    /// Those of `keys` that belong to the Solve itself.
     pub own: Vec<BindingKey>,
-    /// Where it looks for a live build to join, the strongest first.
+    /// The keys under which it looks for a live build to join, the strongest first.
     pub follows: Vec<BindingKey>,
-    /// Where later builds find it.
+    /// The keys under which later builds find it.
     pub attracts: Vec<BindingKey>,
-    /// Builds with the same ref: it waits until they are placed, and must not go where they are.
+    /// The keys of other builds with the same ref. The Solve waits until they are placed, and must not go to their
+    /// backends.
     pub apart: Vec<BindingKey>,
-    /// The connection that it came on.
+    /// The number of the connection that it came on.
     pub connection: u64,
 }
 
 /// The answer to [`Directory::claim`].
 #[derive(Debug)]
 pub enum Claimed {
-    /// Bound already: go there.
+    /// The keys are bound: join this binding.
     Join(Arc<Binding>, Lease),
-    /// The caller decides.
+    /// The keys are free: the caller decides.
     Decide(Claim),
 }
 
-/// An attempt to claim.
+/// The outcome of one attempt to claim.
 enum Attempt {
     Done(Claimed),
     /// Another Solve is deciding for one of the keys.
@@ -48,9 +49,11 @@ enum Attempt {
 }
 
 impl Directory {
-    /// Finds the binding that a stream with these `ties` must join, or lets the caller decide. While
-    /// another is deciding for one of the keys it waits, and publishes in `told` what that one waits for;
-    /// `None` if no decision is made within `limit`, in which the other's wait for its turn does not count.
+    /// Finds the binding that a stream with these `ties` must join, or lets the caller decide.
+    ///
+    /// While another Solve decides for one of the keys, the call waits and publishes in `told` what that Solve waits
+    /// for. Returns `None` if there is no decision within `limit`. The time that the other Solve spends in the queue
+    /// does not count.
     pub async fn claim(&self, ties: &Arc<Ties>, told: &Told, limit: Duration) -> Option<Claimed> {
         let mut deadline = Instant::now() + limit;
         loop {
@@ -63,7 +66,7 @@ impl Directory {
         }
     }
 
-    /// Waits until the other's `decision` is made or abandoned, which closes its channel.
+    /// Waits until the other's `decision` is made or abandoned; either closes the channel.
     async fn decided(
         &self,
         mut decision: watch::Receiver<Option<Waiting>>,
@@ -106,7 +109,7 @@ impl Directory {
             None => {
                 let (told, decision) = watch::channel(None);
                 let mut keys = ties.keys.clone();
-                // What only draws others is not worth their wait.
+                // A key that only attracts later builds is not worth a wait of those builds.
                 let both = ties.attracts.iter().filter(|key| ties.follows.contains(key));
                 keys.extend(both.cloned());
                 keys.iter().for_each(|key| inner.live.decide(key, &decision));
@@ -119,7 +122,7 @@ impl Directory {
 }
 
 impl Inner {
-    /// Binds what is not bound of these keys, holds all of them and serves who waited.
+    /// Binds those keys of `ties` that are not bound, holds all of them, and answers the calls that wait for them.
     pub(super) fn bind(
         &mut self,
         directory: &Directory,
@@ -133,14 +136,13 @@ impl Inner {
             if solved_on.is_some() && matches!(key, BindingKey::Session(_)) {
                 live.build = ties.own.last().cloned();
             }
-            // A live key has no past: an old refusal of it must not answer again.
+            // A live key has no past: an old refusal must not answer its calls.
             self.memory.forget(key);
         }
         Lease { directory: Arc::downgrade(&directory.inner), keys, session: false }
     }
 
-    /// Holds `key` for the Session stream that opens it, and says whether its Solve came on another
-    /// connection.
+    /// Holds `key` for the Session stream that opens it. Returns also whether its Solve came on another connection.
     pub(super) fn open(
         &mut self,
         directory: &Directory,
@@ -159,7 +161,7 @@ impl Inner {
         (Lease { directory, keys: vec![key.clone()], session: true }, scattered)
     }
 
-    /// Tells who is parked on `keys`, and who comes later, that their Solve was refused.
+    /// Tells the calls that wait for `keys`, and later ones, that their Solve was refused.
     pub(super) fn refuse(&mut self, keys: Vec<BindingKey>, error: &ProxyError) {
         for key in keys {
             self.live.refuse(&key, error);
@@ -173,32 +175,32 @@ impl Inner {
     }
 }
 
-/// The right, and duty, to decide where keys belong.
+/// The right and the duty to decide where keys belong.
 ///
-/// Dropping it undecided (the client went away) frees the keys for the next to claim.
+/// If the claim is dropped undecided, because the client went away, the keys are free for the next claim.
 #[derive(Debug)]
 pub struct Claim {
     directory: Directory,
     ties: Arc<Ties>,
-    /// The keys that wait for the decision.
+    /// The keys for which others wait.
     keys: Vec<BindingKey>,
-    /// Closes on drop: claims that wait try again.
+    /// Closes on drop, and other claims then try again.
     told: Told,
 }
 
 impl Claim {
-    /// Tells the claims that wait what this one waits for.
+    /// The channel that tells other claims what this one waits for.
     pub fn told(&self) -> &Told {
         &self.told
     }
 
-    /// Binds the claimed keys to `binding` and serves who is parked on them.
+    /// Binds the claimed keys to `binding`, and answers the calls that wait for them.
     pub fn bind(mut self, binding: &Arc<Binding>) -> Lease {
         self.keys.clear();
         self.directory.inner.lock().bind(&self.directory, &self.ties, binding)
     }
 
-    /// Refuses: who is parked on the keys gets `error`, and so does who comes later.
+    /// Refuses the Solve: calls that wait for its keys get `error`, and so do later ones.
     pub fn refuse(mut self, error: &ProxyError) {
         let keys = std::mem::take(&mut self.keys);
         let mut inner = self.directory.inner.lock();
@@ -240,7 +242,7 @@ pub struct Placing {
     own: Vec<BindingKey>,
     apart: Vec<BindingKey>,
     placed: watch::Receiver<Option<Waiting>>,
-    /// Closes on drop: who waits looks again.
+    /// Closes on drop, and the waiting calls then look again.
     told: Told,
 }
 
@@ -255,17 +257,17 @@ impl Placing {
         Self { directory: directory.clone(), own, apart, placed, told }
     }
 
-    /// Tells those who wait for the Solve what it waits for.
+    /// The channel that tells the calls of the Solve what it waits for.
     pub fn told(&self) -> &Told {
         &self.told
     }
 
-    /// The Solve's own keys: its session's, then its build's.
+    /// The Solve's own keys: first that of its session, then that of its build.
     pub fn own(&self) -> &[BindingKey] {
         &self.own
     }
 
-    /// The keys of other builds that have the same ref.
+    /// The keys of other builds with the same ref.
     pub fn apart(&self) -> &[BindingKey] {
         &self.apart
     }

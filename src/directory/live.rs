@@ -1,4 +1,4 @@
-//! The keys that streams hold now, the streams that wait for one, and the Solves that are being placed.
+//! The keys that streams hold now, the streams that wait for a key, and the Solves that are being placed.
 
 use std::{
     collections::{HashMap, hash_map},
@@ -17,9 +17,9 @@ use crate::{
 /// A stream that waits for a key.
 #[derive(Debug)]
 pub(super) struct Waiter {
-    /// The connection it came on.
+    /// The number of the stream's connection.
     connection: u64,
-    /// Closes without an outcome if it is to look again.
+    /// Closes without an outcome if the stream must look again.
     outcome: oneshot::Sender<Result<Bound, ProxyError>>,
 }
 
@@ -27,55 +27,55 @@ pub(super) struct Waiter {
 #[derive(Debug)]
 pub(super) struct Arrived {
     connection: u64,
-    /// Closes when it is placed, refused or gone.
+    /// Closes when the Solve is placed, refused or gone.
     pub(super) placed: watch::Receiver<Option<Waiting>>,
 }
 
-/// One key.
+/// A key that streams hold.
 #[derive(Debug)]
 pub(super) struct LiveKey {
     pub(super) state: BindingState,
     pub(super) holders: usize,
     byte_counts: Arc<ByteCounts>,
-    /// A Session stream for this key is open.
+    /// Whether a Session stream of this key is open.
     pub(super) session_open: bool,
-    /// The connection of the Solve whose own key this is.
+    /// The connection of the Solve that owns the key.
     pub(super) solved_on: Option<u64>,
-    /// Of a Solve's own session: the key of its build.
+    /// For the session of a Solve: the key of the Solve's build.
     pub(super) build: Option<BindingKey>,
-    /// Of a build: its session, whose id only its client knows, came on another connection than its Solve.
+    /// For a build: its session, whose id only its client knows, came on a connection other than that of its Solve.
     pub(super) scattered: bool,
-    /// Of a build: whoever asks for it on other connections has waited in vain for a Solve there.
+    /// For a build: a call on another connection has waited in vain for a Solve there.
     pub(super) asked_elsewhere: bool,
 }
 
-/// The builds with one ref, beside the first one that has it.
+/// The later builds with one ref.
 #[derive(Debug, Default)]
 pub(super) struct Namesakes {
     /// The connections of their Solves.
     pub(super) on: Vec<u64>,
-    /// Calls of different builds came on the same connections, as long as the first one lives.
+    /// Whether calls of different builds came on the same connections. This lasts as long as the first build lives.
     pub(super) mixed: bool,
 }
 
-/// Whether it is known where a key belongs.
+/// Whether the backend of a key has been decided.
 #[derive(Debug)]
 pub(super) enum BindingState {
-    /// A Solve is choosing; the receiver closes when it is done.
+    /// A Solve is choosing a backend. The receiver closes when it has chosen.
     Deciding(watch::Receiver<Option<Waiting>>),
-    /// There.
+    /// The key belongs to this binding.
     Bound(Arc<Binding>),
 }
 
-/// All of them.
+/// All live keys of a directory, with the streams and the Solves around them.
 #[derive(Debug, Default)]
 pub(super) struct Live {
     pub(super) keys: HashMap<BindingKey, LiveKey>,
     pub(super) waiters: HashMap<BindingKey, HashMap<u64, Waiter>>,
     next_waiter: u64,
-    /// Own keys of Solves that have been read and not yet placed.
+    /// The own keys of Solves that have been read and not yet placed.
     pub(super) placing: HashMap<BindingKey, Arrived>,
-    /// Refs that several builds have.
+    /// The refs that several builds have.
     pub(super) namesakes: HashMap<Id, Namesakes>,
 }
 
@@ -98,7 +98,7 @@ impl LiveKey {
 }
 
 impl Live {
-    /// The binding of `key`.
+    /// The binding of `key`, if it is bound.
     pub(super) fn bound(&self, key: &BindingKey) -> Option<Bound> {
         let live = self.keys.get(key)?;
         match &live.state {
@@ -110,7 +110,7 @@ impl Live {
         }
     }
 
-    /// Marks `key` as being decided.
+    /// Notes that a Solve is deciding for `key`.
     pub(super) fn decide(&mut self, key: &BindingKey, decision: &watch::Receiver<Option<Waiting>>) {
         let state = BindingState::Deciding(decision.clone());
         self.keys.entry(key.clone()).or_insert_with(|| LiveKey::new(state, 0));
@@ -123,9 +123,10 @@ impl Live {
         }
     }
 
-    /// Counts one more holder of `key`, binds it to `binding` unless it is bound, and serves who waits.
+    /// Counts one more holder of `key`, binds the key to `binding` if it is not bound, and answers the streams that
+    /// wait for it.
     ///
-    /// `solved_on` is the connection of the Solve whose own key it is.
+    /// `solved_on` is the connection of the Solve that owns the key.
     pub(super) fn hold(
         &mut self,
         key: &BindingKey,
@@ -146,10 +147,10 @@ impl Live {
             let bound =
                 Bound { binding: Arc::clone(binding), byte_counts: Arc::clone(&live.byte_counts) };
             for (_, waiter) in self.waiters.remove(key).into_iter().flatten() {
-                // On another connection it may be a call of a build that has the same ref: it looks again.
+                // A stream on another connection may belong to another build with the same ref, so it looks again.
                 if !matches!(key, BindingKey::Build(_)) || live.solved_on == Some(waiter.connection)
                 {
-                    // A waiter that went away needs no answer.
+                    // The waiting stream may have gone away; it then needs no answer.
                     let _ = waiter.outcome.send(Ok(bound.clone()));
                 }
             }
@@ -157,7 +158,7 @@ impl Live {
         live
     }
 
-    /// Counts one holder less; the last one takes the key along, and `memory` keeps where it was.
+    /// Counts one holder less. With the last holder the key leaves, and `memory` keeps the name of its backend.
     pub(super) fn release(&mut self, key: BindingKey, session: bool, memory: &mut Memory) {
         let hash_map::Entry::Occupied(mut entry) = self.keys.entry(key) else {
             return;
@@ -178,7 +179,7 @@ impl Live {
         }
     }
 
-    /// Adds a waiter for `key` that came on `connection`; its number takes it out again.
+    /// Adds a stream on `connection` to those that wait for `key`. The returned number removes it again.
     pub(super) fn park(
         &mut self,
         key: &BindingKey,
@@ -192,7 +193,7 @@ impl Live {
         (number, receiver)
     }
 
-    /// Takes a waiter out.
+    /// Removes a waiting stream.
     pub(super) fn unpark(&mut self, key: &BindingKey, number: u64) {
         if let Some(waiters) = self.waiters.get_mut(key) {
             waiters.remove(&number);
@@ -202,14 +203,14 @@ impl Live {
         }
     }
 
-    /// Tells who waits for `key` that its Solve was refused.
+    /// Tells the streams that wait for `key` that its Solve was refused.
     pub(super) fn refuse(&mut self, key: &BindingKey, error: &ProxyError) {
         for (_, waiter) in self.waiters.remove(key).into_iter().flatten() {
             let _ = waiter.outcome.send(Err(error.clone()));
         }
     }
 
-    /// Lets the waiters for `key` look again, of `connection` or all.
+    /// Wakes the streams that wait for `key`: those on `connection`, or all of them. They look again.
     pub(super) fn wake(&mut self, key: &BindingKey, connection: Option<u64>) {
         if let Some(waiters) = self.waiters.get_mut(key) {
             waiters.retain(|_, waiter| connection.is_some_and(|on| on != waiter.connection));
@@ -233,7 +234,7 @@ impl Live {
 
     /// Notes that the Solve of `key` is no longer being placed.
     pub(super) fn arrived(&mut self, key: &BindingKey, placed: &watch::Receiver<Option<Waiting>>) {
-        // A second Solve with the same id may have taken the place.
+        // A second Solve with the same id may have replaced this one.
         if self.placing.get(key).is_some_and(|other| other.placed.same_channel(placed)) {
             self.placing.remove(key);
             self.prune_namesakes(key);
@@ -248,8 +249,7 @@ impl Live {
         self.wake(build, None);
     }
 
-    /// Notes that calls of `build` come on other connections, whoever's they are: the next ones need not
-    /// wait for a Solve of their own.
+    /// Notes that calls of `build` come on other connections. Later calls do not wait there for a Solve of their own.
     pub(super) fn ask_elsewhere(&mut self, build: &BindingKey) {
         if let Some(live) = self.keys.get_mut(build) {
             live.asked_elsewhere = true;
@@ -257,30 +257,30 @@ impl Live {
         self.wake(build, None);
     }
 
-    /// The connection of the Solve whose own `key` is, if that is placed or being placed.
+    /// The connection of the Solve that owns `key`, if that Solve is placed or being placed.
     pub(super) fn came_on(&self, key: &BindingKey) -> Option<u64> {
         let live = self.keys.get(key).and_then(|live| live.solved_on);
         live.or_else(|| self.placing.get(key).map(|arrived| arrived.connection))
     }
 
-    /// Notes that another build with the ref `build` came on `connection`, and returns its key.
+    /// Notes that another build with the ref `build` came on `connection`. Returns the key of that build.
     pub(super) fn add_namesake(&mut self, build: &Id, connection: u64) -> BindingKey {
         let namesakes = self.namesakes.entry(build.clone()).or_default();
         if !namesakes.on.contains(&connection) {
             namesakes.on.push(connection);
         }
-        // Calls of this build may have come before it.
+        // Calls of this build may have come before the Solve.
         self.wake(&BindingKey::Build(build.clone()), Some(connection));
         BindingKey::Namesake(build.clone(), connection)
     }
 
-    /// Notes that nobody can tell whose the calls with the ref `build` are.
+    /// Notes that nothing shows which build a call with the ref `build` belongs to.
     pub(super) fn mix(&mut self, build: &Id) {
         self.namesakes.entry(build.clone()).or_default().mixed = true;
         self.wake(&BindingKey::Build(build.clone()), None);
     }
 
-    /// Forgets the builds with the ref of `gone` that are neither placed nor being placed any more.
+    /// Forgets those builds with the ref of `gone` that are neither placed nor being placed.
     fn prune_namesakes(&mut self, gone: &BindingKey) {
         let (BindingKey::Namesake(build, _) | BindingKey::Build(build)) = gone else { return };
         let Some(mut namesakes) = self.namesakes.remove(build) else { return };

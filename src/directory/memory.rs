@@ -1,4 +1,4 @@
-//! What is remembered of keys that ended, by the backend's name and in bounded memory.
+//! What is remembered about ended keys: the name of the backend, in bounded memory.
 
 use std::{
     num::NonZeroUsize,
@@ -13,29 +13,29 @@ use crate::{
     ids::{BindingKey, TraceId},
 };
 
-/// Ended keys remembered. A build leaves four at most, 250 bytes each: the last 15 000 builds in 15 MB,
-/// and what the allocator adds.
+/// How many ended keys are remembered. A build leaves four at most, of 250 bytes each: the last 15 000 builds take 15
+/// MB plus the overhead of the allocator.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(60_000).expect("not zero");
 
-/// Scattered traces remembered, 100 bytes each: more invocations than run at once behind one hop.
+/// How many scattered traces are remembered, at 100 bytes each: more invocations than run at once behind one hop.
 const SCATTERED: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
 
-/// How long after its end a build still draws its invocation's next target to its backend.
+/// How long after its end a build still draws the next target of its invocation to its backend.
 ///
-/// A linked target starts right after its input was built; its files lie on that daemon.
+/// A linked target starts right after its input was built, and the files of the input lie on that daemon.
 pub(super) const COMPANION_GRACE: Duration = Duration::from_secs(60);
 
-/// What is remembered of one key.
+/// What is remembered about one key.
 #[derive(Debug)]
 pub(super) enum Remembered {
-    /// It ended there.
+    /// The key ended on this backend.
     Ended {
-        /// Name of the backend.
+        /// The name of the backend.
         backend: Arc<str>,
-        /// When.
+        /// The time of the end.
         at: Instant,
     },
-    /// Its Solve was refused.
+    /// The Solve of the key was refused.
     Refused(ProxyError),
 }
 
@@ -43,7 +43,7 @@ pub(super) enum Remembered {
 #[derive(Debug)]
 pub(super) struct Memory {
     keys: LruCache<BindingKey, Remembered>,
-    /// Traces of which one build's calls came on several connections.
+    /// The traces in which the calls of one build came on several connections.
     scattered: LruCache<TraceId, ()>,
 }
 
@@ -70,7 +70,7 @@ impl Memory {
         self.keys.pop(key);
     }
 
-    /// The backend where the first of `companions` ended a moment ago.
+    /// The backend where the first of `companions` ended within the last [`COMPANION_GRACE`].
     pub(super) fn recent(&mut self, companions: &[BindingKey], now: Instant) -> Option<Arc<str>> {
         companions.iter().find_map(|key| match self.keys.get(key) {
             Some(Remembered::Ended { backend, at }) if now < *at + COMPANION_GRACE => {
@@ -80,7 +80,7 @@ impl Memory {
         })
     }
 
-    /// Notes that calls of one build of `trace` came on several connections.
+    /// Notes that the calls of one build of `trace` came on several connections.
     pub(super) fn scatter(&mut self, trace: TraceId) {
         self.scattered.put(trace, ());
     }

@@ -1,11 +1,11 @@
-//! Builds with the same ref, and which of them a call is of.
+//! Several builds with the same ref, and which of them a call belongs to.
 //!
-//! A builder of buildx with several nodes gives the Solves of all of them one ref. Where these lead to one
-//! pool, each build has a session and a connection of its own: the Solve names its session, so the two
-//! are known for two; Session streams are found by their own id; Status and LLBBridge calls, which know
-//! the ref alone, by their connection. The first build is known by its ref, as any; the others by ref and
-//! connection, and each goes to a backend of its own, for a daemon takes a ref once. Behind an HTTP/2 hop
-//! that mixes connections nothing tells the two apart, and both are refused.
+//! A buildx builder with several nodes gives one ref to the Solves of all nodes. If the nodes lead to one pool, each
+//! build still has a session and a connection of its own. The Solve names its session, so two builds can be told apart.
+//! A Session stream is found by its own id; Status and LLBBridge calls know only the ref and are found by their
+//! connection. The first build is known by its ref, like any build; the others are known by ref and connection. Each
+//! goes to a backend of its own, because a daemon takes a ref only once. Behind an HTTP/2 hop that mixes connections
+//! nothing tells the builds apart, and both are refused.
 
 use tokio::sync::watch;
 
@@ -18,36 +18,36 @@ use crate::{
 /// Where a call came from.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller {
-    /// Number of its connection.
+    /// The number of its connection.
     pub connection: u64,
-    /// Its trace.
+    /// Its trace, if it has one.
     pub trace: Option<TraceId>,
 }
 
-/// Which build a call with a ref is of.
+/// Which build a call with a given ref belongs to.
 #[derive(Debug)]
 pub(super) enum Which {
-    /// The one that is known by its ref.
+    /// The build that is known by its ref alone.
     First,
-    /// A later one.
+    /// A later build with the same ref.
     Namesake(BindingKey),
-    /// The first one, unless a Solve with the same ref comes on the call's own connection in a moment:
-    /// the calls of one build come in any order.
+    /// The first build, unless a Solve with the same ref is about to come on the call's own connection: the calls of
+    /// one build come in any order.
     Early,
 }
 
-/// Calls of builds with the same ref come on connections that say nothing of whose they are.
+/// The error for builds with the same ref whose connections do not show which call belongs to which build.
 fn mixed(build: &Id) -> ProxyError {
     let cause = "calls on this connection cannot be told from those of the other build";
     ProxyError::RefTaken { build: build.to_string(), cause }
 }
 
 impl Directory {
-    /// Tells those who wait for a Solve with these ids that it has come and is being placed, for as long
-    /// as the guard lives.
+    /// Tells the calls that wait for a Solve with these ids that it has come and is being placed, for as long as the
+    /// guard lives.
     ///
     /// # Errors
-    /// A build with the same ref runs, and the calls of the two could not be told apart.
+    /// A build with the same ref runs, and nothing would tell the calls of the two apart.
     pub fn placing(
         &self,
         session: Option<&SessionId>,
@@ -75,7 +75,7 @@ impl Directory {
 }
 
 impl Inner {
-    /// The keys of the builds with this ref that a Solve of `session` is not one of.
+    /// The keys of the builds with this ref that the Solve of `session` does not belong to.
     fn others(
         &mut self,
         build: &Id,
@@ -86,11 +86,11 @@ impl Inner {
         let first = self.live.came_on(&key);
         let again = session.is_some_and(|session| self.live.came_on(session).is_some());
         if again || first.is_none_or(|first| first == caller.connection) {
-            // A Solve that is sent twice: a daemon says best what is wrong with it.
+            // The Solve was sent twice. A daemon reports that error best.
             return Ok(Vec::new());
         }
         if self.scattered(&key, caller) {
-            // Its other calls would be taken for the first build's: that one ends too.
+            // The other calls of this Solve would be taken for calls of the first build, so the first build ends too.
             self.live.mix(build);
             return Err(mixed(build));
         }
@@ -100,10 +100,10 @@ impl Inner {
         Ok(std::iter::once(key).chain(namesakes).collect())
     }
 
-    /// Which build with the ref `build` a call of `caller` is of.
+    /// Which build with the ref `build` a call from `caller` belongs to.
     ///
     /// # Errors
-    /// Several have it, and none came on the caller's connection.
+    /// Several builds have the ref, and none came on the caller's connection.
     pub(super) fn which(&mut self, build: &Id, caller: Caller) -> Result<Which, ProxyError> {
         let key = BindingKey::Build(build.clone());
         let first = self.live.came_on(&key);
@@ -129,7 +129,7 @@ impl Inner {
         Ok(if early { Which::Early } else { Which::First })
     }
 
-    /// Whether calls of this build, or of its client, come on several connections.
+    /// Whether the calls of this build, or of its client, come on several connections.
     fn scattered(&mut self, build: &BindingKey, caller: Caller) -> bool {
         self.live.keys.get(build).is_some_and(|live| live.scattered)
             || caller.trace.is_some_and(|trace| self.memory.is_scattered(&trace))

@@ -14,7 +14,7 @@ fn key(text: &str) -> BindingKey {
     BindingKey::Build(Id::new(text.as_bytes(), None).expect("valid"))
 }
 
-/// A call of connection `connection`, without a trace.
+/// A call on connection `connection`, without a trace.
 fn on(connection: u64) -> Caller {
     Caller { connection, trace: None }
 }
@@ -32,7 +32,7 @@ fn binding(index: usize) -> Arc<Binding> {
     Arc::new(Binding::new(link))
 }
 
-/// A ties for `keys` beside builds under `companions`.
+/// Ties for `keys`, beside builds under `companions`.
 fn ties(keys: &[BindingKey], companions: &[BindingKey]) -> Arc<Ties> {
     let (follows, attracts) = (companions.to_vec(), companions.to_vec());
     Arc::new(Ties {
@@ -45,7 +45,7 @@ fn ties(keys: &[BindingKey], companions: &[BindingKey]) -> Arc<Ties> {
     })
 }
 
-/// The answer to a ties, unless it has to wait.
+/// The outcome of a claim, unless it has to wait.
 fn claim(directory: &Directory, ties: &Arc<Ties>) -> Option<Claimed> {
     directory.claim(ties, &watch::channel(None).0, Duration::from_secs(12)).now_or_never().flatten()
 }
@@ -129,7 +129,7 @@ async fn a_limit_counts_until_the_solve_is_seen() {
     assert!(directory.inner.lock().live.placing.is_empty());
 }
 
-/// What a Solve is told that is the only one to wait.
+/// What the only queued Solve is told.
 fn waiting() -> Waiting {
     Waiting { since: SystemTime::now(), position: 1, total: 1, cause: Cause::NoBackend }
 }
@@ -323,7 +323,7 @@ async fn builds_with_one_ref_are_told_apart_by_their_connections() {
     assert_eq!(backend(&at(2)), Some("buildkitd-1"));
     assert!(matches!(at(3), Lookup::Refused(ProxyError::RefTaken { .. })));
     drop((leases, more));
-    // What ended is found where it ran, by anybody who was no part of it too.
+    // The record of an ended build is found where the build ran, also by others than its client.
     assert_eq!(backend(&at(2)), Some("buildkitd-1"));
     assert_eq!(backend(&at(3)), Some("buildkitd-0"));
     let inner = directory.inner.lock();
@@ -338,7 +338,7 @@ async fn a_call_on_another_connection_waits_a_moment_for_a_solve_of_its_own() {
     assert!(matches!(directory.lookup_build(&id("r"), on(9)), Lookup::Unknown));
     let limit = Duration::from_secs(14);
     assert_eq!(backend(&directory.bound(&key("r"), on(9), limit).await), Some("buildkitd-0"));
-    // Its calls are known to come on several connections now.
+    // The calls of the build are now known to come on several connections.
     assert_eq!(backend(&directory.lookup_build(&id("r"), on(9))), Some("buildkitd-0"));
 }
 
@@ -347,7 +347,7 @@ fn builds_with_one_ref_behind_a_hop_are_refused() {
     let directory = Directory::default();
     let first = arrive(&directory, "s1", 1).expect("the first");
     let lease = (place(&directory, &first, 1, 0), drop(first));
-    // Its Session comes on another connection than its Solve.
+    // The Session comes on a connection other than that of its Solve.
     let session = directory.open_session(&session("s1"), &binding(0), 5, None);
     assert_eq!(backend(&directory.lookup_build(&id("r"), on(7))), Some("buildkitd-0"));
     assert!(matches!(arrive(&directory, "s2", 2), Err(ProxyError::RefTaken { .. })));

@@ -1,4 +1,4 @@
-//! What a Solve that waits for its turn is told, and what it tells the calls that wait for it.
+//! What a queued Solve waits for, told to the Solve and to the calls that wait for it.
 
 use std::{fmt, time::SystemTime};
 
@@ -7,16 +7,16 @@ use tokio::sync::watch;
 use super::{Caller, Directory, Step};
 use crate::ids::BindingKey;
 
-/// Where a Solve that waits for its turn stands.
+/// The position of a Solve that waits for its turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
-    /// When its wait began.
+    /// When the wait began.
     pub since: SystemTime,
-    /// 1 if it is next.
+    /// The position in the queue; 1 is the next one.
     pub position: usize,
-    /// Builds that wait in its pool, itself included.
+    /// How many builds wait in the pool, including this one.
     pub total: usize,
-    /// What it waits for.
+    /// What the Solve waits for.
     pub cause: Cause,
 }
 
@@ -27,15 +27,15 @@ pub enum Cause {
     NoBackend,
     /// A free slot.
     Busy {
-        /// Slots that are taken.
+        /// How many slots are taken.
         taken: u64,
-        /// All slots of the backends that take builds.
+        /// How many slots the ready backends have in all.
         slots: u64,
     },
 }
 
 impl Cause {
-    /// A word for logs and the status page.
+    /// The label in logs and on the status page.
     pub fn label(self) -> &'static str {
         match self {
             Self::NoBackend => "no_backend",
@@ -53,14 +53,13 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Publishes what a Solve waits for; `None` while it does not wait. A Solve that was granted its turn may
-/// wait again, if its backend does not accept.
+/// Publishes what a Solve waits for, and `None` while it does not wait. A Solve that had its turn may wait again, if
+/// its backend does not accept the connection.
 pub type Told = watch::Sender<Option<Waiting>>;
 
 impl Directory {
-    /// Waits until the Solve that a call of `caller` with `key` belongs to waits for its turn, which
-    /// may never be. What it waits for is published until it is placed, refused or gone; then the channel
-    /// closes.
+    /// Waits until the Solve of a call from `caller` with `key` is queued, which may never happen. The channel tells
+    /// what the Solve waits for. It closes when the Solve is placed, refused or gone.
     pub async fn queued(
         &self,
         key: &BindingKey,
@@ -74,7 +73,7 @@ impl Directory {
                         return placing;
                     }
                 }
-                // It may yet come: whoever is parked is told.
+                // The Solve may still come. It wakes the parked calls when it does.
                 Step::Early(mut parked) | Step::Parked(mut parked) => {
                     let _ = (&mut parked.outcome).await;
                 }
@@ -84,14 +83,14 @@ impl Directory {
 }
 
 impl Directory {
-    /// Lets the calls that wait for one of `keys` look again, because their Solve waits for its turn.
+    /// Wakes the calls that wait for one of `keys`, because their Solve is now queued.
     pub fn look_again(&self, keys: &[BindingKey]) {
         let mut inner = self.inner.lock();
         keys.iter().for_each(|key| inner.live.wake(key, None));
     }
 }
 
-/// Publishes in `told` what a Solve waits for, unless that is known.
+/// Publishes in `told` what a Solve waits for, unless that has not changed.
 pub fn publish(told: &Told, waiting: Option<&Waiting>) {
     told.send_if_modified(|known| {
         let changes = known.as_ref() != waiting;
