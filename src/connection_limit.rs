@@ -1,10 +1,9 @@
 //! The limit on client connections, which the addresses of clients share.
 //!
-//! Each connection holds a permit. If no permit is free, the oldest connection without a stream is closed, at the
+//! Each connection holds a permit. If no permit is free, the oldest connection without a call is closed, at the
 //! address that has the most connections. A connection with an open call stays: closing it could end a build.
 
 use std::{
-    collections::{BTreeMap, HashMap},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,16 +14,18 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     client::{ActiveStreams, Client},
+    connection_table::{ConnectionTable, Connections},
     shares::network,
 };
 
 /// One address leaves an eighth of all permits to others.
 const LEFT_TO_OTHERS: usize = 8;
 
-/// Connections that are closing at once, at most. Each still holds a descriptor, beyond the limit.
+/// The most connections that are closing at once. Each still holds a descriptor, beyond the limit.
 const LEAVING: usize = 32;
 
-/// Clients without a permit that are answered at once, at most; the connections of others are closed unanswered.
+/// The most clients without a permit that are answered at once. The connections of further clients are closed without an
+/// answer.
 const ANSWERED: usize = 32;
 
 /// How long a client waits for a permit before it is refused. A gRPC client waits 20 s for a connection, and
@@ -43,13 +44,12 @@ struct Inner {
     answered: Arc<Semaphore>,
 }
 
-type Connections = BTreeMap<u64, Arc<ActiveStreams>>;
-
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ledger {
-    taken: usize,
+    /// The connections that have a permit and are not about to close.
+    open: ConnectionTable<Arc<ActiveStreams>>,
+    /// The connections that were asked to close and have not closed.
     leaving: usize,
-    addresses: HashMap<Option<IpAddr>, Connections>,
     /// When the first of the clients that wait now began to wait.
     full_since: Option<Instant>,
 }
@@ -68,8 +68,14 @@ pub enum TooManyConnections {
 impl ConnectionLimit {
     /// `limit` permits, all of them free.
     pub fn new(limit: usize) -> Self {
-        let answered = Arc::new(Semaphore::new(ANSWERED));
-        Self(Arc::new(Inner { limit, ledger: Mutex::default(), freed: Notify::new(), answered }))
+        let ledger =
+            Ledger { open: ConnectionTable::new(oldest_silent), leaving: 0, full_since: None };
+        Self(Arc::new(Inner {
+            limit,
+            ledger: Mutex::new(ledger),
+            freed: Notify::new(),
+            answered: Arc::new(Semaphore::new(ANSWERED)),
+        }))
     }
 
     /// Takes a permit for `client`. If none is free, an idle connection is closed for it.
@@ -80,9 +86,9 @@ impl ConnectionLimit {
         let Inner { limit, ledger, .. } = &*self.0;
         let address = network(client.address);
         let mut ledger = ledger.lock();
-        let own = ledger.count(address);
+        let own = ledger.open.count(address);
         let evicted_another = if own >= (limit - limit / LEFT_TO_OTHERS).max(1) {
-            if !ledger.evict_one_of(address) {
+            if !ledger.evict(|open| open.evict_one_of(address)) {
                 // Permits are free again once the connections that are closing have closed.
                 let soon = ledger.leaving >= LEAVING;
                 return Err(if soon {
@@ -92,16 +98,16 @@ impl ConnectionLimit {
                 });
             }
             true
-        } else if ledger.taken >= *limit {
-            ledger.evict_any(own).then_some(()).ok_or(TooManyConnections::All)?;
+        } else if ledger.open.len() >= *limit {
+            if !ledger.evict(|open| open.evict_any(own)) {
+                return Err(TooManyConnections::All);
+            }
             true
         } else {
             false
         };
-        ledger.taken += 1;
         ledger.full_since = None;
-        let active = Arc::clone(&client.active);
-        ledger.addresses.entry(address).or_default().insert(client.connection, active);
+        ledger.open.insert(address, client.connection, Arc::clone(&client.active));
         Ok(ConnectionPermit {
             limit: self.clone(),
             address,
@@ -141,48 +147,30 @@ impl ConnectionLimit {
 }
 
 impl Ledger {
-    fn count(&self, address: Option<IpAddr>) -> usize {
-        self.addresses.get(&address).map_or(0, BTreeMap::len)
-    }
-
-    /// Closes an idle connection of the address that has the most connections, if those are at least `least`.
-    fn evict_any(&mut self, least: usize) -> bool {
-        let mut addresses: Vec<_> =
-            self.addresses.iter().map(|(address, all)| (all.len(), *address)).collect();
-        addresses.sort_unstable_by_key(|(count, _)| std::cmp::Reverse(*count));
-        let heavy = addresses.into_iter().take_while(|(count, _)| *count >= least);
-        heavy.into_iter().any(|(_, address)| self.evict_one_of(address))
-    }
-
-    /// Closes the oldest idle connection of `address`.
-    fn evict_one_of(&mut self, address: Option<IpAddr>) -> bool {
+    /// Asks the connection that `choose` removes to close. Returns whether there was one.
+    fn evict(
+        &mut self,
+        choose: impl FnOnce(&mut ConnectionTable<Arc<ActiveStreams>>) -> Option<Arc<ActiveStreams>>,
+    ) -> bool {
         if self.leaving >= LEAVING {
             return false;
         }
-        let Some(connections) = self.addresses.get_mut(&address) else { return false };
-        let idle = connections.iter().find(|(_, active)| active.is_silent());
-        let Some(number) = idle.map(|(number, _)| *number) else { return false };
-        if let Some(active) = connections.remove(&number) {
-            active.dismiss();
-        }
-        self.taken -= 1;
+        let Some(active) = choose(&mut self.open) else { return false };
+        active.dismiss();
         self.leaving += 1;
         true
     }
 
     fn leave(&mut self, address: Option<IpAddr>, connection: u64) {
-        let connections = self.addresses.get_mut(&address);
-        let still_held =
-            connections.is_some_and(|connections| connections.remove(&connection).is_some());
-        if still_held {
-            self.taken -= 1;
-        } else {
+        if self.open.remove(address, connection).is_none() {
             self.leaving -= 1;
         }
-        if self.count(address) == 0 {
-            self.addresses.remove(&address);
-        }
     }
+}
+
+/// The oldest connection without a call: no build can be on it.
+fn oldest_silent(connections: &Connections<Arc<ActiveStreams>>) -> Option<u64> {
+    connections.iter().find(|(_, active)| active.is_silent()).map(|(number, _)| *number)
 }
 
 /// The right to one connection, until dropped.
@@ -248,7 +236,7 @@ mod tests {
         assert!(!other.evicted_another());
         drop((busy, greedy, more, other));
         let ledger = limit.0.ledger.lock();
-        assert_eq!((ledger.taken, ledger.leaving, ledger.addresses.len()), (0, 0, 0));
+        assert_eq!((ledger.open.len(), ledger.leaving), (0, 0));
     }
 
     #[test]

@@ -23,7 +23,7 @@
 //! - [`policy`] which backend takes a build
 //!
 //! Leaves, which anyone may use and which use no one but each other: [`access`], [`account`], [`activity`],
-//! [`address`], [`client`], [`connection_limit`], [`descriptors`], [`error`], [`first_message`],
+//! [`address`], [`client`], [`connection_limit`], [`connection_table`], [`descriptors`], [`error`], [`first_message`],
 //! [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`metrics`], [`networks`],
 //! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`],
 //! [`wire`].
@@ -48,6 +48,7 @@ pub mod client;
 pub mod config;
 pub mod connection;
 pub mod connection_limit;
+pub mod connection_table;
 pub mod descriptors;
 pub mod directory;
 pub mod discovery;

@@ -1,8 +1,9 @@
-//! Who is connected to the admin port: a bounded number in all, and a share of it for each address.
+//! The limit on connections of the admin port, which the addresses of clients share.
 //!
-//! A newcomer always finds a seat while anybody idles: the oldest idle connection of its own address goes first, and
-//! when the port as a whole is full, the oldest of the address that has most. What waits for an answer that it may
-//! wait for is not idle, and only who may change things can wait.
+//! A new connection finds a seat as long as another is idle. If its address has reached its share, the oldest idle
+//! connection of that address is closed. If the whole port is full, the oldest idle connection of the address with the
+//! most connections is closed. A connection is not idle while it waits for a drain, and only who may change things can
+//! make one wait.
 
 use std::{
     net::IpAddr,
@@ -13,123 +14,115 @@ use std::{
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::{metrics::AdminClosure, shares::network};
+use crate::{
+    connection_table::{ConnectionTable, Connections},
+    metrics::AdminClosure,
+    shares::network,
+};
 
-/// Connections of one port at once: a scrape of a thousand backends is half a megabyte, so that all of them hold less
-/// than one build's context does.
+/// The most connections of the port. A scrape of a thousand backends has half a megabyte, so all of them together hold
+/// less memory than the context of one build.
 const MAX: usize = 256;
 
-/// Connections of one address at once: probes and a Prometheus need one or two, and all daemons of a machine that
-/// is about to stop one each.
+/// The most connections of one address. Probes and a Prometheus need one or two, and all daemons of a machine that
+/// is about to stop need one each.
 const SHARE: usize = 32;
 
-/// How long an answer may take to be read, or a connection rest between two requests of a scraper's.
+/// How long an answer may take to be read, or a scraper may pause between two requests.
 const STAY: Duration = Duration::from_secs(60);
 
+/// A connection that has a seat.
 #[derive(Debug)]
 struct Taken {
-    id: u64,
-    address: Option<IpAddr>,
-    /// When it came or asked last.
+    /// When the connection came, or sent its last request.
     asked: Instant,
-    /// Requests of it that may wait.
+    /// The requests of the connection that may wait.
     waits: usize,
+    /// Cancelled when the seat is given to another connection.
     leave: CancellationToken,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     next: u64,
-    taken: Vec<Taken>,
-}
-
-impl State {
-    fn of(&self, address: Option<IpAddr>) -> usize {
-        self.taken.iter().filter(|seat| seat.address == address).count()
-    }
-
-    /// Sends away the oldest idle connection of `address`; whether there was one.
-    fn vacate(&mut self, address: Option<IpAddr>) -> bool {
-        let idle = self.taken.iter().enumerate();
-        let idle = idle.filter(|(_at, seat)| seat.address == address && seat.waits == 0);
-        let Some((at, _oldest)) = idle.min_by_key(|(_at, seat)| (seat.asked, seat.id)) else {
-            return false;
-        };
-        self.taken.swap_remove(at).leave.cancel();
-        true
-    }
-
-    /// The addresses from the one with most connections down.
-    fn greediest(&self) -> Vec<Option<IpAddr>> {
-        let mut addresses: Vec<_> = self.taken.iter().map(|seat| seat.address).collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses.sort_by_key(|address| std::cmp::Reverse(self.of(*address)));
-        addresses
-    }
+    taken: ConnectionTable<Taken>,
 }
 
 /// The seats of one port.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Seats(Mutex<State>);
 
+impl Default for Seats {
+    fn default() -> Self {
+        Self(Mutex::new(State { next: 0, taken: ConnectionTable::new(longest_idle) }))
+    }
+}
+
 impl Seats {
-    /// A seat for a connection from `ip`, or from this machine; none if all others wait for answers that they may
-    /// wait for. Whom it was taken from is told by the reason.
+    /// Takes a seat for a connection from `ip`, or for one that came through a Unix socket or loopback.
+    ///
+    /// There is none if every connection that could be closed waits for a drain. The second value says whether a limit
+    /// was reached, and which.
     pub(super) fn take(
         self: &Arc<Self>,
         ip: Option<IpAddr>,
         now: Instant,
     ) -> (Option<Seat>, Option<AdminClosure>) {
-        let mut state = self.0.lock();
+        let State { next, taken } = &mut *self.0.lock();
         let address = network(ip);
         let mut closed = None;
-        if address.is_some() && state.of(address) >= SHARE {
+        if address.is_some() && taken.count(address) >= SHARE {
             closed = Some(AdminClosure::Share);
-            if !state.vacate(address) {
-                return (None, closed);
-            }
+            let Some(evicted) = taken.evict_one_of(address) else { return (None, closed) };
+            evicted.leave.cancel();
         }
-        if state.taken.len() >= MAX {
+        if taken.len() >= MAX {
             closed = Some(AdminClosure::Full);
-            if !state.greediest().into_iter().any(|address| state.vacate(address)) {
-                return (None, closed);
-            }
+            let Some(evicted) = taken.evict_any(0) else { return (None, closed) };
+            evicted.leave.cancel();
         }
-        let (id, leave) = (state.next, CancellationToken::new());
-        state.next += 1;
-        state.taken.push(Taken { id, address, asked: now, waits: 0, leave: leave.clone() });
-        (Some(Seat { id, seats: Arc::clone(self), leave }), closed)
-    }
-
-    fn change(&self, id: u64, change: impl FnOnce(&mut Taken)) {
-        if let Some(seat) = self.0.lock().taken.iter_mut().find(|seat| seat.id == id) {
-            change(seat);
-        }
+        let (id, leave) = (*next, CancellationToken::new());
+        *next += 1;
+        taken.insert(address, id, Taken { asked: now, waits: 0, leave: leave.clone() });
+        (Some(Seat { id, address, seats: Arc::clone(self), leave }), closed)
     }
 }
 
-/// One connection's seat.
+/// The connection that sent no request for the longest time. One that waits for a drain stays.
+fn longest_idle(connections: &Connections<Taken>) -> Option<u64> {
+    let idle = connections.iter().filter(|(_, taken)| taken.waits == 0);
+    idle.min_by_key(|(id, taken)| (taken.asked, **id)).map(|(id, _)| *id)
+}
+
+/// The seat of one connection, until dropped.
 #[derive(Debug)]
 pub(super) struct Seat {
     id: u64,
+    address: Option<IpAddr>,
     seats: Arc<Seats>,
     leave: CancellationToken,
 }
 
 impl Seat {
-    /// A request has come.
+    /// Notes that a request came at `now`.
     pub(super) fn asked(&self, now: Instant) {
-        self.seats.change(self.id, |seat| seat.asked = now);
+        self.change(|seat| seat.asked = now);
     }
 
-    /// A request of it may wait, for as long as the guard lives.
+    /// Notes that a request may wait as long as the guard lives.
     pub(super) fn wait(self: &Arc<Self>) -> Waits {
-        self.seats.change(self.id, |seat| seat.waits += 1);
+        self.change(|seat| seat.waits += 1);
         Waits(Arc::clone(self))
     }
 
-    /// When it has to go: its seat is another's, or it stays too long over an answer.
+    fn change(&self, change: impl FnOnce(&mut Taken)) {
+        if let Some(taken) = self.seats.0.lock().taken.get_mut(self.address, self.id) {
+            change(taken);
+        }
+    }
+
+    /// Completes when the connection must close: with a reason if the client takes too long to read an answer or to send
+    /// a request, with `None` if another connection got the seat.
     pub(super) async fn over(&self) -> Option<AdminClosure> {
         tokio::select! {
             () = self.leave.cancelled() => None,
@@ -140,7 +133,7 @@ impl Seat {
     async fn overstayed(&self) {
         loop {
             let mut due = Instant::now() + STAY;
-            self.seats.change(self.id, |seat| {
+            self.change(|seat| {
                 if seat.waits == 0 {
                     due = seat.asked + STAY;
                 }
@@ -155,19 +148,19 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.seats.0.lock().taken.retain(|seat| seat.id != self.id);
+        self.seats.0.lock().taken.remove(self.address, self.id);
     }
 }
 
-/// A request that waits for an answer it may wait for.
+/// A request that may wait for its answer.
 #[derive(Debug)]
 pub(super) struct Waits(Arc<Seat>);
 
 impl Drop for Waits {
     fn drop(&mut self) {
-        self.0.seats.change(self.0.id, |seat| {
+        self.0.change(|seat| {
             seat.waits -= 1;
-            // What it waited for is its answer now, and to be read in time.
+            // From now on the client has the usual time to read the answer.
             seat.asked = Instant::now();
         });
     }
@@ -216,7 +209,7 @@ mod tests {
         }
         let (next, closed) = seats.take(ip("10.1.1.1"), now);
         assert_eq!((next.is_some(), closed), (true, Some(AdminClosure::Full)));
-        assert_eq!(seats.0.lock().of(ip("10.9.9.9")), 9);
+        assert_eq!(seats.0.lock().taken.count(ip("10.9.9.9")), 9);
     }
 
     #[test]
@@ -264,7 +257,7 @@ mod tests {
                 }
                 let state = seats.0.lock();
                 prop_assert!(state.taken.len() <= MAX);
-                prop_assert!(state.of(address) <= SHARE);
+                prop_assert!(state.taken.count(address) <= SHARE);
             }
         }
     }
