@@ -86,9 +86,13 @@ impl Charge {
             }),
         };
         added.map_err(|_over| ProxyError::Memory)?;
+        self.note(more);
+        Ok(())
+    }
+
+    fn note(&mut self, more: u64) {
         self.amount += more;
         self.account.held.inc_by(i64::try_from(more).unwrap_or(i64::MAX));
-        Ok(())
     }
 
     /// Like [`Self::add`], but waits up to 5 s for memory.
@@ -115,18 +119,18 @@ impl Charge {
     }
 
     async fn add_when_free(&mut self, more: usize) -> Result<(), ProxyError> {
-        loop {
-            let shares = self.account.shares.clone();
-            // Created before the attempt, so that bytes given back in between are noticed.
-            let freed = shares.freed();
-            if self.add(more).is_ok() {
-                return Ok(());
+        let more = more as u64;
+        match &mut self.share {
+            Some(share) => {
+                share.grow_when_free(more).await.map_err(|_evicted| ProxyError::Memory)?;
             }
-            tokio::select! {
-                () = freed => {}
-                () = self.evicted() => return Err(ProxyError::Memory),
+            None => {
+                let share = self.account.shares.take_when_free(&self.client, more).await;
+                self.share = Some(share);
             }
         }
+        self.note(more);
+        Ok(())
     }
 
     /// Gives `less` bytes back.

@@ -13,7 +13,7 @@ use crate::{
     identity::Identity,
     ids::Id,
     received::Received,
-    shares::{Limits, Share, Shares},
+    shares::{Limits, Shares},
     wire::{
         self, MAX_MESSAGE_LEN, PREFIX_LEN, Payload, WireError,
         fields::{self, Malformed},
@@ -88,7 +88,7 @@ impl FirstMessage {
                 Payload::Gzip(packed) => unpacked(&packed, read).map_err(unreadable),
             };
         };
-        let turn = turn(queue, client);
+        let turn = queue.take_when_free(client, 1);
         let turn = match &mut self.charge {
             Some(charge) => charge.during(turn).await?,
             None => turn.await,
@@ -130,18 +130,6 @@ fn unpacked<T>(
     read: impl FnOnce(&[u8]) -> Result<T, Malformed>,
 ) -> Result<T, WireError> {
     Ok(read(&wire::unpack(packed)?)?)
-}
-
-/// The right to read a large message.
-async fn turn(queue: &Shares, client: &Client) -> Share {
-    loop {
-        // Asked for before the try, so that what is given back in between counts.
-        let freed = queue.freed();
-        if let Ok(turn) = queue.take(client, 1) {
-            return turn;
-        }
-        freed.await;
-    }
 }
 
 /// Why a message was not read, and how it begins.

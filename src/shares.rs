@@ -41,6 +41,11 @@ pub enum LimitReached {
     Total,
 }
 
+/// The share was taken from its holder, who must free what it was for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a client that holds less got this share")]
+pub struct Evicted;
+
 /// A limit that clients share. Clones share it, too.
 #[derive(Debug, Clone)]
 pub struct Shares(Arc<Inner>);
@@ -88,9 +93,16 @@ impl Shares {
         self.0.ledger.lock().used()
     }
 
-    /// Completes when a share is given back after this call.
-    pub fn freed(&self) -> impl Future<Output = ()> {
-        self.0.freed.notified()
+    /// Waits until `amount` can be taken for `client`, if necessary from a client that holds more.
+    pub async fn take_when_free(&self, client: &Client, amount: u64) -> Share {
+        loop {
+            // Created before the attempt, so that what is given back in between is noticed.
+            let freed = self.0.freed.notified();
+            if let Ok(share) = self.take(client, amount) {
+                return share;
+            }
+            freed.await;
+        }
     }
 }
 
@@ -111,6 +123,25 @@ impl Share {
     /// The limit that the client has reached. The share stays as large as it was.
     pub fn grow(&mut self, more: u64) -> Result<(), LimitReached> {
         self.shares.0.ledger.lock().grow(self.holder, self.id, more)
+    }
+
+    /// Waits until `more` can be taken in addition.
+    ///
+    /// # Errors
+    /// A client that holds less got this share.
+    pub async fn grow_when_free(&mut self, more: u64) -> Result<(), Evicted> {
+        let shares = self.shares.clone();
+        loop {
+            // Created before the attempt, so that what is given back in between is noticed.
+            let freed = shares.0.freed.notified();
+            if self.grow(more).is_ok() {
+                return Ok(());
+            }
+            tokio::select! {
+                () = freed => {}
+                () = self.evicted() => return Err(Evicted),
+            }
+        }
     }
 
     /// Gives `less` back.
