@@ -148,6 +148,16 @@ impl Socket {
         }
         result
     }
+    /// Sends the `rest` of an answer, and says that nothing follows.
+    fn poll_finish_with(&mut self, cx: &mut Context<'_>, rest: &mut &[u8]) -> Poll<io::Result<()>> {
+        while !rest.is_empty() {
+            let written = ready!(self.poll_write(cx, &[io::IoSlice::new(rest)]))?;
+            *rest = &rest[written..];
+        }
+        ready!(self.poll_flush(cx))?;
+        self.poll_shutdown(cx)
+    }
+
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
@@ -246,18 +256,8 @@ impl Batched {
     ///
     /// # Errors
     /// The socket has failed.
-    pub async fn finish_with(&self, bytes: &[u8]) -> io::Result<()> {
-        let mut written = 0;
-        poll_fn(|cx| {
-            let State { socket, outbox, .. } = &mut *self.shared.state.lock();
-            while written < bytes.len() {
-                let rest = io::IoSlice::new(&bytes[written..]);
-                written += ready!(outbox.poll_write(socket, cx, &[rest]))?;
-            }
-            ready!(outbox.poll_write_out(socket, cx))?;
-            socket.poll_shutdown(cx)
-        })
-        .await
+    pub async fn finish_with(&self, mut bytes: &[u8]) -> io::Result<()> {
+        poll_fn(|cx| self.shared.state.lock().socket.poll_finish_with(cx, &mut bytes)).await
     }
 
     /// Sends what has been written, as far as the socket takes it.

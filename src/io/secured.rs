@@ -50,16 +50,8 @@ impl ReadAhead {
     ///
     /// # Errors
     /// The socket has failed.
-    pub async fn finish_with(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut written = 0;
-        poll_fn(|cx| {
-            while written < bytes.len() {
-                let rest = io::IoSlice::new(&bytes[written..]);
-                written += ready!(self.socket.poll_write(cx, &[rest]))?;
-            }
-            self.socket.poll_shutdown(cx)
-        })
-        .await
+    pub async fn finish_with(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        poll_fn(|cx| self.socket.poll_finish_with(cx, &mut bytes)).await
     }
 
     /// Says that nothing follows, and reads to the other side's end without looking at it.
