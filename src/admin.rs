@@ -33,6 +33,7 @@ use self::{
     server::{Port, Server},
 };
 use crate::{
+    acceptor::Acceptor,
     discovery::{SourceError, SourceStatus},
     metrics::Families,
     pool::Pool,
@@ -85,7 +86,7 @@ pub fn serve(
     let router = router(admin);
     let server = || Server::new(router.clone(), &families, tasks, stop);
     info!(%address, port_name = "admin", tls = tls.is_some(), "listening");
-    tasks.spawn(server().run(Port::Admin(listener, tls)));
+    tasks.spawn(server().run(Acceptor::from_tcp(listener, address), Port::Admin(tls)));
     if let Some(control) = control {
         info!(address = %control.address(), port_name = "control", "listening");
         tasks.spawn(control.run(server()));

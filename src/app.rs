@@ -12,6 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
+    acceptor::Acceptor,
     access,
     account::Account,
     address::{Address, HostPort},
@@ -292,10 +293,13 @@ fn max_connections(asked: Option<usize>) -> usize {
 async fn bind_scaler(config: &Config) -> Result<Option<scaler::Port>, StartError> {
     let Some(address) = &config.scaler_listen else { return Ok(None) };
     let failed = |source| StartError::Scaler { address: address.clone(), source };
-    let bound = TcpListener::bind((address.host.as_str(), address.port)).await;
+    let listener = TcpListener::bind((address.host.as_str(), address.port)).await;
+    let listener = listener.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
     let tls = config.scaler_tls_dir.as_deref().map(tls::Server::for_scaler).transpose();
     let tls = tls.map_err(StartError::ScalerTls)?.map(Arc::new);
-    Ok(Some(scaler::Port { listener: bound.map_err(failed)?, tls }))
+    info!(address = %bound, port_name = "scaler", "listening");
+    Ok(Some(scaler::Port { acceptor: Acceptor::from_tcp(listener, bound), tls }))
 }
 
 /// Binds the control listener, if there is to be one.

@@ -8,6 +8,7 @@ mod stream;
 mod windows;
 
 use std::{
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -66,11 +67,12 @@ pub type Ended = Result<(), ConnectionError>;
 /// A connection that speaks HTTP/2.
 type Connection = Pin<Box<Flushing<Server>>>;
 
-/// Who is on the other side of `socket`.
-pub fn client(socket: &Socket) -> Client {
+/// The client of a new connection from `peer`, or through a Unix socket.
+pub fn client(peer: Option<SocketAddr>) -> Client {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let connection = NEXT.fetch_add(1, Ordering::Relaxed);
-    Client::new(connection, socket.peer())
+    // A mapped address is the same client over the other family.
+    Client::new(connection, peer.map(|peer| peer.ip().to_canonical()))
 }
 
 /// Serves one connection until it ends, or until another client gets its permit.

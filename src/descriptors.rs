@@ -1,15 +1,12 @@
 //! The file descriptors of the process: how many there are for each purpose, and which errors mean that they ran out.
 
-use std::{io, time::Duration};
+use std::io;
 
 /// Kept back for the admin port, probes, discovery and files: a sixteenth of all, but this at least.
 const KEPT_BACK: u64 = 64;
 
 /// The most connections, even if the limit of descriptors is higher, because a connection takes memory, too.
 const MOST: u64 = 1 << 18;
-
-/// Wait after a failed accept, so that a process out of descriptors does not spin.
-pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The number of descriptors for each purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -38,6 +38,7 @@ pub mod moderation;
 mod outbox;
 mod payload;
 mod secured;
+mod tcp;
 #[cfg(test)]
 mod tests;
 
@@ -45,7 +46,6 @@ use std::{
     cell::Cell,
     future::poll_fn,
     io,
-    net::IpAddr,
     pin::Pin,
     sync::{
         Arc, OnceLock,
@@ -65,6 +65,7 @@ pub use self::{
     flushing::Flushing,
     payload::Payload,
     secured::{ReadAhead, Secured},
+    tcp::configure_tcp,
 };
 use self::{inbox::Inbox, outbox::Outbox};
 use crate::tls;
@@ -98,16 +99,6 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// The other end's address, if it has one.
-    pub fn peer(&self) -> Option<IpAddr> {
-        match self {
-            // A mapped address is the same client over the other family.
-            Self::Tcp(stream) => stream.peer_addr().ok().map(|addr| addr.ip().to_canonical()),
-            Self::Unix(_) => None,
-            Self::Tls(secured) => secured.socket().peer(),
-        }
-    }
-
     /// Reads until `into` is full or the other side has closed; returns how much came.
     ///
     /// # Errors
@@ -148,6 +139,15 @@ impl Socket {
         }
         result
     }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(secured) => secured.poll_shutdown(cx),
+        }
+    }
+
     /// Sends the `rest` of an answer, and says that nothing follows.
     fn poll_finish_with(&mut self, cx: &mut Context<'_>, rest: &mut &[u8]) -> Poll<io::Result<()>> {
         while !rest.is_empty() {
@@ -158,21 +158,52 @@ impl Socket {
         self.poll_shutdown(cx)
     }
 
-
-    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(secured) => secured.poll_shutdown(cx),
-        }
-    }
-
     /// Sends what a write has taken and not sent; only TLS takes more than it sends.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
             Self::Tls(secured) => secured.poll_flush(cx),
         }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.get_mut().poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_write(cx, &[io::IoSlice::new(from)])
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_write(cx, from)
     }
 }
 
@@ -252,7 +283,7 @@ impl Batched {
         .await
     }
 
-    /// Sends `bytes` and says that nothing follows.
+    /// Sends `bytes` to a client that is not served, and says that nothing follows. Nothing may have been written before.
     ///
     /// # Errors
     /// The socket has failed.

@@ -22,7 +22,7 @@
 //! - [`affinity`] what a build's cache is known by
 //! - [`policy`] which backend takes a build
 //!
-//! Leaves, which anyone may use and which use no one but each other: [`access`], [`account`], [`activity`],
+//! Leaves, which anyone may use and which use no one but each other: [`acceptor`], [`access`], [`account`], [`activity`],
 //! [`address`], [`client`], [`connection_limit`], [`connection_table`], [`descriptors`], [`error`], [`first_message`],
 //! [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`metrics`], [`networks`],
 //! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`],
@@ -31,6 +31,7 @@
 // Whoever reads our output may be gone, and to print would be to panic then.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod acceptor;
 pub mod access;
 pub mod account;
 pub mod activity;

@@ -3,41 +3,25 @@
 mod handshake;
 mod proxy_header;
 
-use std::{
-    io,
-    net::SocketAddr,
-    os::unix::fs::FileTypeExt as _,
-    path::{Path, PathBuf},
-};
+use std::{io, net::SocketAddr};
 
 use futures_util::FutureExt as _;
-use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use self::handshake::Accepted;
 pub use self::{handshake::Handshakes, proxy_header::Hops};
 use crate::{
+    acceptor::Acceptor,
     address::Address,
     client::Client,
     connection::{self, Context},
     connection_limit::{ConnectionLimit, ConnectionPermit, TooManyConnections},
-    descriptors::{ACCEPT_PAUSE, is_shortage},
     io::Socket,
-    upstream::configure_tcp,
 };
 
-/// Connections that may wait to be accepted; the system's own limit is below (`net.core.somaxconn`).
-///
-/// What the standard library asks for, 128, is less than the jobs that one pipeline can start. A client
-/// that finds the queue full is not refused: its SYN is lost, and it tries again after a second.
-const BACKLOG: u32 = 65_535;
-
-/// A bound socket.
+/// A bound socket for clients.
 #[derive(Debug)]
-pub struct Listener {
-    socket: Listening,
-    address: Address,
-}
+pub struct Listener(Acceptor);
 
 /// Admits clients: the limit on connections, and the TLS handshake.
 #[derive(Debug, Clone)]
@@ -48,12 +32,6 @@ pub struct Admission {
     pub handshakes: Option<Handshakes>,
     /// The hops in front that tell their clients' addresses, if there are any.
     pub hops: Option<Hops>,
-}
-
-#[derive(Debug)]
-enum Listening {
-    Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
 }
 
 /// Why an address cannot be listened on.
@@ -70,87 +48,43 @@ impl Listener {
     /// # Errors
     /// The address is in use, unknown or not permitted.
     pub async fn bind(address: &Address) -> Result<Self, ListenError> {
-        Self::try_bind(address)
-            .await
-            .map_err(|source| ListenError { address: address.clone(), source })
+        let failed = |source| ListenError { address: address.clone(), source };
+        Acceptor::bind(address).await.map(Self).map_err(failed)
     }
 
-    async fn try_bind(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Tcp { host, port } => {
-                let listener = listen_tcp(host, *port).await?;
-                let port = listener.local_addr()?.port();
-                let address = Address::Tcp { host: host.clone(), port };
-                Ok(Self { socket: Listening::Tcp(listener), address })
-            }
-            Address::Unix(path) => {
-                remove_stale(path).await?;
-                let socket = UnixSocket::new_stream()?;
-                socket.bind(path)?;
-                let listener = socket.listen(BACKLOG)?;
-                let file = SocketFile::new(path);
-                Ok(Self { socket: Listening::Unix(listener, file), address: address.clone() })
-            }
-        }
-    }
-
-    /// What it is bound to; a port 0 has become the real one.
+    /// The address, with the real port in place of port 0.
     pub fn address(&self) -> &Address {
-        &self.address
+        self.0.address()
     }
 
-    /// Accepts until the drain begins. A client that gets no permit waits a little, with all behind it,
-    /// and is told then.
+    /// Accepts connections until the drain begins. A client that gets no permit is refused after a few seconds, and those
+    /// behind it wait as long.
     pub async fn run(self, context: Context, admission: Admission) {
         let pool = context.proxy.metrics.pool();
         let tls = admission.handshakes.is_some();
-        info!(address = %self.address, port_name = "grpc", pool, tls, "listening");
+        info!(address = %self.address(), port_name = "grpc", pool, tls, "listening");
         tokio::select! {
             () = context.drain.cancelled() => {}
-            () = self.accept_all(&context, &admission) => {}
+            () = accept_all(self.0, &context, &admission) => {}
         }
-    }
-
-    async fn accept_all(&self, context: &Context, admission: &Admission) {
-        let mut failing = false;
-        loop {
-            match self.accept().await {
-                Ok(socket) => {
-                    if failing {
-                        info!(address = %self.address, "accept recovered");
-                        failing = false;
-                    }
-                    receive(socket, context, admission).await;
-                }
-                // The client's own doing: it has gone already.
-                Err(error) if !is_shortage(&error) => debug!(%error, "accept failed"),
-                Err(error) => {
-                    if !failing {
-                        warn!(address = %self.address, %error, "accept failed");
-                        failing = true;
-                    }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-
-    async fn accept(&self) -> io::Result<Socket> {
-        Ok(match &self.socket {
-            Listening::Tcp(listener) => {
-                let (stream, _peer) = listener.accept().await?;
-                // A client that is gone already; its connection fails at once.
-                let _ = configure_tcp(&stream);
-                Socket::Tcp(stream)
-            }
-            Listening::Unix(listener, _file) => Socket::Unix(listener.accept().await?.0),
-        })
     }
 }
 
-/// Serves a connection, after what a hop in front has to tell of it.
-async fn receive(socket: Socket, context: &Context, admission: &Admission) {
-    let client = connection::client(&socket);
+async fn accept_all(mut acceptor: Acceptor, context: &Context, admission: &Admission) {
+    loop {
+        let (socket, peer) = acceptor.accept(|| false).await;
+        receive(socket, peer, context, admission).await;
+    }
+}
+
+/// Serves a connection, after a hop in front has told the address of the client.
+async fn receive(
+    socket: Socket,
+    peer: Option<SocketAddr>,
+    context: &Context,
+    admission: &Admission,
+) {
+    let client = connection::client(peer);
     let Some(hops) = admission.hops.as_ref().filter(|hops| hops.have(&client)) else {
         return serve(socket, client, context, admission).await;
     };
@@ -229,76 +163,4 @@ async fn refuse(
         }
     };
     connection::refuse(socket, client, cause, context).await;
-}
-
-/// Listens on the first address of `host` that can be bound.
-async fn listen_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
-    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in tokio::net::lookup_host((host, port)).await? {
-        match listen_at(address) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
-}
-
-fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
-/// Removes the file of a Unix socket when its listener goes.
-#[derive(Debug)]
-pub(crate) struct SocketFile(PathBuf);
-
-impl SocketFile {
-    /// That of a socket which is bound to `path`.
-    pub(crate) fn new(path: &Path) -> Self {
-        Self(path.to_owned())
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Someone may have removed it before us.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-/// Removes a socket file that nobody listens on any more.
-pub(crate) async fn remove_stale(path: &Path) -> io::Result<()> {
-    match tokio::fs::symlink_metadata(path).await {
-        Ok(metadata) if metadata.file_type().is_socket() => {
-            if tokio::net::UnixStream::connect(path).await.is_ok() {
-                return Err(io::ErrorKind::AddrInUse.into());
-            }
-            tokio::fs::remove_file(path).await
-        }
-        // Not a socket: binding says what is wrong.
-        _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use futures_util::future::try_join_all;
-    use tokio::net::TcpStream;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_burst_of_clients_finds_room_before_any_is_accepted() {
-        let listener = listen_tcp("127.0.0.1", 0).await.expect("it listens");
-        let address = listener.local_addr().expect("it is bound");
-        let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("Linux");
-        let clients = most.trim().parse().map_or(400, |most: usize| most.min(400));
-        let clients = try_join_all((0..clients).map(|_| TcpStream::connect(address)));
-        let clients = tokio::time::timeout(Duration::from_secs(20), clients).await;
-        clients.expect("no SYN is dropped").expect("all connect");
-    }
 }

@@ -8,17 +8,16 @@ mod service;
 
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{server::Server, service::Service};
-use crate::{metrics::TlsSide, pool::Pool, tls};
+use crate::{acceptor::Acceptor, metrics::TlsSide, pool::Pool, tls};
 
 /// Where KEDA connects.
 #[derive(Debug)]
 pub struct Port {
-    /// Its socket.
-    pub listener: TcpListener,
+    /// The bound socket.
+    pub acceptor: Acceptor,
     /// What KEDA shakes hands with, if it speaks TLS.
     pub tls: Option<Arc<tls::Server>>,
 }
@@ -38,5 +37,5 @@ pub fn serve(
         let metrics = Arc::clone(&pool.proxy.metrics);
         tasks.spawn(Arc::clone(tls).follow(TlsSide::Scaler, metrics, stop.clone()));
     }
-    tasks.spawn(Server::new(service, port.tls, tasks.clone(), stop.clone()).run(port.listener));
+    tasks.spawn(Server::new(service, port.tls, tasks.clone(), stop.clone()).run(port.acceptor));
 }

@@ -26,7 +26,7 @@ use self::{
     dial::{Dial, Dialer, Owner, Sender, Windows},
 };
 pub use self::{
-    dial::{CONNECT_TIMEOUT, configure_tcp},
+    dial::CONNECT_TIMEOUT,
     links::{SharedLinks, client_connections},
 };
 use crate::{

@@ -3,7 +3,6 @@
 
 use std::{
     fs::File,
-    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,11 +11,7 @@ use std::{
 use axum::{Router, body::Body, http::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
-    sync::Notify,
-};
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_service::Service as _;
 use tracing::{debug, warn};
@@ -27,12 +22,11 @@ use super::{
     secured::Tls,
 };
 use crate::{
-    descriptors::{ACCEPT_PAUSE, is_shortage},
+    acceptor::{Accepted, Acceptor},
     error::ConnectionError,
     io::Socket,
     metrics::{AdminClosure, Families},
     telemetry::Throttle,
-    upstream::configure_tcp,
 };
 
 /// How long a request's head may take, and a connection rest before it: above the interval of most scrapers, which
@@ -46,15 +40,13 @@ const MAX_HEAD: usize = 16 * 1024;
 /// kubelet and a scrape at once.
 const SPARES: usize = 8;
 
-/// What is listened on.
+/// Which port is served.
 #[derive(Debug)]
 pub(super) enum Port {
-    /// The admin port, which speaks TLS or not.
-    Admin(TcpListener, Option<Tls>),
-    /// The control listener, on loopback.
-    Loopback(TcpListener),
-    /// The control listener, as a file.
-    File(UnixListener),
+    /// The admin port, with TLS or without.
+    Admin(Option<Tls>),
+    /// The control listener, whose callers may change things.
+    Control,
 }
 
 /// One port and who is connected to it.
@@ -89,63 +81,34 @@ impl Server {
         }
     }
 
-    /// Serves the port until the stop.
-    pub(super) async fn run(self, port: Port) {
+    /// Serves the `port` until the stop.
+    pub(super) async fn run(self, mut acceptor: Acceptor, port: Port) {
         let server = Arc::new(self);
         let mut spares = Spares::default();
-        spares.refill();
         loop {
-            let accepted = tokio::select! {
+            spares.refill();
+            tokio::select! {
                 () = server.stop.cancelled() => return,
-                () = server.left.notified() => {
-                    spares.refill();
-                    continue;
-                }
-                accepted = server.accept(&port) => accepted,
-            };
-            let Err(error) = accepted else {
-                spares.refill();
-                continue;
-            };
-            if is_shortage(&error) && spares.give_one_up() {
-                continue;
+                // The descriptor of a connection that has ended can become a spare.
+                () = server.left.notified() => {}
+                accepted = acceptor.accept(|| spares.give_one_up()) => server.admit(accepted, &port),
             }
-            debug!(%error, "accept failed on the admin port");
-            tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     }
 
-    async fn accept(self: &Arc<Self>, port: &Port) -> io::Result<()> {
-        match port {
-            Port::Admin(listener, tls) => {
-                let (stream, peer) = listener.accept().await?;
-                // A client that is gone already; its connection fails at once.
-                let _ = configure_tcp(&stream);
-                if let Some(caller) = self.seat(From::Admin(peer)) {
-                    match tls {
-                        None => self.tasks.spawn(Arc::clone(self).serve(stream, caller)),
-                        Some(tls) => {
-                            let socket = Socket::Tcp(stream);
-                            let tls = tls.clone();
-                            self.tasks.spawn(Arc::clone(self).serve_secured(socket, tls, caller))
-                        }
-                    };
-                }
-            }
-            Port::Loopback(listener) => {
-                let stream = listener.accept().await?.0;
-                if let Some(caller) = self.seat(From::Control) {
-                    self.tasks.spawn(Arc::clone(self).serve(stream, caller));
-                }
-            }
-            Port::File(listener) => {
-                let stream = listener.accept().await?.0;
-                if let Some(caller) = self.seat(From::Control) {
-                    self.tasks.spawn(Arc::clone(self).serve(stream, caller));
-                }
-            }
-        }
-        Ok(())
+    /// Serves a new connection if there is a seat for it.
+    fn admit(self: &Arc<Self>, (socket, peer): Accepted, port: &Port) {
+        let (from, tls) = match (port, peer) {
+            (Port::Control, _) => (From::Control, None),
+            (Port::Admin(tls), Some(peer)) => (From::Admin(peer), tls.clone()),
+            // The admin port is never a Unix socket.
+            (Port::Admin(_), None) => return,
+        };
+        let (server, Some(caller)) = (Arc::clone(self), self.seat(from)) else { return };
+        match tls {
+            None => self.tasks.spawn(server.serve(socket, caller)),
+            Some(tls) => self.tasks.spawn(server.serve_secured(socket, tls, caller)),
+        };
     }
 
     /// A seat for a new connection, if there is one for it.
@@ -171,9 +134,9 @@ impl Server {
         };
         drop(seat);
         match accepted {
-            Ok(Some((stream, certificate))) => {
+            Ok(Some((secured, certificate))) => {
                 caller.certificate = certificate.map(Arc::new);
-                return self.serve(stream.into_stream(), caller).await;
+                return self.serve(Socket::Tls(Box::new(secured)), caller).await;
             }
             Ok(None) => {}
             Err(ConnectionError { reason, text }) => {
@@ -187,10 +150,7 @@ impl Server {
         self.left.notify_one();
     }
 
-    async fn serve<S>(self: Arc<Self>, stream: S, caller: Caller)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn serve(self: Arc<Self>, socket: Socket, caller: Caller) {
         let Caller { seat, from, .. } = caller.clone();
         let router = self.router.clone();
         let service = service_fn(move |request: Request<Incoming>| {
@@ -204,7 +164,7 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(socket), service);
         tokio::select! {
             served = connection => {
                 if let Err(error) = served {

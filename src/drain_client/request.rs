@@ -15,15 +15,9 @@ use rustls::{
     ClientConfig,
     pki_types::{InvalidDnsNameError, ServerName},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
-};
+use tokio::net::{TcpStream, UnixStream};
 
-use crate::{
-    io::{Secured, Socket},
-    upstream::configure_tcp,
-};
+use crate::io::{Secured, Socket, configure_tcp};
 
 /// A proxy that is there accepts at once; one whose node is gone does not.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,29 +88,29 @@ pub(super) async fn post(
         request = request.header(AUTHORIZATION, format!("Bearer {token}"));
     }
     let request = request.body(Empty::new())?;
-    let exchanged = match address {
-        ProxyAddress::Tcp { address, host } => {
-            let stream = connected(TcpStream::connect(address)).await?;
-            // A proxy that is gone already; the exchange fails at once.
-            let _ = configure_tcp(&stream);
-            match &credentials.tls {
-                None => tokio::time::timeout(limit, exchange(stream, request)).await,
-                Some(tls) => {
-                    let name = credentials.server_name.as_deref().unwrap_or(host);
-                    let stream = secured(stream, tls, name).await?;
-                    tokio::time::timeout(limit, exchange(stream.into_stream(), request)).await
-                }
-            }
-        }
-        ProxyAddress::Unix(path) => {
-            let stream = connected(UnixStream::connect(path)).await?;
-            tokio::time::timeout(limit, exchange(stream, request)).await
-        }
-    };
+    let socket = connected(address, credentials).await?;
+    let exchanged = tokio::time::timeout(limit, exchange(socket, request)).await;
     exchanged.unwrap_or(Err(RequestError::Timeout))
 }
 
-async fn connected<S>(connect: impl Future<Output = io::Result<S>>) -> Result<S, RequestError> {
+async fn connected(
+    address: &ProxyAddress,
+    credentials: &Credentials,
+) -> Result<Socket, RequestError> {
+    match address {
+        ProxyAddress::Tcp { address, host } => {
+            let stream = in_time(TcpStream::connect(address)).await?;
+            // If the proxy is gone already, the exchange fails at once.
+            let _ = configure_tcp(&stream);
+            let socket = Socket::Tcp(stream);
+            let Some(tls) = &credentials.tls else { return Ok(socket) };
+            secured(socket, tls, credentials.server_name.as_deref().unwrap_or(host)).await
+        }
+        ProxyAddress::Unix(path) => Ok(Socket::Unix(in_time(UnixStream::connect(path)).await?)),
+    }
+}
+
+async fn in_time<S>(connect: impl Future<Output = io::Result<S>>) -> Result<S, RequestError> {
     match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
         Ok(stream) => stream.map_err(RequestError::Connect),
         Err(_elapsed) => Err(RequestError::ConnectTimeout),
@@ -125,28 +119,26 @@ async fn connected<S>(connect: impl Future<Output = io::Result<S>>) -> Result<S,
 
 /// Shakes hands with what should be `name`.
 async fn secured(
-    stream: TcpStream,
+    socket: Socket,
     tls: &Arc<ClientConfig>,
     name: &str,
-) -> Result<Secured, RequestError> {
+) -> Result<Socket, RequestError> {
     // A name that is written with the dot of the root has none in certificates.
     let server_name = ServerName::try_from(name.trim_end_matches('.').to_owned())
         .map_err(|source| RequestError::ServerName { name: name.to_owned(), source })?;
-    let handshake = Secured::connect(Socket::Tcp(stream), Arc::clone(tls), server_name);
+    let handshake = Secured::connect(socket, Arc::clone(tls), server_name);
     match tokio::time::timeout(CONNECT_TIMEOUT, handshake).await {
-        Ok(secured) => secured.map_err(RequestError::Handshake),
+        Ok(Ok(secured)) => Ok(Socket::Tls(Box::new(secured))),
+        Ok(Err(error)) => Err(RequestError::Handshake(error)),
         Err(_elapsed) => Err(RequestError::ConnectTimeout),
     }
 }
 
-async fn exchange<S>(
-    stream: S,
+async fn exchange(
+    socket: Socket,
     request: Request<Empty<Bytes>>,
-) -> Result<(StatusCode, String), RequestError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+) -> Result<(StatusCode, String), RequestError> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
     let answer = async move {
         let response = sender.send_request(request).await?;
         let status = response.status();

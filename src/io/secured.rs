@@ -179,16 +179,6 @@ impl Secured {
         Some(session.peer_certificates()?.first()?.clone().into_owned())
     }
 
-    /// The stream, for whoever reads and writes it as the libraries do.
-    pub fn into_stream(self) -> TlsStream<ReadAhead> {
-        self.0
-    }
-
-    /// What is below.
-    pub(super) fn socket(&self) -> &Socket {
-        &self.0.get_ref().0.socket
-    }
-
     /// Reads what has come, as far as it fits: the library hands on one record at a time, of which bulk
     /// data has many.
     pub(super) fn poll_read(

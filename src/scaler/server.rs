@@ -8,22 +8,18 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{
-    net::{TcpListener, TcpStream},
-    time::timeout,
-};
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::service::Service;
 use crate::{
+    acceptor::{Accepted, Acceptor},
     client::{ActiveStreams, Client},
     connection,
     connection_limit::ConnectionLimit,
-    descriptors::ACCEPT_PAUSE,
     io::{Batched, Flushing, ReadAhead, Secured, Socket},
     tls::{self, HANDSHAKE_TIMEOUT},
-    upstream::configure_tcp,
     wire::externalscaler::external_scaler_server::ExternalScalerServer,
 };
 
@@ -62,31 +58,18 @@ impl Server {
     }
 
     /// Serves the port until the stop.
-    pub(super) async fn run(self, listener: TcpListener) {
-        if let Ok(address) = listener.local_addr() {
-            info!(%address, port_name = "scaler", "listening");
-        }
+    pub(super) async fn run(self, mut acceptor: Acceptor) {
         loop {
-            let accepted = tokio::select! {
+            tokio::select! {
                 () = self.stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _peer)) => self.admit(stream),
-                Err(error) => {
-                    debug!(%error, "accept failed on the scaler port");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+                accepted = acceptor.accept(|| false) => self.admit(accepted),
             }
         }
     }
 
-    /// Serves a connection if there is a place for it.
-    fn admit(&self, stream: TcpStream) {
-        // A client that is gone already; its connection fails at once.
-        let _ = configure_tcp(&stream);
-        let socket = Socket::Tcp(stream);
-        let client = connection::client(&socket);
+    /// Serves a connection if the limit allows one more.
+    fn admit(&self, (socket, peer): Accepted) {
+        let client = connection::client(peer);
         match self.limit.take(&client) {
             Ok(permit) => {
                 let (service, tls) = (self.service.clone(), self.tls.clone());

@@ -15,7 +15,6 @@ use futures_util::{
 };
 use h2::client::SendRequest;
 use rustls::pki_types::ServerName;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
@@ -27,39 +26,13 @@ use crate::{
     error::{Chain, ProxyError, chain},
     fleet::{Backend, Fault},
     http2_limits::{DAEMON_HEADER_LIST_LEN, FRAME_LEN, SEND_BUFFER_LEN},
-    io::{Batched, Flushing, Payload, Secured, Socket},
+    io::{Batched, Flushing, Payload, Secured, Socket, configure_tcp},
     shares::{LimitReached, Share, Shares},
     tls,
 };
 
 /// A daemon that accepts takes milliseconds; a lost SYN is sent again after 1 s and 3 s.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// An idle peer that is gone is found after this plus three probes ten seconds apart.
-///
-/// TCP's own keepalive, not HTTP/2's: a daemon closes a connection that is pinged more often than
-/// every five minutes (grpc-go `too_many_pings`). It also keeps a cloud load balancer's idle timer
-/// (4 minutes on Azure) from closing a silent build.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How long sent data may stay unacknowledged: a node that vanished in the middle of a transfer.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
-
-/// Sets what every TCP connection of the proxy has: no delay, and keepalive that finds dead peers.
-///
-/// # Errors
-/// The system refuses an option.
-pub fn configure_tcp(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(3);
-    socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
-}
 
 /// Why there is no connection.
 #[derive(Debug, Clone)]
