@@ -113,7 +113,7 @@ fn set_cordoned(
     let mut text = String::new();
     for (_pool, backend) in find(admin, name, which.pool.as_deref())? {
         backend.set_cordoned(cordoned);
-        text += &format!("{name} is {}, {} builds\n", backend.state().label(), backend.builds());
+        text += &format!("{name} is {}, builds: {}\n", backend.state().label(), backend.builds());
     }
     Ok(text)
 }
