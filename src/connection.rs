@@ -26,7 +26,7 @@ use self::{calls::Calls, server::Server};
 use crate::{
     client::{ActiveStreams, Client},
     connection_limit::{ConnectionPermit, TooManyConnections},
-    error::{ConnectionError, ProxyError, chain},
+    error::{ConnectionError, ConnectionErrorReason, ProxyError, chain},
     io::{Batched, Flushing, PREFACE_LEN, Socket},
     metrics::Metrics,
     opening::{self, HTTP1_ANSWER, Opening},
@@ -99,7 +99,7 @@ pub fn serve(
 
 /// Answers the calls of a client that gets no permit, and closes the connection.
 pub async fn refuse(socket: Socket, client: Client, cause: TooManyConnections, context: Context) {
-    context.proxy.metrics.connection_error("too_many_connections");
+    context.proxy.metrics.connection_error(ConnectionErrorReason::TooManyConnections);
     let refused = ProxyError::TooManyConnections(cause);
     let _ = timeout(TELLING_TIMEOUT, Box::pin(drive(socket, client, context, Some(refused)))).await;
 }
@@ -186,24 +186,27 @@ fn handshake(
 }
 
 fn no_handshake() -> ConnectionError {
-    ConnectionError::new("handshake_timeout", "no HTTP/2 preface")
+    ConnectionError::new(ConnectionErrorReason::HandshakeTimeout, "no HTTP/2 preface")
 }
 
 /// Another client got the permit.
 pub fn evicted() -> ConnectionError {
-    ConnectionError::new("evicted", "it had no stream, and another client needed its permit")
+    ConnectionError::new(
+        ConnectionErrorReason::Evicted,
+        "the connection had no stream, and another client needed its permit",
+    )
 }
 
 /// The socket has failed before anything was spoken.
 pub fn lost(error: &std::io::Error) -> ConnectionError {
-    ConnectionError::new("io", error.to_string())
+    ConnectionError::new(ConnectionErrorReason::Io, error.to_string())
 }
 
 /// Logs and counts a connection that has ended in an `error`.
 pub fn report_error(connection: u64, metrics: &Metrics, error: &ConnectionError) {
     let ConnectionError { reason, text } = error;
-    debug!(connection, reason, error = text, "connection ended");
-    metrics.connection_error(reason);
+    debug!(connection, reason = reason.label(), error = text, "connection ended");
+    metrics.connection_error(*reason);
 }
 
 /// Completes if the client has not finished the handshake in time.
@@ -245,13 +248,19 @@ async fn unused(active: &ActiveStreams) {
 }
 
 fn outcome(result: Result<(), h2::Error>, io: &Batched) -> Ended {
-    match result {
+    let error = match result {
         // A TCP health check: connects and closes.
-        Err(_) if io.received() == 0 => Ok(()),
+        Err(_) if io.received() == 0 => return Ok(()),
+        Err(error) => error,
+        Ok(()) => return Ok(()),
+    };
+    let reason = if error.is_io() {
         // Hanging up in the middle is how a killed client leaves.
-        Err(error) if error.is_io() => Err(ConnectionError::new("io", chain(&error))),
-        Err(error) if error.is_remote() => Err(ConnectionError::new("goaway", chain(&error))),
-        Err(error) => Err(ConnectionError::new("protocol", chain(&error))),
-        Ok(()) => Ok(()),
-    }
+        ConnectionErrorReason::Io
+    } else if error.is_remote() {
+        ConnectionErrorReason::Goaway
+    } else {
+        ConnectionErrorReason::Protocol
+    };
+    Err(ConnectionError::new(reason, chain(&error)))
 }

@@ -3,6 +3,9 @@
 //! A daemon's errors never come through here: they are relayed byte for byte. What does come through
 //! is marked with [`MARKER`], so that the two can be told apart.
 
+mod connection;
+mod reason;
+
 use std::{error::Error, fmt, time::Duration};
 
 use bytes::Bytes;
@@ -10,6 +13,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tonic::Code;
 
+pub use self::{
+    connection::{ConnectionError, ConnectionErrorReason},
+    reason::ErrorReason,
+};
 use crate::{
     access, connection_limit::TooManyConnections, http2_limits::TRAILER_LIST_LEN,
     shares::LimitReached, wire::WireError,
@@ -20,22 +27,6 @@ pub const MARKER: HeaderName = HeaderName::from_static("buildkit-lb-error");
 
 /// What `grpc-message` must escape: all but printable ASCII, and the percent sign (gRPC over HTTP/2).
 const MESSAGE_ESCAPES: &AsciiSet = &CONTROLS.add(b'%');
-
-/// Why a connection has ended, or its handshake has failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConnectionError {
-    /// The word that it is counted under.
-    pub reason: &'static str,
-    /// What it is.
-    pub text: String,
-}
-
-impl ConnectionError {
-    /// One of `reason`, with a `text` for people.
-    pub fn new(reason: &'static str, text: impl Into<String>) -> Self {
-        Self { reason, text: text.into() }
-    }
-}
 
 /// Why the proxy itself ended a stream.
 ///
@@ -254,42 +245,42 @@ impl ProxyError {
         }
     }
 
-    /// A word for the marker header and the metric's label.
-    pub fn reason(&self) -> &'static str {
+    /// The kind of the error, for the marker header, metrics and logs.
+    pub fn reason(&self) -> ErrorReason {
         match self {
-            Self::NoBackend(_) => "no_backend",
-            Self::WaitedOut { .. } => "waited_out",
-            Self::QueueFull(_) => "queue_full",
-            Self::Draining => "draining",
-            Self::Connect { .. } => "connect",
-            Self::BackendLost { .. } => "backend_lost",
-            Self::Shortage { .. } => "shortage",
-            Self::BadAnswer { .. } => "bad_answer",
-            Self::AnswerTooLarge { .. } => "answer_too_large",
-            Self::BackendDeparted { .. } => "backend_departed",
-            Self::Incomplete { .. } => "incomplete",
-            Self::TooOld { .. } => "too_old",
-            Self::UnknownBuild(_) => "unknown_build",
-            Self::UnknownContent(_) => "unknown_content",
-            Self::BadMessage { .. } => "bad_message",
-            Self::MessageTooLarge { .. } => "message_too_large",
-            Self::MessageTimeout { .. } => "message_timeout",
-            Self::SessionOpen(_) => "session_open",
-            Self::RefTaken { .. } => "ref_taken",
-            Self::NoSession(_) => "no_session",
-            Self::Denied(_) => "denied",
-            Self::TooManyBuilds { .. } => "too_many_builds",
-            Self::Parked(_) => "parked",
-            Self::TooManyConnections(_) => "too_many_connections",
-            Self::Memory => "memory",
-            Self::Limit(_) => "limit",
+            Self::NoBackend(_) => ErrorReason::NoBackend,
+            Self::WaitedOut { .. } => ErrorReason::WaitedOut,
+            Self::QueueFull(_) => ErrorReason::QueueFull,
+            Self::Draining => ErrorReason::Draining,
+            Self::Connect { .. } => ErrorReason::Connect,
+            Self::BackendLost { .. } => ErrorReason::BackendLost,
+            Self::Shortage { .. } => ErrorReason::Shortage,
+            Self::BadAnswer { .. } => ErrorReason::BadAnswer,
+            Self::AnswerTooLarge { .. } => ErrorReason::AnswerTooLarge,
+            Self::BackendDeparted { .. } => ErrorReason::BackendDeparted,
+            Self::Incomplete { .. } => ErrorReason::Incomplete,
+            Self::TooOld { .. } => ErrorReason::TooOld,
+            Self::UnknownBuild(_) => ErrorReason::UnknownBuild,
+            Self::UnknownContent(_) => ErrorReason::UnknownContent,
+            Self::BadMessage { .. } => ErrorReason::BadMessage,
+            Self::MessageTooLarge { .. } => ErrorReason::MessageTooLarge,
+            Self::MessageTimeout { .. } => ErrorReason::MessageTimeout,
+            Self::SessionOpen(_) => ErrorReason::SessionOpen,
+            Self::RefTaken { .. } => ErrorReason::RefTaken,
+            Self::NoSession(_) => ErrorReason::NoSession,
+            Self::Denied(_) => ErrorReason::Denied,
+            Self::TooManyBuilds { .. } => ErrorReason::TooManyBuilds,
+            Self::Parked(_) => ErrorReason::Parked,
+            Self::TooManyConnections(_) => ErrorReason::TooManyConnections,
+            Self::Memory => ErrorReason::Memory,
+            Self::Limit(_) => ErrorReason::Limit,
         }
     }
 
     /// The trailers that carry this error.
     pub fn trailers(&self) -> HeaderMap {
         let mut trailers = status_trailers(self.code(), &self.to_string());
-        trailers.insert(MARKER, HeaderValue::from_static(self.reason()));
+        trailers.insert(MARKER, HeaderValue::from_static(self.reason().label()));
         trailers
     }
 

@@ -17,10 +17,10 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Hist
 use tonic::Code;
 
 use self::labels::{
-    BackendLabels, CertificateLabels, CodeLabels, DecisionLabels, DirectionLabels, DrainLabels,
-    FaultLabels, GrpcCodeLabels, MethodLabels, PodErrorLabels, PoolLabels, QueueLabels,
-    ReasonLabels, ReloadLabels, ResultLabels, SourceLabels, SourceReasonLabels, StateLabels,
-    VersionLabels,
+    BackendLabels, CertificateLabels, CodeLabels, ConnectionErrorLabels, DecisionLabels,
+    DirectionLabels, DrainLabels, FaultLabels, GrpcCodeLabels, MethodLabels, PodErrorLabels,
+    PoolLabels, QueueLabels, RejectionLabels, ReloadLabels, ResultLabels, SourceLabels,
+    SourceReasonLabels, StateLabels, VersionLabels,
 };
 pub use self::{
     families::{Description, Families},
@@ -29,7 +29,10 @@ pub use self::{
         PodVerb, QueueExit, ReloadResult, SessionResult, TlsSide,
     },
 };
-use crate::outage::Reason;
+use crate::{
+    error::{ConnectionErrorReason, ErrorReason},
+    outage::Reason,
+};
 
 /// The name of the pool where the configuration has only one and does not name it.
 pub const DEFAULT_POOL: &str = "default";
@@ -99,14 +102,14 @@ impl Metrics {
     }
 
     /// Counts one stream that the proxy answered with its own error.
-    pub fn reject(&self, reason: &str) {
-        let labels = ReasonLabels::new(&self.pool, reason);
+    pub fn reject(&self, reason: ErrorReason) {
+        let labels = RejectionLabels::new(&self.pool, reason);
         self.families.rejected.get_or_create(&labels).inc();
     }
 
     /// Counts one client connection that ended in an error.
-    pub fn connection_error(&self, reason: &str) {
-        let labels = ReasonLabels::new(&self.pool, reason);
+    pub fn connection_error(&self, reason: ConnectionErrorReason) {
+        let labels = ConnectionErrorLabels::new(&self.pool, reason);
         self.families.connection_errors.get_or_create(&labels).inc();
     }
 

@@ -1,6 +1,6 @@
 //! What a client begins with: HTTP/2, TLS, or something that no port of the proxy speaks.
 
-use crate::io::PREFACE;
+use crate::{error::ConnectionErrorReason, io::PREFACE};
 
 /// As much of what came as a log record shows.
 const SHOWN_LEN: usize = 24;
@@ -55,13 +55,13 @@ impl Opening {
     }
 
     /// The reason that the connection's end is counted under, where it is not what the port speaks.
-    pub fn reason(self) -> &'static str {
+    pub fn reason(self) -> ConnectionErrorReason {
         match self {
-            Self::Tls => "tls",
-            Self::Http1 => "http1",
-            Self::ProxyHeader => "proxy_header",
-            Self::Http2 => "plain_http2",
-            Self::Nothing | Self::Other => "not_http2",
+            Self::Tls => ConnectionErrorReason::Tls,
+            Self::Http1 => ConnectionErrorReason::Http1,
+            Self::ProxyHeader => ConnectionErrorReason::ProxyHeader,
+            Self::Http2 => ConnectionErrorReason::PlainHttp2,
+            Self::Nothing | Self::Other => ConnectionErrorReason::NotHttp2,
         }
     }
 }

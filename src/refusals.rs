@@ -13,7 +13,7 @@ use tracing::{field, info, warn};
 use crate::{
     call::{CallError, CallResult},
     connection_limit::TooManyConnections,
-    error::ProxyError,
+    error::{ConnectionError, ConnectionErrorReason, ProxyError},
     metrics::Metrics,
     relay::{Body, ResetError},
     telemetry::Throttle,
@@ -55,7 +55,8 @@ impl Refusals {
     pub fn answer(&self, error: &ProxyError) -> Response<Body> {
         let reason = error.reason();
         self.metrics.reject(reason);
-        if let Some(held_back) = self.logged.admit(reason, Instant::now()) {
+        if let Some(held_back) = self.logged.admit(reason.label(), Instant::now()) {
+            let reason = reason.label();
             info!(pool = self.metrics.pool(), reason, %error, held_back, "stream rejected");
         }
         error.response()
@@ -74,7 +75,8 @@ impl Refusals {
     }
 
     /// Logs that a client does not speak what the port does: the kind of what it speaks, and how that begins.
-    pub fn stranger(&self, kind: &'static str, client: Option<IpAddr>, seen: &str) {
+    pub fn stranger(&self, kind: ConnectionErrorReason, client: Option<IpAddr>, seen: &str) {
+        let kind = kind.label();
         if let Some(held_back) = self.strangers.admit(kind, Instant::now()) {
             let (pool, client) = (self.metrics.pool(), client.map(field::display));
             warn!(pool, kind, client, seen, held_back, "client does not speak what this port does");
@@ -82,7 +84,8 @@ impl Refusals {
     }
 
     /// Logs that a client's TLS handshake failed, and why.
-    pub fn handshake(&self, reason: &'static str, client: Option<IpAddr>, error: &str) {
+    pub fn handshake(&self, failure: &ConnectionError, client: Option<IpAddr>) {
+        let (reason, error) = (failure.reason.label(), failure.text.as_str());
         if let Some(held_back) = self.handshakes.admit(reason, Instant::now()) {
             let (pool, client) = (self.metrics.pool(), client.map(field::display));
             warn!(pool, reason, client, error, held_back, "TLS handshake failed");
@@ -92,8 +95,11 @@ impl Refusals {
     /// Logs that all `limit` connections are taken: a client gets none because of `cause`, or gets that of
     /// another one.
     pub fn full(&self, limit: usize, client: Option<IpAddr>, cause: Option<TooManyConnections>) {
-        let kind = cause.map_or("evicted", |_| "too_many_connections");
-        if let Some(held_back) = self.full.admit(kind, Instant::now()) {
+        let reason = match cause {
+            Some(_) => ConnectionErrorReason::TooManyConnections,
+            None => ConnectionErrorReason::Evicted,
+        };
+        if let Some(held_back) = self.full.admit(reason.label(), Instant::now()) {
             let (client, cause) = (client.map(field::display), cause.map(field::display));
             match cause {
                 Some(cause) => warn!(limit, client, error = cause, held_back, "connection refused"),

@@ -140,6 +140,7 @@ impl Server {
             }
             Ok(None) => {}
             Err(ConnectionError { reason, text }) => {
+                let reason = reason.label();
                 if let Some(held_back) = self.told.admit(reason, Instant::now()) {
                     let from = caller.from;
                     warn!(reason, %from, error = text, held_back, "TLS handshake failed on the admin port");

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::{
     client::Client,
     connection::{self, CLOSING_TIMEOUT, Context, evicted, lost, quiet, turn_away},
-    error::ConnectionError,
+    error::{ConnectionError, ConnectionErrorReason},
     identity::Identity,
     io::{ReadAhead, Secured, Socket},
     opening::{self, Opening, PLAIN_ANSWER},
@@ -101,9 +101,8 @@ impl Handshakes {
             }
             Err((error, io)) => {
                 let failure = tls::failure(&error, "the client");
-                if failure.reason != "io" {
-                    let ConnectionError { reason, text } = &failure;
-                    context.proxy.refusals.handshake(reason, client.address, text);
+                if failure.reason != ConnectionErrorReason::Io {
+                    context.proxy.refusals.handshake(&failure, client.address);
                     // Whoever sends for ever is not listened to.
                     let _ = timeout(CLOSING_TIMEOUT, io.linger()).await;
                 }
@@ -122,8 +121,8 @@ fn identify(
     let Some(certificate) = certificate else { return Ok(None) };
     context.proxy.identities.identify(certificate).map(|name| Some(Arc::new(name))).map_err(
         |error| {
-            let failure = ConnectionError::new("tls_no_name", error.to_string());
-            context.proxy.refusals.handshake(failure.reason, client.address, &failure.text);
+            let failure = ConnectionError::new(ConnectionErrorReason::TlsNoName, error.to_string());
+            context.proxy.refusals.handshake(&failure, client.address);
             failure
         },
     )
@@ -131,5 +130,5 @@ fn identify(
 
 fn too_many() -> ConnectionError {
     let text = "others with fewer TLS handshakes under way needed this one's permit";
-    ConnectionError::new("tls_busy", text)
+    ConnectionError::new(ConnectionErrorReason::TlsBusy, text)
 }

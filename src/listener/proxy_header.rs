@@ -12,11 +12,11 @@ use std::{
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::debug;
 
 use crate::{
     client::Client,
-    connection::{Context, quiet},
+    connection::{self, Context, quiet},
+    error::{ConnectionError, ConnectionErrorReason},
     io::Socket,
     networks::Network,
     opening,
@@ -82,11 +82,12 @@ pub(super) async fn resolve(
         Err(HeaderError::Closed) => return None,
         Err(error) => error,
     };
+    let reason = error.reason();
     if let HeaderError::Missing(seen) = &error {
-        context.proxy.refusals.stranger(error.reason(), client.address, seen);
+        context.proxy.refusals.stranger(reason, client.address, seen);
     }
-    debug!(connection = client.connection, reason = error.reason(), %error, "connection ended");
-    context.proxy.metrics.connection_error(error.reason());
+    let failure = ConnectionError::new(reason, error.to_string());
+    connection::report_error(client.connection, &context.proxy.metrics, &failure);
     None
 }
 
@@ -120,13 +121,13 @@ pub(super) enum HeaderError {
 }
 
 impl HeaderError {
-    /// The word that it is counted under.
-    fn reason(&self) -> &'static str {
+    /// The kind of the error, for metrics and logs.
+    fn reason(&self) -> ConnectionErrorReason {
         match self {
-            Self::Missing(_) => "proxy_header_missing",
-            Self::Broken => "proxy_header_broken",
-            Self::Slow => "proxy_header_timeout",
-            Self::Closed | Self::Io(_) => "io",
+            Self::Missing(_) => ConnectionErrorReason::ProxyHeaderMissing,
+            Self::Broken => ConnectionErrorReason::ProxyHeaderBroken,
+            Self::Slow => ConnectionErrorReason::ProxyHeaderTimeout,
+            Self::Closed | Self::Io(_) => ConnectionErrorReason::Io,
         }
     }
 }

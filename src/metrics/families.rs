@@ -22,10 +22,10 @@ use super::{
     Metrics,
     labels::{
         AdminClosure, AdminClosureLabels, AdminRefusal, AdminRefusalLabels, BackendLabels,
-        CertificateLabels, CodeLabels, DecisionLabels, Described, DirectionLabels, DrainLabels,
-        FaultLabels, GrpcCodeLabels, LabelNames, MethodLabels, PodErrorLabels, PoolLabels,
-        QueueLabels, ReasonLabels, ReloadLabels, ResultLabels, SourceLabels, SourceReasonLabels,
-        StateLabels, VersionLabels,
+        CertificateLabels, CodeLabels, ConnectionErrorLabels, DecisionLabels, Described,
+        DirectionLabels, DrainLabels, FaultLabels, GrpcCodeLabels, LabelNames, MethodLabels,
+        PodErrorLabels, PoolLabels, QueueLabels, RejectionLabels, ReloadLabels, ResultLabels,
+        SourceLabels, SourceReasonLabels, StateLabels, VersionLabels,
     },
 };
 use crate::telemetry;
@@ -158,8 +158,8 @@ families! {
         upstream_errors: Counters<FaultLabels>, "Failed or lost connections to a backend";
         connections_active: Gauges<PoolLabels>, "Open client connections";
         connections: Counters<PoolLabels>, "Client connections accepted";
-        connection_errors: Counters<ReasonLabels>, "Client connections that ended badly, were refused, or do not speak HTTP/2";
-        rejected: Counters<ReasonLabels>, "Streams that the proxy itself answered with an error";
+        connection_errors: Counters<ConnectionErrorLabels>, "Client connections that ended badly, were refused, or do not speak HTTP/2";
+        rejected: Counters<RejectionLabels>, "Streams that the proxy itself answered with an error";
         parked_streams: Gauges<PoolLabels>, "Streams that wait for their build to be bound";
         tls_handshakes_active: Gauges<PoolLabels>, "TLS handshakes of clients that are under way";
         certificate_expiry_timestamp_seconds: Gauges<CertificateLabels>, "When the proxy's own certificate expires";

@@ -2,7 +2,11 @@
 
 use prometheus_client::encoding::EncodeLabelSet;
 
-use crate::{label::label_set, outage::Reason};
+use crate::{
+    error::{ConnectionErrorReason, ErrorReason},
+    label::label_set,
+    outage::Reason,
+};
 
 label_set! {
     /// What a backend is doing, in one word.
@@ -216,8 +220,10 @@ labels!(/// The certificates of one side.
     CertificateLabels { pool; side: TlsSide });
 labels!(/// The same, and what became of a change.
     ReloadLabels { pool; side: TlsSide, result: ReloadResult });
-labels!(/// A word of the proxy's own errors.
-    ReasonLabels { pool, reason });
+labels!(/// The kind of an error of the proxy's own.
+    RejectionLabels { pool; reason: ErrorReason });
+labels!(/// Why a client's connection ended or was refused.
+    ConnectionErrorLabels { pool; reason: ConnectionErrorReason });
 labels!(/// A gRPC code name.
     GrpcCodeLabels { pool, grpc_code });
 labels!(/// How a build found its backend.

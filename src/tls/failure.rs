@@ -5,7 +5,7 @@ use std::io;
 use rustls::{AlertDescription, CertificateError, Error};
 
 use super::HANDSHAKE_TIMEOUT;
-use crate::error::ConnectionError;
+use crate::error::{ConnectionError, ConnectionErrorReason as Reason};
 
 /// What `error` says of a handshake with `other`, as in "the client".
 pub fn failure(error: &io::Error, other: &str) -> ConnectionError {
@@ -13,9 +13,9 @@ pub fn failure(error: &io::Error, other: &str) -> ConnectionError {
     let (reason, text) = match tls {
         Some(error) => describe(error, other),
         None if error.kind() == io::ErrorKind::UnexpectedEof => {
-            ("tls_aborted", format!("{other} closed the connection in the TLS handshake"))
+            (Reason::TlsAborted, format!("{other} closed the connection in the TLS handshake"))
         }
-        None => ("io", error.to_string()),
+        None => (Reason::Io, error.to_string()),
     };
     ConnectionError::new(reason, text)
 }
@@ -23,51 +23,55 @@ pub fn failure(error: &io::Error, other: &str) -> ConnectionError {
 /// The client has not finished its handshake in time.
 pub fn too_slow() -> ConnectionError {
     let text = format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}");
-    ConnectionError::new("tls_timeout", text)
+    ConnectionError::new(Reason::TlsTimeout, text)
 }
 
-fn describe(error: &Error, other: &str) -> (&'static str, String) {
+fn describe(error: &Error, other: &str) -> (Reason, String) {
     match error {
         Error::NoCertificatesPresented => {
-            ("tls_no_certificate", format!("{other} shows no certificate, and one is required"))
+            (Reason::TlsNoCertificate, format!("{other} shows no certificate, and one is required"))
         }
         Error::InvalidCertificate(error) => certificate(error, other),
-        Error::AlertReceived(alert) => {
-            ("tls_refused", format!("{other} refuses the TLS handshake: {}", alert_text(*alert)))
-        }
-        Error::PeerIncompatible(why) => {
-            ("tls_incompatible", format!("{other} has no TLS version or cipher in common: {why:?}"))
-        }
-        error => ("tls_protocol", format!("{other} breaks the TLS protocol: {error}")),
+        Error::AlertReceived(alert) => (
+            Reason::TlsRefused,
+            format!("{other} refuses the TLS handshake: {}", alert_text(*alert)),
+        ),
+        Error::PeerIncompatible(why) => (
+            Reason::TlsIncompatible,
+            format!("{other} has no TLS version or cipher in common: {why:?}"),
+        ),
+        error => (Reason::TlsProtocol, format!("{other} breaks the TLS protocol: {error}")),
     }
 }
 
-fn certificate(error: &CertificateError, other: &str) -> (&'static str, String) {
+fn certificate(error: &CertificateError, other: &str) -> (Reason, String) {
     use CertificateError as E;
     match error {
         E::UnknownIssuer | E::BadSignature => (
-            "tls_unknown_ca",
+            Reason::TlsUnknownCa,
             format!("{other}'s certificate is signed by none of the authorities in the CA file"),
         ),
         E::Expired | E::ExpiredContext { .. } => {
-            ("tls_expired", format!("{other}'s certificate has expired"))
+            (Reason::TlsExpired, format!("{other}'s certificate has expired"))
         }
         E::NotValidYet | E::NotValidYetContext { .. } => {
-            ("tls_not_yet_valid", format!("{other}'s certificate is not valid yet"))
+            (Reason::TlsNotYetValid, format!("{other}'s certificate is not valid yet"))
         }
         E::NotValidForName => {
-            ("tls_wrong_name", format!("{other}'s certificate is for another server name"))
+            (Reason::TlsWrongName, format!("{other}'s certificate is for another server name"))
         }
         E::NotValidForNameContext { expected, presented } => {
             let (expected, presented) = (expected.to_str(), presented.join(", "));
             let text = format!("{other}'s certificate is not for `{expected}` but for {presented}");
-            ("tls_wrong_name", text)
+            (Reason::TlsWrongName, text)
         }
         E::InvalidPurpose | E::InvalidPurposeContext { .. } => (
-            "tls_wrong_purpose",
+            Reason::TlsWrongPurpose,
             format!("{other}'s certificate is not meant for this side (extended key usage)"),
         ),
-        error => ("tls_bad_certificate", format!("{other}'s certificate cannot be used: {error}")),
+        error => {
+            (Reason::TlsBadCertificate, format!("{other}'s certificate cannot be used: {error}"))
+        }
     }
 }
 

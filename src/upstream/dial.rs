@@ -178,7 +178,10 @@ async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
         Ok(()) if io.received() > 0 => Ok(connected),
         Ok(()) => Err(match io.refusal() {
             Some(cause) => DialError::Fault(Fault::Tls, cause),
-            None => DialError::Fault(Fault::Lost, "closed the connection before sending SETTINGS".into()),
+            None => DialError::Fault(
+                Fault::Lost,
+                "closed the connection before sending SETTINGS".into(),
+            ),
         }),
         Err(_elapsed) => Err(timeout("it accepted, but sent no SETTINGS")),
     }
