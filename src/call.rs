@@ -1,4 +1,4 @@
-//! One call of a client, as the handlers take it, and what becomes of it.
+//! A call of a client as handlers get it, and its result.
 
 use std::time::Instant;
 
@@ -12,42 +12,42 @@ use crate::{
     relay::{Body, ResetError},
 };
 
-/// A call that has arrived: its headers are here, its body is yet to be read.
+/// A call whose headers have arrived, and whose body has not been read.
 #[derive(Debug)]
 pub struct Call {
-    /// Path and metadata.
+    /// The path and the metadata.
     pub parts: Parts,
-    /// The messages to come.
+    /// The messages of the client, which are still to come.
     pub body: Received,
-    /// Who calls.
+    /// The client that sent the call.
     pub client: Client,
-    /// When the call arrived.
+    /// When the headers arrived.
     pub arrived: Instant,
 }
 
 impl Call {
-    /// The call that `request` of `client` is; it arrives now.
+    /// The call that `client` sends with `request`, arrived now.
     pub fn new(request: Request<Received>, client: Client) -> Self {
         let (parts, body) = request.into_parts();
         Self { parts, body, client, arrived: Instant::now() }
     }
 
-    /// The request to send on.
+    /// The request, to be sent on to a daemon.
     pub fn into_request(self) -> Request<Received> {
         Request::from_parts(self.parts, self.body)
     }
 }
 
-/// What becomes of a call: a daemon's response, or one that the proxy made.
+/// The result of a call: the response of a daemon or of the proxy, or why there is none.
 pub type CallResult = Result<Response<Body>, CallError>;
 
-/// Why a call gets no response of a daemon's.
+/// Why a call gets no response of a daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The proxy answers with an error of its own.
+    /// The proxy answers with its own error.
     #[error(transparent)]
     Own(#[from] ProxyError),
-    /// The daemon reset the stream: the client gets the same reset.
+    /// The daemon reset the stream, so the client gets the same reset.
     #[error(transparent)]
     Reset(#[from] ResetError),
 }

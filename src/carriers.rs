@@ -1,7 +1,7 @@
-//! Which connections carry the Solves of builds, so that nobody else uses a build's own link.
+//! Which client connections carry the Solve of a build. Only calls from there may use the build's own link.
 //!
-//! A link has one window for all its streams: whoever may open calls on it and does not read them can
-//! stop the build. A ref is no secret.
+//! All streams of a link share one window. If a client could open calls on the link of another client's build and
+//! not read the answers, it could stop that build. A ref is no secret, so the ref alone is not enough.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
@@ -25,22 +25,23 @@ impl Carrier {
         Self { connection: client.connection, address: client.address, trace }
     }
 
-    /// Whether a call from `other` is one of the same build: it is on the same connection, or has the
-    /// trace and the address, as after the client had to connect anew.
+    /// Whether a call from `other` belongs to the same build: it is on the same connection, or it has the same
+    /// trace and address, as after a client had to reconnect.
     fn covers(&self, other: &Self) -> bool {
         let same_trace = self.trace.is_some() && self.trace == other.trace;
         self.connection == other.connection || (same_trace && self.address == other.address)
     }
 }
 
-/// All of them. Clones share the list.
+/// The connections that carry Solves, by build. Clones share the list.
 #[derive(Debug, Clone, Default)]
 pub struct Carriers(Arc<Mutex<HashMap<Id, Vec<Carrier>>>>);
 
 impl Carriers {
-    /// Notes that the Solve of `build` is on `client`'s connection, for as long as the guard lives.
+    /// Notes that the connection of `client` carries the Solve of `build`, as long as the returned guard lives.
     ///
-    /// Not if it runs from elsewhere already: to send another Solve with its ref is no way to its link.
+    /// `None` if the build already runs from elsewhere: sending another Solve with its ref gives no access to its
+    /// link.
     pub fn enter(&self, build: &Id, client: &Client, trace: Option<TraceId>) -> Option<Carried> {
         let carrier = Carrier::new(client, trace);
         let mut all = self.0.lock();
@@ -52,7 +53,7 @@ impl Carriers {
         Some(Carried { carriers: self.clone(), build: build.clone(), carrier })
     }
 
-    /// Whether a call of `build` from `client` comes from where the build's Solve does.
+    /// Whether a call of `build` from `client` comes from where the Solve of the build came from.
     pub fn carries(&self, build: &Id, client: &Client, trace: Option<TraceId>) -> bool {
         let caller = Carrier::new(client, trace);
         let all = self.0.lock();
@@ -60,7 +61,7 @@ impl Carriers {
     }
 }
 
-/// One Solve on its connection.
+/// One Solve on its connection, until dropped.
 #[derive(Debug)]
 pub struct Carried {
     carriers: Carriers,

@@ -1,4 +1,4 @@
-//! Who calls: the connection a stream came on, its address, and what runs on that connection.
+//! The client of a call: its connection, its address, its identity, and the calls that are open on the connection.
 
 use std::{
     net::IpAddr,
@@ -12,26 +12,26 @@ use tokio::sync::Notify;
 
 use crate::identity::Identity;
 
-/// The client that a stream came from.
+/// The client that sent a call.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// Number of the downstream connection, unique in this process.
+    /// The number of the client's connection, unique in this process.
     pub connection: u64,
-    /// Its address, unless it came through a Unix socket.
+    /// The address of the client. `None` if it came through a Unix socket.
     pub address: Option<IpAddr>,
-    /// Who it is, if it has shown that.
+    /// The identity of the client. `None` if it has not shown any.
     pub identity: Option<Arc<Identity>>,
-    /// The builds and sessions that run on that connection.
+    /// The calls that are open on the connection.
     pub active: Arc<ActiveStreams>,
 }
 
 impl Client {
-    /// A client on the connection `connection` that has not shown who it is, and runs nothing yet.
+    /// A client without identity and without calls.
     pub fn new(connection: u64, address: Option<IpAddr>) -> Self {
         Self { connection, address, identity: None, active: Arc::default() }
     }
 
-    /// For whom what it uses is counted: who it is, else where it comes from.
+    /// The owner of what this client uses: its identity if it has one, else its address.
     pub fn owner(&self) -> Owner {
         match (&self.identity, self.address) {
             (Some(identity), _) => Owner::Identity(Arc::clone(identity)),
@@ -41,42 +41,44 @@ impl Client {
     }
 }
 
-/// Somebody who has a share of what there is: all clients with one name, or, of those without, all from
+/// The party that a limit is shared between: all clients with one identity or, of clients without identity, all at
 /// one address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Owner {
-    /// By name.
+    /// All clients with this identity.
     Identity(Arc<Identity>),
-    /// By address.
+    /// All clients without identity at this address.
     Address(IpAddr),
-    /// Through a Unix socket.
+    /// All clients without identity that come through a Unix socket.
     Local,
 }
 
-/// The streams of one downstream connection. While there are Solves and Sessions, a drain must leave it
-/// open for the later calls of their builds; while there is any, it makes no place for others.
+/// Counts the open calls of one client connection.
+///
+/// While a Solve or Session is open, a drain leaves the connection open for later calls of the same build. While
+/// any call is open, the connection is not closed to admit another client.
 #[derive(Debug, Default)]
 pub struct ActiveStreams {
-    /// Solves and Sessions.
+    /// Open Solve and Session calls.
     builds: AtomicUsize,
-    /// Calls of any kind.
+    /// Open calls of any kind.
     calls: AtomicUsize,
-    /// Told when there are no more of either.
+    /// Notified when either count reaches zero.
     ended: Notify,
     dismissed: Notify,
-    /// A Solve was opened here and given up before any of it came.
+    /// Whether the client gave up a Solve before any of its message came.
     withdrew_solve: AtomicBool,
     withdrawn: Notify,
 }
 
 impl ActiveStreams {
-    /// Counts one Solve or Session while the guard lives.
+    /// Counts a Solve or Session as long as the returned guard lives.
     pub fn enter(self: &Arc<Self>) -> ActiveStream {
         self.builds.fetch_add(1, Ordering::Relaxed);
         ActiveStream(Arc::clone(self))
     }
 
-    /// Counts one call of any kind while the guard lives.
+    /// Counts a call of any kind as long as the returned guard lives.
     pub fn enter_call(self: &Arc<Self>) -> ActiveCall {
         self.calls.fetch_add(1, Ordering::Relaxed);
         ActiveCall(Arc::clone(self))
@@ -94,26 +96,26 @@ impl ActiveStreams {
         }
     }
 
-    /// Whether no call at all is open.
+    /// Whether no call of any kind is open.
     pub fn is_silent(&self) -> bool {
         self.calls.load(Ordering::Relaxed) == 0
     }
 
-    /// Waits until the last call ends.
+    /// Waits until the last call of any kind ends.
     pub async fn silent(&self) {
         while !self.is_silent() {
             self.ended.notified().await;
         }
     }
 
-    /// Notes that the client has given a Solve up before any of it came, as one does that finds it too
-    /// large to send. Nobody knows of which build it was.
+    /// Notes that the client gave up a Solve before any of its message came, as a client does that finds the
+    /// message too large to send. The proxy cannot know which build the Solve was of.
     pub fn withdraw_solve(&self) {
         self.withdrew_solve.store(true, Ordering::Release);
         self.withdrawn.notify_waiters();
     }
 
-    /// Waits until a Solve has been given up on this connection, now or before.
+    /// Waits until a Solve is given up on this connection. Completes at once if one was given up before.
     pub async fn solve_withdrawn(&self) {
         let withdrawn = self.withdrawn.notified();
         if !self.withdrew_solve.load(Ordering::Acquire) {
@@ -121,7 +123,7 @@ impl ActiveStreams {
         }
     }
 
-    /// Asks the connection to close.
+    /// Asks the connection to close. The waiter of [`Self::dismissed`] does so.
     pub fn dismiss(&self) {
         self.dismissed.notify_one();
     }
@@ -132,7 +134,7 @@ impl ActiveStreams {
     }
 }
 
-/// One open Solve or Session stream.
+/// Counts one open Solve or Session until dropped.
 #[derive(Debug)]
 pub struct ActiveStream(Arc<ActiveStreams>);
 
@@ -144,7 +146,7 @@ impl Drop for ActiveStream {
     }
 }
 
-/// One open call.
+/// Counts one open call until dropped.
 #[derive(Debug)]
 pub struct ActiveCall(Arc<ActiveStreams>);
 

@@ -18,7 +18,7 @@ use crate::{
     shares::network,
 };
 
-/// One address leaves an eighth of all permits to others.
+/// The part of all permits that one address must leave to others: one in this many.
 const LEFT_TO_OTHERS: usize = 8;
 
 /// The most connections that are closing at once. Each still holds a descriptor, beyond the limit.
@@ -32,7 +32,7 @@ const ANSWERED: usize = 32;
 /// then prints no cause.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The limit and the permits that are taken. Clones share them.
+/// The limit, and the permits that are taken. Clones share them.
 #[derive(Debug, Clone)]
 pub struct ConnectionLimit(Arc<Inner>);
 
@@ -66,7 +66,7 @@ pub enum TooManyConnections {
 }
 
 impl ConnectionLimit {
-    /// `limit` permits, all of them free.
+    /// A limit of `limit` connections, all of them free.
     pub fn new(limit: usize) -> Self {
         let ledger =
             Ledger { open: ConnectionTable::new(oldest_silent), leaving: 0, full_since: None };
@@ -89,7 +89,7 @@ impl ConnectionLimit {
         let own = ledger.open.count(address);
         let evicted_another = if own >= (limit - limit / LEFT_TO_OTHERS).max(1) {
             if !ledger.evict(|open| open.evict_one_of(address)) {
-                // Permits are free again once the connections that are closing have closed.
+                // Permits become free again once the connections that are closing have closed.
                 let soon = ledger.leaving >= LEAVING;
                 return Err(if soon {
                     TooManyConnections::All
@@ -116,10 +116,11 @@ impl ConnectionLimit {
         })
     }
 
-    /// Takes a permit, and waits for one, but no longer than 5 s after the first client that still waits began.
+    /// Takes a permit for `client`, and waits until one is free, but no longer than 5 s after the first client that
+    /// still waits began to wait.
     ///
     /// # Errors
-    /// No permit became free.
+    /// No permit became free in time.
     pub async fn wait(&self, client: &Client) -> Result<ConnectionPermit, TooManyConnections> {
         loop {
             let freed = self.0.freed.notified();
@@ -135,7 +136,7 @@ impl ConnectionLimit {
         }
     }
 
-    /// The right to answer a client that gets no permit.
+    /// The right to answer a client that gets no permit. `None` if too many such clients are answered already.
     pub fn answer_permit(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0.answered).try_acquire_owned().ok()
     }

@@ -1,7 +1,7 @@
 //! The proxy's own errors, and how a client sees them.
 //!
-//! A daemon's errors never come through here: they are relayed byte for byte. What does come through
-//! is marked with [`MARKER`], so that the two can be told apart.
+//! A daemon's errors never come through here: they are relayed byte for byte. Errors of the proxy are marked with
+//! [`MARKER`], so that a client can tell the two apart.
 
 mod connection;
 mod reason;
@@ -22,175 +22,177 @@ use crate::{
     shares::LimitReached, wire::WireError,
 };
 
-/// Header (or trailer) on every error that the proxy made itself; its value is [`ProxyError::reason`].
+/// The header or trailer on every error that the proxy made itself. Its value is [`ProxyError::reason`].
 pub const MARKER: HeaderName = HeaderName::from_static("buildkit-lb-error");
 
-/// What `grpc-message` must escape: all but printable ASCII, and the percent sign (gRPC over HTTP/2).
+/// The characters that `grpc-message` must escape: all but printable ASCII, and the percent sign (gRPC over
+/// HTTP/2).
 const MESSAGE_ESCAPES: &AsciiSet = &CONTROLS.add(b'%');
 
 /// Why the proxy itself ended a stream.
 ///
-/// Clonable: one refusal answers a build's Solve and all its siblings.
+/// It can be cloned, because one refusal answers the Solve of a build and all its siblings.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ProxyError {
     /// No backend could take the build.
     #[error("no backend is available: {0}")]
     NoBackend(String),
-    /// No backend took the build for as long as it may wait.
+    /// No backend took the build within the longest time that a build may wait.
     #[error("no backend took the build within {}: {cause}", humantime::format_duration(*.waited))]
     WaitedOut {
-        /// How long it waited.
+        /// How long the build waited.
         waited: Duration,
-        /// What it waited for.
+        /// What the build waited for.
         cause: String,
     },
-    /// As many builds wait as may.
+    /// The queue is full. The text says whose limit is reached.
     #[error("{0}")]
     QueueFull(String),
-    /// The proxy ends, and the build had no backend yet.
+    /// The proxy is about to end, and the build had no backend yet.
     #[error("the proxy is about to end, and the build waited for a backend until now; try again")]
     Draining,
-    /// The backend could not be reached, and the stream is bound to it.
+    /// The stream is bound to a backend that cannot be reached.
     #[error("backend {backend} cannot be reached: {cause}")]
     Connect {
-        /// Name of the backend.
+        /// The name of the backend.
         backend: String,
-        /// The chain of causes.
+        /// The error with all its causes.
         cause: String,
     },
     /// The connection to the backend broke while the stream was open.
     #[error("backend {backend} was lost: {cause}")]
     BackendLost {
-        /// Name of the backend.
+        /// The name of the backend.
         backend: String,
-        /// The chain of causes.
+        /// The error with all its causes.
         cause: String,
     },
-    /// The process or the machine has run out of what a connection takes: no fault of a backend.
+    /// The process or the machine has run out of descriptors, ports or memory for a connection. No backend is at
+    /// fault.
     #[error("the proxy cannot open a connection: {cause}")]
     Shortage {
-        /// The chain of causes.
+        /// The error with all its causes.
         cause: String,
     },
-    /// The HTTP/2 library took the daemon's answer for none, or for larger than it takes.
+    /// The HTTP/2 library refuses the answer of the daemon: it is malformed, or too large.
     #[error("the answer of backend {backend} cannot be relayed: {cause}")]
     BadAnswer {
-        /// Name of the backend.
+        /// The name of the backend.
         backend: String,
-        /// The chain of causes.
+        /// The error with all its causes.
         cause: String,
     },
-    /// The daemon's error details, or metadata, are larger than the proxy relays.
+    /// The error details or metadata of the daemon are larger than the proxy relays.
     #[error(
         "backend {backend} answered with {len} bytes of error details and metadata, \
          more than the {TRAILER_LIST_LEN} that are relayed"
     )]
     AnswerTooLarge {
-        /// Name of the backend.
+        /// The name of the backend.
         backend: String,
-        /// Their size as HTTP/2 counts it.
+        /// The size of all headers, as HTTP/2 counts it.
         len: usize,
     },
     /// The backend that holds the build has left the fleet.
     #[error("backend {backend}, which built {build}, has left the fleet")]
     BackendDeparted {
-        /// Name of the backend.
+        /// The name of the backend.
         backend: String,
-        /// Ref of the build.
+        /// The ref of the build.
         build: String,
     },
-    /// No Solve with this ref came in time and no backend has it in its history.
+    /// No Solve with this ref came in time, and no backend has the ref in its history.
     #[error("no such job {0}")]
     UnknownBuild(String),
-    /// No daemon has this blob, or it is no part of the client's builds.
+    /// No daemon has this blob, or the blob belongs to none of the client's builds.
     #[error("content {0}: not found")]
     UnknownContent(String),
     /// A client's message cannot be read.
     #[error("the message of {method} cannot be read: {cause}")]
     BadMessage {
-        /// The call's method.
+        /// The method of the call.
         method: String,
-        /// The chain of causes.
+        /// The error with all its causes.
         cause: String,
     },
     /// A client's message is larger than a daemon accepts.
     #[error("the message of {method} is too large: {cause}")]
     MessageTooLarge {
-        /// The call's method.
+        /// The method of the call.
         method: String,
-        /// How large, and the limit.
+        /// The size of the message, and the limit.
         cause: String,
     },
     /// A client's message did not arrive in time.
     #[error("the message of {method} did not arrive within {limit:?}")]
     MessageTimeout {
-        /// The call's method.
+        /// The method of the call.
         method: String,
-        /// The time it had.
+        /// How long the client had to send the message.
         limit: Duration,
     },
-    /// A Session stream with this uuid is open; a second one would silently replace it in the daemon.
+    /// A Session stream with this uuid is open. In the daemon, a second one would silently replace the first.
     #[error("session {0} is already open")]
     SessionOpen(String),
-    /// A build with the same ref runs: a client gave one ref to several of its nodes.
+    /// A build with the same ref is running, because a client gave one ref to several of its nodes.
     #[error(
-        "build {build} is running already, and {cause}; where all nodes of a builder lead to one pool, \
-         it needs one node only"
+        "build {build} is already running, and {cause}; if all nodes of a builder lead to one pool, \
+         the builder needs only one node"
     )]
     RefTaken {
-        /// The ref.
+        /// The ref of both builds.
         build: String,
-        /// What keeps the two from running side by side.
+        /// Why the two builds cannot run at the same time.
         cause: &'static str,
     },
-    /// A Solve names a session that its client does not have.
+    /// A Solve names a session that its client has not opened.
     #[error("no active session for {0}: context deadline exceeded")]
     NoSession(String),
-    /// A rule forbids it.
+    /// An access rule forbids the call.
     #[error(transparent)]
     Denied(#[from] access::Denied),
-    /// As many builds of the client run as may.
-    #[error("{client} may run {most} builds at once, and so many run")]
+    /// The client already runs as many builds as its access rule allows.
+    #[error("{client} may run {most} builds at once, and already does")]
     TooManyBuilds {
-        /// Whose builds.
+        /// The name of the client.
         client: String,
-        /// How many.
+        /// The number of builds that the rule allows.
         most: usize,
     },
-    /// Its client has more calls that wait for their build than the others have.
+    /// Too many calls wait for their build, and this client has most of them.
     #[error("too many calls wait for their build: {0}")]
     Parked(LimitReached),
-    /// A question to the whole fleet was not answered by one daemon, which could not be left out.
-    #[error("the answer is without backend {backend}: {cause}")]
+    /// One daemon did not answer a question to the whole fleet, and the answer would be wrong without its part.
+    #[error("the answer lacks the part of backend {backend}: {cause}")]
     Incomplete {
-        /// Name of the backend.
+        /// The name of the backend.
         backend: String,
-        /// The chain of causes.
+        /// The error with all its causes.
         cause: String,
     },
     /// Daemons would misunderstand the call, because they are too old to know a part of it.
-    #[error("not asked of {backends}: {cause}")]
+    #[error("the call was not sent to {backends}: {cause}")]
     TooOld {
-        /// Their names and versions.
+        /// The names and versions of these backends.
         backends: String,
-        /// What they do not know, and what they would do.
+        /// What the daemons do not know, and what they would do.
         cause: &'static str,
     },
-    /// What waits to be sent on has all the memory it may have, and no client more of it than this one.
+    /// The data that waits to be sent on fills the memory budget, and this client holds most of it.
     #[error(
-        "the proxy holds as much as it may of what waits to be sent on, and most of it is this client's"
+        "the memory for data that waits to be sent on is full, and this client holds most of it"
     )]
     Memory,
-    /// A limit that protects the proxy is reached.
+    /// A limit that protects the proxy is reached. The text names it.
     #[error("{0}")]
     Limit(&'static str),
-    /// The proxy, or one address, has as many connections as it may have.
+    /// The proxy, or one address, has as many connections as the limit allows.
     #[error("{0}")]
     TooManyConnections(TooManyConnections),
 }
 
 impl ProxyError {
-    /// The error for a message of `method` that `error` keeps from being read.
+    /// The error for a message of `method` that cannot be read because of `error`.
     pub fn unreadable(method: String, error: &WireError) -> Self {
         let cause = chain(error);
         match error {
@@ -199,7 +201,8 @@ impl ProxyError {
         }
     }
 
-    /// Whether it is a Solve's own: its client prints it, and the calls beside the Solve end quietly.
+    /// Whether the error belongs to the Solve. The client prints the error of the Solve, so the siblings of the
+    /// build end without one.
     pub fn is_of_solve(&self) -> bool {
         matches!(
             self,
@@ -216,7 +219,7 @@ impl ProxyError {
         )
     }
 
-    /// The gRPC code a client gets. `Unavailable` only where trying again can help.
+    /// The gRPC code for the client. `Unavailable` is used only where it can help to try again.
     pub fn code(&self) -> Code {
         match self {
             Self::NoBackend(_)
@@ -277,30 +280,30 @@ impl ProxyError {
         }
     }
 
-    /// The trailers that carry this error.
+    /// The gRPC trailers that tell a client of this error.
     pub fn trailers(&self) -> HeaderMap {
         let mut trailers = status_trailers(self.code(), &self.to_string());
         trailers.insert(MARKER, HeaderValue::from_static(self.reason().label()));
         trailers
     }
 
-    /// A trailers-only response: headers that end the stream.
+    /// A response that has only headers, tells of this error and ends the stream.
     pub fn response<B: Default>(&self) -> Response<B> {
         trailers_only(self.trailers())
     }
 }
 
-/// A trailers-only response that says OK.
+/// A response that has only headers, says OK and ends the stream.
 pub fn ok_response<B: Default>() -> Response<B> {
     trailers_only(ok_trailers())
 }
 
-/// Trailers that say OK.
+/// The gRPC trailers of a call that succeeded.
 pub fn ok_trailers() -> HeaderMap {
     status_trailers(Code::Ok, "")
 }
 
-/// A response of nothing but `trailers`: headers that end the stream.
+/// A response that has only headers, which are `trailers`, and ends the stream.
 pub fn trailers_only<B: Default>(trailers: HeaderMap) -> Response<B> {
     let mut response = Response::new(B::default());
     *response.headers_mut() = trailers;
@@ -320,15 +323,15 @@ fn status_trailers(code: Code, message: &str) -> HeaderMap {
     trailers
 }
 
-/// Reads `grpc-status` out of a daemon's headers or trailers.
+/// Reads `grpc-status` from the headers or trailers of a daemon. `None` if there is none.
 pub fn status_code(headers: &HeaderMap) -> Option<Code> {
     headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
 }
 
-/// The first few of `items`, and how many more there are.
+/// The first five of `items` as a text, and how many more there are.
 ///
-/// A fleet may have a thousand backends; a text is for a person, and an error that is longer than a
-/// client's limit for metadata would be lost.
+/// A fleet may have a thousand backends. A person cannot read so many names, and a client drops an error that is
+/// longer than its limit for metadata.
 pub fn first_few<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
     const FEW: usize = 5;
     let mut items = items.into_iter();
@@ -339,7 +342,7 @@ pub fn first_few<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String 
     }
 }
 
-/// An error and all its causes on one line.
+/// Displays an error and all its causes on one line.
 #[derive(Debug)]
 pub struct Chain<'a>(pub &'a (dyn Error + 'static));
 
@@ -355,7 +358,7 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
-/// [`Chain`] as a text.
+/// The text of [`Chain`].
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     Chain(error).to_string()
 }

@@ -1,4 +1,4 @@
-//! Reads the first message of a stream without losing a byte of it, in bounded time and memory.
+//! Reads the first message of a stream, in bounded time and memory. Every byte can still be sent on unchanged.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,61 +20,61 @@ use crate::{
     },
 };
 
-/// How long a client may take to send its first message: 16 MiB at 2 Mbit/s.
+/// How long a client may take to send its first message: enough for 16 MiB at 2 Mbit/s.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What came at once and is below this is not charged: the library holds as much for every stream. A usual
-/// Solve has one or two KiB.
+/// The size below which a message that arrives in one piece is not charged, because the library holds as much for
+/// every stream. A usual Solve has 1 to 2 KiB.
 pub const UNCHARGED_LEN: usize = 4 << 10;
 
-/// A message above this is read apart: to walk over 256 KiB of the smallest fields takes a millisecond.
+/// The size above which a message is read on a thread of its own. To walk over 256 KiB of the smallest fields takes
+/// a millisecond.
 const LARGE_LEN: usize = 256 << 10;
 
-/// Large messages that are read at once, and of these, those of one address. Each may take a processor
-/// for a tenth of a second, and [`MAX_MESSAGE_LEN`] of memory if it is compressed.
+/// The number of large messages that are read at once, in total and of one address. Each may take a processor for a
+/// tenth of a second and, if it is compressed, [`MAX_MESSAGE_LEN`] of memory.
 const LARGE_AT_ONCE: Limits = Limits { total: 2, address: 1, connection: 1 };
 
-/// What is looked at of a message that is not read: ids are its first fields.
+/// How many bytes of a refused message are looked at. Ids are its first fields.
 const START_LEN: usize = 1 << 10;
 
-/// How long the start of a message that is not read is waited for, if only its prefix has come.
+/// How long the proxy waits for the first bytes of a refused message of which only the prefix has arrived.
 const START_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A call's method, by its path.
+/// The method of a call, named by its path.
 #[derive(Debug, Clone)]
 struct Method(Uri);
 
 impl Method {
-    /// Only for what went wrong: those that are read are known, and so short.
+    /// The name for an error text. The proxy reads messages of known methods only, so the name is short.
     fn name(&self) -> String {
         self.0.path().rsplit('/').next().unwrap_or_default().to_owned()
     }
 }
 
-/// The start of a body: at least one whole message.
+/// The first bytes of a body: at least one whole message.
 #[derive(Debug)]
 pub struct FirstMessage {
     bytes: Bytes,
     method: Method,
     charge: Option<Charge>,
-    /// Where a large one waits for its turn to be read.
+    /// Where a large message waits for its turn to be read.
     queue: Option<(Shares, Client)>,
 }
 
 impl FirstMessage {
-    /// Everything read, to be sent on unchanged.
+    /// All bytes that were read, to be sent on unchanged.
     pub fn into_bytes(self) -> Bytes {
         self.bytes
     }
 
-    /// What `read` makes of the message.
+    /// The result of `read` for the message.
     ///
-    /// A large one, and one that is compressed and so may become large, is read apart from the threads
-    /// that relay: it would hold up every other stream for as long as it takes.
+    /// A message that is large, or that is compressed and may therefore become large, is read on a thread of its
+    /// own. On a thread that relays, it would hold up all other streams.
     ///
     /// # Errors
-    /// The message is not what `read` expects, or cannot be unpacked; or its place in memory is another
-    /// client's now.
+    /// The message is not what `read` expects, or cannot be decompressed, or another client got its memory.
     pub async fn read<T: Send + 'static>(
         &mut self,
         read: impl FnOnce(&[u8]) -> Result<T, Malformed> + Send + 'static,
@@ -94,29 +94,29 @@ impl FirstMessage {
             None => turn.await,
         };
         let reading = tokio::task::spawn_blocking(move || {
-            // Until the end, however long the client stays.
+            // Held until the message has been read, even if the client leaves before.
             let _turn = turn;
             match payload {
                 Payload::Plain(plain) => Ok(read(&plain)?),
                 Payload::Gzip(packed) => unpacked(&packed, read),
             }
         });
-        // It does not panic, and is not cancelled while the process runs.
+        // The task does not panic, and is not cancelled while the process runs.
         reading.await.unwrap_or(Err(WireError::Malformed(Malformed))).map_err(unreadable)
     }
 
-    /// The id of `owner`'s in its first field: the ref of StatusRequest and UpdateBuildHistoryRequest, the digest
-    /// of InfoRequest and ReadContentRequest.
+    /// The first field of the message as an id of `owner`: the ref in StatusRequest and UpdateBuildHistoryRequest,
+    /// the digest in InfoRequest and ReadContentRequest.
     pub async fn first_id(&mut self, owner: Option<&Arc<Identity>>) -> Option<Id> {
         let owner = owner.cloned();
         let id = move |request: &[u8]| Ok(Id::new(fields::text(request, 1)?, owner.as_ref()));
         self.read(id).await.ok().flatten()
     }
 
-    /// What `work` gives while the message waits to be sent on.
+    /// The result of `work`, while the message waits to be sent on.
     ///
     /// # Errors
-    /// The message's place in memory is another client's now.
+    /// Another client got the memory of the message.
     pub async fn during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ProxyError> {
         match &mut self.charge {
             Some(charge) => charge.during(work).await,
@@ -136,9 +136,9 @@ fn unpacked<T>(
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct Unread {
-    /// What the client is told.
+    /// The error for the client.
     pub error: ProxyError,
-    /// Its first bytes, without the prefix.
+    /// The first bytes of the message, without the prefix.
     pub start: Bytes,
 }
 
@@ -148,7 +148,7 @@ impl From<Unread> for ProxyError {
     }
 }
 
-/// Reads first messages on one account.
+/// Reads first messages, and charges them to one account.
 #[derive(Debug, Clone)]
 pub struct Reader {
     account: Account,
@@ -161,15 +161,15 @@ impl Reader {
         Self { account, queue: Shares::new(LARGE_AT_ONCE) }
     }
 
-    /// The account of what waits to be sent on.
+    /// The account of the memory for data that waits to be sent on.
     pub fn account(&self) -> &Account {
         &self.account
     }
 
-    /// The first message of `body`, and the body from there on; `parts` is its metadata.
+    /// The first message of `body`, and the rest of the body. `parts` is the metadata of the call.
     ///
     /// # Errors
-    /// It does not come in time, is too large, is no message or finds no place in memory.
+    /// The message does not arrive in time, is too large or malformed, or there is no memory for it.
     pub async fn first_message(
         &self,
         parts: &Parts,
@@ -197,14 +197,14 @@ impl Reader {
     }
 }
 
-/// What has come of a message.
+/// The part of a message that has arrived, and its charge.
 struct Arriving {
     bytes: Bytes,
     charge: Charge,
 }
 
 impl Arriving {
-    /// Completes when the message is whole.
+    /// Completes when the whole message has arrived.
     async fn whole(&mut self, body: &mut Received, method: &Method) -> Result<(), ProxyError> {
         let unreadable = |error| ProxyError::unreadable(method.name(), &error);
         loop {
@@ -231,7 +231,7 @@ impl Arriving {
                 let got = self.bytes.len();
                 return Err(unreadable(WireError::Truncated { got }));
             };
-            // Whoever reset the stream reads no answer; the text is for the log.
+            // A client that resets a stream reads no answer, so this text is for the log.
             let frame = frame.map_err(|error| ProxyError::BadMessage {
                 method: method.name(),
                 cause: chain(&error),
@@ -250,8 +250,8 @@ impl Arriving {
     }
 }
 
-/// Appends without copying what has been copied before. Room is made for what has come and as much again,
-/// never for all that `expected` announces.
+/// Appends `data` to `received`, and copies each byte at most once more. Allocates for twice the bytes that have
+/// arrived, never for all that the prefix announces (`expected`).
 pub fn joined(received: Bytes, data: Bytes, expected: usize) -> Bytes {
     if received.is_empty() {
         return data;

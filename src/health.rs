@@ -1,4 +1,4 @@
-//! Probes backends: lets a new one in, brings an ejected one back, and finds one that accepts but does
+//! Probes the backends: admits a new one, readmits an ejected one, and finds one that accepts connections but does
 //! not answer.
 
 use std::{
@@ -21,21 +21,22 @@ use crate::{
     wire::control::{InfoRequest, InfoResponse, control_client::ControlClient},
 };
 
-/// How often a backend that is well is probed.
+/// The time between two probes of a healthy backend.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often the prober looks for backends whose time has come, and for those that may go.
+/// How often the prober looks for backends that are due for a probe, and for those that can be removed.
 const TICK: Duration = Duration::from_millis(250);
 
-/// A daemon answers Info from memory; this much means it is stuck or away.
+/// How long a probe may take. A daemon answers Info from memory, so one that takes longer is stuck or away.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A daemon tells what it can do in milliseconds. With its probe this ends before the next one is due.
+/// How long a daemon may take to tell what it can do, which takes milliseconds. Together with the probe, this ends
+/// before the next probe is due.
 const LEARN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Probes the fleet until cancelled.
 ///
-/// Probes run beside each other: one that hangs does not hold up a new daemon's first.
+/// Probes run concurrently, so that one that hangs does not delay the first probe of a new daemon.
 pub async fn run(
     fleet: Arc<Fleet>,
     shared: Arc<SharedLinks>,
@@ -70,7 +71,7 @@ pub async fn run(
         let now = Instant::now();
         for backend in fleet.backends().iter() {
             backend.time_passed(now);
-            // A probe ends before the next is due: its timeout is shorter than the interval.
+            // The timeout is shorter than the interval, so a probe ends before the next one is due.
             if backend.take_probe(now, INTERVAL) {
                 let (prober, backend) = (Arc::clone(&prober), Arc::clone(backend));
                 probes.push(async move { prober.probe(&backend).await });
@@ -79,12 +80,12 @@ pub async fn run(
     }
 }
 
-/// The versions of a fleet's daemons when they were compared last.
+/// The versions of the daemons in a fleet, at the last comparison.
 #[derive(Debug, Default)]
 struct Versions(BTreeSet<Version>);
 
 impl Versions {
-    /// Tells of versions that differ, once for each change.
+    /// Logs that versions differ, or agree again, once for each change.
     fn compare(&mut self, fleet: &Fleet) {
         let versions = fleet.versions();
         if versions == self.0 {
@@ -103,7 +104,7 @@ impl Versions {
     }
 }
 
-/// What a probe needs.
+/// What a probe works with.
 struct Prober {
     fleet: Arc<Fleet>,
     shared: Arc<SharedLinks>,
@@ -113,7 +114,7 @@ struct Prober {
 
 impl Prober {
     async fn probe(&self, backend: &Arc<Backend>) {
-        // An ejected backend is asked over a new connection: the old one may be what is broken.
+        // An ejected backend is probed over a new connection, because the old connection may be what is broken.
         let link = match backend.is_ejected() {
             false => self.shared.for_question(backend),
             true => Link::new(Arc::clone(backend), self.tasks.clone()),
@@ -140,9 +141,9 @@ impl Prober {
         backend.report_fault(Fault::Probe, &cause, Instant::now());
     }
 
-    /// Learns what daemons of this version can do, from the first one of it that answers.
+    /// Learns what daemons of this version can do, from the first one that answers.
     async fn learn(&self, backend: &Arc<Backend>, version: &str) {
-        // What names no version may be another one each time.
+        // Daemons that name no version may all be different.
         if version.is_empty() {
             return;
         }
@@ -159,12 +160,12 @@ impl Prober {
             Ok(Err(error)) => chain(&error),
             Err(_elapsed) => format!("no answer within {LEARN_TIMEOUT:?}"),
         };
-        // It is asked again after its next probe.
+        // The daemon is asked again after its next probe.
         debug!(backend = backend.name(), error, "backend does not tell what it can do");
     }
 }
 
-/// Why a probe has no answer.
+/// Why a probe got no answer.
 #[derive(Debug, thiserror::Error)]
 enum ProbeError {
     #[error(transparent)]
@@ -173,12 +174,12 @@ enum ProbeError {
     Status(Box<tonic::Status>),
 }
 
-/// What the daemon says of itself, if it knows how.
+/// What the daemon says of itself. `None` if it is too old to know the call.
 async fn ask(link: Link) -> Result<Option<InfoResponse>, ProbeError> {
     link.open().await.map_err(ProbeError::Open)?;
     match ControlClient::new(link).info(InfoRequest {}).await {
         Ok(info) => Ok(Some(info.into_inner())),
-        // Daemons before v0.11 have no Info; that they say so is life enough.
+        // Daemons before v0.11 have no Info. That one says so shows that it works.
         Err(status) if status.code() == Code::Unimplemented => Ok(None),
         Err(status) => Err(ProbeError::Status(Box::new(status))),
     }

@@ -1,4 +1,4 @@
-//! The ids that tie a build's calls together, and where they stand.
+//! The ids that tie the calls of a build together, and where in a call each id stands.
 
 use std::{fmt, sync::Arc};
 
@@ -7,19 +7,19 @@ use twox_hash::XxHash3_64;
 
 use crate::identity::Identity;
 
-/// Longer ids are refused: BuildKit's have 25 characters.
+/// The longest id in bytes; longer ones are refused. BuildKit's ids have 25 characters.
 pub const MAX_ID_LEN: usize = 256;
 
-/// Metadata of Control/Session that holds the session's uuid (BuildKit session/session.go).
+/// The metadata of a Session call that holds the uuid of the session (BuildKit session/session.go).
 const SESSION_HEADER: &str = "x-docker-expose-session-uuid";
 
-/// Metadata of every LLBBridge call that holds the build's ref (BuildKit client/buildid).
+/// The metadata of an LLBBridge call that holds the ref of the build (BuildKit client/buildid).
 const BUILD_HEADER: &str = "buildkit-controlapi-buildid";
 
-/// A build's ref or a blob's digest, among those of one owner.
+/// The ref of a build or the digest of a blob, together with its owner.
 ///
-/// The owner is part of the id: whoever asks for what another one has asks for something that is not there, whatever
-/// method it is. All clients without a name are one owner.
+/// The owner is part of the id. So a client that asks for what belongs to another owner asks for something that
+/// does not exist, whatever method it calls. All clients without identity are one owner.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Id {
     bytes: Arc<[u8]>,
@@ -27,29 +27,29 @@ pub struct Id {
 }
 
 impl Id {
-    /// `bytes` as an id of `owner`'s, or `None` if empty or longer than [`MAX_ID_LEN`].
+    /// The id `bytes` of `owner`. `None` if `bytes` is empty or longer than [`MAX_ID_LEN`].
     pub fn new(bytes: &[u8], owner: Option<&Arc<Identity>>) -> Option<Self> {
-        // Copied: an id outlives the message it stood in.
+        // Copied, because an id outlives the message that contains it.
         let fits = (1..=MAX_ID_LEN).contains(&bytes.len());
         fits.then(|| Self { bytes: bytes.into(), owner: owner.cloned() })
     }
 
-    /// The id's bytes, which are not all of it.
+    /// The bytes of the id, without the owner.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The same, without a copy.
+    /// The bytes of the id, without the owner and without a copy.
     pub fn shared_bytes(&self) -> Arc<[u8]> {
         Arc::clone(&self.bytes)
     }
 
-    /// Whose it is.
+    /// The owner. `None` if it is the owner of all clients without identity.
     pub fn owner(&self) -> Option<&Arc<Identity>> {
         self.owner.as_ref()
     }
 
-    /// The same bytes as an id of `owner`'s.
+    /// The id that has the same bytes and belongs to `owner`.
     pub fn of(&self, owner: Option<&Arc<Identity>>) -> Self {
         Self { bytes: Arc::clone(&self.bytes), owner: owner.cloned() }
     }
@@ -67,20 +67,20 @@ impl fmt::Debug for Id {
     }
 }
 
-/// A session's uuid, as the client chose it, among those of one owner.
+/// The uuid of a session, as the client chose it, together with its owner.
 ///
-/// Whoever knows it can build from the client's directory and with its credentials. So it is shown as
-/// digits that tell one session from another and are too few to find the uuid by.
+/// Whoever knows the uuid can build from the client's directory and with the client's credentials. So logs show
+/// twelve digits of its hash: they tell sessions apart, and are too few to find the uuid.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SessionId(Id);
 
 impl SessionId {
-    /// `bytes` as an id of `owner`'s, or `None` if empty or longer than [`MAX_ID_LEN`].
+    /// The uuid `bytes` of `owner`. `None` if `bytes` is empty or longer than [`MAX_ID_LEN`].
     pub fn new(bytes: &[u8], owner: Option<&Arc<Identity>>) -> Option<Self> {
         Id::new(bytes, owner).map(Self)
     }
 
-    /// The uuid among those of all owners.
+    /// The uuid as a plain id, which shows all of its bytes when it is printed.
     pub fn as_id(&self) -> &Id {
         &self.0
     }
@@ -98,9 +98,9 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// W3C trace id, among those of one owner: the same for all calls of one `buildctl build` or `buildx bake`.
+/// A W3C trace id, together with its owner. All calls of one `buildctl build` or `buildx bake` have the same.
 ///
-/// A trace is public, so that of another owner is another one.
+/// A trace id is no secret, so the same one sent by another owner counts as a different trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TraceId {
     id: [u8; 16],
@@ -114,22 +114,22 @@ impl TraceId {
     }
 }
 
-/// What the directory knows a binding by.
+/// The keys under which the directory keeps bindings.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum BindingKey {
-    /// A session.
+    /// The uuid of a session.
     Session(SessionId),
-    /// A build's ref.
+    /// The ref of a build.
     Build(Id),
-    /// The ref of a build that came on this connection while another one had the same ref.
+    /// The ref of a build that came on this connection while another build had the same ref.
     Namesake(Id, u64),
-    /// The client's trace.
+    /// The trace of a client.
     Trace(TraceId),
-    /// The client's trace, on one downstream connection.
+    /// The trace of a client, on one of its connections.
     TraceOnConnection(TraceId, u64),
-    /// A downstream connection whose client sends no trace.
+    /// The connection of a client that sends no trace.
     Connection(u64),
-    /// A blob in a daemon's content store.
+    /// The digest of a blob in the content store of a daemon.
     Digest(Id),
 }
 
@@ -146,12 +146,12 @@ impl fmt::Display for BindingKey {
     }
 }
 
-/// The session that a Session stream of `owner`'s opens.
+/// The session that a Session call of `owner` opens.
 pub fn session(headers: &HeaderMap, owner: Option<&Arc<Identity>>) -> Option<SessionId> {
     headers.get(SESSION_HEADER).and_then(|value| SessionId::new(value.as_bytes(), owner))
 }
 
-/// Has the Session stream open a session whose uuid nobody knows.
+/// Replaces the uuid that a Session call opens with a random one that nobody knows.
 pub fn hide_session(headers: &mut HeaderMap) {
     let uuid = format!("{:032x}", rand::random::<u128>());
     if let Ok(uuid) = uuid.try_into() {
@@ -159,12 +159,13 @@ pub fn hide_session(headers: &mut HeaderMap) {
     }
 }
 
-/// The build that an LLBBridge call of `owner`'s belongs to.
+/// The build that an LLBBridge call of `owner` belongs to.
 pub fn build(headers: &HeaderMap, owner: Option<&Arc<Identity>>) -> Option<Id> {
     headers.get(BUILD_HEADER).and_then(|value| Id::new(value.as_bytes(), owner))
 }
 
-/// The trace id of `traceparent` (W3C Trace Context, version 00), unless all zero, of a call of `owner`'s.
+/// The trace id in the `traceparent` header of a call of `owner` (W3C Trace Context, version 00). `None` if it is
+/// missing, malformed or all zero.
 pub fn trace(headers: &HeaderMap, owner: Option<&Arc<Identity>>) -> Option<TraceId> {
     let value = headers.get("traceparent")?.to_str().ok()?;
     let mut parts = value.split('-');

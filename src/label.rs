@@ -1,9 +1,9 @@
 //! Closed sets of values: of a metric's label, a log field, or a field of `/status.json`.
 
-/// An enum whose variants each have one label, which metrics, logs and `/status.json` share.
+/// Defines an enum whose variants each have one label, which metrics, logs and `/status.json` share.
 ///
-/// Defines `ALL`, `label()`, `Display`, and the traits that let metrics take the enum itself as a label, so that swapped
-/// labels do not compile.
+/// The enum gets `ALL`, `label()`, `Display`, and the traits that let metrics take the enum itself as a label, so
+/// that swapped labels do not compile.
 macro_rules! label_set {
     (
         $(#[$meta:meta])*
@@ -18,7 +18,7 @@ macro_rules! label_set {
         }
 
         impl $name {
-            /// Every value.
+            /// Every value, in the order of definition.
             $vis const ALL: &[Self] = &[$(Self::$variant),+];
 
             /// The label in metrics, logs and `/status.json`.
@@ -51,11 +51,11 @@ pub(crate) use label_set;
 #[cfg(test)]
 mod tests {
     label_set! {
-        /// Two words.
+        /// The sides of a test.
         enum Side {
-            /// One.
+            /// Has the first label.
             Left = "left",
-            /// The other.
+            /// Has the second label.
             Right = "right",
         }
     }

@@ -1,9 +1,9 @@
-//! What is counted. [`Families`] has every metric's name and labels, [`Metrics`] is what the parts of
-//! one pool count with.
+//! The metrics of the proxy. [`Families`] has the name and the labels of every metric, and [`Metrics`] is what the
+//! parts of one pool count with.
 //!
-//! Labels come from closed sets, from the configuration or from the fleet, never from what a client
-//! sends. Handles of one backend are resolved once ([`BackendMetrics`]) and its series go when it leaves
-//! the fleet.
+//! The values of labels come from closed sets, from the configuration or from the fleet, never from what a client
+//! sends. The handles of a backend are looked up once ([`BackendMetrics`]), and its series end when it leaves the
+//! fleet.
 
 mod families;
 mod labels;
@@ -34,7 +34,7 @@ use crate::{
     outage::Reason,
 };
 
-/// The name of the pool where the configuration has only one and does not name it.
+/// The name of the only pool, if the configuration does not name it.
 pub const DEFAULT_POOL: &str = "default";
 
 /// The metrics of one pool.
@@ -42,26 +42,26 @@ pub const DEFAULT_POOL: &str = "default";
 pub struct Metrics {
     families: Arc<Families>,
     pool: String,
-    /// Open client connections.
+    /// Client connections that are open now.
     pub connections_active: Gauge,
-    /// Client connections accepted.
+    /// Client connections accepted since the start.
     pub connections: Counter,
-    /// TLS handshakes of clients that are under way.
+    /// TLS handshakes with clients that are under way now.
     pub tls_handshakes_active: Gauge,
     /// Streams that wait for their build to be bound.
     pub parked_streams: Gauge,
-    /// Builds that wait for their turn.
+    /// Builds that wait in the queue.
     pub queue_depth: Gauge,
-    /// Keys whose last backends are remembered.
+    /// Affinity keys whose last backends are remembered.
     pub affinity_keys: Gauge,
-    /// Builds that need what is on two backends.
+    /// Builds that need sessions or linked targets of two backends.
     pub binding_conflicts: Counter,
-    /// Pods whose annotations were written.
+    /// Annotations of pods written since the start.
     pub pod_patches: Counter,
 }
 
 impl Default for Metrics {
-    /// Those of [`DEFAULT_POOL`] in families of its own.
+    /// Metrics of [`DEFAULT_POOL`] that are registered nowhere else.
     fn default() -> Self {
         Families::new().pool(DEFAULT_POOL)
     }
@@ -70,7 +70,7 @@ impl Default for Metrics {
 impl Metrics {
     fn new(families: Arc<Families>, pool: &str) -> Self {
         let labels = PoolLabels::new(pool);
-        // An alert on an increase needs a series that was there before.
+        // Alerts compare a series with its past, so the series must exist before its first event.
         for reason in QueueExit::ALL {
             families.queue_left.get_or_create_owned(&QueueLabels::new(pool, *reason));
         }
@@ -91,68 +91,69 @@ impl Metrics {
         }
     }
 
-    /// The pool's name.
+    /// The name of the pool.
     pub fn pool(&self) -> &str {
         &self.pool
     }
 
-    /// The families of all pools.
+    /// The families of metrics that all pools share.
     pub fn families(&self) -> &Arc<Families> {
         &self.families
     }
 
-    /// Counts one stream that the proxy answered with its own error.
+    /// Counts a stream that the proxy answered with its own error.
     pub fn reject(&self, reason: ErrorReason) {
         let labels = RejectionLabels::new(&self.pool, reason);
         self.families.rejected.get_or_create(&labels).inc();
     }
 
-    /// Counts one client connection that ended in an error.
+    /// Counts a client connection that ended in an error or was refused.
     pub fn connection_error(&self, reason: ConnectionErrorReason) {
         let labels = ConnectionErrorLabels::new(&self.pool, reason);
         self.families.connection_errors.get_or_create(&labels).inc();
     }
 
-    /// Notes when the certificates of one side expire, and that their changes are counted.
+    /// Sets when the certificates of one side expire, in seconds since 1970, and creates the series that count
+    /// their changes.
     pub fn certificate_expires(&self, side: TlsSide, seconds: Option<i64>) {
         if let Some(seconds) = seconds {
             let labels = CertificateLabels::new(&self.pool, side);
             let family = &self.families.certificate_expiry_timestamp_seconds;
             family.get_or_create_owned(&labels).set(seconds);
         }
-        // An alert on an increase needs a series that was there before.
+        // Alerts compare a series with its past, so the series must exist before its first event.
         for result in ReloadResult::ALL {
             let labels = ReloadLabels::new(&self.pool, side, *result);
             self.families.certificate_reloads.get_or_create_owned(&labels);
         }
     }
 
-    /// Counts one change of certificates.
+    /// Counts a change of certificates.
     pub fn certificate_reloaded(&self, side: TlsSide, result: ReloadResult) {
         let labels = ReloadLabels::new(&self.pool, side, result);
         self.families.certificate_reloads.get_or_create(&labels).inc();
     }
 
-    /// Counts one received RPC of a known service and method.
+    /// Counts a call that has arrived, by its service and method, or `other`.
     pub fn count_started(&self, (grpc_service, grpc_method): (&'static str, &'static str)) {
         let labels = MethodLabels { grpc_service, grpc_method };
         self.families.rpcs_started.get_or_create(&labels).inc();
     }
 
-    /// Counts one build that has found its backend.
+    /// Counts a build that was placed.
     pub fn decision(&self, RouteDecision { policy, outcome, key_source }: &RouteDecision) {
         let labels = DecisionLabels::new(&self.pool, policy, outcome, key_source);
         self.families.route_decisions.get_or_create(&labels).inc();
     }
 
-    /// Counts one build that has left the queue, after `wait`.
+    /// Counts a build that has left the queue after `wait`.
     pub fn queue_left(&self, reason: QueueExit, wait: Duration) {
         let labels = QueueLabels::new(&self.pool, reason);
         self.families.queue_left.get_or_create(&labels).inc();
         self.families.queue_wait_seconds.get_or_create(&labels).observe(wait.as_secs_f64());
     }
 
-    /// Counts one build that has ended.
+    /// Counts a build that has ended with `code` after `duration`.
     pub fn build_ended(&self, backend: &str, code: Code, duration: Duration) {
         let grpc_code = code_name(code);
         let labels = GrpcCodeLabels::new(&self.pool, grpc_code);
@@ -162,37 +163,37 @@ impl Metrics {
         self.families.builds.get_or_create(&labels).inc();
     }
 
-    /// Counts one Session stream that has ended.
+    /// Counts a Session stream that has ended.
     pub fn session_ended(&self, backend: &str, result: SessionResult) {
         let labels = ResultLabels::new(&self.pool, backend, result);
         self.families.sessions.get_or_create(&labels).inc();
     }
 
-    /// Counts one connection to a backend that failed or broke.
+    /// Counts a connection to a backend that could not be opened, or broke.
     pub fn upstream_error(&self, backend: &str, reason: Fault) {
         let labels = FaultLabels::new(&self.pool, backend, reason);
         self.families.upstream_errors.get_or_create(&labels).inc();
     }
 
-    /// Counts one request to drain a backend that has ended.
+    /// Counts a request to drain a backend that has ended.
     pub fn backend_drained(&self, result: DrainResult) {
         let labels = DrainLabels::new(&self.pool, result);
         self.families.backend_drains.get_or_create(&labels).inc();
     }
 
-    /// Counts one failure of a source of backends.
+    /// Counts a failure of a source of backends.
     pub fn discovery_error(&self, source: &str, reason: Reason) {
         let labels = SourceReasonLabels::new(&self.pool, source, reason);
         self.families.discovery_errors.get_or_create(&labels).inc();
     }
 
-    /// Counts one request about pods that failed: what was asked, and why in vain.
+    /// Counts a request about pods that failed, by what was asked and why it failed.
     pub fn pod_error(&self, verb: PodVerb, reason: Reason) {
         let labels = PodErrorLabels::new(&self.pool, verb, reason);
         self.families.pod_errors.get_or_create(&labels).inc();
     }
 
-    /// Notes that a source of backends has `endpoints`, and was known to be right `at`.
+    /// Notes that a source reported `endpoints` backends, and that this was right at the time `at`.
     pub fn discovery_synced(&self, source: &str, endpoints: usize, at: SystemTime) {
         let labels = SourceLabels::new(&self.pool, source);
         let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -204,14 +205,14 @@ impl Metrics {
             .set(seconds.cast_signed());
     }
 
-    /// Handles for one backend, resolved once.
+    /// The handles of one backend, for its whole life. Its series exist from now on.
     pub fn backend(&self, backend: &str) -> BackendMetrics {
         let (families, pool) = (&self.families, self.pool());
         let labels = BackendLabels::new(pool, backend);
         let bytes = |direction| {
             families.bytes.get_or_create_owned(&DirectionLabels::new(pool, backend, direction))
         };
-        // An alert on an increase needs a series that was there before.
+        // Alerts compare a series with its past, so the series must exist before its first event.
         for &result in SessionResult::ALL {
             families.sessions.get_or_create_owned(&ResultLabels::new(pool, backend, result));
         }
@@ -231,7 +232,7 @@ impl Metrics {
         }
     }
 
-    /// Sets the version of the daemon that `backend` is, in place of the `old` one.
+    /// Replaces the series of the `old` version of a backend's daemon with that of the `new` one.
     pub fn set_backend_version(&self, backend: &str, old: Option<&str>, new: Option<&str>) {
         let labels = |version| VersionLabels::new(&self.pool, backend, version);
         let info = &self.families.backend_info;
@@ -239,7 +240,7 @@ impl Metrics {
         new.map(|version| info.get_or_create_owned(&labels(version)).set(1));
     }
 
-    /// Drops the series of a backend that left the fleet.
+    /// Removes the series of a backend that has left the fleet.
     pub fn forget_backend(&self, backend: &str) {
         let (families, pool) = (&self.families, self.pool());
         let labels = BackendLabels::new(pool, backend);
@@ -266,7 +267,7 @@ impl Metrics {
         }
     }
 
-    /// Sets which state `backend` is in.
+    /// Sets the state of `backend` to 1 and all other states to 0.
     pub fn set_backend_state(&self, backend: &str, current: BackendState) {
         for &state in BackendState::ALL {
             let labels = StateLabels::new(&self.pool, backend, state);
@@ -276,18 +277,18 @@ impl Metrics {
     }
 }
 
-/// How a build found its backend, in the words of its log record.
+/// How a build was placed, in the words of its log record.
 #[derive(Debug)]
 pub struct RouteDecision {
-    /// The pool's policy.
+    /// The policy of the pool.
     pub policy: &'static str,
-    /// What decided.
+    /// The outcome of the placement, such as `home` or `spill`.
     pub outcome: &'static str,
-    /// Where the build's affinity key came from.
+    /// The source of the build's affinity key, or `none`.
     pub key_source: &'static str,
 }
 
-/// Every gRPC code.
+/// Every gRPC code, for the series of a backend.
 pub const CODES: [Code; 17] = [
     Code::Ok,
     Code::Cancelled,
@@ -308,7 +309,7 @@ pub const CODES: [Code; 17] = [
     Code::Unauthenticated,
 ];
 
-/// Handles of one backend, so that the data path adds and never looks up.
+/// The metrics of one backend. The data path adds to them and never looks up a series.
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct BackendMetrics {
@@ -322,7 +323,7 @@ pub struct BackendMetrics {
     pub bytes_down: Counter<u64, AtomicU64>,
 }
 
-/// The name of a gRPC code as the gRPC specification writes it in CamelCase, for labels and logs.
+/// The name of a gRPC code in CamelCase, as the gRPC specification writes it, for labels and logs.
 pub fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",

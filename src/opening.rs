@@ -1,28 +1,28 @@
-//! What a client begins with: HTTP/2, TLS, or something that no port of the proxy speaks.
+//! What a client speaks, told by its first bytes: HTTP/2, TLS, or something that no port of the proxy speaks.
 
 use crate::{error::ConnectionErrorReason, io::PREFACE};
 
-/// As much of what came as a log record shows.
+/// The number of bytes that a log record shows.
 const SHOWN_LEN: usize = 24;
 
-/// How a PROXY header of version 2 begins (HAProxy's PROXY protocol, section 2.2).
+/// The first bytes of a PROXY header of version 2 (HAProxy's PROXY protocol, section 2.2).
 const PROXY_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// What tells a person with a browser or curl where they are.
+/// The answer to HTTP/1. It tells a person with a browser or curl what this port is for.
 pub const HTTP1_ANSWER: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\n\
     content-type: text/plain\r\ncontent-length: 35\r\nconnection: close\r\n\r\n\
     This port speaks gRPC over HTTP/2.\n";
 
-/// The same, where they did not begin with TLS.
+/// The answer to HTTP/1 on a port that speaks TLS.
 pub const PLAIN_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
     content-type: text/plain\r\ncontent-length: 45\r\nconnection: close\r\n\r\n\
     This port speaks gRPC over HTTP/2, with TLS.\n";
 
-/// What the first bytes of a connection are.
+/// The protocol that the first bytes of a connection belong to.
 #[allow(missing_docs)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opening {
-    /// The client has gone without a byte, as a TCP health check does.
+    /// The client has closed the connection without sending a byte, as a TCP health check does.
     Nothing,
     Http2,
     Http1,
@@ -32,7 +32,7 @@ pub enum Opening {
 }
 
 impl Opening {
-    /// What begins with `bytes`.
+    /// The protocol of a connection that begins with `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         let word = bytes.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
         if bytes.is_empty() {
@@ -42,7 +42,7 @@ impl Opening {
         } else if bytes.starts_with(b"PROXY ") || bytes.starts_with(PROXY_V2) {
             Self::ProxyHeader
         } else if bytes.starts_with(&[0x16, 3]) {
-            // A record of a handshake, of any version (RFC 8446 section 5.1).
+            // The first two bytes of any TLS handshake, whatever its version (RFC 8446 section 5.1).
             Self::Tls
         } else if (3..=10).contains(&word)
             && bytes.get(word) == Some(&b' ')
@@ -54,7 +54,7 @@ impl Opening {
         }
     }
 
-    /// The reason that the connection's end is counted under, where it is not what the port speaks.
+    /// The reason for ending the connection, if the port does not speak this protocol.
     pub fn reason(self) -> ConnectionErrorReason {
         match self {
             Self::Tls => ConnectionErrorReason::Tls,
@@ -66,7 +66,7 @@ impl Opening {
     }
 }
 
-/// The beginning of `bytes`, as a log record can show it.
+/// The first bytes of `bytes` as printable text for a log record.
 pub fn shown(bytes: &[u8]) -> String {
     bytes[..bytes.len().min(SHOWN_LEN)].escape_ascii().to_string()
 }

@@ -1,7 +1,7 @@
-//! What the handlers of all streams share: who is bound where, the fleet, the links, the counts.
+//! The state that the handlers of all streams share, and the steps that they have in common: read the first
+//! message, find the link of a build, relay, or answer with the proxy's own error.
 //!
-//! And the moves they have in common: read the first message, find a link, relay, or answer with the
-//! proxy's own error. Which stream gets which treatment is decided above, in `builds` and `fanout`.
+//! The rooms above, `builds` and `fanout`, decide which stream is handled in which way.
 
 use std::sync::Arc;
 
@@ -37,69 +37,69 @@ use crate::{
     upstream::{Link, SendError, SharedLinks},
 };
 
-/// The proxy's shared state. Clones share it.
+/// The shared state of one pool. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Proxy {
-    /// Who is bound where.
+    /// The bindings of sessions and builds to backends.
     pub directory: Directory,
-    /// The live backends.
+    /// The live backends of the pool.
     pub fleet: Arc<Fleet>,
-    /// Links for calls that belong to no build.
+    /// The links for calls that belong to no build.
     pub shared: Arc<SharedLinks>,
-    /// What daemons have said they can do.
+    /// The answers of daemons about what they can do.
     pub capabilities: Arc<Capabilities>,
-    /// Where to count.
+    /// The metrics of the pool.
     pub metrics: Arc<Metrics>,
     /// Decides where builds go.
     pub placement: Arc<Placement>,
-    /// Where calls wait for their build.
+    /// Holds calls until their build is bound.
     pub parking: Arc<Parking>,
-    /// The builds that have been placed and not ended.
+    /// The builds that have been placed and have not ended.
     pub running: Running,
-    /// When its clients asked last.
+    /// When clients of the pool called last.
     pub activity: Arc<Activity>,
-    /// Which connections carry their Solves.
+    /// The connections that carry the Solves of builds.
     pub carriers: Carriers,
-    /// Whose the sessions and builds are.
+    /// The owners of sessions and builds.
     pub ownership: Ownership,
-    /// What makes a build's affinity key.
+    /// The rules that make the affinity key of a build.
     pub rules: Arc<Rules>,
-    /// Which name of a client's certificate says who it is.
+    /// The rules that find the name of a client in its certificate.
     pub identities: Arc<identity::Rules>,
-    /// What clients may do.
+    /// The rules that say what a client may do.
     pub access: Arc<access::Rules>,
     quota: access::Quota,
-    /// What Session streams declare.
+    /// The shared keys that sessions declare.
     pub shared_keys: SharedKeys,
-    /// What the large receive windows of clients may take together, in bytes.
+    /// The memory that the large receive windows of clients may take together, in bytes.
     pub windows: Shares,
     tasks: TaskTracker,
     reader: Reader,
-    /// What becomes of calls that the proxy refuses.
+    /// Counts and logs the calls that the proxy refuses.
     pub refusals: Arc<Refusals>,
 }
 
 /// What the clients of all pools share.
 #[derive(Debug, Clone)]
 pub struct Commons {
-    /// Connections to daemons.
+    /// The limit on connections to daemons.
     pub connections: Shares,
-    /// What reads first messages, on one account.
+    /// Reads first messages, and charges them to one account.
     pub reader: Reader,
-    /// What large receive windows may take, in bytes.
+    /// The memory that large receive windows may take, in bytes.
     pub windows: Shares,
-    /// When builds that wait are refused, because the proxy ends.
+    /// Cancelled when the proxy drains. Builds that wait are refused then.
     pub drain: CancellationToken,
-    /// Which name of a client's certificate says who it is.
+    /// The rules that find the name of a client in its certificate.
     pub identities: Arc<identity::Rules>,
-    /// What clients may do.
+    /// The rules that say what a client may do.
     pub access: Arc<access::Rules>,
-    /// Their builds, as far as rules limit them.
+    /// Counts the builds of clients for which a rule limits their number.
     pub quota: access::Quota,
 }
 
 impl Proxy {
-    /// A proxy that has seen no stream yet; its tasks run on `tasks`.
+    /// A proxy that has seen no stream yet. Its tasks run on `tasks`.
     pub fn new(
         fleet: Arc<Fleet>,
         metrics: Arc<Metrics>,
@@ -143,7 +143,7 @@ impl Proxy {
         }
     }
 
-    /// Runs `task` beside the stream that asked for it.
+    /// Runs `task` independently of the stream that needs it.
     pub fn spawn<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
@@ -156,7 +156,7 @@ impl Proxy {
         self.access.grant(client.identity.as_deref())
     }
 
-    /// The record that `client` asks for by the ref `build`, as its owner knows it, if the client may see it.
+    /// The id of the record that `client` asks for by the ref `build`. `None` if the client may not see it.
     pub fn visible(&self, build: &Id, client: &Client) -> Option<Id> {
         let owner = self.ownership.of_build(build);
         match self.grant(client).history() {
@@ -166,16 +166,16 @@ impl Proxy {
         }
     }
 
-    /// Whether there may be records that `client` is not told of.
+    /// Whether records may exist that `client` may not see.
     pub fn leaves_out(&self, client: &Client) -> bool {
         let named = client.identity.is_some() || self.ownership.is_used();
         named && self.grant(client).history() != Reach::All
     }
 
-    /// Counts a build of `client`'s, if a rule limits how many it may run.
+    /// Counts a build of `client`. `None` if no rule limits how many builds the client may run.
     ///
     /// # Errors
-    /// So many run.
+    /// The client runs as many builds as the rule allows.
     pub fn count_build(&self, client: &Client) -> Result<Option<access::Running>, ProxyError> {
         let Some(most) = self.grant(client).max_builds() else { return Ok(None) };
         let counted = self.quota.start(client.identity.as_ref(), most);
@@ -183,10 +183,10 @@ impl Proxy {
         counted.map(Some).ok_or(ProxyError::TooManyBuilds { client, most })
     }
 
-    /// Reads the first message of `body`, the request of `client` whose metadata is `parts`.
+    /// Reads the first message of `body`, which `client` sends in the call with the metadata `parts`.
     ///
     /// # Errors
-    /// It does not come in time, is too large, is no message or finds no place in memory.
+    /// The message does not arrive in time, is too large or malformed, or there is no memory for it.
     pub async fn read_message(
         &self,
         parts: &Parts,
@@ -196,16 +196,16 @@ impl Proxy {
         self.reader.first_message(parts, client, body).await
     }
 
-    /// The account of what waits to be sent on.
+    /// The account of the memory for data that waits to be sent on.
     pub fn account(&self) -> &Account {
         self.reader.account()
     }
 
-    /// The link for a call of `client` that belongs to `key`, if that is live or has ended not long ago;
-    /// `headers` are the call's.
+    /// The link and byte counts for a call of `client` with `headers` that belongs to `key`. `None` if `key` is
+    /// unknown. Bindings that ended not long ago are known.
     ///
     /// # Errors
-    /// The Solve was refused, or the backend has left.
+    /// The Solve was refused, or the backend has left the fleet.
     pub fn known_link(
         &self,
         key: &BindingKey,
@@ -220,11 +220,11 @@ impl Proxy {
         )
     }
 
-    /// The link for a call of `client` and `trace` with the ref `build`, if that build is live or has
-    /// ended not long ago.
+    /// The link and byte counts for a call of `client` and `trace` with the ref `build`. `None` if the build is
+    /// unknown. Builds that ended not long ago are known.
     ///
     /// # Errors
-    /// The Solve was refused, the backend has left, or several builds have this ref.
+    /// The Solve was refused, the backend has left the fleet, or several builds have this ref.
     pub fn known_build(
         &self,
         build: &Id,
@@ -236,10 +236,11 @@ impl Proxy {
         self.found(lookup, &BindingKey::Build(build.clone()), client, trace)
     }
 
-    /// The same for what is asked of a build's record, which may be of any client's.
+    /// The link for a call about the record of `build`, which may belong to any client. `None` if the build is
+    /// unknown.
     ///
     /// # Errors
-    /// The Solve was refused, or the backend has left.
+    /// The Solve was refused, or the backend has left the fleet.
     pub fn known_record(
         &self,
         build: &Id,
@@ -258,10 +259,11 @@ impl Proxy {
         Ok(None)
     }
 
-    /// The link for a call of `client` and `trace` that belongs to `key`, if the `lookup` of that knows.
+    /// The link and byte counts for a call of `client` and `trace` that belongs to `key`, by the result of its
+    /// `lookup`.
     ///
     /// # Errors
-    /// The Solve was refused, or the backend has left.
+    /// The Solve was refused, or the backend has left the fleet.
     pub fn found(
         &self,
         lookup: Lookup,
@@ -283,8 +285,8 @@ impl Proxy {
         }
     }
 
-    /// The link for a call of `client` that belongs to `key`, which is `bound`: the build's own one for
-    /// the build's own calls, and for nobody else's.
+    /// The link for a call of `client` that belongs to the live binding `bound` of `key`. Only calls of the build
+    /// itself get the build's own link.
     fn live_link(
         &self,
         key: &BindingKey,
@@ -302,11 +304,11 @@ impl Proxy {
         (link, bound.byte_counts)
     }
 
-    /// Relays a call of `client` that any daemon can answer, or that only a daemon can refuse; `prefix`
-    /// has been read from it.
+    /// Relays a call of `client` that any daemon can answer, or that only a daemon can refuse. `prefix` was read
+    /// from its body.
     ///
     /// # Errors
-    /// The proxy's own error, or the daemon's reset.
+    /// The proxy's own error, or the reset of the daemon.
     pub async fn relay_to_any(
         &self,
         client: &Client,
@@ -318,10 +320,10 @@ impl Proxy {
         self.relay_call(&link, parts, prefix, rest).await
     }
 
-    /// Relays a call whose bytes and end concern nobody; `prefix` has been read from it.
+    /// Relays a call that nobody counts. `prefix` was read from its body.
     ///
     /// # Errors
-    /// The proxy's own error, or the daemon's reset.
+    /// The proxy's own error, or the reset of the daemon.
     pub async fn relay_call(
         &self,
         link: &Link,
@@ -333,10 +335,10 @@ impl Proxy {
         self.relay(link, prefix, request, Arc::default(), OnEnd::new(drop)).await
     }
 
-    /// Relays `request` over `link`; `prefix` has been read from its body.
+    /// Relays `request` over `link`. `prefix` was read from its body.
     ///
     /// # Errors
-    /// The proxy's own error, or the daemon's reset.
+    /// The proxy's own error, or the reset of the daemon.
     pub fn relay(
         &self,
         link: &Link,
@@ -346,8 +348,8 @@ impl Proxy {
         mut on_end: OnEnd,
     ) -> impl Future<Output = CallResult> + Send {
         let backend = link.backend();
-        // Boxed before anything is waited for: a Solve waits for hours, and each future around it
-        // would hold the memory of a request that has been sent.
+        // Boxed before the first await. A Solve waits for hours, and each future around it would otherwise keep
+        // memory for a request that has been sent.
         let request = Box::new(relay::request(request, |rest| {
             Body::upload(prefix, rest, Arc::clone(backend), Arc::clone(&byte_counts))
         }));

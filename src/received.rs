@@ -1,4 +1,4 @@
-//! The body of a request or response, as it comes in its HTTP/2 stream.
+//! The body of a request or response, as it arrives in its HTTP/2 stream.
 
 use std::{
     any::Any,
@@ -11,17 +11,17 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use http_body::Frame;
 
-/// The body that a client or a daemon sends.
+/// A body that a client or a daemon sends.
 #[derive(Debug)]
 pub struct Received {
     stream: RecvStream,
     data_ended: bool,
-    /// What the call holds until here.
+    /// Dropped with the body.
     _hold: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Received {
-    /// The body that comes in `stream`; holds `hold` as long as it is there.
+    /// The body that arrives in `stream`. `hold` is dropped with it.
     pub fn new(stream: RecvStream, hold: Option<Arc<dyn Any + Send + Sync>>) -> Self {
         Self { stream, data_ended: false, _hold: hold }
     }
@@ -38,7 +38,7 @@ impl http_body::Body for Received {
         if !self.data_ended {
             if let Some(data) = ready!(self.stream.poll_data(cx)) {
                 return Poll::Ready(end_unless_early(data.map(|data| {
-                    // Fails only for a stream that is closed, which owes no more window.
+                    // This fails only for a closed stream, whose window no longer matters.
                     let _ = self.stream.flow_control().release_capacity(data.len());
                     Frame::data(data)
                 })));
@@ -55,8 +55,8 @@ impl http_body::Body for Received {
     }
 }
 
-/// A reset with `NO_ERROR` asks for the rest of the request not to be sent (RFC 9113 section 8.1):
-/// the body ends there, and is not broken.
+/// A reset with `NO_ERROR` means that the other side does not need the rest of the request (RFC 9113 section 8.1).
+/// So the body ends there without an error.
 fn end_unless_early(
     frame: Result<Frame<Bytes>, h2::Error>,
 ) -> Option<Result<Frame<Bytes>, h2::Error>> {

@@ -1,5 +1,5 @@
-//! What the proxy turns away, calls with an answer of its own and clients that speak something else:
-//! counted each, and logged now and then.
+//! The calls that the proxy answers with its own error, and the clients that it turns away. Each is counted, and
+//! logs are limited in their rate.
 
 use std::{
     net::IpAddr,
@@ -19,17 +19,16 @@ use crate::{
     telemetry::Throttle,
 };
 
-/// How often a reason is logged: one client may cause thousands of refusals a second.
+/// How often a reason is logged. One client may cause thousands of refusals a second.
 const LOGGED_EVERY: Duration = Duration::from_secs(1);
 
-/// How often a kind of client that speaks something else is logged: one that is set up wrongly tries again
-/// and again.
+/// How often a kind of wrong protocol is logged. A client that is set up wrongly tries again and again.
 const STRANGERS_LOGGED_EVERY: Duration = Duration::from_secs(60);
 
 /// How often it is logged that all connections are taken.
 const FULL_LOGGED_EVERY: Duration = Duration::from_secs(10);
 
-/// What is refused in one pool.
+/// Counts and logs what is refused in one pool.
 #[derive(Debug)]
 pub struct Refusals {
     metrics: Arc<Metrics>,
@@ -40,7 +39,7 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// Counts with `metrics`.
+    /// Refusals that are counted in `metrics`, none so far.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             metrics,
@@ -51,7 +50,7 @@ impl Refusals {
         }
     }
 
-    /// The answer that tells a client of `error`.
+    /// Counts and logs `error`, and returns the response that tells the client of it.
     pub fn answer(&self, error: &ProxyError) -> Response<Body> {
         let reason = error.reason();
         self.metrics.reject(reason);
@@ -62,10 +61,10 @@ impl Refusals {
         error.response()
     }
 
-    /// What the client of a call gets: its response, or an answer that tells of the proxy's error.
+    /// The response to a call: that of the daemon, or one that tells of the proxy's own error.
     ///
     /// # Errors
-    /// The stream is to be reset.
+    /// The stream must be reset, because the daemon has reset it.
     pub fn settle(&self, result: CallResult) -> Result<Response<Body>, ResetError> {
         match result {
             Ok(response) => Ok(response),
@@ -74,16 +73,19 @@ impl Refusals {
         }
     }
 
-    /// Logs that a client does not speak what the port does: the kind of what it speaks, and how that begins.
+    /// Logs that a client speaks another protocol than the port. `seen` is how the client began.
     pub fn stranger(&self, kind: ConnectionErrorReason, client: Option<IpAddr>, seen: &str) {
         let kind = kind.label();
         if let Some(held_back) = self.strangers.admit(kind, Instant::now()) {
             let (pool, client) = (self.metrics.pool(), client.map(field::display));
-            warn!(pool, kind, client, seen, held_back, "client does not speak what this port does");
+            warn!(
+                pool,
+                kind, client, seen, held_back, "client does not speak the protocol of this port"
+            );
         }
     }
 
-    /// Logs that a client's TLS handshake failed, and why.
+    /// Logs that the TLS handshake of a client failed.
     pub fn handshake(&self, failure: &ConnectionError, client: Option<IpAddr>) {
         let (reason, error) = (failure.reason.label(), failure.text.as_str());
         if let Some(held_back) = self.handshakes.admit(reason, Instant::now()) {
@@ -92,8 +94,8 @@ impl Refusals {
         }
     }
 
-    /// Logs that all `limit` connections are taken: a client gets none because of `cause`, or gets that of
-    /// another one.
+    /// Logs that all `limit` connections are taken. With a `cause` the client was refused; without one, an idle
+    /// connection was closed to admit it.
     pub fn full(&self, limit: usize, client: Option<IpAddr>, cause: Option<TooManyConnections>) {
         let reason = match cause {
             Some(_) => ConnectionErrorReason::TooManyConnections,

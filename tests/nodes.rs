@@ -61,7 +61,7 @@ fn where_there_is_one_daemon_the_second_build_with_a_ref_is_told_what_to_do() {
     let text = text(&output);
     assert!(!output.status.success(), "{text}");
     assert!(text.contains("no other backend can take a second one"), "{text}");
-    assert!(text.contains("it needs one node only"), "{text}");
+    assert!(text.contains("the builder needs only one node"), "{text}");
 }
 
 #[test]
@@ -74,5 +74,5 @@ fn behind_a_hop_that_mixes_connections_builds_with_one_ref_end_before_they_are_m
     let output = build(&two_nodes(&addr), &context);
     let text = text(&output);
     assert!(!output.status.success(), "{text}");
-    assert!(text.contains("it needs one node only"), "{text}");
+    assert!(text.contains("the builder needs only one node"), "{text}");
 }

@@ -101,12 +101,12 @@ fn a_limit_that_a_daemon_does_not_know_costs_it_no_cache() {
     assert_ne!(usage(&new), before);
     assert!(!usage(&new).contains("kept"), "{}", usage(&new));
     assert_eq!(pruned.status.code(), Some(1));
-    assert!(text(&pruned).contains("not asked of old (v0.16.0)"), "{}", text(&pruned));
+    assert!(text(&pruned).contains("not sent to old (v0.16.0)"), "{}", text(&pruned));
     let alone = Proxy::in_front_of([&old]).start();
     alone.wait_ready(1, Duration::from_secs(10));
     let refused = run(buildctl(&alone.addr()).args(limit));
     assert_eq!((refused.status.code(), usage(&old)), (Some(1), before));
-    assert!(text(&refused).contains("not asked of old (v0.16.0)"), "{}", text(&refused));
+    assert!(text(&refused).contains("not sent to old (v0.16.0)"), "{}", text(&refused));
     // What it does know, it does.
     succeed(buildctl(&alone.addr()).args(["prune", "--all"]));
     assert!(!usage(&old).contains("kept"));

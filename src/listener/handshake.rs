@@ -129,6 +129,6 @@ fn identify(
 }
 
 fn too_many() -> ConnectionError {
-    let text = "others with fewer TLS handshakes under way needed this one's permit";
+    let text = "too many TLS handshakes are under way, most of them of this client's address";
     ConnectionError::new(ConnectionErrorReason::TlsBusy, text)
 }

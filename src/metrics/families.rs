@@ -1,4 +1,4 @@
-//! The registry: name, help text, unit, buckets and labels of every metric.
+//! The registry of metrics: the name, help text, unit, buckets and labels of each.
 
 use std::{
     fmt::Write as _,
@@ -30,17 +30,17 @@ use super::{
 };
 use crate::telemetry;
 
-/// Durations of builds: a second to two hours.
+/// Buckets for durations of builds, from a second to two hours.
 const BUILD_SECONDS: [f64; 12] =
     [1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0];
 
-/// Waits for a turn: from a moment to the longest that a build waits.
+/// Buckets for waits in the queue, from 10 ms to half an hour, the longest that most builds wait.
 const QUEUE_SECONDS: [f64; 10] = [0.01, 0.1, 1.0, 5.0, 15.0, 60.0, 180.0, 300.0, 900.0, 1800.0];
 
-/// Durations of connects: half a millisecond (same node) to the connect timeout.
+/// Buckets for the time to connect, from half a millisecond (the same node) to the connect timeout.
 const CONNECT_SECONDS: [f64; 9] = [0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 2.5, 5.0];
 
-/// A histogram family with fixed buckets.
+/// Makes histograms with fixed buckets.
 #[derive(Debug, Clone)]
 pub(super) struct Buckets(&'static [f64]);
 
@@ -55,27 +55,27 @@ type ByteCounters<L> = Family<L, Counter<u64, AtomicU64>>;
 type Gauges<L> = Family<L, Gauge>;
 type Histograms<L> = Family<L, Histogram, Buckets>;
 
-/// One metric, for the documentation.
+/// What the documentation says of one metric.
 #[derive(Debug)]
 pub struct Description {
-    /// Its name in the exposition.
+    /// The name as Prometheus reads it.
     pub name: String,
     /// Its type: `counter`, `gauge`, `histogram` or `info`.
     pub kind: &'static str,
-    /// Its labels.
+    /// The labels of the metric.
     pub labels: Vec<Described>,
-    /// What it tells.
+    /// The help text, without a full stop.
     pub help: &'static str,
 }
 
-/// The one table of metrics: name, type, labels and help of each; where they stand in [`Families`], how
-/// they are made, registered and described follows from it.
+/// The one table of metrics: name, type, labels and help text of each. The fields of [`Families`], their creation,
+/// registration and description follow from it.
 macro_rules! families {
     (
         families { $($name:ident: $kind:ident<$labels:ident> $(= $make:expr)?, $help:literal;)+ }
         gauges { $($gauge:ident, $gauge_help:literal;)+ }
     ) => {
-        /// Every family, and the registry that renders them.
+        /// Every family of metrics, and the registry that renders them.
         #[derive(Debug)]
         pub struct Families {
             registry: Mutex<Registry>,
@@ -99,7 +99,7 @@ macro_rules! families {
                 $(registry.register(stringify!($gauge), $gauge_help, self.$gauge.clone());)+
             }
 
-            /// Every metric that begins with `buildkit_lb_`, but for `buildkit_lb_build_info` and
+            /// Describes every metric that begins with `buildkit_lb_`, except `buildkit_lb_build_info` and
             /// `buildkit_lb_log_records_dropped_total`.
             fn described() -> Vec<Description> {
                 vec![
@@ -123,13 +123,13 @@ macro_rules! families {
     (@make $make:expr) => { $make };
 }
 
-/// The name in the exposition: the library appends `_total` to counters, as OpenMetrics asks.
+/// The name as Prometheus reads it: the library appends `_total` to counters, as OpenMetrics asks.
 fn exposed(name: &str, kind: &str) -> String {
     let suffix = if kind.ends_with("Counters") { "_total" } else { "" };
     format!("buildkit_lb_{name}{suffix}")
 }
 
-/// The OpenMetrics type of the families of this Rust type.
+/// The OpenMetrics type of a family of this Rust type.
 fn kind(family: &str) -> &'static str {
     match family {
         "Gauges" => "gauge",
@@ -183,16 +183,16 @@ families! {
     }
 }
 
-/// The calls that came in, which has no prefix: dashboards for gRPC servers look for it.
+/// The counter of calls. It has no prefix, because dashboards for gRPC servers look for this name.
 const STARTED: (&str, &str) = ("grpc_server_started", "RPCs received, by method");
 
-/// What else is told of the process.
+/// Metrics of the process that do not belong to a pool.
 const BUILD: (&str, &str) = ("buildkit_lb_build", "Version of the running proxy");
 const DROPPED: (&str, &str) =
     ("log_records_dropped", "Log records dropped because the log was not read in time");
 
 impl Families {
-    /// Registers every family.
+    /// Creates and registers every family.
     pub fn new() -> Arc<Self> {
         let families = Self::unregistered();
         {
@@ -204,7 +204,7 @@ impl Families {
             prefixed.register(DROPPED.0, DROPPED.1, telemetry::dropped_records());
             registry.register(STARTED.0, STARTED.1, families.rpcs_started.clone());
         }
-        // An alert on an increase needs a series that was there before.
+        // Alerts compare a series with its past, so the series must exist before its first event.
         for reason in AdminRefusal::ALL {
             let labels = AdminRefusalLabels::new(*reason);
             families.admin_requests_refused.get_or_create_owned(&labels);
@@ -212,17 +212,17 @@ impl Families {
         Arc::new(families)
     }
 
-    /// Counts one request on the admin port that was refused.
+    /// Counts a request on the admin port that was refused.
     pub fn admin_request_refused(&self, reason: AdminRefusal) {
         self.admin_requests_refused.get_or_create(&AdminRefusalLabels::new(reason)).inc();
     }
 
-    /// Counts one connection of the admin port that was closed to bound their number.
+    /// Counts a connection to the admin port that was closed.
     pub fn admin_connection_closed(&self, reason: AdminClosure) {
         self.admin_connections_closed.get_or_create(&AdminClosureLabels::new(reason)).inc();
     }
 
-    /// What there is, for the documentation.
+    /// Describes all metrics, sorted by name, for the documentation.
     pub fn descriptions() -> Vec<Description> {
         let mut all = Self::described();
         let plain = |name, kind, labels, help| Description { name, kind, labels, help };
@@ -235,17 +235,17 @@ impl Families {
         all
     }
 
-    /// What the parts of one pool count.
+    /// The metrics of the pool `name`.
     pub fn pool(self: &Arc<Self>, name: &str) -> Metrics {
         Metrics::new(Arc::clone(self), name)
     }
 
-    /// The exposition text (OpenMetrics 1.0).
+    /// All metrics in the text format of OpenMetrics 1.0.
     pub fn render(&self) -> String {
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry.lock()) {
             text.clear();
-            // A String takes any write; this says so rather than hiding an encoder's bug.
+            // Writing to a String never fails. If the encoder does, the answer says so.
             let _ = writeln!(text, "# encode failed: {error}");
         }
         text

@@ -1,4 +1,4 @@
-//! Which labels the metrics have, and the closed sets of their values.
+//! The labels of the metrics, and the closed sets of their values.
 
 use prometheus_client::encoding::EncodeLabelSet;
 
@@ -9,37 +9,37 @@ use crate::{
 };
 
 label_set! {
-    /// What a backend is doing, in one word.
+    /// The state of a backend.
     pub enum BackendState {
-        /// No probe has passed yet.
+        /// No probe has succeeded yet.
         Starting = "starting",
-        /// It takes builds.
+        /// The backend takes builds.
         Ready = "ready",
-        /// It is ejected, or discovery says that it is not ready.
+        /// The backend is ejected, or discovery says that it is not ready.
         Unhealthy = "unhealthy",
-        /// It fails builds for reasons of its own: it takes builds where no other backend does.
+        /// The backend fails builds for reasons of its own, so it takes builds only if no other backend does.
         Degraded = "degraded",
-        /// An operator or its own daemon asked for no new builds.
+        /// An operator, or the daemon itself, asked for no new builds.
         Cordoned = "cordoned",
-        /// It is on its way out and finishes what it has.
+        /// The backend leaves the fleet and finishes its builds.
         Draining = "draining",
-        /// It is on its way out and cannot be reached.
+        /// The backend leaves the fleet and cannot be reached.
         Lost = "lost",
     }
 }
 
 label_set! {
-    /// Why a backend is under suspicion.
+    /// What makes the proxy doubt a backend.
     pub enum Fault {
-        /// It did not accept a connection.
+        /// The daemon refused a connection.
         Refused = "refused",
-        /// It did not accept a connection in time.
+        /// The daemon did not accept a connection in time.
         Timeout = "timeout",
         /// A connection broke while streams were open on it.
         Lost = "lost",
-        /// It did not answer a probe.
+        /// The daemon did not answer a probe.
         Probe = "probe",
-        /// It accepted, and the TLS handshake failed.
+        /// The daemon accepted a connection, and the TLS handshake failed.
         Tls = "tls",
     }
 }
@@ -47,11 +47,11 @@ label_set! {
 label_set! {
     /// How a Session stream ended.
     pub enum SessionResult {
-        /// The daemon ended it.
+        /// The daemon ended the stream.
         Ok = "ok",
         /// The client went away.
         ClientGone = "client_gone",
-        /// The daemon reset it, or its connection broke.
+        /// The daemon reset the stream, or the connection to it broke.
         BackendLost = "backend_lost",
     }
 }
@@ -61,9 +61,9 @@ label_set! {
     pub enum DrainResult {
         /// Nothing is bound to the backend any more.
         Drained = "drained",
-        /// Builds were left at its timeout.
+        /// Builds were left when the timeout of the request was over.
         Timeout = "timeout",
-        /// Whoever asked went away.
+        /// The caller went away before the drain ended.
         Aborted = "aborted",
     }
 }
@@ -71,19 +71,19 @@ label_set! {
 label_set! {
     /// How a build left the queue.
     pub enum QueueExit {
-        /// It had its turn.
+        /// The build got a slot on a backend.
         Granted = "granted",
-        /// It had waited as long as it may.
+        /// The build waited as long as builds may wait.
         WaitedOut = "waited_out",
-        /// Its client went away.
+        /// The client of the build went away.
         ClientGone = "client_gone",
-        /// The proxy ended.
+        /// The proxy is about to end.
         Draining = "draining",
     }
 }
 
 label_set! {
-    /// Which way bytes go.
+    /// The direction of relayed bytes.
     pub enum Direction {
         /// From client to daemon.
         Up = "up",
@@ -93,19 +93,19 @@ label_set! {
 }
 
 label_set! {
-    /// What was asked about pods, as RBAC writes it.
+    /// The kind of a request about pods, as RBAC names it.
     pub enum PodVerb {
-        /// All of them.
+        /// Reads all pods.
         List = "list",
-        /// Their changes.
+        /// Follows the changes of pods.
         Watch = "watch",
-        /// To change one.
+        /// Changes the annotations of a pod.
         Patch = "patch",
     }
 }
 
 label_set! {
-    /// Why a request is refused on the admin port.
+    /// Why a request on the admin port is refused.
     pub enum AdminRefusal {
         /// The port takes no changes from anybody.
         Disabled = "disabled",
@@ -119,21 +119,21 @@ label_set! {
 }
 
 label_set! {
-    /// Why a connection of the admin port was closed.
+    /// Why a connection to the admin port was closed.
     pub enum AdminClosure {
-        /// Its address had its share.
+        /// The address of the client reached its share of the connections.
         Share = "share",
-        /// The port was full.
+        /// The port reached its limit of connections.
         Full = "full",
-        /// It did not read its answer.
+        /// The client did not read its answer in time.
         Slow = "slow",
     }
 }
 
 label_set! {
-    /// On which side of the proxy certificates are used.
+    /// The side of the proxy on which certificates are used.
     pub enum TlsSide {
-        /// Towards clients.
+        /// Towards the clients that build.
         Client = "client",
         /// Towards daemons.
         Backend = "backend",
@@ -145,19 +145,19 @@ label_set! {
 }
 
 label_set! {
-    /// What became of changed certificates.
+    /// What became of certificates that changed.
     pub enum ReloadResult {
-        /// They are in force.
+        /// New connections use them.
         Ok = "ok",
-        /// The last ones stay.
+        /// They cannot be used, and the previous ones stay in use.
         Failed = "failed",
     }
 }
 
-/// A label and, where they are a closed set, its values.
+/// The name of a label and, if its values are a closed set, all of them.
 pub type Described = (&'static str, Vec<&'static str>);
 
-/// The labels of one family: texts from the configuration or the fleet, then values of closed sets.
+/// Describes the labels of one family for the documentation.
 pub(super) trait LabelNames {
     fn described() -> Vec<Described>;
 }
@@ -169,7 +169,8 @@ macro_rules! labels {
         pub(super) struct $name { $($text: String,)* $($($set: $type),+)? }
 
         impl $name {
-            /// The labels in the order of the exposition.
+            /// Labels with these values: first those from the configuration or the fleet, then those of closed
+            /// sets.
             pub(super) fn new($($text: &str,)* $($($set: $type),+)?) -> Self {
                 Self { $($text: $text.to_owned(),)* $($($set),+)? }
             }
@@ -229,7 +230,8 @@ labels!(/// A gRPC code name.
 labels!(/// How a build found its backend.
     DecisionLabels { pool, policy, outcome, key_source });
 
-/// A known gRPC method; anything else is `other`. Counted for every call, so nothing is allocated.
+/// A gRPC method that the proxy knows. Any other method is `other`. This is counted for every call, so nothing is
+/// allocated.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct MethodLabels {
     pub(super) grpc_service: &'static str,

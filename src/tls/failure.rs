@@ -22,7 +22,7 @@ pub fn failure(error: &io::Error, other: &str) -> ConnectionError {
 
 /// The client has not finished its handshake in time.
 pub fn too_slow() -> ConnectionError {
-    let text = format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}");
+    let text = format!("the TLS handshake took longer than {HANDSHAKE_TIMEOUT:?}");
     ConnectionError::new(Reason::TlsTimeout, text)
 }
 

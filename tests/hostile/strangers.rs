@@ -51,7 +51,7 @@ async fn what_does_not_speak_http2_is_counted_by_kind_and_told_now_and_then() {
             (proxy.metric("buildkit_lb_connection_errors_total", &[&reason]) == count).then_some(())
         });
     }
-    let told = proxy.records("client does not speak what this port does");
+    let told = proxy.records("client does not speak the protocol of this port");
     let mut kinds: Vec<_> = told.iter().filter_map(|fields| fields["kind"].as_str()).collect();
     kinds.sort_unstable();
     kinds.dedup();

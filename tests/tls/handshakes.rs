@@ -218,7 +218,7 @@ async fn what_does_not_speak_tls_is_told_apart_on_a_tls_port() {
         eventually(&format!("{kind} is told"), Duration::from_secs(10), || {
             let counted = format!("reason=\"{kind}\"");
             let count = proxy.metric("buildkit_lb_connection_errors_total", &[&counted]);
-            let told = proxy.records("client does not speak what this port does");
+            let told = proxy.records("client does not speak the protocol of this port");
             let told = told.iter().any(|fields| fields["kind"] == kind);
             (count == 1.0 && told).then_some(())
         });
