@@ -1,8 +1,8 @@
 //! The live set of backends, as one atomically swapped snapshot.
 //!
-//! Discovery replaces the endpoints; health and the data path report what they see of a [`Backend`]. A
-//! backend keeps its object for as long as its name and address stay, so counts survive a swap. One
-//! that discovery no longer names stays, draining, until nothing is bound to it.
+//! Discovery replaces the endpoints. Probes and the data path report what they see of a [`Backend`]. A backend keeps
+//! its object as long as its name and address stay, so counts survive a swap. A backend that discovery no longer names
+//! stays, draining, until nothing is bound to it.
 
 mod backend;
 mod endpoint;
@@ -35,27 +35,27 @@ use crate::{
     tls,
 };
 
-/// The live set.
+/// The live set of backends.
 #[derive(Debug)]
 pub struct Fleet {
     roster: ArcSwap<Roster>,
     totals: Arc<Totals>,
-    /// Held from a choice until its build is counted, so that no two see the same room.
+    /// Held from a choice until its build is counted, so that two choices never take the same free slot.
     choosing: Mutex<()>,
-    /// When the first backend came.
+    /// When the first backend joined.
     began: Mutex<Option<Instant>>,
     metrics: Arc<Metrics>,
-    /// How the daemons are spoken to, unless without TLS.
+    /// The TLS of the connections to the daemons; `None` without TLS.
     tls: Option<Arc<tls::Client>>,
     signals: Arc<Signals>,
-    /// Held while the roster is made anew, so that two do not undo each other's work.
+    /// Held while the roster is replaced, so that no change is lost.
     writer: Mutex<()>,
     settled: CancellationToken,
     fitness: Fitness,
 }
 
 impl Fleet {
-    /// An empty fleet, of daemons that speak without TLS.
+    /// An empty fleet whose daemons are reached without TLS.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             tls: None,
@@ -71,23 +71,23 @@ impl Fleet {
         }
     }
 
-    /// The same, of daemons that are spoken to by `tls`, if by any.
+    /// The same fleet, whose daemons are reached with `tls`, or without TLS.
     #[must_use]
     pub fn with_tls(self, tls: Option<Arc<tls::Client>>) -> Self {
         Self { tls, ..self }
     }
 
-    /// All backends now, sorted by name.
+    /// All backends at this moment, sorted by name.
     pub fn backends(&self) -> Snapshot {
         Arc::clone(&self.roster.load().backends)
     }
 
-    /// All backends now, and what the policies know of them.
+    /// All backends at this moment, with the table that the policies use.
     pub fn roster(&self) -> Arc<Roster> {
         self.roster.load_full()
     }
 
-    /// Counts a build on the backend that `choose` chooses from `roster`.
+    /// Counts a build on the backend that `choose` takes from `roster`. Returns `None` if `choose` takes none.
     pub fn start_build(
         &self,
         roster: &Roster,
@@ -110,15 +110,15 @@ impl Fleet {
         self.roster.load().backends.iter().any(|backend| backend.is_ready())
     }
 
-    /// Waits until some backend may take a build that it did not take before, from the call on.
+    /// Waits until a backend may take a build that it could not take before. Changes count from the moment of the call.
     pub fn changed(&self) -> impl Future<Output = ()> + '_ {
         self.signals.changed.notified()
     }
 
-    /// Waits until some backend takes new builds.
+    /// Waits until a backend takes new builds.
     pub async fn ready(&self) {
         loop {
-            // Before the look, so that no change is missed.
+            // Subscribed before the check, so that no change is missed.
             let changed = self.changed();
             if self.is_ready() {
                 return;
@@ -127,9 +127,9 @@ impl Fleet {
         }
     }
 
-    /// The ready backends of the oldest version; none where all that are ready have the same one.
+    /// The ready backends of the oldest version, or none if all ready backends have the same version.
     ///
-    /// What a client learns from one of these holds for the others too.
+    /// What a client learns from one of the oldest also holds for the others.
     pub fn oldest(&self) -> Vec<Arc<Backend>> {
         let backends = self.backends();
         let ready = || backends.iter().filter(|backend| backend.is_ready());
@@ -144,19 +144,19 @@ impl Fleet {
         ready().filter(is_oldest).cloned().collect()
     }
 
-    /// The versions of all backends that have told theirs, the oldest first.
+    /// The known versions of all backends, the oldest first.
     pub fn versions(&self) -> BTreeSet<Version> {
         let backends = self.backends();
         let versions = backends.iter().filter_map(|backend| backend.version());
         versions.map(|version| Version::clone(&version)).collect()
     }
 
-    /// The pool that the fleet is of.
+    /// The name of the fleet's pool.
     pub fn pool(&self) -> &str {
         self.metrics.pool()
     }
 
-    /// Waits until some backend has joined or been reported faulty.
+    /// Waits until a backend has joined or has been reported faulty.
     pub async fn suspicion(&self) {
         self.signals.suspected.notified().await;
     }
@@ -166,7 +166,7 @@ impl Fleet {
         self.settled.cancelled().await;
     }
 
-    /// Looks whether that is so.
+    /// Marks the fleet as settled once every backend has had a first probe.
     pub fn settle(&self) {
         if self.settled.is_cancelled() {
             return;

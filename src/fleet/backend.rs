@@ -1,7 +1,7 @@
-//! One daemon as the proxy sees it: what is fixed about it, what it runs, and its [`State`].
+//! One daemon as the proxy sees it: its fixed properties, what it runs, and its [`State`].
 //!
-//! What follows from a change of the state is published here and nowhere else: to the policies, to the
-//! metric and to the log, under the lock that made the change.
+//! A change of the state is published in one place only, to the policies, the metrics and the log, under the lock that
+//! made the change.
 
 mod daemon_tls;
 mod guards;
@@ -34,26 +34,26 @@ use crate::{
     tls,
 };
 
-/// What backends tell the rest of the proxy.
+/// What backends signal to the rest of the proxy.
 #[derive(Debug, Default)]
 pub(super) struct Signals {
-    /// One is faulty, or has joined.
+    /// A backend is faulty, or has joined.
     pub(super) suspected: Notify,
-    /// One may take a build that it did not take before.
+    /// A backend may take a build that it could not take before.
     pub(super) changed: Notify,
 }
 
-/// One daemon.
+/// One daemon. [`Fleet`](super::Fleet) owns it, and every part of the proxy shares it.
 pub struct Backend {
     name: Arc<str>,
     address: Address,
-    /// How it is spoken to, unless without TLS.
+    /// The TLS of its connections; `None` without TLS.
     tls: Option<Tls>,
-    /// What the policies know of it: status, load, capacity.
+    /// What the policies know about it: status, load and capacity.
     pub(super) candidate: Arc<Candidate>,
     location: ArcSwap<Location>,
     state: Mutex<State>,
-    /// What it said when it was probed last.
+    /// The version that the daemon reported last.
     version: ArcSwapOption<Version>,
     bindings: AtomicUsize,
     metrics: BackendMetrics,
@@ -62,7 +62,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// A backend that no probe has seen yet. With `joined`, its slow start begins then.
+    /// A backend that has not been probed yet. With `joined`, its slow start begins then.
     pub(super) fn new(
         endpoint: Endpoint,
         joined: Option<Instant>,
@@ -91,27 +91,27 @@ impl Backend {
         backend
     }
 
-    /// Its stable name.
+    /// The stable name, as in logs and metrics.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its name, for callers that keep it.
+    /// The name as an `Arc`, for callers that store it.
     pub fn shared_name(&self) -> Arc<str> {
         Arc::clone(&self.name)
     }
 
-    /// Where it listens.
+    /// Where the daemon listens.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// How it is spoken to, unless without TLS.
+    /// The TLS of its connections; `None` without TLS.
     pub fn tls(&self) -> Option<&Tls> {
         self.tls.as_ref()
     }
 
-    /// Its size against the others'; never 0.
+    /// The size relative to other backends; never 0.
     pub fn capacity(&self) -> u32 {
         self.candidate.capacity()
     }
@@ -122,53 +122,53 @@ impl Backend {
         self.metrics.capacity.set(capacity.get().into());
     }
 
-    /// Where it runs.
+    /// Where the daemon runs.
     pub fn location(&self) -> Arc<Location> {
         self.location.load_full()
     }
 
-    /// What the policies know of it.
+    /// What the policies know about the backend.
     pub fn candidate(&self) -> &Candidate {
         &self.candidate
     }
 
-    /// Its metric handles.
+    /// The metrics of this backend, already looked up.
     pub fn metrics(&self) -> &BackendMetrics {
         &self.metrics
     }
 
-    /// Builds that run on it now.
+    /// How many builds run on the backend now.
     pub fn builds(&self) -> u32 {
         self.candidate.builds()
     }
 
-    /// Whether anything is bound to it: a build, or a session whose build has ended or is yet to come.
+    /// Whether a build is bound to the backend, or a session whose build has ended or is still to come.
     pub fn is_bound(&self) -> bool {
         self.builds() > 0 || self.bindings.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether it takes new builds: probed, ready, and neither cordoned, draining nor ejected. A degraded one
-    /// takes them where no other does.
+    /// Whether the backend takes new builds: it has been probed, is ready, and is neither cordoned, draining nor
+    /// ejected. A degraded backend takes builds only if no other backend does.
     pub fn is_ready(&self) -> bool {
         self.candidate.is_ready()
     }
 
-    /// Whether it finishes its builds and takes no new one, even where no backend is ready.
+    /// Whether the backend finishes its builds and takes no new ones, even if no backend is ready.
     pub fn is_cordoned(&self) -> bool {
         self.candidate.is_cordoned()
     }
 
-    /// Whether a connection to it failed and no probe has succeeded since.
+    /// Whether a connection failed and no probe has succeeded since.
     pub fn is_ejected(&self) -> bool {
         self.candidate.is_ejected()
     }
 
-    /// The version that it says it has, once it has been asked.
+    /// The version that the daemon reported, once it has been asked.
     pub fn version(&self) -> Option<Arc<Version>> {
         self.version.load_full()
     }
 
-    /// Takes over the version that it says it has.
+    /// Stores the version that the daemon reported.
     pub fn set_version(&self, version: Version) {
         let state = self.state.lock();
         let old = self.version.load_full();
@@ -180,46 +180,47 @@ impl Backend {
         self.version.store(Some(Arc::new(version)));
     }
 
-    /// What it is doing, in one word.
+    /// The state in one word.
     pub fn state(&self) -> BackendState {
         self.state.lock().name()
     }
 
-    /// Why it is unhealthy or degraded, if it is.
+    /// Why the backend is unhealthy or degraded, if it is.
     pub fn cause(&self) -> Option<String> {
         self.state.lock().cause().map(str::to_owned)
     }
 
-    /// Whether it fails builds for reasons of its own.
+    /// Whether the backend fails builds for reasons of its own.
     pub fn is_degraded(&self) -> bool {
         self.candidate.is_degraded()
     }
 
-    /// When it takes its share of the builds again, if it is degraded.
+    /// When a degraded backend gets its full share of the builds again.
     pub fn probation_end(&self) -> Option<Instant> {
         self.state.lock().probation_end()
     }
 
-    /// Cordons or uncordons it; to uncordon takes back a drain too, and a probation.
+    /// Cordons or uncordons the backend. Uncordoning also ends a drain and a probation.
     pub fn set_cordoned(&self, cordoned: bool) {
         self.apply(if cordoned { Event::Cordoned } else { Event::Uncordoned }, Instant::now());
     }
 
-    /// Cordons it because its daemon is about to stop, for the guard's life and `lease` after that.
+    /// Cordons the backend because its daemon is about to stop. The cordon lasts as long as the guard, and `lease`
+    /// longer.
     ///
-    /// The cordon ends when nobody has asked again for so long, when the daemon has been away and is back,
-    /// or by [`Self::set_cordoned`].
+    /// The cordon ends when nobody has asked again within the lease, when the daemon has been away and is back, or by
+    /// [`Self::set_cordoned`].
     pub fn start_drain(self: &Arc<Self>, lease: Duration) -> DrainGuard {
         self.apply(Event::DrainStarted, Instant::now());
         DrainGuard { backend: Arc::clone(self), lease }
     }
 
-    /// Ends what was to last until `now`: the cordon of a drain that nobody has asked for again, a probation.
+    /// Ends what was to last until `now`: the cordon of a drain that was not renewed, and a probation.
     pub fn time_passed(&self, now: Instant) {
         self.apply(Event::TimePassed, now);
     }
 
-    /// Takes over what discovery says now.
+    /// Stores what discovery reports now.
     pub(super) fn update(&self, endpoint: &Endpoint) {
         self.set_capacity(endpoint.capacity);
         if **self.location.load() != endpoint.location {
@@ -228,13 +229,13 @@ impl Backend {
         self.apply(Event::Listed(endpoint.condition), Instant::now());
     }
 
-    /// Discovery no longer names it; it stays for what is bound to it.
+    /// Notes that discovery no longer names the backend. It stays as long as something is bound to it.
     pub(super) fn unlist(&self) {
         self.apply(Event::Unlisted, Instant::now());
     }
 
-    /// It is out of the fleet. Whatever becomes of it is told to nobody any more, for its name is free
-    /// or another daemon's.
+    /// Notes that the backend has left the fleet. From now on it publishes nothing, because its name is free or another
+    /// daemon has it.
     pub(super) fn depart(&self) {
         self.apply(Event::Departed, Instant::now());
     }
@@ -252,9 +253,9 @@ impl Backend {
         BindingCount(Arc::clone(self))
     }
 
-    /// Reports that a connection to it failed or broke: it is ejected until a probe succeeds.
+    /// Reports that a connection failed or broke. The backend is ejected until a probe succeeds.
     ///
-    /// A probe that fails ejects only at the third time in a row.
+    /// A failed probe ejects only at the third time in a row.
     pub fn report_fault(&self, fault: Fault, cause: &str, now: Instant) {
         self.apply(Event::Fault(fault, cause), now);
         if self.is_ejected() {
@@ -262,58 +263,58 @@ impl Backend {
         }
     }
 
-    /// Reports that it left a question without an answer that it should have at once: a probe is to tell
-    /// whether it is away.
+    /// Reports that the backend left a question unanswered that it should have answered at once. A probe then finds out
+    /// whether the daemon is away.
     pub fn report_silence(&self) {
         self.apply(Event::Silent, Instant::now());
         self.signals.suspected.notify_one();
     }
 
-    /// Whether it did not answer when it was asked last.
+    /// Whether the backend left the last question or probe unanswered.
     pub fn is_silent(&self) -> bool {
         self.state.lock().is_silent()
     }
 
-    /// Reports that it fails builds for reasons of its own: others are preferred for `first`, or longer if
-    /// it has been so before.
+    /// Reports that the backend fails builds for reasons of its own. Others are preferred for `first`, or longer if
+    /// this has happened before.
     pub(super) fn report_unfit(&self, first: Duration, cause: &str, now: Instant) {
         self.apply(Event::Unfit(first, cause), now);
     }
 
-    /// Takes back what was reported of its fitness.
+    /// Withdraws the evidence against the backend's fitness.
     pub(super) fn revoke_unfit(&self) {
         self.apply(Event::UnfitRevoked, Instant::now());
     }
 
-    /// Reports that it answered a probe.
+    /// Reports that the backend answered a probe.
     pub fn report_healthy(&self) {
         self.apply(Event::ProbePassed, Instant::now());
     }
 
-    /// Reports that a probe could not be made, for want of something of ours: it says nothing.
+    /// Reports that a probe could not be made, because the proxy lacked something. This says nothing about the backend.
     pub fn report_unprobed(&self, now: Instant) {
         self.apply(Event::ProbeNotMade, now);
     }
 
-    /// Whether it is time for a probe; if so the next regular one is `interval` away, or sooner after
-    /// the first: a fleet that came at once must not be probed at once for ever.
+    /// Whether a probe is due. If so, the next regular probe is `interval` away, or sooner after the first one, so that
+    /// a fleet which joined at once is not probed at once for ever.
     ///
-    /// Whoever is told so must report how the probe ends.
+    /// The caller must report how the probe ends.
     pub fn take_probe(&self, now: Instant, interval: Duration) -> bool {
         self.state.lock().take_probe(now, interval, rand::random())
     }
 
-    /// Whether a probe of it has ended yet, well or not.
+    /// Whether any probe of the backend has ended, with any result.
     pub(super) fn has_verdict(&self) -> bool {
         self.state.lock().has_verdict()
     }
 
-    /// Whether discovery no longer names it and nothing is bound to it any more.
+    /// Whether discovery no longer names the backend and nothing is bound to it.
     pub(super) fn may_leave(&self) -> bool {
         self.state.lock().is_unlisted() && !self.is_bound()
     }
 
-    /// When an ejected backend is to be probed next.
+    /// When an ejected backend is probed next.
     pub fn retry_at(&self) -> Option<Instant> {
         self.state.lock().retry_at()
     }

@@ -1,77 +1,77 @@
-//! What discovery knows of a daemon.
+//! What discovery knows about a daemon.
 
 use std::{num::NonZeroU32, sync::Arc};
 
 use crate::{address::Address, tls::Expected};
 
-/// What discovery reports.
+/// A daemon as discovery reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Stable name: what logs, metrics and the consistent hash know the daemon by.
+    /// The stable name of the daemon in logs, metrics and the consistent hash.
     pub name: Arc<str>,
     /// Where the daemon listens.
     pub address: Address,
-    /// Its size against the others': one with 2 is given twice the builds of one with 1.
+    /// The size of the daemon relative to others: with capacity 2 it gets twice the builds of a daemon with 1.
     pub capacity: NonZeroU32,
-    /// Whether it may be given builds, in the eyes of whoever runs it.
+    /// Whether the operator lets the daemon take builds.
     pub condition: Condition,
-    /// Where it runs.
+    /// Where the daemon runs.
     pub location: Location,
-    /// Which name its certificate has, if it speaks TLS.
+    /// The name in the daemon's certificate, if it speaks TLS.
     pub server_name: Expected,
 }
 
-/// Where a daemon runs and as what, as far as discovery says.
+/// Where a daemon runs and what kind it is, as far as discovery says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Location {
-    /// Its failure domain, as `topology.kubernetes.io/zone` names it.
+    /// The failure domain, as in `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
-    /// The machine.
+    /// The name of the machine.
     pub node: Option<Arc<str>>,
-    /// The pod that it is.
+    /// The pod of the daemon.
     pub pod: Option<Pod>,
-    /// What the labels of its pod say.
+    /// Facts from the labels of the pod.
     pub labels: Labels,
 }
 
-/// One pod, as Kubernetes knows it.
+/// A pod, as Kubernetes knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Pod {
-    /// Its namespace.
+    /// The namespace of the pod.
     pub namespace: Arc<str>,
-    /// Its name, which the next one may have too.
+    /// The name of the pod. A later pod may have the same name.
     pub name: Arc<str>,
-    /// What tells it from the next one of its name.
+    /// The unique id of the pod. It differs between two pods with the same name.
     pub uid: Arc<str>,
 }
 
-/// What a pod's labels say of the daemon in it.
+/// What the labels of a pod say about its daemon.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Labels {
-    /// `app.kubernetes.io/version`.
+    /// The label `app.kubernetes.io/version`.
     pub version: Option<Arc<str>>,
-    /// `kubernetes.io/arch`, as `amd64` or `arm64`.
+    /// The label `kubernetes.io/arch`, such as `amd64` or `arm64`.
     pub architecture: Option<Arc<str>>,
-    /// `topology.kubernetes.io/zone`.
+    /// The label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
 }
 
-/// What whoever runs a daemon says of it.
+/// What the operator of a daemon says about it.
 ///
-/// Ordered: of two reports of one name the smaller is the one to follow.
+/// The order matters: if a name is reported twice, the smaller condition wins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
-    /// It may take builds.
+    /// The daemon may take builds.
     #[default]
     Ready,
-    /// It is to be given none for now; what runs there goes on.
+    /// The daemon must not get new builds for now. Running builds continue.
     NotReady,
-    /// It is about to end: it finishes its builds and takes no new one.
+    /// The daemon is about to stop: it finishes its builds and takes no new ones.
     Terminating,
 }
 
 impl Endpoint {
-    /// An endpoint of capacity 1 that may take builds. Its certificate is for the host of its address.
+    /// An endpoint of capacity 1 that may take builds. Its certificate is expected to name the host of the address.
     pub fn new(name: impl Into<Arc<str>>, address: Address) -> Self {
         let name = name.into();
         let host = match &address {

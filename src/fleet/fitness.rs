@@ -12,17 +12,17 @@ use super::{
     outliers::{BuildEnd, Outliers, Verdict},
 };
 
-/// How long a degraded backend is avoided the first time: long enough that the builds which follow do not all
-/// fail, short enough that one which was found unfit by mistake is soon back.
+/// How long a degraded backend is avoided the first time. The time is long enough that not all following builds fail,
+/// and short enough that a backend which was judged wrongly returns soon.
 pub const DEFAULT_PROBATION: Duration = Duration::from_secs(60);
 
-/// One of so many backends may be degraded, and one of two: the others must be able to take the builds.
+/// One backend in this many may be degraded, or one of two. The other backends must be able to take the builds.
 const DEGRADED_SHARE: usize = 3;
 
-/// What is known of the fitness of a fleet's backends.
+/// What is known about the fitness of a fleet's backends.
 #[derive(Debug)]
 pub(super) struct Fitness {
-    /// How long a degraded backend is avoided the first time; zero if none is to be.
+    /// How long a degraded backend is avoided the first time. With zero no backend becomes degraded.
     probation: Duration,
     outliers: Mutex<Outliers>,
 }
@@ -41,16 +41,16 @@ impl Fitness {
 }
 
 impl Fleet {
-    /// The same with another first probation of degraded backends; with zero no backend becomes one.
+    /// The same fleet with another first probation. With zero no backend becomes degraded.
     #[must_use]
     pub fn with_probation(mut self, probation: Duration) -> Self {
         self.fitness.probation = probation;
         self
     }
 
-    /// Takes over how a build on `backend` ended, by its daemon's own word.
+    /// Notes how a build on `backend` ended, by the daemon's own status.
     ///
-    /// A backend that fails builds for reasons of its own, far more than the others, becomes degraded.
+    /// A backend that fails far more builds for reasons of its own than the others becomes degraded.
     pub fn build_ended(&self, backend: &Arc<Backend>, end: BuildEnd, now: Instant) {
         let is_member = || self.find(backend.name()).is_some_and(|it| Arc::ptr_eq(&it, backend));
         if self.fitness.probation.is_zero() || !is_member() {
@@ -70,7 +70,7 @@ impl Fleet {
         }
     }
 
-    /// Whether the others can take the builds of one more degraded backend.
+    /// Whether the other backends could take the builds if this one became degraded too.
     fn may_degrade(&self, backend: &Backend) -> bool {
         let backends = self.backends();
         let takers = || backends.iter().filter(|backend| backend.is_ready());

@@ -1,4 +1,5 @@
-//! Who belongs to the fleet: what discovery names, and what it no longer names until nothing is bound to it.
+//! Who belongs to the fleet: the backends that discovery names, and those that it no longer names as long as something
+//! is bound to them.
 
 use std::{
     collections::HashMap,
@@ -11,15 +12,15 @@ use tracing::info;
 use super::{Backend, Endpoint, Fleet, Roster};
 use crate::policy::Candidates;
 
-/// Backends that come within this time of the first are the first fleet: discovery may report them
-/// in several parts.
+/// Backends that join within this time of the first one are the first fleet. Discovery may report them in several
+/// parts.
 const FIRST_FLEET: Duration = Duration::from_secs(10);
 
 impl Fleet {
-    /// Makes `endpoints` the fleet. What stays keeps its object, state and counts; what goes while
-    /// something is bound to it stays as draining.
+    /// Makes `endpoints` the fleet.
     ///
-    /// Of two endpoints with one name the first counts.
+    /// A backend that stays keeps its object, state and counts. A backend that goes stays as draining while something
+    /// is bound to it. If two endpoints have the same name, the first one counts.
     pub fn replace(&self, endpoints: Vec<Endpoint>) {
         let _writing = self.writer.lock();
         let joined = self.slow_start(Instant::now(), endpoints.is_empty());
@@ -61,7 +62,7 @@ impl Fleet {
         self.store(backends);
     }
 
-    /// Lets go of backends that discovery no longer names and that nothing is bound to any more.
+    /// Removes the backends that discovery no longer names once nothing is bound to them.
     pub fn sweep(&self) {
         let left = |backend: &Arc<Backend>| backend.may_leave();
         if !self.backends().iter().any(left) {
@@ -87,8 +88,8 @@ impl Fleet {
         self.roster.store(Arc::new(Roster { backends: Arc::new(backends), candidates }));
     }
 
-    /// When the slow start of a backend that joins `now` begins: never for those of the first fleet,
-    /// for nobody else could take its builds.
+    /// When the slow start of a backend that joins `now` begins. The first fleet has no slow start, because nobody else
+    /// could take its builds.
     fn slow_start(&self, now: Instant, empty: bool) -> Option<Instant> {
         let mut began = self.began.lock();
         if began.is_none() && !empty {

@@ -1,9 +1,8 @@
-//! Finds the backend that fails builds for reasons of its own, by how the builds of all backends ended.
+//! Finds a backend that fails builds for reasons of its own, by comparing how the builds of all backends end.
 //!
-//! No I/O and no clock here. A client can make its own build end with any status: it may fail its build
-//! with a status of its choice, and so may a frontend image. So of the clients whose builds a backend
-//! failed, the one with most of them is left out, and the others' builds must be enough. And builds of one
-//! project are never enough, for it may be the project that fails.
+//! This is plain logic without I/O or clock. A client can make its own build end with any status, and so can a frontend
+//! image. For each backend, the client with the most failed builds is therefore left out, and the builds of the others
+//! must be evidence enough. Builds of a single project are never enough, because the project itself may fail.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -13,49 +12,49 @@ use std::{
 
 use tonic::Code;
 
-/// How long a build's end counts: a daemon whose disk was full five minutes ago may have cleaned up.
+/// How long the end of a build counts. A daemon whose disk was full five minutes ago may have cleaned up.
 const WINDOW: Duration = Duration::from_secs(300);
 
-/// The last builds of a backend that count. With more, a daemon that has just become unfit would have to
-/// fail as many as it built well before.
+/// How many of a backend's last builds count. With more, a daemon that has just become unfit would first have to fail
+/// as many builds as it had built well before.
 const RECENT: usize = 20;
 
-/// Builds that a backend must have failed, one of the client that is left out included: two in a row can be
-/// chance, and each one is somebody's build.
+/// How many builds a backend must have failed, including one of the client that is left out. Two in a row can be
+/// chance, but each failed build costs somebody time.
 const LEAST_FAULTS: usize = 3;
 
-/// How many times the other backends' share of faults a backend's own must be. Where the cause is outside,
-/// as a registry that is away, all backends fail alike.
+/// How many times higher a backend's share of failures must be than that of the others. If the cause is outside, such
+/// as a registry that is down, all backends fail alike.
 const TIMES_OTHERS: usize = 3;
 
-/// How a build ended, as far as it tells of its backend.
+/// How a build ended, as far as that says something about its backend.
 #[derive(Debug, Clone, Copy)]
 pub struct BuildEnd {
-    /// A number that stands for whose build it was.
+    /// A number that stands for the client of the build.
     pub client: u64,
-    /// A number that stands for the project it was of, if that is known.
+    /// A number that stands for the project of the build, if that is known.
     pub key: Option<u64>,
-    /// The daemon's own status.
+    /// The status that the daemon sent.
     pub code: Code,
 }
 
 impl BuildEnd {
-    /// Whether the status is one of those that BuildKit gives to errors of the system below it.
+    /// Whether BuildKit gives this status to errors of the system below it.
     ///
-    /// It gives `ResourceExhausted` to a full disk and to missing memory, `Internal` to an I/O error and
-    /// to errors of its own database, and `Unavailable` where its worker does not answer. A step or a
-    /// frontend that fails is `Unknown`.
+    /// BuildKit sends `ResourceExhausted` for a full disk and for missing memory, `Internal` for an I/O error and for
+    /// errors of its own database, and `Unavailable` if its worker does not answer. A step or a frontend that fails
+    /// ends with `Unknown`.
     fn is_fault(&self) -> bool {
         matches!(self.code, Code::ResourceExhausted | Code::Internal | Code::Unavailable)
     }
 }
 
-/// What follows from a build's end.
+/// What follows from the end of a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The backend of the build fails builds for reasons of its own; why it is thought so.
+    /// The backend of the build fails builds for reasons of its own. The text gives the evidence.
     Unfit(String),
-    /// These backends were found unfit by the word of one client, and it is no longer the only one.
+    /// These backends were found unfit while only one client built, and now another client builds too.
     Revoked(Vec<Arc<str>>),
 }
 
@@ -65,22 +64,23 @@ pub(super) struct Outliers {
     backends: HashMap<Arc<str>, VecDeque<(Instant, BuildEnd)>>,
     /// The backends that were found unfit while only this client built.
     by_one_client: HashMap<Arc<str>, u64>,
-    /// The two clients that built last, and when each did: two tell whether there is another than one.
+    /// The two clients that built last, with the times of their last builds. Two are enough to know whether a second
+    /// client exists.
     last_clients: [Option<(u64, Instant)>; 2],
 }
 
-/// Builds, and those of them that their backend failed.
+/// How many builds ended, and how many of them the backend failed.
 #[derive(Debug, Default)]
 struct Counts {
     builds: usize,
     faults: usize,
-    /// The projects of the latter. A build without a key is a project of its own: nothing ties it to one
-    /// backend, so its own fault would show on all of them.
+    /// The projects of the failed builds. A build without a key counts as a project of its own: it is not tied to one
+    /// backend, so a fault of its own would show on all of them.
     projects: usize,
 }
 
 impl Outliers {
-    /// Takes over that a build ended on `backend` at `now`.
+    /// Notes that a build ended on `backend` at `now`.
     pub(super) fn note(
         &mut self,
         backend: &Arc<str>,
@@ -102,7 +102,7 @@ impl Outliers {
         self.judge(backend, end, now).map(Verdict::Unfit)
     }
 
-    /// Forgets the builds of a backend that starts anew: it goes on probation, or has been away.
+    /// Forgets the builds of a backend that starts anew, because it goes on probation or has been away.
     pub(super) fn clear(&mut self, backend: &str) {
         self.backends.remove(backend);
     }
@@ -113,7 +113,7 @@ impl Outliers {
         self.by_one_client.remove(backend);
     }
 
-    /// Takes back what was found by the word of a client that `client` is not.
+    /// Removes and returns the verdicts that rest on a single client other than `client`.
     fn revoked(&mut self, client: u64) -> Option<Vec<Arc<str>>> {
         let of_another = |_: &Arc<str>, witness: &mut u64| *witness != client;
         let revoked: Vec<_> =
@@ -129,7 +129,7 @@ impl Outliers {
         *last = Some((client, now));
     }
 
-    /// Why `backend` is unfit, if it is.
+    /// The evidence that `backend` is unfit, if there is enough.
     fn judge(&mut self, backend: &Arc<str>, last: BuildEnd, now: Instant) -> Option<String> {
         let alone = self.is_alone(last.client, now);
         let left_out = if alone { None } else { self.heaviest(backend, now) };
@@ -139,7 +139,7 @@ impl Outliers {
             return None;
         }
         let others = self.count(now, left_out, |name| name != backend);
-        // Shares are compared without a division, for there may be no build elsewhere.
+        // The shares are compared without a division, because the others may have no builds.
         if others.faults * own.builds * TIMES_OTHERS > own.faults * others.builds {
             return None;
         }
@@ -149,18 +149,18 @@ impl Outliers {
             self.by_one_client.remove(backend);
         }
         Some(format!(
-            "it failed {} of {} builds for reasons of its own, the others {} of {}",
+            "it failed {} of {} builds for reasons of its own, the other backends {} of {}",
             own.faults, own.builds, others.faults, others.builds
         ))
     }
 
-    /// Whether nobody else has built anywhere.
+    /// Whether no other client has built anywhere.
     fn is_alone(&self, client: u64, now: Instant) -> bool {
         let mut last = self.last_clients.iter().flatten();
         last.all(|(other, at)| *other == client || now.saturating_duration_since(*at) >= WINDOW)
     }
 
-    /// The client with most of the builds that `backend` failed; of several, the one that was first.
+    /// The client with the most failed builds on `backend`; of several, the one whose failures began first.
     fn heaviest(&self, backend: &Arc<str>, now: Instant) -> Option<u64> {
         let mut faults: Vec<(u64, usize)> = Vec::new();
         for (_, end) in self.ends(now).filter(|(name, end)| *name == backend && end.is_fault()) {
@@ -206,7 +206,7 @@ mod tests {
 
     use super::*;
 
-    /// Builds of a fleet, one after the other, at one moment.
+    /// Builds of a fleet, one after the other, at the same time.
     #[derive(Debug, Default)]
     struct Fleet {
         outliers: Outliers,
@@ -256,7 +256,7 @@ mod tests {
         let (mut fleet, now) = (Fleet::default(), Instant::now());
         for n in 0..60 {
             fleet.build((n % 3) as u8, n, Some(n), Code::Unavailable, now);
-            // The first of all failed where nobody else had built yet.
+            // The first build of all failed before any other backend had built.
             fleet.unfit.retain(|_| n >= 9);
         }
         assert_eq!(fleet.unfit.len(), 0);
@@ -310,7 +310,7 @@ mod tests {
     }
 
     proptest! {
-        /// The others' builds end as they do on a daemon that is fit: well, or for a fault of their own.
+        /// The other clients' builds end as they do on a fit daemon: well, or because of a fault of their own.
         #[test]
         fn one_client_cannot_make_a_backend_unfit_for_others(
             builds in builds(prop::option::of(1..4_u64)),

@@ -8,7 +8,7 @@ use crate::policy::Candidates;
 /// All backends at one moment, sorted by name.
 pub type Snapshot = Arc<Vec<Arc<Backend>>>;
 
-/// A snapshot and the same backends as the policies see them, in the same order.
+/// All backends at one moment, and the same backends in the same order as the policies see them.
 #[derive(Debug, Default)]
 pub struct Roster {
     pub(super) backends: Snapshot,
@@ -21,12 +21,12 @@ impl Roster {
         &self.backends
     }
 
-    /// Where `backend` stands among [`Self::backends`].
+    /// The index of `backend` in [`Self::backends`].
     pub fn position(&self, backend: &Arc<Backend>) -> Option<usize> {
         self.backends.iter().position(|other| Arc::ptr_eq(other, backend))
     }
 
-    /// What a policy chooses from: a choice names a place in [`Roster::backends`].
+    /// The table that a policy chooses from. A choice is an index in [`Roster::backends`].
     pub fn candidates(&self) -> &Candidates {
         &self.candidates
     }

@@ -1,7 +1,7 @@
-//! All that decides whether one backend takes builds, as a state machine without I/O, clock or chance.
+//! Everything that decides whether one backend takes builds, as a state machine without I/O, clock or randomness.
 //!
-//! Discovery, operators, probes and the data path each see a part of a backend. What they see is an
-//! [`Event`]; what follows from all of them together is what the [`State`] publishes.
+//! Discovery, operators, probes and the data path each see one side of a backend. Each observation is an [`Event`].
+//! What follows from all of them together is what the [`State`] publishes.
 
 mod health;
 mod probation;
@@ -15,74 +15,73 @@ use crate::{
     policy::Status,
 };
 
-/// Something that happened to a backend, or that somebody wants of it.
+/// Something that happened to a backend, or that somebody asked of it.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Event<'a> {
-    /// Discovery names it and says this of it.
+    /// Discovery names the backend, with this condition.
     Listed(Condition),
-    /// Discovery no longer names it; it stays for what is bound to it.
+    /// Discovery no longer names the backend. It stays as long as something is bound to it.
     Unlisted,
-    /// It is out of the fleet: its name is free, or another daemon's.
+    /// The backend has left the fleet. Its name is free, or another daemon has it.
     Departed,
-    /// An operator wants no new builds on it.
+    /// An operator wants no new builds on the backend.
     Cordoned,
-    /// An operator takes back every cordon, a drain's too, and what was found against its fitness.
+    /// An operator removes every cordon, including that of a drain, and ends a probation.
     Uncordoned,
-    /// Somebody asks to drain it, because its daemon is about to stop.
+    /// Somebody asks to drain the backend, because its daemon is about to stop.
     DrainStarted,
-    /// That request has ended. Its cordon stays until then, or until the daemon has been away and is
-    /// back.
+    /// A request to drain has ended. Its cordon lasts until this time, or until the daemon has been away and is back.
     DrainEnded(Instant),
-    /// Time has passed: the cordon of a drain that nobody has asked for again ends, and so does a probation.
+    /// Time has passed: the cordon of a drain that was not renewed ends, and so does a probation.
     TimePassed,
-    /// A connection or a probe failed, and why.
+    /// A connection or a probe failed, for this cause.
     Fault(Fault, &'a str),
-    /// It left a question without an answer that it should have at once.
+    /// The backend left a question without an answer that it should have answered at once.
     Silent,
-    /// It answered a probe.
+    /// The backend answered a probe.
     ProbePassed,
-    /// A probe could not be made, for want of something of ours.
+    /// A probe could not be made, because the proxy lacked something.
     ProbeNotMade,
-    /// It fails builds for reasons of its own: how long it is avoided the first time, and why it is thought so.
+    /// The backend fails builds for reasons of its own: how long it is avoided the first time, and the evidence.
     Unfit(Duration, &'a str),
-    /// What was found against its fitness does not count.
+    /// The evidence against the backend's fitness no longer counts.
     UnfitRevoked,
 }
 
-/// What others are told of a backend.
+/// What others are told about a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Published {
     pub(super) name: BackendState,
     pub(super) status: Status,
 }
 
-/// What was told before an event and what is to be told after it.
+/// What others were told before an event, and what they are told after it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Transition {
     pub(super) before: Published,
     pub(super) after: Published,
-    /// The cordon of a drain has ended by itself, which another cordon may hide.
+    /// The cordon of a drain has ended on its own. Another cordon may hide that.
     pub(super) lease_ended: bool,
 }
 
-/// What is known of one backend.
+/// What is known about one backend.
 #[derive(Debug, Default)]
 pub(super) struct State {
     condition: Condition,
     unlisted: bool,
     departed: bool,
-    /// It has answered a probe, ever.
+    /// Whether the backend has ever answered a probe.
     probed: bool,
-    /// An operator's cordon.
+    /// Whether an operator has cordoned the backend.
     cordoned: bool,
-    /// Somebody asked to drain it because its daemon is about to stop.
+    /// Whether somebody asked to drain the backend because its daemon is about to stop.
     drained: bool,
-    /// Such requests that are open.
+    /// How many requests to drain are open.
     drains: usize,
-    /// When the cordon of a drain ends if no request is open by then.
+    /// When the cordon of a drain ends, if no request is open by then.
     lease_end: Option<Instant>,
     health: Health,
-    /// While one is running it is degraded.
+    /// While a probation runs, the backend is degraded.
     probation: Probation,
 }
 
@@ -92,7 +91,7 @@ impl State {
         Self { condition, ..Self::default() }
     }
 
-    /// Takes an event over and tells what follows from it.
+    /// Applies an event and returns what follows from it.
     pub(super) fn apply(&mut self, event: Event<'_>, now: Instant) -> Transition {
         let mut lease_ended = false;
         let before = self.published();
@@ -129,7 +128,7 @@ impl State {
             Event::ProbePassed => {
                 self.probed = true;
                 if self.is_ejected() {
-                    // The daemon that was to stop has stopped, and this is the next one in its place.
+                    // The daemon that was about to stop has stopped, and this is its successor.
                     self.drained &= self.drains > 0;
                     self.lease_end = None;
                     self.probation.revoke();
@@ -140,7 +139,7 @@ impl State {
         Transition { before, after: self.published(), lease_ended }
     }
 
-    /// What others are to be told of it now.
+    /// What others are told about the backend now.
     pub(super) fn published(&self) -> Published {
         let status = Status {
             cordoned: self.cordoned || self.drained || self.is_leaving(),
@@ -152,7 +151,7 @@ impl State {
         Published { name: self.name(), status }
     }
 
-    /// What it is doing, in one word.
+    /// The state in one word.
     pub(super) fn name(&self) -> BackendState {
         match self {
             _ if self.is_leaving() && self.is_ejected() => BackendState::Lost,
@@ -166,41 +165,41 @@ impl State {
         }
     }
 
-    /// Why it is unhealthy or degraded, if it is.
+    /// Why the backend is unhealthy or degraded, if it is.
     pub(super) fn cause(&self) -> Option<&str> {
         let not_ready = self.condition == Condition::NotReady;
-        let said = not_ready.then_some("discovery says that it is not ready");
+        let reported = not_ready.then_some("discovery reports it as not ready");
         let ejected = self.health.cause();
-        ejected.or(said).or_else(|| self.probation.cause())
+        ejected.or(reported).or_else(|| self.probation.cause())
     }
 
-    /// When a degraded backend takes its share of the builds again.
+    /// When a degraded backend gets its full share of the builds again.
     pub(super) fn probation_end(&self) -> Option<Instant> {
         self.probation.end()
     }
 
-    /// Whether it did not answer when it was asked last.
+    /// Whether the backend left the last question or probe unanswered.
     pub(super) fn is_silent(&self) -> bool {
         self.health.is_silent()
     }
 
-    /// Whether discovery no longer names it.
+    /// Whether discovery no longer names the backend.
     pub(super) fn is_unlisted(&self) -> bool {
         self.unlisted
     }
 
-    /// Whether any probe of it has ended yet, well or not.
+    /// Whether any probe of the backend has ended, with any result.
     pub(super) fn has_verdict(&self) -> bool {
         self.probed || self.health.has_failed()
     }
 
-    /// When an ejected backend is to be probed next.
+    /// When an ejected backend is probed next.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.health.retry_at()
     }
 
-    /// Whether it is time for a probe; if so the next regular one is `interval` away, or after the
-    /// first one only the share `chance` of that.
+    /// Whether a probe is due. If so, the next regular probe is `interval` away; after the first probe, it is only the
+    /// fraction `chance` of that away.
     pub(super) fn take_probe(&mut self, now: Instant, interval: Duration, chance: f64) -> bool {
         !self.unlisted && !self.departed && self.health.take_probe(now, interval, chance)
     }

@@ -2,13 +2,13 @@
 
 use std::{cmp::Ordering, fmt, sync::Arc};
 
-/// A daemon says what it likes; what is shown of it is cut to this, in characters.
+/// The most characters of a version that are shown. A daemon may send a text of any length.
 const MAX_LEN: usize = 64;
 
-/// The version that a daemon says it has.
+/// The version that a daemon reports.
 ///
-/// Ordered by age, the oldest first. One that names no release is taken for the newest: somebody built
-/// it from the source of a day.
+/// Versions are ordered by age, the oldest first. A text that names no release counts as the newest, because such a
+/// daemon was built from current source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Version {
     text: Arc<str>,
@@ -22,7 +22,7 @@ impl Version {
     /// The first release whose daemons know limits and filters of the build history.
     pub const HISTORY_LIMITS: [u32; 3] = [0, 20, 0];
 
-    /// The version that a daemon calls `text`, as `v0.32.2`, `v0.17.0-rc1` or `0.0.0+unknown`.
+    /// Parses the version that a daemon reports as `text`, such as `v0.32.2`, `v0.17.0-rc1` or `0.0.0+unknown`.
     pub fn new(text: &str) -> Self {
         let text: String = text.chars().filter(|char| !char.is_control()).take(MAX_LEN).collect();
         let release = release(&text).filter(|release| *release != [0; 3]);
@@ -30,17 +30,17 @@ impl Version {
         Self { text: text.into(), release }
     }
 
-    /// The version of a daemon that cannot be asked for it: v0.11 was the first with Info.
+    /// The version of a daemon that cannot be asked for it, because Info came with v0.11.
     pub fn before_info() -> Self {
         Self { text: "below v0.11".into(), release: Some([0, 10, 0]) }
     }
 
-    /// As the daemon says it.
+    /// The text that the daemon reported.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether it is known to be older than `release`.
+    /// Whether the version is known to be older than `release`.
     pub fn is_before(&self, release: [u32; 3]) -> bool {
         self.release.is_some_and(|own| own < release)
     }

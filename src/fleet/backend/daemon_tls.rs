@@ -1,10 +1,10 @@
-//! TLS to one daemon.
+//! How the proxy speaks TLS with one daemon.
 
 use std::sync::Arc;
 
 use crate::{fleet::Endpoint, tls};
 
-/// TLS to one daemon.
+/// The TLS of the connections to one daemon, which share their sessions.
 #[derive(Debug)]
 pub struct Tls {
     client: Arc<tls::Client>,
@@ -18,7 +18,7 @@ impl Tls {
         Self { client: Arc::clone(client), server_name, sessions: tls::Sessions::default() }
     }
 
-    /// What counts for a new connection.
+    /// The TLS configuration for a new connection.
     pub fn config(&self) -> Arc<rustls::ClientConfig> {
         self.client.config(&self.sessions)
     }

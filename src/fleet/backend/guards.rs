@@ -7,12 +7,12 @@ use std::{
 
 use super::{Backend, Event};
 
-/// One running build on a backend.
+/// Counts one running build on a backend.
 #[derive(Debug)]
 pub struct BuildCount(pub(super) Arc<Backend>);
 
 impl BuildCount {
-    /// The backend.
+    /// The backend that the build is counted on.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.0
     }
@@ -26,7 +26,7 @@ impl Drop for BuildCount {
     }
 }
 
-/// One binding to a backend.
+/// Counts one binding to a backend.
 #[derive(Debug)]
 pub struct BindingCount(pub(super) Arc<Backend>);
 
@@ -36,7 +36,7 @@ impl Drop for BindingCount {
     }
 }
 
-/// One open request to drain a backend. The backend stays cordoned for a lease when it ends.
+/// An open request to drain a backend. After its end the backend stays cordoned for the lease.
 #[derive(Debug)]
 pub struct DrainGuard {
     pub(super) backend: Arc<Backend>,

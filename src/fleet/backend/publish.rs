@@ -1,4 +1,4 @@
-//! Changes a backend's state, and tells the policies, the metric and the log of the change.
+//! Changes the state of a backend, and tells the policies, the metrics and the log about the change.
 
 use std::time::Instant;
 
@@ -7,8 +7,8 @@ use tracing::{info, warn};
 use super::{Backend, Event, Published, Transition};
 
 impl Backend {
-    /// Changes its state, and tells of the new one under the same lock: of two changes the last one is
-    /// told last.
+    /// Applies an event and publishes the new state under the same lock, so that two changes are published in their
+    /// order.
     pub(super) fn apply(&self, event: Event<'_>, now: Instant) {
         let mut state = self.state.lock();
         let Transition { before, after, lease_ended } = state.apply(event, now);

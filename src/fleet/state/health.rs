@@ -1,31 +1,31 @@
-//! What probes and failed connections tell of a backend, and when to probe it again.
+//! What probes and failed connections say about a backend, and when to probe it again.
 
 use std::time::{Duration, Instant};
 
 use crate::metrics::Fault;
 
-/// Wait before the first probe of an ejected backend: a daemon that restarts is back in a second.
+/// The wait before the first probe of an ejected backend. A daemon that restarts is back within a second.
 pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
 
-/// The longest wait between probes: a daemon that is back takes builds within half a minute.
+/// The longest wait between probes. A daemon that is back then takes builds within half a minute.
 pub(super) const LAST_RETRY: Duration = Duration::from_secs(30);
 
-/// Failed probes in a row that eject a backend which still accepts connections.
+/// How many failed probes in a row eject a backend that still accepts connections.
 ///
-/// One is not enough: a daemon under full load can miss a deadline.
+/// One is not enough, because a daemon under full load can miss a deadline.
 pub(super) const PROBES_TO_EJECT: u32 = 3;
 
-/// What is known of a backend's health.
+/// What is known about a backend's health.
 #[derive(Debug, Default)]
 pub(super) struct Health {
-    /// When it is to be probed next if it is well; at once if never probed.
+    /// When a healthy backend is probed next; at once if it was never probed.
     next_probe: Option<Instant>,
-    /// A probe is under way.
+    /// Whether a probe is running.
     probing: bool,
     failed_probes: u32,
-    /// It left a question or a probe without an answer, and has not answered a probe since.
+    /// Whether the backend left a question or a probe unanswered, and has not answered a probe since.
     silent: bool,
-    /// Set while it is ejected.
+    /// The next try, while the backend is ejected.
     retry: Option<Retry>,
 }
 
@@ -42,13 +42,13 @@ impl Health {
         *self = Self { next_probe: self.next_probe, ..Self::default() };
     }
 
-    /// Notes that the backend left a question without an answer: it is to be probed now.
+    /// Notes that the backend left a question unanswered. A probe is then due at once.
     pub(super) fn suspect(&mut self, now: Instant) {
         self.silent = true;
         self.next_probe = Some(now);
     }
 
-    /// The next try is soon: what is lacking may be there by then.
+    /// Notes that a probe could not be made. The next one is soon, because the proxy may have what it lacked by then.
     pub(super) fn skip_probe(&mut self, now: Instant) {
         self.probing = false;
         self.next_probe = Some(now + FIRST_RETRY);
@@ -64,12 +64,12 @@ impl Health {
         self.probing &= !by_probe;
         self.silent |= by_probe;
         if by_probe && self.retry.is_none() && self.failed_probes < PROBES_TO_EJECT {
-            // The next two follow soon, so that a daemon that is away is known to be.
+            // The next two probes follow soon, so that a dead daemon is found quickly.
             self.next_probe = Some(now + FIRST_RETRY);
             return;
         }
         let wait = match &self.retry {
-            // Faults of several streams at once are one event: only a probe lengthens the wait.
+            // Faults of several streams at the same time are one event, so only a failed probe lengthens the wait.
             Some(retry) if !by_probe => retry.wait,
             Some(retry) => (retry.wait * 2).min(LAST_RETRY),
             None => FIRST_RETRY,
@@ -77,7 +77,7 @@ impl Health {
         self.retry = Some(Retry { at: now + wait, wait, cause: cause.to_owned() });
     }
 
-    /// Whether it is time for a probe; see [`super::State::take_probe`].
+    /// Whether a probe is due; see [`super::State::take_probe`].
     pub(super) fn take_probe(&mut self, now: Instant, interval: Duration, chance: f64) -> bool {
         if self.probing {
             return false;
@@ -92,7 +92,7 @@ impl Health {
         due
     }
 
-    /// Whether the backend left a question or a probe without an answer, and has not answered a probe since.
+    /// Whether the backend left a question or a probe unanswered, and has not answered a probe since.
     pub(super) fn is_silent(&self) -> bool {
         self.silent
     }
@@ -107,7 +107,7 @@ impl Health {
         self.failed_probes > 0 || self.is_ejected()
     }
 
-    /// When an ejected backend is to be probed next.
+    /// When an ejected backend is probed next.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.retry.as_ref().map(|retry| retry.at)
     }

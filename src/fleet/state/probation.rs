@@ -1,16 +1,16 @@
-//! How long a degraded backend is avoided: each time longer than the last one.
+//! How long a degraded backend is avoided: each time longer than the last.
 
 use std::time::{Duration, Instant};
 
-/// The longest probation is so many times the first one: by then an operator has been told by an alert, and
-/// a daemon that cleans up by itself is tried every half hour.
+/// The longest probation, as a multiple of the first one. By then an alert has told an operator, and a daemon that
+/// cleans up on its own is still tried every half hour.
 const LONGEST: u32 = 32;
 
 /// The probations of one backend.
 #[derive(Debug, Default)]
 pub(super) struct Probation {
     running: Option<Running>,
-    /// The last one that ran its time, and when it ended.
+    /// The last probation that ran to its end: its length and when it ended.
     last: Option<(Duration, Instant)>,
 }
 
@@ -22,8 +22,8 @@ struct Running {
 }
 
 impl Probation {
-    /// Starts one at `now`, of the length `first`, or twice as long as the last one if that has ended less
-    /// than its own length ago. One that is running goes on.
+    /// Starts a probation at `now`, unless one is running. It lasts `first`, or twice as long as the last one if less
+    /// than the length of that one has passed since its end.
     pub(super) fn start(&mut self, first: Duration, cause: &str, now: Instant) {
         if self.running.is_some() {
             return;
@@ -33,29 +33,29 @@ impl Probation {
         self.running = Some(Running { length, end: now + length, cause: cause.to_owned() });
     }
 
-    /// Ends it if its time is over at `now`.
+    /// Ends the running probation if its time is over at `now`.
     pub(super) fn check(&mut self, now: Instant) {
         if let Some(ended) = self.running.take_if(|running| running.end <= now) {
             self.last = Some((ended.length, now));
         }
     }
 
-    /// Ends it as if it had never been, and forgets those before it.
+    /// Ends the running probation and forgets all earlier ones.
     pub(super) fn revoke(&mut self) {
         *self = Self::default();
     }
 
-    /// Whether one is running.
+    /// Whether a probation is running.
     pub(super) fn is_running(&self) -> bool {
         self.running.is_some()
     }
 
-    /// When the running one ends.
+    /// When the running probation ends.
     pub(super) fn end(&self) -> Option<Instant> {
         self.running.as_ref().map(|running| running.end)
     }
 
-    /// Why one is running.
+    /// Why a probation is running.
     pub(super) fn cause(&self) -> Option<&str> {
         self.running.as_ref().map(|running| running.cause.as_str())
     }
