@@ -1,7 +1,7 @@
-//! Decides where a build goes: what it is tied to before its key, its key before the load.
+//! Decides where a build goes. Ties to other builds come first, then the affinity key, then the load.
 //!
-//! The one room with an opinion on that: constraints, the policy's choice, the tries to reach a backend,
-//! and the memory of where keys are warm. Nothing of a build is sent to a daemon before it is placed.
+//! This room alone decides that. It holds the constraints, the choice of the policy, the tries to reach a backend, and
+//! the memory of where keys are warm. Nothing of a build is sent to a daemon before the build is placed.
 
 mod decision;
 pub mod queue;
@@ -37,77 +37,78 @@ use crate::{
 
 /// How long it may take to place a build or a call, over all backends that are tried.
 ///
-/// A client gives its build's Ping 15 s; by then it must have been told the Solve's error.
+/// A client gives the Ping of its build 15 s, and must have the error of its Solve before that.
 const LIMIT: Duration = Duration::from_secs(12);
 
-/// What is known of where a build or a session belongs.
+/// What is known about where a build or a session belongs.
 #[derive(Debug)]
 pub struct Wish {
-    /// What it is known by and belongs with.
+    /// The keys that bind it, and the builds that it belongs with.
     pub ties: Arc<Ties>,
-    /// Ref of the build, for the log.
+    /// The ref of the build, for the log.
     pub build: Option<Id>,
-    /// It uses the results of the builds that it follows.
+    /// Whether the build uses the results of the builds that it follows.
     pub linked: bool,
-    /// What its cache is known by.
+    /// The hash of the affinity key.
     pub key: Option<KeyHash>,
-    /// The same as a text.
+    /// The affinity key as text, for the log and the status page.
     pub affinity: Option<Arc<AffinityKey>>,
-    /// Where it goes unless its ties say otherwise, if that is known.
+    /// The backend that it goes to, unless its ties say otherwise.
     pub preferred: Option<Arc<Backend>>,
-    /// By load alone, whatever the policy is.
+    /// Whether it is placed by load alone, whatever the policy.
     pub by_load: bool,
-    /// A client asks what daemons can do: what the oldest can, the others can too.
+    /// Whether a client asks what daemons can do. The oldest backend answers, because the others can do at least as
+    /// much.
     pub probe: bool,
 }
 
 impl Wish {
-    /// Whether it waits for a slot when there is none: a client's probe and a session take none.
+    /// Whether it waits for a slot if none is free. A client's probe and a session take no slot.
     fn takes_turns(&self) -> bool {
         !self.probe && !self.by_load
     }
 
-    /// What its client is told of `error`.
+    /// The error that the client gets for `error`.
     fn refusal(&self, error: ProxyError) -> ProxyError {
         if self.ties.apart.is_empty() { error } else { self.taken() }
     }
 
-    /// It cannot run where a build with the same ref runs, and nowhere else.
+    /// The error for a build that cannot run beside another build with the same ref, and has no other backend.
     fn taken(&self) -> ProxyError {
         let build = self.build.as_ref().map(ToString::to_string).unwrap_or_default();
         ProxyError::RefTaken { build, cause: "no other backend can take a second one" }
     }
 }
 
-/// A build's place, and how it was found.
+/// The place of a build, and how it was found.
 #[derive(Debug)]
 pub struct Placed {
-    /// Where it belongs.
+    /// The binding of the build.
     pub binding: Arc<Binding>,
-    /// Holds its keys.
+    /// Holds the keys of the build.
     pub lease: Lease,
-    /// Counts it as a build of its backend.
+    /// Counts the build on its backend.
     pub count: BuildCount,
-    /// Counts it as a build of its client, unless it is a probe or a session.
+    /// Counts the build for its client; `None` for a probe and for a session.
     pub started: Option<Started>,
-    /// Why there.
+    /// Why the build is on this backend.
     pub decision: Decision,
-    /// How long it waited for its turn, if it did.
+    /// How long the build waited for its turn, if it did.
     pub waited: Option<Waited>,
 }
 
 /// How builds are placed.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
-    /// How they are spread.
+    /// How builds are spread.
     pub policy: policy::Policy,
-    /// What is remembered of where keys were built.
+    /// What is remembered about where keys were built.
     pub warm: warm::Config,
-    /// How they wait for a backend.
+    /// How builds wait for a backend.
     pub queue: queue::Config,
 }
 
-/// What places the builds of one fleet.
+/// Places the builds of one fleet.
 #[derive(Debug)]
 pub struct Placement {
     directory: Directory,
@@ -115,7 +116,7 @@ pub struct Placement {
     shared: Arc<SharedLinks>,
     /// How builds are spread.
     policy: policy::Policy,
-    /// Builds that wait.
+    /// The builds that wait.
     queue: Arc<Queue>,
     /// Where keys were built last.
     warm: Mutex<WarmMemory>,
@@ -123,7 +124,7 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// A placement that has placed nothing yet; builds that wait when `closed` is cancelled are refused.
+    /// A placement that has placed nothing yet. When `closed` is cancelled, waiting builds are refused.
     pub fn new(
         directory: Directory,
         fleet: Arc<Fleet>,
@@ -138,7 +139,7 @@ impl Placement {
         Self { directory, fleet, shared, policy, queue, warm, metrics }
     }
 
-    /// When what is to be placed now has been placed or refused.
+    /// The time by which anything that is placed now has been placed or refused.
     fn deadline() -> Instant {
         Instant::now() + LIMIT
     }
@@ -148,11 +149,10 @@ impl Placement {
         &self.policy
     }
 
-    /// Joins the binding that the wish's ties have, or makes one for `client`. While that waits for a
-    /// backend, `told` is told.
+    /// Joins the binding of the wish's ties, or makes one for `client`. `told` publishes what the build waits for.
     ///
     /// # Errors
-    /// No backend could be reached in time. Who waits for the wish's own keys has been told.
+    /// No backend could be reached in time. The calls that wait for the wish's own keys have been told.
     pub async fn place(
         &self,
         wish: Wish,
@@ -182,8 +182,8 @@ impl Placement {
                 self.join(&wish, client, binding, lease, &avoid)
             }
             None => {
-                let what = "what it belongs with has found no backend either".to_owned();
-                Err(ProxyError::NoBackend(what))
+                let cause = "the build that it belongs with found no backend either".to_owned();
+                Err(ProxyError::NoBackend(cause))
             }
         };
         if let Err(error) = &placed {
@@ -196,7 +196,8 @@ impl Placement {
         wish.takes_turns().then(|| self.queue.start(client))
     }
 
-    /// A build beside one that runs waits for no slot: that one may wait for what this one does.
+    /// Joins a running build. The new build takes no turn in the queue, because the running one may wait for its
+    /// result.
     fn join(
         &self,
         wish: &Wish,
@@ -216,7 +217,7 @@ impl Placement {
         Ok(Placed { binding, lease, count, started, decision, waited: None })
     }
 
-    /// Notes that a build of `key` is on `backend`: it is warm for it from now on.
+    /// Notes that `backend` builds `key`, so that the key is warm there from now on.
     pub fn note_warm(&self, key: KeyHash, backend: &Backend) {
         if self.policy.kind != PolicyKind::ConsistentHash {
             return;
@@ -259,10 +260,10 @@ impl Placement {
         }
     }
 
-    /// Tells of a build that needs what is on two daemons: it can run on one only, and likely fails
-    /// there.
+    /// Warns about a build that needs sessions or results on two backends. It can run on only one of them, and will
+    /// probably fail there.
     fn warn_of_conflict(&self, wish: &Wish, binding: &Binding) {
-        // Only a linked target needs its companions, and only those that it is closest to.
+        // Only a linked target needs its companions, and only the closest ones.
         let companions = wish.linked.then(|| self.directory.first_bound(&wish.ties.follows));
         let needed = wish.ties.keys.iter().chain(companions.flatten());
         if let Some((key, elsewhere)) = self.directory.elsewhere(needed, binding) {
@@ -279,7 +280,7 @@ impl Placement {
     }
 }
 
-/// Whether `backend` is one of `backends`.
+/// Whether `backend` is among `backends`.
 fn has(backends: &[Arc<Backend>], backend: &Arc<Backend>) -> bool {
     backends.iter().any(|other| Arc::ptr_eq(other, backend))
 }

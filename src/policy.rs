@@ -1,6 +1,6 @@
-//! Which backend takes a build: a choice from key, plain facts of the fleet, time and random numbers.
+//! Which backend takes a build, decided from its key, plain facts about the fleet, the time and random numbers.
 //!
-//! No I/O and no clock here, so the same input gives the same choice on every replica.
+//! There is no I/O and no clock here, so the same input gives the same choice on every replica.
 
 mod candidate;
 mod candidates;
@@ -31,54 +31,54 @@ use self::{
 };
 use crate::label::label_set;
 
-/// A new backend gets its full share after this long: enough to pull its first base images.
+/// A new backend gets its full share after this time, which is enough to pull its first base images.
 const DEFAULT_SLOW_START: Duration = Duration::from_secs(30);
 
 label_set! {
-    /// How builds are spread.
+    /// How builds are spread over the backends.
     #[derive(Default, Serialize, Deserialize, clap::ValueEnum)]
     #[serde(rename_all = "kebab-case")]
     pub enum PolicyKind {
         /// Any ready backend, each with the same chance.
         Random = "random",
-        /// The backend, of two drawn at random, that runs fewer builds for its capacity.
+        /// Of two backends drawn at random, the one that runs fewer builds for its capacity.
         #[serde(alias = "least-sessions")]
         #[value(alias = "least-sessions")]
         LeastBuilds = "least-builds",
-        /// The backend that ranks highest for the build's affinity key and is below the load bound;
-        /// least-builds for a build without a key.
+        /// The backend that ranks highest for the build's affinity key and is below the load limit; least-builds for a
+        /// build without a key.
         #[default]
         ConsistentHash = "consistent-hash",
     }
 }
 
 label_set! {
-    /// How a backend was found; a value of the `outcome` label and the `outcome` field of a build's log.
+    /// How a backend was found: a value of the `outcome` label and of the `outcome` field in a build's log record.
     pub enum Outcome {
-        /// The policy's first choice for the key.
+        /// The key's home, its highest-ranked backend.
         Home = "home",
-        /// The key's home had no room for it: the next in its ranking.
+        /// The key's home had no capacity left, so the next backend of the ranking was taken.
         Spill = "spill",
-        /// The key's home is new to it: where it was built last.
+        /// The key's home is new, so the backend that built the key last was taken.
         Warm = "warm",
-        /// Chosen by chance or load: the policy knows no key, or the build has none.
+        /// Chosen at random or by load, because the policy uses no key or the build has none.
         Balanced = "balanced",
-        /// The first choice takes no builds or did not accept a connection: another one.
+        /// The key's home takes no builds, or the first backend did not accept a connection, so another one was taken.
         Failover = "failover",
-        /// A session or build that it belongs with is bound there.
+        /// A session or build that this build belongs with is bound there.
         Pinned = "pinned",
     }
 }
 
-/// How much more than its share of all builds a backend may run before a key spills.
+/// How far above its share of all builds a backend may go before a key spills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadFactor(Option<u16>);
 
 impl LoadFactor {
-    /// No bound: a key is at home whatever runs there.
+    /// No limit: a key stays at its home whatever runs there.
     pub const OFF: Self = Self(None);
 
-    /// In thousandths, so that no rounding differs between replicas; `None` without a bound.
+    /// The factor in thousandths, so that all replicas calculate alike; `None` without a limit.
     fn thousandths(self) -> Option<u16> {
         self.0
     }
@@ -107,7 +107,7 @@ impl FromStr for LoadFactor {
             return Ok(Self::OFF);
         }
         let factor: f64 = text.parse().unwrap_or(f64::NAN);
-        // At 1 every build but the luckiest spills; above 10 there is no bound worth its name.
+        // At 1, all builds but the luckiest would spill. A factor above 10 would limit nothing.
         if !(1.01..=10.0).contains(&factor) {
             return Err(format!("`{text}` is not a number from 1.01 to 10, or off"));
         }
@@ -121,13 +121,13 @@ impl FromStr for LoadFactor {
 pub struct Policy {
     /// How builds are spread.
     pub kind: PolicyKind,
-    /// The bound of the consistent hash.
+    /// The load limit of the consistent hash.
     pub load_factor: LoadFactor,
-    /// How long a backend that joins a running fleet is given less than its share.
+    /// How long a backend that joins a running fleet gets less than its share.
     pub slow_start: Duration,
-    /// Whether targets of one bake may go to different backends.
+    /// Whether the targets of one bake may go to different backends.
     pub spread_bake_targets: bool,
-    /// Whether it is remembered where a key was built; without that no build counts as cold.
+    /// Whether the warm memory is on. Without it no build counts as cold.
     pub remembers: bool,
 }
 
@@ -144,14 +144,14 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The same settings of another kind.
+    /// The same settings with another kind of policy.
     #[must_use]
     pub fn with(self, kind: PolicyKind) -> Self {
         Self { kind, ..self }
     }
 }
 
-/// An affinity key as the policies know it.
+/// An affinity key as the policies use it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyHash(u64);
 
@@ -162,17 +162,17 @@ impl KeyHash {
     }
 }
 
-/// The one or two backends that built a key last, by what stands for a name in a large memory.
+/// The one or two backends that built a key last, each as a short tag that saves memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Warm([u32; 2]);
 
 impl Warm {
-    /// A key that `candidate` built.
+    /// The memory of a key that `candidate` built first.
     pub fn new(candidate: &Candidate) -> Self {
         Self([candidate.tag(); 2])
     }
 
-    /// What is known once `candidate` has built it too.
+    /// The memory of the key after `candidate` has built it too.
     #[must_use]
     pub fn and(self, candidate: &Candidate) -> Self {
         let tag = candidate.tag();
@@ -183,46 +183,46 @@ impl Warm {
         self.0.contains(&tag)
     }
 
-    /// The last first.
+    /// The tags of the backends, the last builder first.
     fn tags(self) -> impl Iterator<Item = u32> {
         self.0.into_iter()
     }
 }
 
 label_set! {
-    /// Why a key's first choice was passed over.
+    /// Why a key's home was passed over.
     pub enum Obstacle {
-        /// It runs as many builds as its bound allows.
+        /// The backend runs as many builds as its limit allows.
         Full = "full",
-        /// What it may run beyond its share is kept for builds that find their cache there.
+        /// The backend's last capacity is kept for builds that find their cache there.
         Busy = "busy",
-        /// It takes no new builds until a probe succeeds.
+        /// The backend takes no new builds until a probe succeeds.
         Unhealthy = "unhealthy",
-        /// It fails builds for reasons of its own.
+        /// The backend fails builds for reasons of its own.
         Degraded = "degraded",
-        /// It takes no new builds on request.
+        /// The backend takes no new builds, because somebody asked for that.
         Cordoned = "cordoned",
-        /// It did not accept a connection for this build.
+        /// The backend did not accept a connection for this build.
         Unreachable = "unreachable",
     }
 }
 
-/// A choice and how it came about.
+/// A choice and the reasons for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Choice {
-    /// The index of the chosen candidate, in the order in which the candidates were given.
+    /// The index of the chosen candidate, in the caller's order.
     pub index: usize,
-    /// Why this one.
+    /// How the candidate was found.
     pub outcome: Outcome,
-    /// How many candidates the key would rather have; `None` without a key.
+    /// How many candidates the key ranks above this one; `None` without a key.
     pub rank: Option<usize>,
-    /// Builds that ran there.
+    /// How many builds the candidate ran.
     pub builds: u32,
-    /// Builds that may run there, if that is bounded.
+    /// How many builds the candidate may run; `None` without a limit.
     pub limit: Option<u64>,
-    /// The key's first choice, if another was taken, and why.
+    /// The key's home, if another candidate was chosen, and the reason.
     pub passed_over: Option<(usize, Obstacle)>,
-    /// The key's cache is not there, but on a candidate that has no free slot.
+    /// Whether the key's cache is on another candidate, which has no free slot.
     pub cache_is_busy: bool,
 }
 
@@ -240,23 +240,25 @@ impl Choice {
     }
 }
 
-/// What a choice is about.
+/// The build that a choice is made for.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
-    /// The build's key, if it has one.
+    /// The key of the build, if it has one.
     pub key: Option<KeyHash>,
-    /// Who built the key last, if that is known.
+    /// The candidates that built the key last, if that is known.
     pub warm: Option<Warm>,
-    /// Candidates that are out of the question: they did not accept.
+    /// The candidates that must not be chosen, because they did not accept.
     pub tried: &'a [usize],
-    /// Builds that a candidate runs at once for each unit of its capacity; `None` without a limit.
+    /// How many builds a candidate runs at once for each unit of its capacity; `None` without a limit.
     pub slots: Option<NonZeroU32>,
 }
 
 impl Policy {
-    /// Chooses among `candidates` that are ready, degraded ones only where there is no other, or among all
-    /// that are not cordoned when none is ready: a wrong verdict on every one of them must not stop all
-    /// builds. Nothing is chosen while the best of these have no free slot.
+    /// Chooses one of `candidates`.
+    ///
+    /// Ready candidates come first, and degraded ones only if there is no other. If none is ready, every candidate that
+    /// is not cordoned may be chosen, because wrong verdicts on all backends must not stop all builds. If the best of
+    /// these groups has no free slot, nothing is chosen.
     pub fn choose(
         &self,
         request: &Request<'_>,
@@ -275,7 +277,7 @@ impl Policy {
         for eligible in Eligible::ORDER {
             let round = round(eligible);
             let choice = self.choose_in(request, &round, rng);
-            // Those that are better will have a free slot again.
+            // The candidates of a better group will have a free slot again.
             if choice.is_some() || round.is_full() {
                 return choice;
             }
@@ -306,7 +308,7 @@ impl Policy {
     }
 }
 
-/// The candidates in the order in which the consistent hash prefers them for `key`.
+/// All candidates, in the order in which the consistent hash ranks them for `key`.
 pub fn ranking(key: KeyHash, candidates: &Candidates) -> Vec<usize> {
     let rows = rank::all(key.0, candidates);
     rows.into_iter().map(|row| candidates.index(row)).collect()

@@ -1,4 +1,4 @@
-//! Why a build is where it is: what its log record and the status page tell.
+//! Why a build is on its backend, for its log record and the status page.
 
 use std::sync::Arc;
 
@@ -12,24 +12,24 @@ use crate::{
 pub struct Decision {
     /// How the backend was found.
     pub outcome: Outcome,
-    /// How many backends the key would rather have; `None` without a key.
+    /// How many backends the key ranks above this one; `None` without a key.
     pub rank: Option<usize>,
-    /// Builds that ran there.
+    /// How many builds the backend ran.
     pub load: u32,
-    /// Builds that could run there before the key spilled, if that was bounded.
+    /// How many builds the backend may run before the key spills; `None` without a limit.
     pub limit: Option<u64>,
-    /// The key's home, if the build is elsewhere, and what kept it out.
+    /// The key's home and the obstacle there, if the build is on another backend.
     pub passed_over: Option<(Arc<Backend>, Obstacle)>,
 }
 
 impl Decision {
-    /// `backend`, whatever the policy says.
+    /// The decision for `backend`, made without the policy.
     pub(super) fn preferred(outcome: Outcome, backend: &Backend) -> Self {
         let load = backend.builds();
         Self { outcome, rank: None, load, limit: None, passed_over: None }
     }
 
-    /// A policy chose it from `roster`.
+    /// The decision of a policy that chose from `roster`.
     pub(super) fn chosen(choice: &Choice, roster: &Roster) -> Self {
         let backend = |index: usize| Arc::clone(&roster.backends()[index]);
         Self {

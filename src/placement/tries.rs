@@ -1,6 +1,6 @@
-//! Opens a connection to the backend of the policy's choice; while that fails, to another one.
+//! Opens a connection to the backend that the policy chooses. If that fails, the next backend is tried.
 //!
-//! Nothing of the call has been sent to anyone yet, so to try the next is safe.
+//! Nothing of the call has been sent to a daemon yet, so another try is safe.
 
 use std::{
     sync::Arc,
@@ -21,56 +21,56 @@ use crate::{
     upstream::Link,
 };
 
-/// How long a build waits at the start of the proxy for the first probe of each backend. A daemon
-/// answers in milliseconds; one that does not must not hold up builds for the others.
+/// How long a build waits at the start of the proxy for the first probe of each backend. A daemon answers in
+/// milliseconds, and one that does not answer must not delay the builds of the others.
 const FIRST_VERDICTS: Duration = Duration::from_secs(1);
 
-/// The least that one backend is given. A daemon that is there answers in milliseconds.
+/// The shortest time that one backend is given. A daemon that is there answers in milliseconds.
 const SHORTEST_TRY: Duration = Duration::from_secs(1);
 
-/// Which backends are tried.
+/// Which backends are tried, and how.
 #[derive(Debug)]
 pub(super) struct Tries {
-    /// The first one, whatever the policy says, and how it was found.
+    /// The first backend, chosen without the policy, and how it was found.
     pub(super) preferred: Option<(Arc<Backend>, Outcome)>,
-    /// The slot that it was given, before any choice.
+    /// The slot that the build was granted before any choice.
     pub(super) grant: Option<Grant>,
-    /// Whether it needs a slot, and others that wait are before it.
+    /// Whether the build needs a slot and must let waiting builds go first.
     pub(super) takes_turns: bool,
-    /// Not these.
+    /// The backends that must not be tried.
     pub(super) avoid: Vec<Arc<Backend>>,
-    /// Whose connection it will be.
+    /// The client that owns the connection.
     pub(super) client: Client,
-    /// Chooses the others.
+    /// The policy that chooses the other backends.
     pub(super) policy: policy::Policy,
     pub(super) key: Option<KeyHash>,
-    /// When all of them have had their time.
+    /// The time after which no more backends are tried.
     pub(super) deadline: Instant,
 }
 
-/// A link to a backend that accepts, and why to that one.
+/// A link to a backend that accepts, and why that backend was chosen.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) link: Link,
-    /// Counts as a build there while it lives.
+    /// Counts the build on the backend.
     pub(super) count: BuildCount,
     pub(super) decision: Decision,
-    /// Counts as a build of its owner, if it had to wait.
+    /// Counts the build for its client, if it had to wait.
     pub(super) started: Option<Started>,
 }
 
 /// Why no link was opened.
 #[derive(Debug)]
 pub(super) enum Failed {
-    /// No backend has a free slot, or it is others' turn.
+    /// No backend has a free slot, or other builds come first.
     Full,
-    /// No backend took it.
+    /// No backend took the build.
     Nobody(ProxyError),
-    /// Another one would have been of no use.
+    /// Another backend would have failed in the same way.
     Other(ProxyError),
 }
 
-/// What has been tried so far, and until when there is time for more.
+/// The tries so far, and the time that is left for more.
 #[derive(Debug)]
 struct Progress {
     roster: Arc<Roster>,
@@ -80,25 +80,25 @@ struct Progress {
 }
 
 impl Progress {
-    /// Tries whether `link`'s backend accepts.
+    /// Tries whether the backend of `link` accepts.
     ///
     /// # Errors
     /// No other backend can be tried either.
     async fn accepts(&mut self, link: &Link) -> Result<bool, Failed> {
         let backend = link.backend();
-        // Half of what is left: each has its time, and several have a turn. The first has more than
-        // a connection is given anyway.
+        // Half of the time that is left, so that several backends have a turn. The first gets more time than a
+        // connection may take anyway.
         let limit = (left(self.deadline) / 2).max(SHORTEST_TRY);
         match timeout(limit, link.open()).await {
             Ok(Ok(())) => return Ok(true),
-            // No other backend could be reached either.
+            // The proxy could not reach another backend either.
             Ok(Err(error @ (ProxyError::Shortage { .. } | ProxyError::Limit(_)))) => {
                 return Err(Failed::Other(error));
             }
             Ok(Err(error)) => self.failures.push(error.to_string()),
             Err(_elapsed) => {
                 self.failures
-                    .push(format!("backend {} was silent for {limit:.1?}", backend.name()));
+                    .push(format!("backend {} did not answer within {limit:.1?}", backend.name()));
             }
         }
         if left(self.deadline).is_zero() {
@@ -138,8 +138,8 @@ impl Placement {
         }
     }
 
-    /// The link to a backend that accepts, by load, for a call of `client` that belongs to no build and
-    /// counts as none.
+    /// The link to the least loaded backend that accepts, for a call of `client` that belongs to no build and is not
+    /// counted.
     ///
     /// # Errors
     /// No backend could be reached in time.
@@ -164,7 +164,7 @@ impl Placement {
 
     async fn progress(&self, deadline: Instant) -> Progress {
         if !self.fleet.is_ready() {
-            // At start the first probes are under way: their verdicts are milliseconds off.
+            // At the start the first probes are running and end within milliseconds.
             let limit = FIRST_VERDICTS.min(left(deadline));
             let _ = timeout(limit, self.fleet.settled()).await;
         }
@@ -172,7 +172,7 @@ impl Placement {
         Progress { roster, failures: Vec::new(), tried: Vec::new(), deadline }
     }
 
-    /// The backend to try next, with the build counted there.
+    /// The backend to try next. The build is already counted there.
     fn next(
         &self,
         tries: &mut Tries,
@@ -212,7 +212,7 @@ impl Placement {
         Some((count, Decision::chosen(&choice, roster)))
     }
 
-    /// Whether there was nothing to choose for want of a free slot.
+    /// Whether nothing could be chosen because no slot is free.
     fn is_full(&self, tries: &Tries, progress: &Progress) -> bool {
         let backends = progress.roster.backends().iter().enumerate();
         let mut left = backends.filter(|(at, _)| !progress.tried.contains(at));

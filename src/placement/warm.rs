@@ -1,8 +1,8 @@
-//! Warm memory: where each key was placed last.
+//! Warm memory: where each key was built last.
 //!
-//! A backend that joins is the new home of some keys and cold for all of them. For a bounded time and a
-//! bounded number of keys, this remembers the two backends that built a key last, so that it may stay
-//! where it is warm. The least recently built key is forgotten first.
+//! A backend that joins becomes the new home of some keys, and is cold for all of them. This memory holds the two
+//! backends that built a key last, so that builds can stay where the key is warm. The memory is bounded in time and in
+//! keys; the least recently built key is forgotten first.
 
 use std::{
     num::NonZeroU32,
@@ -13,20 +13,20 @@ use lru::LruCache;
 
 use crate::policy::{Candidate, KeyHash, Warm};
 
-/// Keys remembered: more projects than most fleets build in a day, in at most 10 MB.
+/// How many keys are remembered: more projects than most fleets build in a day, in at most 10 MB.
 const DEFAULT_MAX_KEYS: NonZeroU32 = NonZeroU32::new(100_000).expect("not zero");
 
-/// A day: the nightly build of a project finds its cache.
+/// One day, so that the nightly build of a project finds its cache.
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// How much is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
-    /// Whether anything is.
+    /// Whether keys are remembered at all.
     pub enabled: bool,
-    /// Keys at most.
+    /// How many keys are remembered at most.
     pub max_keys: NonZeroU32,
-    /// How long after its last build a key is remembered.
+    /// How long a key is remembered after its last build.
     pub ttl: Duration,
 }
 
@@ -40,7 +40,7 @@ impl Default for Config {
 #[derive(Debug)]
 struct Built {
     on: Warm,
-    /// When, in seconds since the memory began.
+    /// The time of the last build, in seconds since the memory began.
     at: u32,
 }
 

@@ -1,6 +1,6 @@
-//! One backend as the policies see it, and the sums over all that are fit for new builds.
+//! One backend as the policies see it, and the sums over all backends that are fit for new builds.
 //!
-//! A decision needs the sums each time, so they are kept, not made.
+//! Every decision needs the sums, so they are kept up to date instead of being calculated each time.
 
 use std::{
     num::NonZeroU32,
@@ -14,10 +14,10 @@ use std::{
 use parking_lot::Mutex;
 use twox_hash::XxHash3_64;
 
-/// A backend of capacity 1 that has started has this weight: fine enough for each step of a slow start.
+/// The weight of a backend of capacity 1 after its slow start. It is large enough that a slow start has fine steps.
 pub(super) const FULL_SHARE: u64 = 1024;
 
-/// What a slow start begins with: a tenth, or nothing would ever warm the new backend.
+/// The weight at the beginning of a slow start: a tenth, because a backend without builds would never get warm.
 const FIRST_SHARE: u64 = FULL_SHARE / 10;
 
 const CORDONED: u8 = 1;
@@ -26,18 +26,18 @@ const DEPARTED: u8 = 4;
 const UNREADY: u8 = 8;
 const DEGRADED: u8 = 16;
 
-/// What keeps a backend from new builds; the default is nothing.
+/// What keeps a backend from new builds. The default is nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Status {
-    /// It finishes its builds and takes no new one, even where no backend is ready.
+    /// The backend finishes its builds and takes no new ones, even if no backend is ready.
     pub cordoned: bool,
-    /// A connection to it failed and no probe has passed since.
+    /// A connection to the backend failed and no probe has passed since.
     pub ejected: bool,
-    /// It is to be given no builds where there are others.
+    /// The backend gets no builds as long as others can take them.
     pub unready: bool,
-    /// It fails builds for reasons of its own: it takes builds only where no other backend does.
+    /// The backend fails builds for reasons of its own, and takes builds only if no other backend does.
     pub degraded: bool,
-    /// It is out of the fleet: the builds it still runs count for nobody.
+    /// The backend has left the fleet, and the builds that it still runs are not counted.
     pub departed: bool,
 }
 
@@ -52,19 +52,19 @@ impl Status {
     }
 }
 
-/// One backend: what of it matters to a policy. Changes keep the [`Totals`] right.
+/// One backend, with the facts that matter to a policy. Every change also updates the [`Totals`].
 #[derive(Debug)]
 pub struct Candidate {
     hash: u64,
     capacity: AtomicU32,
     builds: AtomicU32,
-    /// The bits of its [`Status`].
+    /// The bits of the [`Status`].
     status: AtomicU8,
     joined: Option<Instant>,
     totals: Arc<Totals>,
 }
 
-/// Builds and capacity of all candidates of a fleet that are fit for new builds.
+/// The builds and the capacity of all candidates of a fleet that are fit for new builds.
 #[derive(Debug, Default)]
 pub struct Totals {
     change: Mutex<()>,
@@ -73,12 +73,12 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Builds that they run.
+    /// How many builds the fit candidates run.
     pub(super) fn builds(&self) -> u64 {
         self.builds.load(Ordering::Relaxed)
     }
 
-    /// Their capacities.
+    /// The capacity of the fit candidates.
     pub(super) fn capacity(&self) -> u64 {
         self.capacity.load(Ordering::Relaxed)
     }
@@ -99,42 +99,42 @@ impl Candidate {
         candidate
     }
 
-    /// Builds that run on it.
+    /// How many builds the candidate runs.
     pub fn builds(&self) -> u32 {
         self.builds.load(Ordering::Relaxed)
     }
 
-    /// Its size against the others'.
+    /// The size relative to other candidates.
     pub fn capacity(&self) -> u32 {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// Whether it takes new builds.
+    /// Whether the candidate takes new builds.
     pub fn is_ready(&self) -> bool {
         self.status.load(Ordering::Relaxed) & !DEGRADED == 0
     }
 
-    /// Whether it takes new builds and is not degraded.
+    /// Whether the candidate takes new builds and is not degraded.
     pub fn is_fit(&self) -> bool {
         self.status.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether it fails builds for reasons of its own.
+    /// Whether the candidate fails builds for reasons of its own.
     pub fn is_degraded(&self) -> bool {
         self.status.load(Ordering::Relaxed) & DEGRADED != 0
     }
 
-    /// Whether it finishes its builds and takes no new one.
+    /// Whether the candidate finishes its builds and takes no new ones.
     pub fn is_cordoned(&self) -> bool {
         self.status.load(Ordering::Relaxed) & CORDONED != 0
     }
 
-    /// Whether it may run one build more, if it runs `slots` at once for a unit of its capacity.
+    /// Whether the candidate may run one more build, with `slots` builds for each unit of capacity.
     pub(super) fn has_slot(&self, slots: Option<NonZeroU32>) -> bool {
         slots.is_none_or(|slots| u64::from(self.builds()) < self.slots(slots))
     }
 
-    /// Builds that it runs at once, with so many for a unit of its capacity.
+    /// How many builds the candidate runs at once, with `each` builds for a unit of capacity.
     pub(super) fn slots(&self, each: NonZeroU32) -> u64 {
         u64::from(each.get()) * u64::from(self.capacity())
     }
@@ -153,32 +153,32 @@ impl Candidate {
         });
     }
 
-    /// Sets its size; the ranking follows with the next [`Candidates::new`].
+    /// Sets the size. The ranking changes with the next [`Candidates::new`](super::Candidates::new).
     pub fn set_capacity(&self, capacity: u32) {
         self.change(|| self.capacity.store(capacity.max(1), Ordering::Relaxed));
     }
 
-    /// Sets what keeps it from new builds.
+    /// Sets what keeps the candidate from new builds.
     pub fn set_status(&self, status: Status) {
         self.change(|| self.status.store(status.bits(), Ordering::Relaxed));
     }
 
-    /// Whether a connection to it failed and no probe has succeeded since.
+    /// Whether a connection to the candidate failed and no probe has succeeded since.
     pub fn is_ejected(&self) -> bool {
         self.status.load(Ordering::Relaxed) & EJECTED != 0
     }
 
-    /// What the consistent hash knows it by, cut to what a memory of many keys can hold.
+    /// The hash of the name, shortened to save memory where many keys are remembered.
     pub(super) fn tag(&self) -> u32 {
         tag(self.hash)
     }
 
-    /// The hash of its name.
+    /// The hash of the name.
     pub(super) fn hash(&self) -> u64 {
         self.hash
     }
 
-    /// When it joined a running fleet, if it did.
+    /// When the candidate joined a running fleet, if it did.
     pub(super) fn joined(&self) -> Option<Instant> {
         self.joined
     }
@@ -199,7 +199,7 @@ impl Candidate {
         if self.is_fit() { (self.builds(), self.capacity()) } else { (0, 0) }
     }
 
-    /// Capacity times the share of it that a slow start allows at `now`.
+    /// The capacity, reduced to the share that a slow start allows at `now`.
     pub(super) fn weight(&self, now: Instant, slow_start: Duration) -> u64 {
         u64::from(self.capacity()) * self.share(now, slow_start)
     }
@@ -217,7 +217,7 @@ impl Candidate {
 }
 
 pub(super) fn tag(hash: u64) -> u32 {
-    // The low half: any 32 bits of a hash are as good as any other.
+    // Any 32 bits of a hash are as good as any others.
     #[allow(clippy::cast_possible_truncation)]
     let tag = hash as u32;
     tag

@@ -1,6 +1,6 @@
-//! All backends of a fleet as the policies see them, in a table.
+//! A table of all backends of a fleet, as the policies see them.
 //!
-//! A decision reads the hashes of all of them and little else, so the hashes lie side by side.
+//! A decision reads the hashes of all backends and little else, so the hashes are stored side by side.
 
 use std::{
     num::NonZeroU32,
@@ -15,7 +15,7 @@ use super::candidate::{Candidate, FULL_SHARE, Totals, tag};
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Row(pub(super) usize);
 
-/// Candidates of the same capacity: they rank by hash alone.
+/// The candidates of one capacity. They rank by their hashes alone.
 #[derive(Debug)]
 pub(super) struct Class {
     pub(super) capacity: u32,
@@ -40,13 +40,13 @@ pub struct Candidates {
     /// The index of each candidate in the caller's order.
     index: Box<[usize]>,
     classes: Box<[Class]>,
-    /// When the last of them joined a running fleet.
+    /// When the last candidate joined a running fleet.
     last_joined: Option<Instant>,
     totals: Arc<Totals>,
 }
 
 impl Candidates {
-    /// Candidates that share `totals`; a choice names their index in this order.
+    /// Makes the table for candidates that share `totals`. A choice is an index in this order.
     pub fn new(candidates: Vec<Arc<Candidate>>, totals: &Arc<Totals>) -> Self {
         let mut order: Vec<(usize, Arc<Candidate>)> = candidates.into_iter().enumerate().collect();
         order.sort_by_key(|(index, candidate)| (candidate.capacity(), *index));
@@ -69,22 +69,23 @@ impl Candidates {
         }
     }
 
-    /// How many there are.
+    /// How many candidates there are.
     pub fn len(&self) -> usize {
         self.candidates.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no candidates.
     pub fn is_empty(&self) -> bool {
         self.candidates.is_empty()
     }
 
-    /// Whether one takes builds, and has a free slot if each runs `slots` builds for a unit of its capacity.
+    /// Whether any candidate takes builds and has a free slot, with `slots` builds for each unit of capacity.
     pub fn has_free(&self, slots: Option<NonZeroU32>) -> bool {
         self.candidates.iter().any(|candidate| candidate.is_ready() && candidate.has_slot(slots))
     }
 
-    /// Of those that take builds, with `slots` for a unit of capacity: slots that are taken, and all.
+    /// How many slots of the ready candidates are taken, and how many they have, with `slots` for each unit of
+    /// capacity.
     pub fn taken(&self, slots: NonZeroU32) -> (u64, u64) {
         let ready = self.candidates.iter().filter(|candidate| candidate.is_ready());
         ready.fold((0, 0), |(taken, all), candidate| {
@@ -93,12 +94,12 @@ impl Candidates {
         })
     }
 
-    /// Builds that the fit ones run.
+    /// How many builds the fit candidates run.
     pub(super) fn total_builds(&self) -> u64 {
         self.totals.builds()
     }
 
-    /// The weights of the fit ones.
+    /// The weights of the fit candidates.
     pub(super) fn total_weight(&self, now: Instant, slow_start: Duration) -> u64 {
         let age = self.last_joined.map(|at| now.saturating_duration_since(at));
         let starting = age.is_some_and(|age| age < slow_start);
@@ -117,7 +118,7 @@ impl Candidates {
         &self.classes
     }
 
-    /// The index in the caller's order of the candidate in `row`.
+    /// The index of the candidate in `row`, in the caller's order.
     pub(super) fn index(&self, row: Row) -> usize {
         self.index[row.0]
     }

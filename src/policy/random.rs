@@ -1,4 +1,4 @@
-//! Any backend, each with the same chance.
+//! Any backend that takes builds, each with the same chance.
 
 use rand::Rng;
 

@@ -1,25 +1,25 @@
 //! Weighted rendezvous hashing: how the candidates rank for a key.
 //!
-//! A candidate's score comes from the key, its stable name and its capacity alone, so every replica
-//! and every restart agrees, and one that leaves moves its own keys only (Thaler and Ravishankar,
-//! 1998). The score is -ln(u) / capacity for u between 0 and 1 from the hash, the lowest wins: the
-//! chance to win is in proportion to the capacity. Among equals that is the order of the hashes.
+//! A score depends on the key and on the candidate's stable name and capacity alone. All replicas and all restarts
+//! therefore agree, and a candidate that leaves moves only its own keys (Thaler and Ravishankar, 1998). The score is
+//! -ln(u) / capacity, with u between 0 and 1 from the hash, and the lowest score wins. The chance to win is then
+//! proportional to the capacity. Candidates of one capacity rank by their hashes.
 
 use super::candidates::{Candidates, Row};
 
-/// The first ranks, which a decision looks at before it looks at all.
+/// How many of the first ranks a decision looks at before it looks at all candidates.
 ///
-/// With all but a few below their bound, the ninth is needed in one decision of thousands.
+/// If all but a few candidates are below their limits, one decision in thousands needs the ninth.
 const FIRST: usize = 8;
 
-/// Odd, with as many ones as zeros in no pattern: the golden ratio in 64 bits.
+/// The golden ratio in 64 bits: an odd number with as many ones as zeros, in no pattern.
 const MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// A candidate's score for a key: a lower one is better.
+/// The score of a candidate for a key. A lower score is better.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 struct Score {
     cost: f64,
-    /// The complement of the hash, so that a higher hash is lower: decides alone in a class.
+    /// The complement of the hash, so that a higher hash is a lower score. It alone decides within a class.
     rest: u64,
 }
 
@@ -36,7 +36,7 @@ impl First {
     }
 }
 
-/// The first of the ranking for `key`.
+/// The first ranks for `key`.
 pub(super) fn first(key: u64, candidates: &Candidates) -> First {
     let mut best = Best::default();
     match candidates.classes() {
@@ -66,7 +66,7 @@ pub(super) fn all(key: u64, candidates: &Candidates) -> Vec<Row> {
     scored.into_iter().map(|(_, row)| row).collect()
 }
 
-/// How many candidates rank before the one in `row`.
+/// How many candidates rank above the one in `row`.
 pub(super) fn rank(key: u64, candidates: &Candidates, row: Row) -> usize {
     let hash = mix(candidates.hash(row), key);
     match candidates.classes() {
@@ -93,7 +93,7 @@ fn scores(key: u64, candidates: &Candidates) -> impl Iterator<Item = (Score, Row
     })
 }
 
-/// Both halves of the product: each bit of the result depends on all bits of both.
+/// Combines both halves of the product, so that each bit of the result depends on all bits of both inputs.
 #[allow(clippy::cast_possible_truncation)]
 fn mix(candidate: u64, key: u64) -> u64 {
     let product = u128::from(candidate ^ key) * u128::from(MULTIPLIER);
@@ -106,9 +106,9 @@ impl Score {
     }
 }
 
-/// -ln(u), where u is the middle of the 2^-53 wide step between 0 and 1 that `hash` falls on.
+/// -ln(u), where u is the middle of the step of width 2^-53 between 0 and 1 that `hash` falls on.
 ///
-/// Of additions, multiplications and divisions alone, which IEEE 754 gives one result everywhere: the
+/// The function uses only additions, multiplications and divisions, for which IEEE 754 gives one result everywhere. The
 /// logarithms of two C libraries may differ in the last bit.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
 fn cost(hash: u64) -> f64 {
@@ -145,8 +145,10 @@ struct Best {
 }
 
 impl Best {
-    /// Three times as many hashes as are wanted are expected above the line that is drawn first, so that
-    /// nearly all of the others cost one comparison that the processor foresees.
+    /// Adds the best hashes of one class.
+    ///
+    /// The first threshold is set so that about three times as many hashes as needed exceed it. Nearly all other hashes
+    /// then cost one comparison, which the processor predicts well.
     fn add_class(&mut self, key: u64, hashes: &[u64], start: usize) {
         let one_of = u64::MAX / hashes.len().max(1) as u64;
         self.add_above(u64::MAX - one_of.saturating_mul(3 * FIRST as u64), key, hashes, start);
@@ -170,7 +172,7 @@ impl Best {
         }
     }
 
-    /// Of equal ones the first stays before.
+    /// Inserts a hash. Of two equal hashes the first one stays in front.
     #[inline(never)]
     fn insert(&mut self, entry: Ranked) {
         let mut at = self.len;
@@ -203,7 +205,7 @@ impl Default for Scored {
 }
 
 impl Scored {
-    /// Returns whether it is among them.
+    /// Adds a score. Returns whether it is among the lowest.
     fn add(&mut self, score: Score, row: Row) -> bool {
         let at = self.entries[..self.len].partition_point(|(other, _)| *other <= score);
         if at == FIRST {

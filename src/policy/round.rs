@@ -1,4 +1,4 @@
-//! One decision: who may be chosen, what all of them run, and a draw by weight.
+//! One decision: which candidates may be chosen, what they run, and a draw by weight.
 
 use std::{
     num::NonZeroU32,
@@ -12,22 +12,22 @@ use super::{
     candidates::{Candidates, Class, Row},
 };
 
-/// Draws before a search of all: where most take builds, the first one is good.
+/// How many draws are made before all candidates are searched. If most candidates take builds, the first draw succeeds.
 const DRAWS: usize = 16;
 
 /// Which candidates a decision takes into account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Eligible {
-    /// Those that take builds and are not degraded.
+    /// The candidates that take builds and are not degraded.
     Fit,
-    /// Those that take builds.
+    /// The candidates that take builds.
     Ready,
-    /// All that are not cordoned.
+    /// All candidates that are not cordoned.
     NotCordoned,
 }
 
 impl Eligible {
-    /// The best first: the next is asked where the one before has no candidate.
+    /// The groups from best to worst. A group is used if all better ones are empty.
     pub(super) const ORDER: [Self; 3] = [Self::Fit, Self::Ready, Self::NotCordoned];
 
     fn has(self, candidate: &Candidate) -> bool {
@@ -39,31 +39,31 @@ impl Eligible {
     }
 }
 
-/// One decision: who may be chosen, and what all of them run.
+/// One decision: which candidates may be chosen, and what they run.
 #[derive(Debug)]
 pub(super) struct Round<'a> {
     pub(super) candidates: &'a Candidates,
     pub(super) now: Instant,
     pub(super) slow_start: Duration,
-    /// Indices, in the caller's order, of the candidates that did not accept.
+    /// The candidates that did not accept, as indices in the caller's order.
     pub(super) tried: &'a [usize],
     pub(super) eligible: Eligible,
-    /// Builds that each runs at once for a unit of its capacity, if that is limited.
+    /// How many builds a candidate runs at once for each unit of its capacity; `None` without a limit.
     pub(super) slots: Option<NonZeroU32>,
 }
 
 impl Round<'_> {
-    /// Whether the candidate at `row` may be chosen.
+    /// Whether the candidate in `row` may be chosen.
     pub(super) fn takes(&self, row: Row) -> bool {
         self.is_member(row) && self.has_slot(row)
     }
 
-    /// Whether the candidate at `row` could be chosen but for its builds.
+    /// Whether only missing slots keep the candidate in `row` from being chosen.
     pub(super) fn is_busy(&self, row: Row) -> bool {
         self.is_member(row) && !self.has_slot(row)
     }
 
-    /// Whether all that could be chosen are busy, and there are any.
+    /// Whether there are candidates, and all of them are busy.
     pub(super) fn is_full(&self) -> bool {
         let mut rows = (0..self.candidates.len()).map(Row);
         self.slots.is_some() && rows.any(|row| self.is_busy(row))
@@ -74,7 +74,7 @@ impl Round<'_> {
             && (self.tried.is_empty() || !self.tried.contains(&self.candidates.index(row)))
     }
 
-    /// Whether the candidate at `row` may run one build more.
+    /// Whether the candidate in `row` may run one more build.
     pub(super) fn has_slot(&self, row: Row) -> bool {
         self.candidates.at(row).has_slot(self.slots)
     }
@@ -83,17 +83,17 @@ impl Round<'_> {
         self.candidates.at(row).weight(self.now, self.slow_start)
     }
 
-    /// Builds that the fit ones run.
+    /// How many builds the fit candidates run.
     pub(super) fn total_builds(&self) -> u64 {
         self.candidates.total_builds()
     }
 
-    /// The weights of the fit ones.
+    /// The weights of the fit candidates.
     pub(super) fn total_weight(&self) -> u64 {
         self.candidates.total_weight(self.now, self.slow_start)
     }
 
-    /// Any that may be chosen except `not`, each with the chance of its weight.
+    /// Draws a candidate that may be chosen, other than `not`. The chance of each is proportional to its weight.
     pub(super) fn draw(
         &self,
         not: Option<Row>,
@@ -111,7 +111,8 @@ impl Round<'_> {
                 return Some(row);
             }
         }
-        // Few take builds: each in turn is kept with its share of the weight seen so far.
+        // Few candidates take builds. Each one in turn replaces the last with a chance of its weight over the weights
+        // so far.
         let mut seen = 0;
         let mut kept = None;
         for class in self.candidates.classes() {
@@ -126,7 +127,7 @@ impl Round<'_> {
         kept
     }
 
-    /// The row in which the sum of the weights passes `at`.
+    /// The row in which the sum of the weights exceeds `at`.
     fn nth(&self, mut at: u64, weigh: impl Fn(&Class) -> u64) -> Row {
         for class in self.candidates.classes() {
             let whole = weigh(class);
