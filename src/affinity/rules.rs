@@ -207,7 +207,7 @@ fn read_sources(value: Value, path: &str, problems: &mut Vec<String>) -> Vec<Rul
         };
         if rules.iter().any(|earlier| earlier.hides(&rule)) {
             problems.push(format!(
-                "{path}: `{}` stands in the list before and takes every value, so this one never counts",
+                "{path}: unreachable: an earlier entry already matches every value of `{}`",
                 rule.source
             ));
         }

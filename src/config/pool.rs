@@ -314,7 +314,7 @@ impl Pool {
             ("discover", &common.discover),
         ];
         for (key, _given) in members.iter().filter(|(_key, given)| !given.is_empty()) {
-            problems.push(format!("{key}: belongs into each [[pool]] where there is any"));
+            problems.push(format!("{key}: move this into a [[pool]]"));
         }
         check_spread("", common, problems);
         check_probation("", common, problems);

@@ -179,7 +179,7 @@ fn what_is_wrong_with_pools_is_told_by_pool() {
     let Problems(problems) = load(file, Settings::default()).expect_err("invalid");
     for key in [
         "policy: `best`",
-        "backend: belongs into each [[pool]]",
+        "backend: move this into a [[pool]]",
         "pool[0].name: `a b`",
         "pool[0].backend: port is missing",
         "pool[1].listen: is needed",

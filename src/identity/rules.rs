@@ -64,8 +64,7 @@ impl Rules {
                 Ok(rule) => {
                     if rules.iter().any(|earlier| earlier.hides(&rule)) {
                         problems.push(format!(
-                            "{path}[{index}]: a rule before takes each `{}` that this one would, so this one never \
-                             counts",
+                            "{path}[{index}]: unreachable: an earlier entry already matches every value of `{}`",
                             rule.source.label()
                         ));
                     }

@@ -130,7 +130,10 @@ fn rules_are_checked_and_written_again() {
         ("[[identity]]\nfrom = 'dns'\nregex = '(a)(b)'", "2 groups"),
         ("[[identity]]\nfrom = 'dns'\nregex = 3", "must be a string"),
         ("[[identity]]\nfrom = 'dns'\nnme = 'x'", "unknown key `nme`"),
-        ("[[identity]]\nfrom = 'dns'\n[[identity]]\nfrom = 'dns'\nregex = 'x'", "never counts"),
+        (
+            "[[identity]]\nfrom = 'dns'\n[[identity]]\nfrom = 'dns'\nregex = 'x'",
+            "unreachable: an earlier",
+        ),
     ] {
         let problems = rules(wrong).expect_err(wrong);
         assert!(problems[0].starts_with("identity") && problems[0].contains(told), "{problems:?}");

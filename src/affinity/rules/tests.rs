@@ -167,7 +167,7 @@ fn what_is_wrong_with_rules_is_named_with_its_key() {
         (r#"sources = "vcs""#, "affinity.sources: must be a list"),
         (
             r#"sources = ["vcs", { from = "vcs", regex = "a" }]"#,
-            "affinity.sources[1]: `vcs` stands",
+            "affinity.sources[1]: unreachable: an earlier entry",
         ),
         (
             r#"sources = [{ from = "vcs", regex = "(" }]"#,
