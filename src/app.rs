@@ -17,7 +17,7 @@ use crate::{
     account::Account,
     address::{Address, HostPort},
     admin::{self, Admin, Control, Rights},
-    config::{AdminAccess, Config},
+    config::{AdminAccess, Config, Count, LocalAddress, Process},
     connection::Context,
     connection_limit::ConnectionLimit,
     descriptors::Budget,
@@ -120,66 +120,70 @@ impl App {
     /// # Errors
     /// A port cannot be bound; nothing runs then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        let Config { pools, identities, access, admin_access, process } = config;
         let mut listeners = Vec::new();
-        for (index, pool) in config.pools.iter().enumerate() {
+        for (index, pool) in pools.iter().enumerate() {
             for address in &pool.listen {
                 listeners.push((index, Listener::bind(address).await?));
             }
         }
-        let in_use = |source| StartError::Admin { address: config.admin_listen.clone(), source };
-        let HostPort { host, port } = &config.admin_listen;
+        let in_use = |source| StartError::Admin { address: process.admin_listen.clone(), source };
+        let HostPort { host, port } = &process.admin_listen;
         let admin = TcpListener::bind((host.as_str(), *port)).await.map_err(in_use)?;
         let admin_listen = admin.local_addr().map_err(in_use)?;
-        let control = bind_control(config.control_listen.as_ref()).await?;
-        let scaler = bind_scaler(&config).await?;
-        let tokens = config.admin_token_file.as_deref().map(TokenFile::open).transpose()?;
-        let identities = Arc::new(config.identities);
-        let AdminAccess { tls_dir, clients, restrict_reading } = config.admin_access;
-        let admin_tls = tls_dir.as_deref().map(tls::Server::for_admin_port).transpose();
+        let control =
+            bind_control(process.control_listen.as_ref().map(|LocalAddress(address)| address))
+                .await?;
+        let scaler = bind_scaler(&process).await?;
+        let tokens = process.admin_token_file.as_deref().map(TokenFile::open).transpose()?;
+        let identities = Arc::new(identities);
+        let AdminAccess { admin_tls_dir, admin_client, admin_restrict_reading } = admin_access;
+        let admin_tls = admin_tls_dir.as_deref().map(tls::Server::for_admin_port).transpose();
         let admin_tls = admin_tls.map_err(StartError::AdminTls)?;
         let admin_tls = admin_tls.map(|server| admin::Tls::new(server, &identities));
-        let rights = Rights { tokens, clients, restrict_reading };
+        let rights =
+            Rights { tokens, clients: admin_client, restrict_reading: admin_restrict_reading };
 
-        let dns_server = match config.dns_server {
+        let dns_server = match process.dns_server.clone() {
             Some(server) => Some(resolve(server).await?),
             None => None,
         };
 
         let families = Families::new();
-        info!(memory_budget = config.memory_budget, "memory for what waits to be sent on");
-        let account = Account::new(config.memory_budget, families.held_bytes.clone());
+        info!(memory_budget = process.memory_budget(), "memory for what waits to be sent on");
+        let account = Account::new(process.memory_budget(), families.held_bytes.clone());
         let downstream = TaskTracker::new();
         let background = TaskTracker::new();
         let [leaving, drain, stop] = std::array::from_fn(|_| CancellationToken::new());
         let shared = pool::Shared {
             dns_server,
-            pods: config.pods,
+            pods: process.pods(),
             kubernetes: Access::default(),
             commons: Commons {
                 connections: client_connections(Budget::of_process().upstream),
                 reader: Reader::new(account),
-                windows: large_windows(config.memory_budget),
+                windows: large_windows(process.memory_budget()),
                 drain: drain.clone(),
                 identities,
-                access: Arc::new(config.access),
+                access: Arc::new(access),
                 quota: access::Quota::default(),
             },
             families: &families,
             tasks: &background,
             stop: &stop,
         };
-        let mut pools = Vec::new();
-        for pool in config.pools {
-            pools.push(Pool::start(pool, &shared).await?);
+        let mut started = Vec::new();
+        for pool in pools {
+            started.push(Pool::start(pool, &shared).await?);
         }
-        let pools: Arc<[Pool]> = pools.into();
+        let pools: Arc<[Pool]> = started.into();
 
         let state = Admin::new(&pools, &families, &leaving, rights);
         admin::serve((admin, admin_listen), admin_tls, control, state, &background, &stop);
         if let Some(scaler) = scaler {
             scaler::serve(scaler, &pools, &leaving, &background, &stop);
         }
-        let limit = ConnectionLimit::new(max_connections(config.max_connections));
+        let limit = ConnectionLimit::new(max_connections(process.max_connections.map(Count::get)));
         let under_way = Handshakes::limit(MAX_HANDSHAKES);
         let listen = listeners.iter().map(|(_pool, listener)| listener.address().clone()).collect();
         for (pool, listener) in listeners {
@@ -205,8 +209,8 @@ impl App {
             stop,
             listen,
             admin_listen,
-            drain_delay: config.drain_delay,
-            drain_timeout: config.drain_timeout,
+            drain_delay: process.drain_delay.0,
+            drain_timeout: process.drain_timeout.0,
         })
     }
 
@@ -290,13 +294,13 @@ fn max_connections(asked: Option<usize>) -> usize {
 }
 
 /// Binds the scaler's port, if there is to be one.
-async fn bind_scaler(config: &Config) -> Result<Option<scaler::Port>, StartError> {
-    let Some(address) = &config.scaler_listen else { return Ok(None) };
+async fn bind_scaler(process: &Process) -> Result<Option<scaler::Port>, StartError> {
+    let Some(address) = &process.scaler_listen else { return Ok(None) };
     let failed = |source| StartError::Scaler { address: address.clone(), source };
     let listener = TcpListener::bind((address.host.as_str(), address.port)).await;
     let listener = listener.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
-    let tls = config.scaler_tls_dir.as_deref().map(tls::Server::for_scaler).transpose();
+    let tls = process.scaler_tls_dir.as_deref().map(tls::Server::for_scaler).transpose();
     let tls = tls.map_err(StartError::ScalerTls)?.map(Arc::new);
     info!(address = %bound, port_name = "scaler", "listening");
     Ok(Some(scaler::Port { acceptor: Acceptor::from_tcp(listener, bound), tls }))

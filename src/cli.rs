@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     app::App,
-    config::{Config, Settings},
+    config::{Config, Given},
     drain_client,
     error::Chain,
     explain::{Parameters, explain},
@@ -73,7 +73,7 @@ struct Options {
     #[arg(long, env = "BUILDKIT_LB_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
-    settings: Settings,
+    settings: Given,
 }
 
 #[derive(Debug, Args)]
@@ -165,7 +165,7 @@ fn runtime(worker_threads: usize) -> io::Result<Runtime> {
 }
 
 fn serve(config: Config) -> ExitCode {
-    let log = match Log::start(config.log_format, config.log_level) {
+    let log = match Log::start(config.process.log_format, config.process.log_level) {
         Ok(log) => log,
         Err(error) => return failed(&error),
     };
@@ -181,7 +181,7 @@ fn serve(config: Config) -> ExitCode {
 }
 
 fn run_app(config: Config) -> Result<(), Box<dyn Error>> {
-    let runtime = runtime(config.worker_threads)?;
+    let runtime = runtime(config.process.worker_threads())?;
     let served = runtime.block_on(async {
         let mut signals = Signals::new()?;
         tokio::select! {

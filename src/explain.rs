@@ -96,9 +96,9 @@ pub fn explain(config: &Config, parameters: &Parameters) -> Result<Explanation, 
     facts.shared_key.clone_from(&parameters.shared_key);
     let key = pool.affinity.key(&facts);
     let fleet = Fleet::new(Metrics::default().into());
-    fleet.replace(pool.backends.clone());
+    fleet.replace(pool.backend.clone());
     let roster = fleet.roster();
-    let policy = pool.policy.kind;
+    let policy = pool.policy;
     let ranking = match &key {
         Some(key) if policy == PolicyKind::ConsistentHash => {
             policy::ranking(KeyHash::new(&key.key), roster.candidates())

@@ -18,7 +18,6 @@ use std::{
 };
 
 use rand::Rng;
-use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 pub use self::{
@@ -36,13 +35,11 @@ const DEFAULT_SLOW_START: Duration = Duration::from_secs(30);
 
 label_set! {
     /// How builds are spread over the backends.
-    #[derive(Default, Serialize, Deserialize, clap::ValueEnum)]
-    #[serde(rename_all = "kebab-case")]
+    #[derive(Default, clap::ValueEnum)]
     pub enum PolicyKind {
         /// Any ready backend, each with the same chance.
         Random = "random",
         /// Of two backends drawn at random, the one that runs fewer builds for its capacity.
-        #[serde(alias = "least-sessions")]
         #[value(alias = "least-sessions")]
         LeastBuilds = "least-builds",
         /// The backend that ranks highest for the build's affinity key and is below the load limit; least-builds for a

@@ -95,11 +95,13 @@ impl Pool {
         if let Some(client) = &client {
             tasks.spawn(Arc::clone(client).follow(Arc::clone(&metrics), stop.clone()));
         }
-        let fleet = Fleet::new(Arc::clone(&metrics)).with_probation(config.probation);
+        let (policy, warm, queue) = (config.policy(), config.warm(), config.queue());
+        let placing = placement::Config { policy, warm, queue };
+        let fleet = Fleet::new(Arc::clone(&metrics)).with_probation(config.probation.0);
         let fleet = Arc::new(fleet.with_tls(client));
         let discovery = Discovery::new(Arc::clone(&fleet), Arc::clone(&metrics));
-        if !config.backends.is_empty() {
-            discovery.source(&"backend").found(config.backends, None);
+        if !config.backend.is_empty() {
+            discovery.source(&"backend").found(config.backend, None);
         }
         for target in config.discover {
             let source = discovery.source(&target);
@@ -127,8 +129,6 @@ impl Pool {
             let (client, stop) = (kubernetes.client().await?, stop.clone());
             closing.spawn(annotations::run(client, fleet, pods.annotations, metrics, stop));
         }
-        let config::Pool { policy, warm, queue, .. } = config;
-        let placing = placement::Config { policy, warm, queue };
         let rules = Arc::new(config.affinity);
         let proxy =
             Proxy::new(Arc::clone(&fleet), metrics, placing, rules, commons.clone(), tasks.clone());
@@ -137,7 +137,13 @@ impl Pool {
         tasks.spawn(async move { placement.serve_queue(ended).await });
         tasks.spawn(health::run(fleet, shared, capabilities, tasks.clone(), stop.clone()));
         let proxy = Arc::new(proxy);
-        Ok(Self { proxy, discovery, tls: server, proxy_protocol: config.proxy_protocol, closing })
+        Ok(Self {
+            proxy,
+            discovery,
+            tls: server,
+            proxy_protocol: config.proxy_protocol_from,
+            closing,
+        })
     }
 
     /// Waits, after the stop, for what has a last word to say.

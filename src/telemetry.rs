@@ -7,7 +7,6 @@ mod throttle;
 use std::{fmt, fs::File, io, os::fd::AsFd as _, panic, sync::LazyLock, time::Duration};
 
 use prometheus_client::metrics::counter::Counter;
-use serde::Deserialize;
 use tracing::error;
 use tracing_subscriber::{EnvFilter, fmt as subscriber};
 
@@ -18,8 +17,7 @@ pub use self::throttle::Throttle;
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Shape of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum LogFormat {
     /// Text, for people.
     #[default]
@@ -38,8 +36,7 @@ impl fmt::Display for LogFormat {
 }
 
 /// The least important line that is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 #[allow(missing_docs)]
 pub enum LogLevel {
     Error,

@@ -91,6 +91,33 @@ fn settings_come_from_flags_over_environment_over_file() {
 }
 
 #[test]
+fn a_problem_names_the_flag_the_variable_or_the_line() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("lb.toml");
+    std::fs::write(&file, "# a comment\nlog-level = 'loud'\npolicy = 'random'").expect("written");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_buildkit-lb"));
+    command
+        .args(["check-config", "--backend", "b:1", "--drain-delay", "soon", "--config"])
+        .arg(&file);
+    command.env("BUILDKIT_LB_POLICY", "best").env("BUILDKIT_LB_POD_DETAILS", "perhaps");
+    let told = text(&run(&mut command));
+    let line = format!("({}:2)", file.display());
+    for (key, origin) in [
+        ("log-level: `loud` is not one of error, warn, info, debug or trace", line.as_str()),
+        (
+            "policy: `best` is not one of random, least-builds or consistent-hash",
+            "(BUILDKIT_LB_POLICY)",
+        ),
+        ("pod-details: must be true or false", "(BUILDKIT_LB_POD_DETAILS)"),
+        ("drain-delay: `soon` is not a duration", "(--drain-delay)"),
+    ] {
+        let found = told.lines().any(|line| line.starts_with(key) && line.ends_with(origin));
+        assert!(found, "{key} {origin} is missing in: {told}");
+    }
+    assert_eq!(told.lines().count(), 4, "{told}");
+}
+
+#[test]
 fn a_configuration_that_does_not_end_is_not_read_for_ever() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
@@ -304,6 +331,15 @@ fn shells_complete_commands_and_flags() {
         &[],
     ));
     assert_eq!(completed.trim(), "--drain-delay --drain-timeout");
+    let completed = succeed(&mut shell(
+        format!(
+            "source {}; COMP_WORDS=(buildkit-lb serve --policy l) COMP_CWORD=3
+            _buildkit__lb buildkit-lb l --policy; echo ${{COMPREPLY[@]}}",
+            script("bash")
+        ),
+        &[],
+    ));
+    assert_eq!(completed.trim(), "least-builds");
     let asked = format!("source {}; complete -C 'buildkit-lb drain-b'", script("fish"));
     let completed = succeed(Command::new(tool("fish")).args(["--no-config", "-c", &asked]));
     assert!(completed.starts_with("drain-backend\t"), "{completed}");

@@ -1,8 +1,6 @@
-//! The `[affinity]` table: the sources of a key, their order, and which part of a value counts.
+//! The sources of a key, their order, and which part of a value counts.
 
 use std::fmt;
-
-use toml::{Table, Value};
 
 use super::{AffinityKey, Facts, sources};
 use crate::rules;
@@ -10,19 +8,24 @@ use crate::rules;
 /// Metadata of a Solve in which a gateway in front of the proxy may name the key.
 pub const HINT_HEADER: &str = "buildkit-lb-key";
 
-/// The most rules. A list with more rules than there are sources contains a mistake.
-const MAX_RULES: usize = 32;
-
 /// A source of keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Source {
+pub enum Source {
+    /// What the pipeline or a gateway names.
     Hint,
+    /// The repository that buildx tells of.
     Vcs,
+    /// The repository of a remote context.
     Context,
+    /// The name of the image that the build makes.
     Image,
+    /// The name of the cache that the build reads or writes.
     CacheRef,
+    /// The client's address.
     Client,
+    /// The directory that the Session's shared key begins with.
     SharedKey,
+    /// The repositories or images that an LLB definition names.
     Definition,
     /// Any frontend option, by name.
     Opt(String),
@@ -42,7 +45,11 @@ const WORDS: [(&str, Source); 8] = [
 ];
 
 impl Source {
-    fn parse(text: &str) -> Result<Self, String> {
+    /// The source of this name.
+    ///
+    /// # Errors
+    /// A message with the names that there are.
+    pub fn parse(text: &str) -> Result<Self, String> {
         if let Some(name) = text.strip_prefix("opt:").filter(|name| !name.is_empty()) {
             return Ok(Self::Opt(name.to_owned()));
         }
@@ -85,12 +92,8 @@ impl fmt::Display for Source {
     }
 }
 
-/// What the entries of the list are about.
-const KIND: rules::Kind =
-    rules::Kind { from: "the word of a source", finds: "key", matches_all: false };
-
 /// One source, and the part of its value that counts.
-type Rule = rules::Rule<Source>;
+pub type Rule = rules::Rule<Source>;
 
 /// The key that `rule` gives.
 fn key(rule: &Rule, facts: &Facts) -> Option<String> {
@@ -102,9 +105,10 @@ fn key(rule: &Rule, facts: &Facts) -> Option<String> {
 /// The sources in order. The first source that has a value for a build gives its key.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
-    rules: Vec<Rule>,
+    /// One for each source, in order.
+    pub rules: Vec<Rule>,
     /// Frontend options that are added to each key, such as `target` or `platform`.
-    include: Vec<String>,
+    pub include: Vec<String>,
 }
 
 impl Default for Rules {
@@ -151,96 +155,6 @@ impl Rules {
         let decides = |rule: &&Rule| rule.source == Source::SharedKey || key(rule, facts).is_some();
         self.rules.iter().find(decides).is_some_and(|rule| rule.source == Source::SharedKey)
     }
-
-    /// Parses the `[affinity]` table. Each problem begins with the path of its key.
-    pub fn from_table(table: Table, path: &str, problems: &mut Vec<String>) -> Self {
-        let mut rules = Self::default();
-        for (key, value) in table {
-            let path = format!("{path}.{key}");
-            match key.as_str() {
-                "sources" => rules.rules = read_sources(value, &path, problems),
-                "include" => rules.include = read_include(value, &path, problems),
-                _ => problems.push(format!("{path}: unknown key")),
-            }
-        }
-        rules
-    }
-
-    /// The table that parses to these rules.
-    pub fn to_table(&self) -> Table {
-        let source = |rule: &Rule| match rule.pattern() {
-            None => Value::String(rule.source.to_string()),
-            Some(pattern) => Value::Table(Table::from_iter([
-                ("from".to_owned(), rule.source.to_string().into()),
-                ("regex".to_owned(), pattern.into()),
-            ])),
-        };
-        let sources: Vec<_> = self.rules.iter().map(source).collect();
-        Table::from_iter([
-            ("sources".to_owned(), Value::Array(sources)),
-            ("include".to_owned(), self.include.clone().into()),
-        ])
-    }
-}
-
-fn read_sources(value: Value, path: &str, problems: &mut Vec<String>) -> Vec<Rule> {
-    let Value::Array(entries) = value else {
-        problems.push(format!("{path}: must be a list of sources"));
-        return Vec::new();
-    };
-    if entries.is_empty() || entries.len() > MAX_RULES {
-        problems.push(format!(
-            "{path}: must have 1 to {MAX_RULES} sources, found {}; builds without a key are placed by load",
-            entries.len()
-        ));
-        return Vec::new();
-    }
-    let mut rules: Vec<Rule> = Vec::new();
-    for (index, entry) in entries.into_iter().enumerate() {
-        let path = format!("{path}[{index}]");
-        let rule = match read_rule(entry) {
-            Ok(rule) => rule,
-            Err(problem) => {
-                problems.push(format!("{path}: {problem}"));
-                continue;
-            }
-        };
-        if rules.iter().any(|earlier| earlier.hides(&rule)) {
-            problems.push(format!(
-                "{path}: unreachable: an earlier entry already matches every value of `{}`",
-                rule.source
-            ));
-        }
-        rules.push(rule);
-    }
-    rules
-}
-
-/// `"WORD"` or `{ from = "WORD", regex = "…" }`.
-fn read_rule(entry: Value) -> Result<Rule, String> {
-    match entry {
-        Value::String(word) => Ok(Rule::all(Source::parse(&word)?)),
-        Value::Table(table) => Rule::read(table, &KIND, Source::parse),
-        other => Err(format!("must be a string or a table, found {}", other.type_str())),
-    }
-}
-
-fn read_include(value: Value, path: &str, problems: &mut Vec<String>) -> Vec<String> {
-    let names: Vec<String> = match value.try_into() {
-        Ok(names) => names,
-        Err(_untyped) => {
-            problems.push(format!("{path}: must be a list of strings"));
-            return Vec::new();
-        }
-    };
-    for (index, name) in names.iter().enumerate() {
-        if !["target", "platform"].contains(&name.as_str()) {
-            problems.push(format!("{path}[{index}]: `{name}` is not one of target or platform"));
-        } else if names[..index].contains(name) {
-            problems.push(format!("{path}[{index}]: `{name}` is given twice"));
-        }
-    }
-    names
 }
 
 #[cfg(test)]

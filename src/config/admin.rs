@@ -1,55 +1,56 @@
 //! The settings of TLS on the admin port, and of who may use the port.
 
-use std::path::PathBuf;
+use serde::{Deserialize, Serialize};
 
-use super::settings::Settings;
-use crate::{access::Pattern, tls};
+use super::value::{FilePath, list};
+use crate::{
+    access::Pattern,
+    tls::{Files, Server},
+};
 
-/// TLS on the admin port, and who may do what there by a certificate.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// TLS on the admin port, and who may do what there by a certificate. A field is a key of the file, a flag and a variable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+#[serde(rename_all = "kebab-case")]
 pub struct AdminAccess {
-    /// Where the certificates of the admin port are, if it speaks TLS.
-    pub tls_dir: Option<PathBuf>,
-    /// Names in the certificates of clients that may change things.
-    pub clients: Vec<Pattern>,
-    /// Whether reading takes a token or a certificate.
-    pub restrict_reading: bool,
+    /// Directory with the certificates for TLS on the admin port; names as in --tls-dir. If the directory has a
+    /// ca.crt, clients may show a certificate [default: none, clients connect without TLS].
+    #[arg(help_heading = "Admin port", long, value_name = "DIR")]
+    pub admin_tls_dir: Option<FilePath>,
+    /// Name of a client that may drain and cordon on the admin port, as its certificate has it; * stands for any
+    /// characters. Repeatable [default: none].
+    #[arg(help_heading = "Admin port", long, value_name = "NAME", value_parser = Pattern::parse)]
+    #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    pub admin_client: Vec<Pattern>,
+    /// Answer requests for metrics and status on the admin port only to clients that show a token or a
+    /// certificate. Probes need neither.
+    #[arg(help_heading = "Admin port", long)]
+    pub admin_restrict_reading: bool,
 }
 
 impl AdminAccess {
-    /// Checks the settings, and that the files can be used now.
-    pub(super) fn check(settings: &Settings, problems: &mut Vec<String>) -> Self {
-        let tls_dir = settings.admin_tls_dir.as_deref().map(|path| PathBuf::from(path.trim()));
-        if let Some(directory) = &tls_dir
-            && let Err(error) = tls::Server::for_admin_port(directory)
+    /// Checks that the files can be used now, and that somebody can read.
+    pub(super) fn check(&self, has_tokens: bool, problems: &mut Vec<String>) {
+        let directory = self.admin_tls_dir.as_deref();
+        if let Some(directory) = directory
+            && let Err(error) = Server::for_admin_port(directory)
         {
             problems.push(format!("admin-tls-dir: {error}"));
         }
-        let has_authorities =
-            tls_dir.as_deref().is_some_and(|path| tls::Files::in_directory(path).ca.is_some());
-        let mut clients = Vec::new();
-        for (index, text) in settings.admin_client.iter().enumerate() {
-            match Pattern::parse(text.trim()) {
-                Ok(client) => clients.push(client),
-                Err(problem) => problems.push(format!("admin-client[{index}]: {problem}")),
-            }
-        }
-        if !clients.is_empty() && !has_authorities {
+        let has_authorities = directory.is_some_and(|path| Files::in_directory(path).ca.is_some());
+        if !self.admin_client.is_empty() && !has_authorities {
             problems.push(
                 "admin-client: says nothing without an admin-tls-dir that has ca.crt or ca.pem, whose CA \
                  certificates sign those of clients"
                     .to_owned(),
             );
         }
-        let restrict_reading = settings.admin_restrict_reading.unwrap_or_default();
-        if restrict_reading && settings.admin_token_file.is_none() && !has_authorities {
+        if self.admin_restrict_reading && !has_tokens && !has_authorities {
             problems.push(
                 "admin-restrict-reading: nobody could read without an admin-token-file or an admin-tls-dir that \
                  has ca.crt or ca.pem"
                     .to_owned(),
             );
         }
-        Self { tls_dir, clients, restrict_reading }
     }
 }
 
@@ -59,29 +60,36 @@ mod tests {
 
     #[test]
     fn a_setting_that_could_not_work_says_what_is_missing() {
-        let none = Settings::default;
+        let none = || AdminAccess {
+            admin_tls_dir: None,
+            admin_client: Vec::new(),
+            admin_restrict_reading: false,
+        };
         let own = tempfile::tempdir().expect("a directory");
         let pair = rcgen::generate_simple_self_signed(["x.test".to_owned()]).expect("a pair");
         std::fs::write(own.path().join("tls.crt"), pair.cert.pem()).expect("written");
         let key = pair.signing_key.serialize_pem();
         std::fs::write(own.path().join("tls.key"), key).expect("written");
-        let dir = own.path().display().to_string();
-        let clients = || vec!["operator".to_owned()];
-        for (settings, told) in [
-            (Settings { admin_tls_dir: Some("/no/such".into()), ..none() }, "admin-tls-dir: "),
-            (Settings { admin_client: clients(), ..none() }, "admin-client: says nothing"),
+        let dir = |path: &str| Some(path.parse().expect("a path"));
+        let own = dir(&own.path().display().to_string());
+        let admin_client = vec![Pattern::parse("operator").expect("a pattern")];
+        for (access, told) in [
+            (AdminAccess { admin_tls_dir: dir("/no/such"), ..none() }, "admin-tls-dir: "),
             (
-                Settings { admin_tls_dir: Some(dir), admin_client: clients(), ..none() },
+                AdminAccess { admin_client: admin_client.clone(), ..none() },
                 "admin-client: says nothing",
             ),
-            (Settings { admin_client: vec![String::new()], ..none() }, "admin-client[0]: must"),
             (
-                Settings { admin_restrict_reading: Some(true), ..none() },
+                AdminAccess { admin_tls_dir: own, admin_client, ..none() },
+                "admin-client: says nothing",
+            ),
+            (
+                AdminAccess { admin_restrict_reading: true, ..none() },
                 "admin-restrict-reading: nobody",
             ),
         ] {
             let mut problems = Vec::new();
-            AdminAccess::check(&settings, &mut problems);
+            access.check(false, &mut problems);
             assert!(
                 problems.len() == 1 && problems[0].starts_with(told),
                 "{told} is not in {problems:?}"

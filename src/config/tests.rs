@@ -1,50 +1,48 @@
 //! What a configuration may be, and what is said of one that may not.
 
+use std::time::Duration;
+
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::{pool::DEFAULT_LISTEN, *};
+use clap::{Args as _, Command, FromArgMatches as _};
+
+use super::*;
 use crate::policy::{LoadFactor, PolicyKind};
 
-const SECOND: Duration = Duration::from_secs(1);
-
-fn load(file: &str, flags: Settings) -> Result<Config, Problems> {
+/// The configuration of a file and of flags such as `--policy=random`.
+fn load(file: &str, flags: &[&str]) -> Result<Config, Problems> {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("buildkit-lb.toml");
     std::fs::write(&path, file).expect("written");
-    Config::load(Some(&path), flags)
-}
-
-fn pool(pool: PoolSettings) -> Settings {
-    Settings { pool, ..Settings::default() }
-}
-
-fn backend(text: &str) -> Settings {
-    pool(PoolSettings { backend: vec![text.to_owned()], ..PoolSettings::default() })
+    let command = Given::augment_args(Command::new("test").no_binary_name(true));
+    let matches = command.try_get_matches_from(flags).expect("flags");
+    Config::load(Some(&path), Given::from_arg_matches(&matches).expect("flags"))
 }
 
 #[test]
 fn one_backend_is_all_it_needs() {
-    let config = load("", backend("tcp://b:1234")).expect("valid");
-    assert_eq!(config.pools[0].policy.kind, PolicyKind::ConsistentHash);
-    assert_eq!(&*config.pools[0].backends[0].name, "b:1234");
-    assert_eq!(config.pools[0].listen[0].to_string(), DEFAULT_LISTEN);
+    let config = load("", &["--backend=tcp://b:1234"]).expect("valid");
+    assert_eq!(config.pools[0].policy, PolicyKind::ConsistentHash);
+    assert_eq!(&*config.pools[0].backend[0].name, "b:1234");
+    assert_eq!(config.pools[0].listen[0].to_string(), "tcp://0.0.0.0:1234");
 }
 
 #[test]
 fn a_flag_wins_over_the_file() {
     let file = "policy = 'random'\nbackend = ['a=tcp://x:1', 'b=unix:///s']\nmax-connections = 7";
-    let flags =
-        pool(PoolSettings { policy: Some("least-builds".into()), ..PoolSettings::default() });
-    let config = load(file, flags).expect("valid");
-    assert_eq!(config.pools[0].policy.kind, PolicyKind::LeastBuilds);
-    assert_eq!((config.pools[0].backends.len(), config.max_connections), (2, Some(7)));
+    let config = load(file, &["--policy=least-builds"]).expect("valid");
+    assert_eq!(config.pools[0].policy, PolicyKind::LeastBuilds);
+    assert_eq!(
+        (config.pools[0].backend.len(), config.process.max_connections.map(Count::get)),
+        (2, Some(7))
+    );
 }
 
 #[test]
 fn the_old_name_of_least_builds_is_still_read() {
     let file = "policy = 'least-sessions'\nbackend = ['a=tcp://x:1']";
-    let config = load(file, Settings::default()).expect("valid");
-    assert_eq!(config.pools[0].policy.kind, PolicyKind::LeastBuilds);
+    let config = load(file, &[]).expect("valid");
+    assert_eq!(config.pools[0].policy, PolicyKind::LeastBuilds);
     assert!(config.to_toml().contains("policy = \"least-builds\""), "{}", config.to_toml());
 }
 
@@ -52,22 +50,22 @@ fn the_old_name_of_least_builds_is_still_read() {
 fn rules_for_the_names_of_clients_are_read_and_printed() {
     let file =
         "[[identity]]\nfrom = 'dns'\nregex = '(.*)\\.example'\n[[identity]]\nfrom = 'common-name'";
-    let config = load(file, backend("tcp://b:1234")).expect("valid");
+    let config = load(file, &["--backend=tcp://b:1234"]).expect("valid");
     assert_ne!(config.identities, identity::Rules::default());
-    assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
-    let problems = load("identity = [{ from = 'x' }]", backend("b:1")).expect_err("invalid");
+    assert_eq!(load(&config.to_toml(), &[]), Ok(config));
+    let problems = load("identity = [{ from = 'x' }]", &["--backend=b:1"]).expect_err("invalid");
     assert!(problems.to_string().starts_with("identity[0]: `x` is not one of"), "{problems}");
 }
 
 #[test]
 fn daemons_are_named_or_found() {
-    let Problems(problems) = load("", Settings::default()).expect_err("invalid");
+    let Problems(problems) = load("", &[]).expect_err("invalid");
     assert!(problems[0].starts_with("backend: at least one"), "{problems:?}");
-    let config = load("discover = 'kubernetes://b/s'", Settings::default()).expect("valid");
+    let config = load("discover = 'kubernetes://b/s'", &[]).expect("valid");
     assert_eq!(config.pools[0].discover, ["kubernetes://b/s".parse().expect("valid")]);
-    assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
+    assert_eq!(load(&config.to_toml(), &[]), Ok(config));
     let file = "discover = ['consul://x', 'kubernetes://b/s', 'kubernetes://b/s']";
-    let Problems(problems) = load(file, Settings::default()).expect_err("invalid");
+    let Problems(problems) = load(file, &[]).expect_err("invalid");
     assert_eq!(problems.len(), 2, "{problems:?}");
 }
 
@@ -79,7 +77,7 @@ fn every_problem_is_told_in_one_run() {
                 consistent-hash = { load-factor = 0.8, bound = 2 }\n\
                 warm-memory = { enabled = 'yes', max-keys = 0, ttl = 'ever' }\n\
                 affinity = { sources = ['path'] }";
-    let Problems(problems) = load(file, Settings::default()).expect_err("invalid");
+    let Problems(problems) = load(file, &[]).expect_err("invalid");
     for key in [
         "polcy: unknown",
         "policy: `best`",
@@ -113,41 +111,43 @@ fn every_problem_is_told_in_one_run() {
 
 #[test]
 fn one_port_cannot_serve_both() {
-    let mut flags = backend("tcp://b:1");
-    flags.pool.listen = vec!["0.0.0.0:9090".into()];
-    let Problems(problems) = load("", flags).expect_err("invalid");
+    let flags = ["--backend=tcp://b:1", "--listen=0.0.0.0:9090"];
+    let Problems(problems) = load("", &flags).expect_err("invalid");
     assert_eq!(problems.len(), 1, "{problems:?}");
 }
 
 #[test]
 fn a_capacity_stands_behind_the_address() {
     for text in ["b:1?capacity=4", "n=tcp://b:1?capacity=4", "unix:///s?capacity=4"] {
-        let config = load("", backend(text)).expect("valid");
-        assert_eq!(config.pools[0].backends[0].capacity.get(), 4, "{text}");
-        assert!(!config.pools[0].backends[0].name.contains('?'), "{text}");
+        let config = load("", &[&format!("--backend={text}")]).expect("valid");
+        assert_eq!(config.pools[0].backend[0].capacity.get(), 4, "{text}");
+        assert!(!config.pools[0].backend[0].name.contains('?'), "{text}");
     }
 }
 
 #[test]
 fn what_is_printed_reads_back() {
-    let mut flags = backend("b=tcp://[::1]:1?capacity=3");
-    flags.drain_timeout = Some("90s".into());
     let tokens = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(tokens.path(), "0123456789abcdef0123456789abcdef").expect("written");
-    flags.scaler_listen = Some("0.0.0.0:9093".into());
-    flags.admin_token_file = Some(tokens.path().display().to_string());
-    flags.control_listen = Some("tcp://[::1]:9091".into());
-    flags.drain_delay = Some("15s".into());
-    flags.pod_details = Some(true);
-    flags.safe_to_evict = Some(true);
-    flags.pool.slow_start = Some("0s".into());
-    flags.pool.spread_bake_targets = Some(true);
+    let tokens = format!("--admin-token-file={}", tokens.path().display());
+    let flags = [
+        "--backend=b=tcp://[::1]:1?capacity=3",
+        "--drain-timeout=90s",
+        "--scaler-listen=0.0.0.0:9093",
+        &tokens,
+        "--control-listen=tcp://[::1]:9091",
+        "--drain-delay=15s",
+        "--pod-details",
+        "--safe-to-evict=true",
+        "--slow-start=0s",
+        "--spread-bake-targets",
+    ];
     let file = "consistent-hash.load-factor = 'off'\n\
                 warm-memory = { enabled = false, max-keys = 5, ttl = '1h' }";
-    let config = load(file, flags).expect("valid");
-    assert_eq!(config.pools[0].policy.load_factor, LoadFactor::OFF);
-    assert!(!config.pools[0].warm.enabled);
-    assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
+    let config = load(file, &flags).expect("valid");
+    assert_eq!(config.pools[0].policy().load_factor, LoadFactor::OFF);
+    assert!(!config.pools[0].warm().enabled && config.process.pod_details);
+    assert_eq!(load(&config.to_toml(), &[]), Ok(config));
 }
 
 #[test]
@@ -158,16 +158,17 @@ fn pools_have_their_own_addresses_and_what_they_do_not_say_is_common() {
                 affinity.sources = ['image']\n\
                 [[pool]]\nname = 'arm64'\nlisten = ['tcp://0.0.0.0:2', 'unix:///s']\n\
                 discover = 'kubernetes://b/arm'";
-    let config = load(file, Settings::default()).expect("valid");
+    let config = load(file, &[]).expect("valid");
+    let [five, nine] = [5, 9].map(|seconds| Span(Duration::from_secs(seconds)));
     let [amd, arm] = config.pools.as_slice() else { panic!("{config:?}") };
     assert_eq!((amd.name.as_str(), arm.name.as_str()), ("amd64", "arm64"));
-    assert_eq!(amd.policy.kind, PolicyKind::ConsistentHash);
-    assert_eq!(arm.policy.kind, PolicyKind::LeastBuilds);
-    assert_eq!((amd.policy.slow_start, arm.policy.slow_start), (5 * SECOND, 5 * SECOND));
-    assert_eq!((amd.probation, arm.probation), (9 * SECOND, 9 * SECOND));
+    assert_eq!(amd.policy, PolicyKind::ConsistentHash);
+    assert_eq!(arm.policy, PolicyKind::LeastBuilds);
+    assert_eq!((amd.slow_start, arm.slow_start), (five, five));
+    assert_eq!((amd.probation, arm.probation), (nine, nine));
     assert_eq!((arm.listen.len(), arm.discover.len()), (2, 1));
     assert_ne!(amd.affinity, arm.affinity);
-    assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
+    assert_eq!(load(&config.to_toml(), &[]), Ok(config));
 }
 
 #[test]
@@ -176,7 +177,7 @@ fn what_is_wrong_with_pools_is_told_by_pool() {
                 [[pool]]\nname = 'a b'\nlisten = 'tcp://0.0.0.0:9090'\nbackend = 'tcp://a'\n\
                 [[pool]]\nname = 'c'\nbackend = 'tcp://a:1'\nslow-start = 'soon'\nadmin-listen = 'x'\n\
                 [[pool]]\nname = 'c'\nlisten = 'tcp://0.0.0.0:9090'\naffinity.sources = ['path']";
-    let Problems(problems) = load(file, Settings::default()).expect_err("invalid");
+    let Problems(problems) = load(file, &[]).expect_err("invalid");
     for key in [
         "policy: `best`",
         "backend: move this into a [[pool]]",
@@ -195,14 +196,67 @@ fn what_is_wrong_with_pools_is_told_by_pool() {
         let most = if key.starts_with("admin") { 2 } else { 1 };
         assert!((1..=most).contains(&told), "{key}: {problems:#?}");
     }
-    let Problems(problems) = load("pool = 'x'", Settings::default()).expect_err("invalid");
+    let Problems(problems) = load("pool = 'x'", &[]).expect_err("invalid");
     assert!(problems[0].starts_with("pool: must be a list"), "{problems:?}");
+}
+
+#[test]
+fn a_problem_tells_where_its_key_was_given() {
+    let file = "policy = 'best'\nslow-start = 'soon'\n\n[warm-memory]\nttl = 'ever'\nsize = 1\n\
+                [[pool]]\nname = 'a'\nlisten = 'tcp://0.0.0.0:1'\nbackend = ['b:1', 'b:1']\n\
+                max-waiting = 0\n[[pool]]\nname = 'b'\ndiscover = 'dns://b:1'";
+    let Problems(problems) = load(file, &["--slow-start=later"]).expect_err("invalid");
+    for (key, origin) in [
+        ("policy: `best`", "buildkit-lb.toml:1)"),
+        ("slow-start: `later`", "(--slow-start)"),
+        ("warm-memory.ttl: `ever`", "buildkit-lb.toml:5)"),
+        ("warm-memory.size: unknown", "buildkit-lb.toml:6)"),
+        ("pool[0].backend: the name", "buildkit-lb.toml:10)"),
+        ("pool[0].max-waiting: `0`", "buildkit-lb.toml:11)"),
+        ("pool[1].listen: is needed", "buildkit-lb.toml:12)"),
+    ] {
+        let told: Vec<_> = problems.iter().filter(|problem| problem.starts_with(key)).collect();
+        assert!(matches!(told[..], [told] if told.ends_with(origin)), "{key}: {problems:#?}");
+    }
+}
+
+#[test]
+fn a_file_of_tls_hides_those_of_the_layer_below() {
+    let file = "tls-dir = '/below'\ntls-client-auth = 'off'";
+    let flags = ["--backend=b:1", "--tls-cert=/above.crt"];
+    let Problems(problems) = load(file, &flags).expect_err("invalid");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].starts_with("tls-cert: cannot read `/above.crt`"), "{problems:?}");
+    let file = "tls-dir = '/below'\n[[pool]]\nname = 'p'\nlisten = ':::1'\nbackend = 'b:1'\ntls-key = '/own'";
+    let Problems(problems) = load(file, &[]).expect_err("invalid");
+    assert!(
+        problems.iter().any(|problem| problem.starts_with("pool[0].tls-key: ")),
+        "{problems:?}"
+    );
+    assert!(!problems.iter().any(|problem| problem.contains("/below")), "{problems:?}");
+}
+
+#[test]
+fn an_empty_list_is_no_list() {
+    let file = "listen = []\nproxy-protocol-from = ['10.0.0.0/8']\n\
+                [[pool]]\nname = 'p'\nlisten = '[::]:1'\nbackend = 'b:1'\nproxy-protocol-from = []";
+    let config = load(file, &[]).expect("valid");
+    assert_eq!(config.pools[0].proxy_protocol_from.len(), 1);
+    let Problems(problems) = load("backend = []", &[]).expect_err("invalid");
+    assert!(problems[0].starts_with("backend: at least one"), "{problems:?}");
+}
+
+#[test]
+fn more_wrong_values_than_anybody_reads_are_cut_off() {
+    let wrong = (0..1000).map(|number| format!("'no{number}'")).collect::<Vec<_>>().join(",");
+    let Problems(problems) = load(&format!("backend = [{wrong}]"), &[]).expect_err("invalid");
+    assert_eq!(problems.len(), 100);
 }
 
 #[test]
 fn a_backend_has_a_name_that_can_be_shown() {
     let refused = |text: &str| {
-        let Problems(problems) = load("", backend(text)).expect_err(text);
+        let Problems(problems) = load("", &[&format!("--backend={text}")]).expect_err(text);
         assert!(problems[0].starts_with("backend: ") && problems[0].len() < 2000, "{problems:?}");
         assert!(!problems[0].contains(char::is_control), "{problems:?}");
     };
@@ -217,18 +271,20 @@ fn a_backend_has_a_name_that_can_be_shown() {
         refused(&format!("name={address}"));
     }
     for text in ["unix:///run/b.sock", "tcp://[::1]:1", "pod-0.b.svc:1234", "a_b-c.d:1=tcp://b:1"] {
-        let config = load("", backend(text)).expect(text);
-        assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config), "{text}");
+        let config = load("", &[&format!("--backend={text}")]).expect(text);
+        assert_eq!(load(&config.to_toml(), &[]), Ok(config), "{text}");
     }
 }
 
 #[test]
 fn a_name_is_not_looked_up_before_it_is_used() {
-    let mut flags = backend("tcp://no-such-host.invalid:1");
-    flags.admin_listen = Some("no-such-host.invalid:1".into());
-    flags.dns_server = Some("no-such-host.invalid:1".into());
-    let config = load("", flags).expect("valid");
-    assert_eq!(load(&config.to_toml(), Settings::default()), Ok(config));
+    let flags = [
+        "--backend=tcp://no-such-host.invalid:1",
+        "--admin-listen=no-such-host.invalid:1",
+        "--dns-server=no-such-host.invalid:1",
+    ];
+    let config = load("", &flags).expect("valid");
+    assert_eq!(load(&config.to_toml(), &[]), Ok(config));
 }
 
 /// The settings of a file, and the parts that some of their values have.
@@ -290,7 +346,7 @@ fn values() -> impl Strategy<Value = toml::Value> {
 }
 
 fn problems_of(file: &str) -> Vec<String> {
-    load(file, Settings::default()).map_or_else(|Problems(problems)| problems, |_config| Vec::new())
+    load(file, &[]).map_or_else(|Problems(problems)| problems, |_config| Vec::new())
 }
 
 proptest! {

@@ -1,148 +1,305 @@
-//! Single values of the file and the flags, each with the key it stands under in its problem.
+//! How the value of a setting is written: the same in the file, in a variable and in a flag.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    fmt,
+    marker::PhantomData,
+    net::IpAddr,
+    num::NonZeroU32,
+    ops::Deref,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
-use serde::{Deserialize, de::DeserializeOwned};
+use clap::ValueEnum;
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error, IntoDeserializer, SeqAccess, Visitor},
+};
 
-use crate::address::{Address, AddressError, HostPort};
+use crate::{
+    access::Pattern,
+    address::{Address, AddressError, HostPort},
+    discovery::{Target, static_list},
+    fleet::Endpoint,
+    networks::Network,
+    policy::{LoadFactor, PolicyKind},
+    telemetry::{LogFormat, LogLevel},
+    tls::{ClientAuth, ServerNames},
+};
 
-/// As much of a problem as somebody reads.
-const MAX_PROBLEM_LEN: usize = 1000;
+/// A duration, written as 30s, 10m or 1h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
 
-/// A string or a list of strings.
-pub(super) fn list(key: &str, value: toml::Value, problems: &mut Vec<String>) -> Vec<String> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum OneOrMany {
-        One(String),
-        Many(Vec<String>),
+impl From<Duration> for Span {
+    fn from(duration: Duration) -> Self {
+        Self(duration)
     }
-    match value.try_into() {
-        Ok(OneOrMany::One(text)) => vec![text],
-        Ok(OneOrMany::Many(list)) => list,
-        Err(_untyped) => {
-            problems.push(format!("{key}: must be a string or a list of strings"));
-            Vec::new()
+}
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        humantime::parse_duration(text)
+            .map(Self)
+            .map_err(|error| format!("`{text}` is not a duration such as 30s, 10m or 1h: {error}"))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+/// A number from 1 to `MOST`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count<const MOST: u32>(NonZeroU32);
+
+impl<const MOST: u32> Count<MOST> {
+    /// The number, or the nearest one that is allowed.
+    pub fn nearest(number: usize) -> Self {
+        let number = u32::try_from(number).unwrap_or(MOST).min(MOST);
+        Self(NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN))
+    }
+
+    /// The number.
+    pub fn get(self) -> usize {
+        usize::try_from(self.0.get()).unwrap_or(usize::MAX)
+    }
+
+    /// The number, which is not zero.
+    pub fn non_zero(self) -> NonZeroU32 {
+        self.0
+    }
+}
+
+impl<const MOST: u32> FromStr for Count<MOST> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.parse().ok().filter(|number: &NonZeroU32| number.get() <= MOST);
+        number.map(Self).ok_or_else(|| format!("`{text}` is not a number from 1 to {MOST}"))
+    }
+}
+
+impl<const MOST: u32> fmt::Display for Count<MOST> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'de, const MOST: u32> Deserialize<'de> for Count<MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl<const MOST: u32> Serialize for Count<MOST> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(self.0.get())
+    }
+}
+
+/// A number of bytes, written as 67108864, 64MiB or 1GiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget(pub u64);
+
+impl FromStr for Budget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // Two of the largest messages must fit.
+        const LEAST: u64 = 32 << 20;
+        let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("", 0)];
+        let bytes = units.into_iter().find_map(|(unit, shift)| {
+            let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+            number.checked_mul(1 << shift)
+        });
+        let bytes = bytes.filter(|bytes| (LEAST..=1 << 50).contains(bytes));
+        bytes.map(Self).ok_or_else(|| {
+            format!("`{text}` is not a size of at least 32MiB, such as 64MiB or 1GiB")
+        })
+    }
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An address that only this machine can reach: `unix:///PATH`, or `tcp://IP:PORT` with a loopback IP address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalAddress(pub Address);
+
+impl FromStr for LocalAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address: Address = text.parse().map_err(|error: AddressError| error.to_string())?;
+        if let Address::Tcp { host, .. } = &address
+            && !host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+        {
+            return Err(format!(
+                "`{text}` is neither unix:///PATH nor a loopback address such as tcp://127.0.0.1:9091: whoever \
+                 reaches it may change things"
+            ));
         }
+        Ok(Self(address))
     }
 }
 
-/// A string, or a number as it would be written in one.
-pub(super) fn text(key: &str, value: toml::Value, problems: &mut Vec<String>) -> Option<String> {
-    match value {
-        toml::Value::String(text) => Some(text),
-        toml::Value::Integer(number) => Some(number.to_string()),
-        toml::Value::Float(number) => Some(number.to_string()),
-        other => {
-            problems.push(format!("{key}: must be a string, found {}", other.type_str()));
-            None
-        }
+impl fmt::Display for LocalAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
-/// True or false.
-pub(super) fn boolean(key: &str, value: &toml::Value, problems: &mut Vec<String>) -> Option<bool> {
-    let boolean = value.as_bool();
-    if boolean.is_none() {
-        problems.push(format!("{key}: must be true or false"));
-    }
-    boolean
-}
+/// The path of a file or a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilePath(pub PathBuf);
 
-/// A table.
-pub(super) fn table(
-    key: &str,
-    value: toml::Value,
-    problems: &mut Vec<String>,
-) -> Option<toml::Table> {
-    match value {
-        toml::Value::Table(table) => Some(table),
-        other => {
-            problems.push(format!("{key}: must be a table, found {}", other.type_str()));
-            None
-        }
+impl Deref for FilePath {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
     }
 }
 
-/// Parses a setting if it is there, and names it in the problem if that fails.
-pub(super) fn check<T>(
-    text: Option<&str>,
-    key: &str,
-    problems: &mut Vec<String>,
-    parse: impl FnOnce(&str) -> Result<T, String>,
-) -> Option<T> {
-    text.and_then(|text| match parse(text.trim()) {
-        Ok(value) => Some(value),
-        Err(problem) => {
-            problems.push(format!("{key}: {problem}"));
-            None
-        }
-    })
-}
+impl FromStr for FilePath {
+    type Err = std::convert::Infallible;
 
-/// `HOST:PORT`, with or without `tcp://`. The host is looked up where it is used.
-pub(super) fn parse_host_port(text: &str) -> Result<HostPort, String> {
-    text.parse().map_err(|error: AddressError| error.to_string())
-}
-
-/// `unix:///PATH`, or `tcp://HOST:PORT` where the host is a literal loopback address.
-pub(super) fn parse_control(text: &str) -> Result<Address, String> {
-    let address: Address = text.parse().map_err(|error: AddressError| error.to_string())?;
-    if let Address::Tcp { host, .. } = &address
-        && !host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
-    {
-        return Err(format!(
-            "`{text}` is neither unix:///PATH nor a loopback address such as tcp://127.0.0.1:9091: whoever \
-             reaches it may change things"
-        ));
-    }
-    Ok(address)
-}
-
-/// As in 30s, 10m or 1h.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("`{text}` is not a duration such as 30s, 10m or 1h: {error}"))
-}
-
-/// A number from 1 to `most`.
-pub(super) fn parse_count(text: &str, most: usize) -> Result<usize, String> {
-    match text.parse() {
-        Ok(count) if (1..=most).contains(&count) => Ok(count),
-        _ => Err(format!("`{text}` is not a number from 1 to {most}")),
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.into()))
     }
 }
 
-/// Bytes, as in 67108864, 64MiB or 1GiB: room for two of the largest messages at least.
-pub(super) fn parse_budget(text: &str) -> Result<u64, String> {
-    const LEAST: u64 = 32 << 20;
-    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("", 0)];
-    let bytes = units.into_iter().find_map(|(unit, shift)| {
-        let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
-        number.checked_mul(1 << shift)
-    });
-    bytes
-        .filter(|bytes| (LEAST..=1 << 50).contains(bytes))
-        .ok_or_else(|| format!("`{text}` is not a size such as 64MiB or 1GiB, from 32MiB on"))
+impl fmt::Display for FilePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.display().fmt(f)
+    }
 }
 
 /// One of the words of an enum.
-pub(super) fn parse_choice<T: DeserializeOwned>(text: &str, words: &str) -> Result<T, String> {
-    T::deserialize(toml::Value::String(text.to_owned()))
-        .map_err(|_unknown| format!("`{text}` is not one of {words}"))
+fn word<T: ValueEnum>(text: &str) -> Result<T, String> {
+    T::from_str(text, false).map_err(|_unknown| {
+        let values = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let mut words: Vec<_> = values.map(|value| value.get_name().to_owned()).collect();
+        let last = words.pop().unwrap_or_default();
+        format!("`{text}` is not one of {} or {last}", words.join(", "))
+    })
 }
 
-/// A problem on one line of bounded length: it quotes what may be anything.
-pub(super) fn one_line(problem: &str) -> String {
-    let mut line: String = problem.chars().take(MAX_PROBLEM_LEN).collect();
-    if line.len() < problem.len() {
-        line.push('…');
+/// Reads these types from text, by the function that is given.
+macro_rules! read_from_text {
+    ($($kind:ty: $parse:expr),* $(,)?) => { $(
+        impl<'de> Deserialize<'de> for $kind {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $parse(&text(deserializer)?).map_err(D::Error::custom)
+            }
+        }
+    )* };
+}
+
+/// Writes these types as the text that they display.
+macro_rules! write_as_text {
+    ($($kind:ty),* $(,)?) => { $(
+        impl Serialize for $kind {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+    )* };
+}
+
+read_from_text! {
+    Address: str::parse, Budget: str::parse, FilePath: str::parse, HostPort: str::parse, LoadFactor: str::parse,
+    LocalAddress: str::parse, Network: str::parse, ServerNames: str::parse, Span: str::parse, Target: str::parse,
+    Endpoint: static_list::parse, Pattern: Pattern::parse,
+    ClientAuth: word, LogFormat: word, LogLevel: word, PolicyKind: word,
+}
+
+write_as_text! {
+    Address, Budget, ClientAuth, FilePath, HostPort, LoadFactor, LocalAddress, LogFormat, LogLevel, Network,
+    PolicyKind, Span, Target,
+}
+
+impl Serialize for Endpoint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&static_list::text(self))
     }
-    line.chars().flat_map(escaped).collect()
 }
 
-fn escaped(c: char) -> impl Iterator<Item = char> {
-    let escape = c.is_control().then(|| c.escape_default());
-    let plain = (!c.is_control()).then_some(c);
-    escape.into_iter().flatten().chain(plain)
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.text())
+    }
+}
+
+impl Serialize for ServerNames {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.text().unwrap_or_default())
+    }
+}
+
+/// A string, or a number as a string would write it.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    struct Text;
+
+    impl Visitor<'_> for Text {
+        type Value = String;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<String, E> {
+            Ok(text.trim().to_owned())
+        }
+
+        fn visit_i64<E: Error>(self, number: i64) -> Result<String, E> {
+            Ok(number.to_string())
+        }
+
+        fn visit_f64<E: Error>(self, number: f64) -> Result<String, E> {
+            Ok(number.to_string())
+        }
+    }
+
+    deserializer.deserialize_any(Text)
+}
+
+/// A list of values, or one value.
+pub(super) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct List<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string or a list of strings")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Vec<T>, E> {
+            Ok(vec![T::deserialize(text.into_deserializer())?])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while let Some(entry) = entries.next_element()? {
+                list.push(entry);
+            }
+            Ok(list)
+        }
+    }
+
+    deserializer.deserialize_any(List(PhantomData))
 }

@@ -7,7 +7,6 @@ use rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::SingleCertAndKey,
 };
-use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -27,8 +26,7 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 label_set! {
     /// Whether clients show certificates.
-    #[derive(Default, Deserialize)]
-    #[serde(rename_all = "kebab-case")]
+    #[derive(Default, clap::ValueEnum)]
     pub enum ClientAuth {
         /// None is asked for.
         Off = "off",

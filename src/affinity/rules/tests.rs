@@ -29,11 +29,9 @@ fn key(rules: &Rules, request: &SolveRequest) -> Option<(String, &'static str)> 
     rules.key(&facts(request, rules)).map(|key| (key.key, key.source))
 }
 
-fn rules(text: &str) -> Result<Rules, Vec<String>> {
-    let mut problems = Vec::new();
-    let table = text.parse().expect("TOML");
-    let rules = Rules::from_table(table, "affinity", &mut problems);
-    if problems.is_empty() { Ok(rules) } else { Err(problems) }
+/// The rules of these sources.
+fn rules(sources: &[Source]) -> Rules {
+    Rules { rules: sources.iter().cloned().map(Rule::all).collect(), include: Vec::new() }
 }
 
 #[test]
@@ -85,7 +83,7 @@ fn the_image_comes_before_the_cache_unless_told_otherwise() {
     let cache = CacheOptions { imports: vec![entry], ..Default::default() };
     let request = SolveRequest { cache: Some(cache), ..image("b.io/x:1,acr.io/app:17") };
     assert_eq!(key(&Rules::default(), &request), Some(("app".into(), "image")));
-    let rules = rules(r#"sources = ["cache_ref", "image"]"#).expect("valid");
+    let rules = rules(&[Source::CacheRef, Source::Image]);
     assert_eq!(key(&rules, &request), Some(("acr.io/cache/app".into(), "cache_ref")));
 }
 
@@ -142,11 +140,12 @@ fn a_definition_tells_its_repositories_or_itself() {
 
 #[test]
 fn a_regex_cuts_and_passes_over_what_does_not_match() {
-    let rules = rules(
-        r#"sources = [{ from = "image", regex = '^team-a/(.+)-(?:dev|prod)$' }, "opt:project"]
-           include = ["target"]"#,
-    )
-    .expect("valid");
+    let table = r#"from = "image"
+        regex = '^team-a/(.+)-(?:dev|prod)$'"#;
+    let kind = rules::Kind { from: "a source", finds: "key", matches_all: false };
+    let image_rule = Rule::read(table.parse().expect("TOML"), &kind, Source::parse).expect("valid");
+    let project = Rule::all(Source::Opt("project".to_owned()));
+    let rules = Rules { rules: vec![image_rule, project], include: vec!["target".to_owned()] };
     let cut = key(&rules, &image("acr.io/team-a/app-dev:1"));
     assert_eq!(cut, Some(("app".into(), "image")));
     assert_eq!(cut, key(&rules, &image("acr.io/team-a/app-prod:9")));
@@ -155,42 +154,6 @@ fn a_regex_cuts_and_passes_over_what_does_not_match() {
         ..image("acr.io/team-b/app:1")
     };
     assert_eq!(key(&rules, &request), Some(("p@target=test".into(), "opt")));
-    assert_eq!(rules.to_table().to_string().parse().ok(), Some(rules.to_table()));
-}
-
-#[test]
-fn what_is_wrong_with_rules_is_named_with_its_key() {
-    let long = format!(r#"sources = [{{ from = "vcs", regex = "{}" }}]"#, "a".repeat(2000));
-    for (text, problem) in [
-        (r#"sources = ["vcs", "Image"]"#, "affinity.sources[1]: `Image` is not one of"),
-        (r#"sources = []"#, "affinity.sources: must have 1 to 32 sources"),
-        (r#"sources = "vcs""#, "affinity.sources: must be a list"),
-        (
-            r#"sources = ["vcs", { from = "vcs", regex = "a" }]"#,
-            "affinity.sources[1]: unreachable: an earlier entry",
-        ),
-        (
-            r#"sources = [{ from = "vcs", regex = "(" }]"#,
-            "affinity.sources[0]: `regex` is not valid: unclosed group",
-        ),
-        (
-            r#"sources = [{ from = "vcs", regex = "(a)(b)" }]"#,
-            "affinity.sources[0]: `regex` has 2 groups",
-        ),
-        (
-            r#"sources = [{ from = "vcs", regex = "(?:(?:(?:a{100}){100}){100})" }]"#,
-            "affinity.sources[0]: `regex` is not valid",
-        ),
-        (&long, "affinity.sources[0]: `regex` is longer than"),
-        (r#"sources = [{ regex = "a" }]"#, "affinity.sources[0]: needs `from`"),
-        (r#"sources = [{ from = "vcs", cut = "a" }]"#, "affinity.sources[0]: unknown key `cut`"),
-        (r#"include = ["tag"]"#, "affinity.include[0]: `tag` is not one of"),
-        (r#"include = ["target", "target"]"#, "affinity.include[1]: `target` is given twice"),
-        (r#"order = []"#, "affinity.order: unknown key"),
-    ] {
-        let problems = rules(text).expect_err(text);
-        assert!(problems[0].starts_with(problem), "{problems:?}");
-    }
 }
 
 proptest! {
