@@ -190,6 +190,8 @@ async fn serve(
     daemon: Arc<State>,
 ) {
     let handshake = h2::server::Builder::new()
+        // A daemon's library has no such limit; on a busy machine, this one takes calls late.
+        .max_pending_accept_reset_streams(usize::MAX)
         .max_header_list_size(16 << 20)
         .initial_window_size(1 << 20)
         .initial_connection_window_size(16 << 20)
