@@ -3,6 +3,7 @@
 
 mod calls;
 mod metadata;
+mod pace;
 mod server;
 mod stream;
 mod windows;
@@ -181,7 +182,7 @@ fn handshake(
     refused: Option<ProxyError>,
 ) -> Connection {
     let Context { proxy, tasks, drain: _ } = context;
-    let server = Server::new(io.clone(), Calls { proxy, client, refused }, tasks);
+    let server = Server::new(io.clone(), Calls::new(proxy, client, refused), tasks);
     Box::pin(Flushing::new(server, io))
 }
 

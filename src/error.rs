@@ -183,6 +183,11 @@ pub enum ProxyError {
         "the memory for data that waits to be sent on is full, and this client holds most of it"
     )]
     Memory,
+    /// A connection opens calls, or gives them up, faster than it may.
+    #[error(
+        "this connection {0} more than 1 000 calls a second; open fewer calls, or more connections"
+    )]
+    TooManyCalls(&'static str),
     /// A limit that protects the proxy is reached. The text names it.
     #[error("{0}")]
     Limit(&'static str),
@@ -241,6 +246,7 @@ impl ProxyError {
             | Self::QueueFull(_)
             | Self::TooManyBuilds { .. }
             | Self::TooManyConnections(_)
+            | Self::TooManyCalls(_)
             | Self::Memory
             | Self::Limit(_) => Code::ResourceExhausted,
             Self::BadAnswer { .. } => Code::Internal,
@@ -275,6 +281,7 @@ impl ProxyError {
             Self::TooManyBuilds { .. } => ErrorReason::TooManyBuilds,
             Self::Parked(_) => ErrorReason::Parked,
             Self::TooManyConnections(_) => ErrorReason::TooManyConnections,
+            Self::TooManyCalls(_) => ErrorReason::TooManyCalls,
             Self::Memory => ErrorReason::Memory,
             Self::Limit(_) => ErrorReason::Limit,
         }

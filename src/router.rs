@@ -103,11 +103,19 @@ impl Method {
         (self.0, self.1)
     }
 
+    /// Whether it is one of those that a build's frontend calls, any number of times.
+    pub fn is_of_frontend(&self) -> bool {
+        self.0 == BRIDGE
+    }
+
     /// The route, by the metadata of the call.
     pub fn route(&self, headers: &HeaderMap, owner: Option<&Arc<Identity>>) -> Route {
         (self.2)(Metadata { headers, owner })
     }
 }
+
+/// The service that a build's frontend calls.
+const BRIDGE: &str = "moby.buildkit.v1.frontend.LLBBridge";
 
 /// The method of the row for all methods of a service that have no row of their own.
 const REST: &str = "other";
@@ -119,7 +127,6 @@ static OTHER: Method = Method("other", REST, |_| Route::Any);
 /// more methods; those of a build go wherever the ids in their metadata are.
 static METHODS: [Method; 43] = {
     const CONTROL: &str = "moby.buildkit.v1.Control";
-    const BRIDGE: &str = "moby.buildkit.v1.frontend.LLBBridge";
     const CONTENT: &str = "containerd.services.content.v1.Content";
     const TRACE: &str = "opentelemetry.proto.collector.trace.v1.TraceService";
     const HEALTH: &str = "grpc.health.v1.Health";

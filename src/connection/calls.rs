@@ -1,6 +1,6 @@
 //! The calls of one connection: each to its handler.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use futures_util::{
     FutureExt as _,
@@ -8,7 +8,7 @@ use futures_util::{
 };
 use http::Request;
 
-use super::metadata::Charged;
+use super::{metadata::Charged, pace::Pace};
 use crate::{
     access::{Denied, Grant, Reach, denied},
     builds,
@@ -19,7 +19,7 @@ use crate::{
     http2_limits::{HEADER_LIST_LEN, header_list_len},
     proxy::Proxy,
     received::Received,
-    router::{self, Needs, Route},
+    router::{self, Method, Needs, Route},
 };
 
 /// What takes the calls of one connection.
@@ -28,35 +28,57 @@ pub(super) struct Calls {
     pub(super) proxy: Arc<Proxy>,
     pub(super) client: Client,
     /// What each call is answered with, if the connection has no permit.
-    pub(super) refused: Option<ProxyError>,
+    refused: Option<ProxyError>,
+    /// How fast the client may open calls and give them up.
+    pub(super) pace: Arc<Pace>,
 }
 
 impl Calls {
+    /// Those of `client`. With `refused`, each is answered with that.
+    pub(super) fn new(proxy: Arc<Proxy>, client: Client, refused: Option<ProxyError>) -> Self {
+        Self { proxy, client, refused, pace: Arc::new(Pace::new(Instant::now())) }
+    }
+
     /// The way of one call to its answer.
     pub(super) fn handle(&self, request: Request<Received>) -> BoxFuture<'static, CallResult> {
-        match &self.refused {
-            Some(error) => ready(Err(error.clone().into())).boxed(),
-            None => handle(Arc::clone(&self.proxy), Call::new(request, self.client.clone())),
+        let method = router::method(request.uri().path());
+        let admitted = match &self.refused {
+            Some(error) => Err(error.clone()),
+            None => self.pace.open(method.is_of_frontend(), Instant::now()),
+        };
+        match admitted {
+            Ok(()) => {
+                let call = Call::new(request, self.client.clone());
+                handle(Arc::clone(&self.proxy), method, call)
+            }
+            Err(error) => ready(Err(error.into())).boxed(),
         }
     }
 }
 
 /// Boxed, so that an open stream keeps no more than its own way to an answer, and that only until the
 /// answer begins.
-fn handle(proxy: Arc<Proxy>, mut call: Call) -> BoxFuture<'static, CallResult> {
+fn handle(
+    proxy: Arc<Proxy>,
+    method: &'static Method,
+    mut call: Call,
+) -> BoxFuture<'static, CallResult> {
     if header_list_len(&call.parts.headers) > HEADER_LIST_LEN {
         let error = ProxyError::Limit("the request's metadata is larger than 64 KiB");
         return ready(Err(error.into())).boxed();
     }
     match Charged::new(&proxy, &mut call) {
-        Ok(None) => dispatch(proxy, call),
-        Ok(Some(charged)) => charged.during(dispatch(proxy, call)).boxed(),
+        Ok(None) => dispatch(proxy, method, call),
+        Ok(Some(charged)) => charged.during(dispatch(proxy, method, call)).boxed(),
         Err(error) => ready(Err(error.into())).boxed(),
     }
 }
 
-fn dispatch(proxy: Arc<Proxy>, call: Call) -> BoxFuture<'static, CallResult> {
-    let method = router::method(call.parts.uri.path());
+fn dispatch(
+    proxy: Arc<Proxy>,
+    method: &'static Method,
+    call: Call,
+) -> BoxFuture<'static, CallResult> {
     proxy.metrics.count_started(method.labels());
     let route = method.route(&call.parts.headers, call.client.identity.as_ref());
     if let Err(denied) = permit(&proxy, &call.client, route.needs()) {

@@ -3,7 +3,8 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use futures_util::future::BoxFuture;
@@ -11,7 +12,7 @@ use h2::{Reason, server::SendResponse};
 use http::{Request, Response};
 use http_body::Body as _;
 
-use super::calls::Calls;
+use super::{calls::Calls, pace::Pace};
 use crate::{
     call::CallResult,
     client::ActiveCall,
@@ -30,7 +31,7 @@ pub(super) struct Stream {
 }
 
 enum State {
-    Answering { handling: BoxFuture<'static, CallResult>, refusals: Arc<Refusals> },
+    Answering { handling: BoxFuture<'static, CallResult>, refusals: Arc<Refusals>, pace: Arc<Pace> },
     Sending(Sending),
 }
 
@@ -42,7 +43,8 @@ impl Stream {
         reply: SendResponse<Payload>,
     ) -> Self {
         let refusals = Arc::clone(&calls.proxy.refusals);
-        let state = State::Answering { handling: calls.handle(request), refusals };
+        let pace = Arc::clone(&calls.pace);
+        let state = State::Answering { handling: calls.handle(request), refusals, pace };
         Self { reply, state, _open: calls.client.active.enter_call() }
     }
 
@@ -66,20 +68,28 @@ impl Future for Stream {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         loop {
-            let (handling, refusals) = match &mut this.state {
-                State::Answering { handling, refusals } => (handling, refusals),
+            let (handling, refusals, pace) = match &mut this.state {
+                State::Answering { handling, refusals, pace } => (handling, refusals, pace),
                 State::Sending(sending) => return sending.poll(cx),
             };
-            let response = match handling.as_mut().poll(cx) {
-                Poll::Ready(result) => match refusals.settle(result) {
-                    Ok(response) => response,
-                    Err(reset) => {
-                        this.reply.send_reset(reset.reason());
-                        return Poll::Ready(());
-                    }
-                },
+            let polled = handling.as_mut().poll(cx);
+            // A call that was given up may end by that, too.
+            if !matches!(polled, Poll::Ready(Ok(_)))
+                && let Poll::Ready(gone) = this.reply.poll_reset(cx)
+            {
+                if gone.is_ok() {
+                    pace.give_up(Instant::now());
+                }
                 // A client that gives the call up, or goes away, needs no answer.
-                Poll::Pending => return this.reply.poll_reset(cx).map(drop),
+                return Poll::Ready(());
+            }
+            let result = ready!(polled);
+            let response = match refusals.settle(result) {
+                Ok(response) => response,
+                Err(reset) => {
+                    this.reply.send_reset(reset.reason());
+                    return Poll::Ready(());
+                }
             };
             match this.begin(response) {
                 Some(sending) => this.state = State::Sending(sending),

@@ -32,6 +32,7 @@ label_set! {
         TooManyBuilds = "too_many_builds",
         Parked = "parked",
         TooManyConnections = "too_many_connections",
+        TooManyCalls = "too_many_calls",
         Memory = "memory",
         Limit = "limit",
     }

@@ -13,6 +13,7 @@ mod impostors;
 mod logging;
 mod memory;
 mod messages;
+mod pace;
 mod parking;
 mod secrets;
 mod stalled_readers;
