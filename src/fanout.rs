@@ -1,7 +1,8 @@
-//! The fleet's RPCs: asked of every backend, and merged into the one answer a client expects.
+//! The calls that concern the whole fleet: every backend is asked, and the replies are merged into the one answer that
+//! a client expects.
 //!
-//! Messages are merged as the bytes they came in, no faster than the client reads them. A backend that
-//! does not answer is left out and logged; only when none answers is the call an error.
+//! Messages are merged as the bytes in which they came, no faster than the client reads them. A backend that does not
+//! answer is left out and logged. The call is an error only if no backend answers.
 
 mod ask;
 mod capability_query;
@@ -26,5 +27,5 @@ pub use self::{
     usage::disk_usage,
 };
 
-/// How long one daemon may take for its part of an answer that does not change anything.
+/// How long one daemon may take for its reply to a call that changes nothing.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

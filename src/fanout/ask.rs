@@ -1,4 +1,4 @@
-//! Asks daemons: all at once, or for the one that has something.
+//! Asks the daemons: all at once, or in search of the one that has something.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
     upstream::{Link, SendError},
 };
 
-/// How often a question without a bound looks whether its daemon is still there.
+/// How often a question without a time limit checks whether its daemon is still there.
 const EJECTION_POLL: Duration = Duration::from_secs(1);
 
 /// What a client asks of the fleet.
@@ -33,7 +33,7 @@ pub(super) struct Question {
     pub(super) client: Client,
     pub(super) parts: Arc<Parts>,
     pub(super) message: Bytes,
-    /// How long a daemon may be silent in the middle of its reply; for ever if this is none.
+    /// How long a daemon may be silent in the middle of its reply; `None` is for ever.
     idle_timeout: Option<Duration>,
 }
 
@@ -44,12 +44,12 @@ impl Question {
         Self { proxy: proxy.clone(), client, parts, message, idle_timeout: Some(ANSWER_TIMEOUT) }
     }
 
-    /// The same question, whose reply may pause for as long as the daemon likes.
+    /// The same question, but the daemon may pause in its reply for as long as it likes.
     pub(super) fn without_idle_timeout(self) -> Self {
         Self { idle_timeout: None, ..self }
     }
 
-    /// Asks `backend` and waits for its headers.
+    /// Asks `backend` and waits for the headers of its reply.
     pub(super) async fn ask(&self, backend: Arc<Backend>) -> Result<Reply, ReplyError> {
         let asked = timeout(ANSWER_TIMEOUT, self.send(Arc::clone(&backend))).await;
         asked.unwrap_or_else(|_elapsed| {
@@ -58,7 +58,8 @@ impl Question {
         })
     }
 
-    /// The same for work that may take long before its first word: as long as `backend` is there.
+    /// Asks `backend` for work that may take long before the first message. The wait lasts as long as the backend is
+    /// not ejected.
     pub(super) async fn ask_for_work(&self, backend: Arc<Backend>) -> Result<Reply, ReplyError> {
         tokio::select! {
             reply = self.send(Arc::clone(&backend)) => reply,
@@ -109,7 +110,7 @@ pub(super) fn left_out(backend: &Backend, parts: &Parts, error: &ReplyError) {
     warn!(backend = backend.name(), method, error, "backend left out of answer");
 }
 
-/// Looks for the daemon for which `has` holds, and remembers that it has what `key` names.
+/// Searches for the daemon for which `has` is true, and remembers that it has what `key` names.
 pub(super) async fn search<F>(
     proxy: &Proxy,
     client: &Client,
@@ -142,7 +143,7 @@ where
     None
 }
 
-/// The backends to ask: those that are not known to be away or silent.
+/// The backends to ask: all that are neither ejected nor silent, or all if there are no such backends.
 pub(super) fn reachable(proxy: &Proxy) -> Vec<Arc<Backend>> {
     let backends = proxy.fleet.backends();
     let there = |backend: &&Arc<Backend>| !backend.is_ejected() && !backend.is_silent();
@@ -162,13 +163,13 @@ pub(super) fn nobody(proxy: &Proxy) -> ProxyError {
     })
 }
 
-/// The request once more, for one of several backends.
+/// A copy of the request, for one of several backends.
 pub(super) fn copy(parts: &Parts, message: &Bytes) -> Box<Request<Body>> {
     let request = Request::from_parts(parts.clone(), Body::whole(message.clone()));
     Box::new(relay::request(request, |body| body))
 }
 
-/// Completes when `backend` is found to be away.
+/// Completes when `backend` is ejected.
 async fn ejection(backend: &Backend) {
     while !backend.is_ejected() {
         tokio::time::sleep(EJECTION_POLL).await;

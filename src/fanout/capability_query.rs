@@ -1,5 +1,5 @@
-//! What a client asks before it sends a build, while there is no daemon to answer: a fleet that has scaled
-//! to zero grows again only if its clients get as far as their builds.
+//! The questions that a client asks before it sends a build, answered even if no daemon is there. A fleet that has
+//! scaled to zero grows again only if its clients get as far as sending their builds.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use crate::{
     wire::PREFIX_LEN,
 };
 
-/// How long Info waits for a daemon. `buildctl --wait` gives up after 5 s in all, and asks again if it is
-/// told `Unavailable` before.
+/// How long Info waits for a daemon. `buildctl --wait` gives up after 5 s in all, and asks again if it gets
+/// `Unavailable` before that.
 const INFO_MAX_WAIT: Duration = Duration::from_secs(4);
 
 /// One of the two questions.
@@ -29,8 +29,8 @@ pub(super) enum CapabilityQuery {
 }
 
 impl CapabilityQuery {
-    /// The question that a call with this `message` asks, unless it asks for something else: an answer to a
-    /// list of filters is not remembered.
+    /// The question that a call with this `message` asks. `None` if the call asks for something else, because answers
+    /// to filters are not remembered.
     pub(super) fn of(parts: &Parts, message: &Bytes) -> Option<Self> {
         if message.len() != PREFIX_LEN {
             return None;
@@ -42,8 +42,8 @@ impl CapabilityQuery {
         }
     }
 
-    /// A daemon's answer; where none is ready, the one that is remembered; else that of the first daemon
-    /// that comes.
+    /// A daemon's answer. If no daemon is ready, the remembered answer, or else that of the next daemon to become
+    /// ready.
     pub(super) async fn answer(
         self,
         proxy: &Proxy,

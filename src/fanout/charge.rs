@@ -1,38 +1,38 @@
-//! What one daemon's part of a merged answer holds on the account while its client does not read.
+//! The memory that one daemon's reply to a merged call holds on the account as long as the client does not read it.
 
 use std::collections::VecDeque;
 
 use crate::account::Charge;
 
-/// Messages that have been handed on and may still be in memory: one between merging and sending, one in
-/// the HTTP/2 library.
+/// How many messages that were handed on may still be in memory: one between merging and sending, and one in the HTTP/2
+/// library.
 const ON_THEIR_WAY: usize = 2;
 
-/// No room came in time, or a client that holds less got it.
+/// No memory became free in time, or a client that holds less got it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the client does not read its answers, and others need the memory")]
 pub(super) struct NoRoom;
 
-/// What one daemon's reply holds, until dropped.
+/// The memory that one daemon's reply holds, until this is dropped.
 #[derive(Debug)]
 pub(super) struct ReplyCharge {
     charge: Charge,
-    /// Length of the message that is coming or has come; none is 0.
+    /// The length of the message that is arriving or has arrived; 0 if there is none.
     current: usize,
-    /// Lengths of the last ones that were handed on.
+    /// The lengths of the last messages that were handed on.
     handed_on: VecDeque<usize>,
 }
 
 impl ReplyCharge {
-    /// Nothing yet, on what `charge` is of.
+    /// Holds nothing yet. `charge` is the account of the client.
     pub(super) fn new(charge: Charge) -> Self {
         Self { charge, current: 0, handed_on: VecDeque::new() }
     }
 
-    /// Makes sure that a message of `len` bytes is on the account; waits a while for room.
+    /// Makes sure that a message of `len` bytes is on the account. Waits a short time for free memory.
     ///
     /// # Errors
-    /// There is none, and no client holds more than this one.
+    /// There is no free memory, and no client holds more than this one.
     pub(super) async fn hold(&mut self, len: usize) -> Result<(), NoRoom> {
         if self.current > 0 {
             return Ok(());

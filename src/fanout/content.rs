@@ -1,4 +1,4 @@
-//! Content reads: a digest is their only tie, so the daemon that has it is asked for first.
+//! Content reads: they are tied to a build only by a digest, so the daemon that has the content is found first.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -18,7 +18,7 @@ use crate::{
     wire::content::{InfoRequest, content_client::ContentClient},
 };
 
-/// Info and Read: to a daemon that has the digest; to any if none has, for its error.
+/// Relays Info and Read to a daemon that has the digest. If no daemon has it, any daemon gets the call, for its error.
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
@@ -35,10 +35,10 @@ pub async fn by_digest(proxy: &Proxy, call: Call) -> CallResult {
     }
 }
 
-/// List and ListStatuses: the streams of all daemons as they come.
+/// Merges the streams of List and ListStatuses of all daemons, in the order in which messages come.
 ///
 /// # Errors
-/// The proxy's own error; a daemon that fails is left out.
+/// The proxy's own error. A daemon that fails is left out.
 pub async fn list(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let (message, _rest) = proxy.read_message(&parts, &client, body).await?;
@@ -53,10 +53,10 @@ pub async fn list(proxy: &Proxy, call: Call) -> CallResult {
     }))
 }
 
-/// A daemon that has the blob, found once and remembered: reads of one blob come in ranges.
+/// The link to a daemon that has the blob. The daemon is found once and remembered, because a blob is read in ranges.
 ///
 /// # Errors
-/// A client with a name asks for what no record of its own that it has seen names.
+/// A client with an identity asks for a blob that none of the records names that it has seen.
 async fn holder(
     proxy: &Proxy,
     client: &Client,

@@ -1,8 +1,8 @@
-//! Questions that every daemon answers alike, and the client's first: ListWorkers and Info. If the daemon
-//! that is asked is silent, as one whose node is lost, another one is asked.
+//! The first questions of a client, which every daemon answers alike: ListWorkers and Info. If the daemon that is asked
+//! is silent, for example because its node is lost, another one is asked.
 //!
-//! An answer is read to its end before it is passed on. A daemon that stops in the middle is seen, and what
-//! a client does not read takes nothing of the connection that all questions share.
+//! An answer is read to its end before it is passed on. A daemon that stops in the middle is therefore noticed, and an
+//! answer that a client does not read takes nothing from the connection that all questions share.
 
 use std::{cmp::Reverse, collections::HashSet, sync::Arc};
 
@@ -29,10 +29,10 @@ use crate::{
     wire::{MAX_MESSAGE_LEN, PREFIX_LEN},
 };
 
-/// The answer of the first daemon that gives one, be it a refusal or a reset. Where there is none, what one
-/// has answered before.
+/// The answer of the first daemon that gives one, even if it is a refusal or a reset. If no daemon is there, an answer
+/// that a daemon has given before.
 ///
-/// The call changes nothing, so it may be asked twice.
+/// The call changes nothing, so it may be sent twice.
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
@@ -40,7 +40,7 @@ pub async fn first_answer(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, arrived } = call;
     proxy.activity.note(arrived);
     if body.is_end_stream() {
-        // Without a message: a daemon says best what is missing.
+        // The message is missing. A daemon reports that error best.
         return proxy.relay_to_any(&client, parts, Bytes::new(), body).await;
     }
     let (message, rest) = proxy.read_message(&parts, &client, body).await?;
@@ -62,7 +62,7 @@ pub(super) async fn ask_in_turn(proxy: &Proxy, parts: &Parts, message: &Bytes) -
         let link = proxy.shared.for_question(&backend);
         let answer = link.send(copy(parts, message));
         let answer = match left.is_empty() {
-            // Nobody is left to ask: this one has all the time it wants.
+            // This is the last backend, so it has as much time as it needs.
             true => answer.await,
             false => match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
                 Ok(answer) => answer,
@@ -87,7 +87,7 @@ pub(super) async fn ask_in_turn(proxy: &Proxy, parts: &Parts, message: &Bytes) -
             }
             Err(SendError::Reset(error)) => return Err(ResetError::like(&error).into()),
             Err(SendError::Cancelled) => return Err(ResetError::cancel().into()),
-            // No other daemon could be reached either.
+            // The proxy could not reach another daemon either.
             Err(SendError::Proxy(error @ ProxyError::Shortage { .. })) => return Err(error.into()),
             Err(SendError::Proxy(error)) => {
                 failures.push(error.to_string());
@@ -97,13 +97,13 @@ pub(super) async fn ask_in_turn(proxy: &Proxy, parts: &Parts, message: &Bytes) -
     }
     let error = match failures.is_empty() {
         true => nobody(proxy),
-        // What each of them is down with, as a build is told.
+        // The cause of each failure, as a build is told too.
         false => ProxyError::NoBackend(first_few(&failures)),
     };
     Err(error.into())
 }
 
-/// The answer once all of it has come.
+/// The whole answer, once all of it has come.
 async fn whole(response: Response<Received>, backend: &Arc<Backend>) -> CallResult {
     let response = relay::response(response, Arc::clone(backend), Arc::default(), OnEnd::new(drop));
     if response.body().is_end_stream() {
@@ -129,10 +129,10 @@ async fn whole(response: Response<Received>, backend: &Arc<Backend>) -> CallResu
     Ok(Response::from_parts(head, body))
 }
 
-/// The backends to ask, the best last: ready ones before others, the oldest version before others, those
-/// with few builds before busy ones, else by chance.
+/// The backends to ask, the best one last. Ready backends are better than others, then the oldest version, then those
+/// with few builds; the rest is random.
 ///
-/// A client takes the answer for true of all daemons: what the oldest can, the others can too.
+/// A client takes the answer as true for all daemons, and what the oldest daemon can do, the others can do too.
 fn in_order(proxy: &Proxy) -> Vec<Arc<Backend>> {
     let mut backends = reachable(proxy);
     backends.shuffle(&mut rand::rng());

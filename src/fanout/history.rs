@@ -1,4 +1,4 @@
-//! Build history: one list over all daemons, and each record's calls to the daemon that has it.
+//! Build history: one list over all daemons, and the calls for each record to the daemon that has it.
 
 mod follow;
 
@@ -32,38 +32,38 @@ use crate::{
     },
 };
 
-/// What a daemon tells its time with, in the headers of an answer that has times in it.
+/// The header in which a daemon tells its time, in answers that contain times.
 const TIMESTAMP: HeaderName = HeaderName::from_static("buildkit-current-timestamp");
 
-/// ListenBuildHistory.
+/// Merges the streams of ListenBuildHistory.
 ///
 /// # Errors
-/// The proxy's own error, or the reset of the daemon that alone was asked.
+/// The proxy's own error, or the reset of the only daemon that was asked.
 pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
     let owner = client.identity.clone();
     let query = message.read(move |request| Query::read(request, owner.as_ref())).await;
     let Ok(mut query) = query else {
-        // A daemon says best what is wrong with it.
+        // The request cannot be read. A daemon reports that error best.
         return proxy.relay_to_any(&client, parts, message.into_bytes(), rest).await;
     };
     let mut message = message.into_bytes();
     if let Some(id) = &query.build {
         let Some(id) = proxy.visible(id, &client) else {
-            // A daemon that is asked for a record would take it for one that is being read.
+            // A daemon takes every request for a record as a reader of it, so no daemon is asked.
             return Ok(nothing());
         };
         if let Ok(Some(link)) = proxy.known_record(&id, &client, &parts.headers) {
             if client.identity.is_none() {
                 return proxy.relay_call(&link, parts, message, rest).await;
             }
-            // It is read on the way: what it names is the client's from then on.
+            // The proxy reads the record on the way. The blobs that it names belong to the client from then on.
             query.holder = Some(Arc::clone(link.backend()));
         }
     }
     if query.limit > 0 && proxy.leaves_out(&client) {
-        // What is left out of a daemon's answer must not count.
+        // The daemon must not count records that the client may not see.
         message = without_limit(message);
     }
     let mut question = Question::new(proxy, client, parts, message);
@@ -86,31 +86,31 @@ pub async fn listen(proxy: &Proxy, call: Call) -> CallResult {
     }))
 }
 
-/// The answer to a question for a record that is not there.
+/// The answer to a request for a record that the client may not see.
 fn nothing() -> http::Response<Body> {
     let mut response = ok_response();
     let now = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
-    // What a daemon sends first, and a client waits for.
+    // A client waits for this header, which a daemon sends first.
     response.headers_mut().extend(HeaderValue::try_from(now).ok().map(|now| (TIMESTAMP, now)));
     response
 }
 
-/// A BuildHistoryRequest in its frame, with the largest limit there is: the last value of a field counts. Without any,
-/// a daemon would give its records in another order.
+/// A framed BuildHistoryRequest, with the largest possible limit appended: the last value of a field counts. Without a
+/// limit, a daemon would send its records in another order.
 fn without_limit(framed: Bytes) -> Bytes {
     const LARGEST: [u8; 6] = [5 << 3, 0xff, 0xff, 0xff, 0xff, 0x07];
     let Ok(Payload::Plain(request)) = wire::payload(&framed) else { return framed };
     wire::frame(&[&request[..], &LARGEST].concat())
 }
 
-/// What a BuildHistoryRequest says of how its answers are merged.
+/// How the answers to a BuildHistoryRequest are merged.
 #[derive(Debug, Default)]
 struct Query {
     build: Option<Id>,
     early_exit: bool,
-    /// Records that are wanted; none is all.
+    /// How many records are wanted; 0 is all.
     limit: usize,
-    /// The daemon that has the record which is asked for, if that is known.
+    /// The daemon that has the requested record, if it is known.
     holder: Option<Arc<Backend>>,
 }
 
@@ -121,7 +121,7 @@ impl Query {
             match field? {
                 (2, Value::Bytes(id)) => query.build = Id::new(id, owner),
                 (3, Value::Number(early_exit)) => query.early_exit = early_exit != 0,
-                // An int32: a negative one is no limit.
+                // The field is an int32, and a negative value is no limit.
                 (5, Value::Number(limit)) => {
                     query.limit = i32::try_from(limit).map_or(0, |limit| limit as usize);
                 }
@@ -132,7 +132,8 @@ impl Query {
     }
 }
 
-/// UpdateBuildHistory: to the daemon that has the record; to any if none has, for its error.
+/// Relays UpdateBuildHistory to the daemon that has the record. If no daemon has it, any daemon gets the call, for its
+/// error.
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
@@ -156,7 +157,7 @@ pub async fn update(proxy: &Proxy, call: Call) -> CallResult {
     }
 }
 
-/// Asks all daemons for the record of `id`; remembers who has it.
+/// Asks all daemons for the record of `id`, and remembers which one has it.
 pub async fn locate(proxy: &Proxy, client: &Client, id: &Id) -> Option<Link> {
     let key = BindingKey::Build(id.clone());
     search(proxy, client, key, |backend, link| has_record(backend, link, id)).await
@@ -164,9 +165,8 @@ pub async fn locate(proxy: &Proxy, client: &Client, id: &Id) -> Option<Link> {
 
 /// Whether `backend` has the record of `id`.
 ///
-/// It is looked for with a filter: a daemon takes whoever asks for one ref for a reader of that record, and
-/// from then on hides it until the daemon's next start when it should delete it (BuildKit
-/// solver/llbsolver/history).
+/// The question uses a filter. A daemon counts a request for one ref as a reader of that record, and when the record is
+/// to be deleted, the daemon only hides it until its next start (BuildKit solver/llbsolver/history).
 async fn has_record(backend: Arc<Backend>, link: Link, id: &Id) -> bool {
     let request = BuildHistoryRequest {
         filter: filter(&backend, id).into_iter().collect(),
@@ -178,7 +178,7 @@ async fn has_record(backend: Arc<Backend>, link: Link, id: &Id) -> bool {
         return false;
     };
     let mut events = response.into_inner();
-    // What runs is told whatever the filter, and so is all by a daemon that knows none.
+    // A daemon sends running builds whatever the filter, and everything if it does not know filters.
     while let Ok(Some(event)) = events.message().await {
         if event.record.is_some_and(|record| record.r#ref[..] == *id.as_bytes()) {
             return true;
@@ -187,14 +187,14 @@ async fn has_record(backend: Arc<Backend>, link: Link, id: &Id) -> bool {
     false
 }
 
-/// A filter for the record of `id`, if its daemon knows filters and the id needs no quoting.
+/// A filter for the record of `id`, if the daemon knows filters and the id needs no quoting.
 fn filter(backend: &Backend, id: &Id) -> Option<Bytes> {
     let known = !backend.version()?.is_before(Version::HISTORY_LIMITS);
     let plain = id.as_bytes().iter().all(u8::is_ascii_alphanumeric);
     (known && plain).then(|| [b"ref==", id.as_bytes()].concat().into())
 }
 
-/// Whether all that reply know a limit; who does not sends everything in an order of its own.
+/// Whether all daemons that reply know a limit. A daemon that does not sends everything, in another order.
 fn know_limits(replies: &[Reply]) -> bool {
     replies.iter().all(|reply| {
         let version = reply.backend.version();
@@ -202,7 +202,7 @@ fn know_limits(replies: &[Reply]) -> bool {
     })
 }
 
-/// The newest `limit` ended builds of all daemons, after all that run: the order of each daemon's reply
+/// All running builds of all daemons, then the newest `limit` ended ones. The reply of each daemon has this order
 /// (BuildKit history/filter.go).
 async fn newest(
     question: &Question,
@@ -228,12 +228,13 @@ async fn newest(
     Ok(merge::in_order(question, replies, sender, rank, wanted).await?.any())
 }
 
-/// Remembers where the build of an event and its blobs are. `None` if it is not for the client that asks.
+/// Remembers which backend has the build of an event and its blobs. Returns `None` if the client must not see the
+/// event.
 fn learn(question: &Question, backend: &Backend, message: &Bytes) -> Option<BuildHistoryEvent> {
     let (proxy, owner) = (&question.proxy, question.client.identity.as_ref());
     let event: BuildHistoryEvent = wire::decode(message).unwrap_or_default();
     let id = event.record.as_ref().and_then(|record| Id::new(&record.r#ref, owner));
-    // Without a ref it is nobody's.
+    // A record without a ref belongs to nobody.
     let Some(id) = id else { return owner.is_none().then_some(event) };
     let id = proxy.visible(&id, &question.client)?;
     match event.r#type() {
@@ -247,7 +248,7 @@ fn learn(question: &Question, backend: &Backend, message: &Bytes) -> Option<Buil
             let key = Id::new(digest, owner).map(BindingKey::Digest);
             key.into_iter().for_each(|key| proxy.directory.remember(key, backend.shared_name()));
         };
-        // What is no message has no blobs either.
+        // A message that cannot be read names no blobs.
         let _ = wire::history::digests(&event, remember);
     }
     Some(event)

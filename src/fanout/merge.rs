@@ -23,10 +23,10 @@ use crate::{
     relay::Body,
 };
 
-/// What says how a call ended, and has no place in the headers of an answer that goes on.
-const ENDINGS: [&str; 3] = ["grpc-status", "grpc-message", "grpc-status-details-bin"];
+/// The headers that say how a call ended. They must not be in the headers of an answer that continues.
+const STATUS_HEADERS: [&str; 3] = ["grpc-status", "grpc-message", "grpc-status-details-bin"];
 
-/// Where the messages of an answer go: one waits there until the client reads it.
+/// Takes the messages of an answer. One message waits in the channel until the client reads it.
 pub(super) type Sender = mpsc::Sender<Bytes>;
 
 /// The client has gone.
@@ -36,7 +36,7 @@ pub(super) struct Gone;
 /// A message, or how the reply ended.
 type Next = Result<Option<Bytes>, ReplyError>;
 
-/// An answer with `headers`, whose messages and trailers come from what `merge` makes.
+/// An answer with `headers`. `merge` gives its messages and its trailers.
 pub(super) fn respond<F>(
     proxy: &Proxy,
     mut headers: HeaderMap,
@@ -45,8 +45,8 @@ pub(super) fn respond<F>(
 where
     F: Future<Output = Result<HeaderMap, Gone>> + Send + 'static,
 {
-    // A daemon with nothing to tell replies with headers that are trailers.
-    for name in ENDINGS {
+    // A daemon with an empty reply sends its trailers as headers.
+    for name in STATUS_HEADERS {
         headers.remove(name);
     }
     headers.remove(MARKER);
@@ -64,16 +64,16 @@ where
     response
 }
 
-/// How the replies that have ended did so.
+/// How the replies ended, as far as they have.
 #[derive(Debug, Default)]
 pub(super) struct Endings {
-    /// One ended well, or said something.
+    /// Whether a reply ended well or contained a message.
     pub(super) answered: bool,
     /// The first refusal of a daemon.
     pub(super) refusal: Option<HeaderMap>,
-    /// The first failure, be it a refusal or not.
+    /// The first failure, which may be a refusal.
     failure: Option<HeaderMap>,
-    /// The first failure that is none of a daemon: the answer cannot go on.
+    /// The first failure that is not a daemon's. The answer cannot continue after it.
     pub(super) no_room: Option<HeaderMap>,
 }
 
@@ -103,20 +103,20 @@ impl Endings {
         }
     }
 
-    /// The trailers of an answer that is good if any daemon answered: else a daemon's own words if
-    /// there are any.
+    /// The trailers of an answer that succeeds if any daemon answered. If none did, a daemon's own refusal is preferred
+    /// to other failures.
     pub(super) fn any(self) -> HeaderMap {
         let failure = if self.answered { None } else { self.refusal.or(self.failure) };
         self.no_room.or(failure).unwrap_or_else(ok_trailers)
     }
 
-    /// The trailers of an answer that is good only if all daemons answered: `good` then.
+    /// The trailers of an answer that succeeds only if all daemons answered; `good` if they did.
     pub(super) fn all(self, good: HeaderMap) -> HeaderMap {
         self.no_room.or(self.failure).unwrap_or(good)
     }
 }
 
-/// Sends the messages of `reply` on until its end, those for which `seen` says so.
+/// Sends the messages of `reply` until it ends, except those for which `seen` returns false.
 pub(super) async fn forward(
     mut reply: Reply,
     sender: &Sender,
@@ -142,7 +142,7 @@ pub(super) async fn forward(
     }
 }
 
-/// The messages of all replies as they come; one of no daemon waits for one of another.
+/// Sends the messages of all replies as they come. No daemon waits for another.
 pub(super) async fn as_they_come(
     question: &Question,
     replies: Vec<Reply>,
@@ -167,7 +167,7 @@ pub(super) async fn as_they_come(
     Ok(endings)
 }
 
-/// The next message of a reply, among those of the others.
+/// The next message of one of several replies.
 #[derive(Debug)]
 struct Head<R> {
     rank: R,
@@ -175,8 +175,8 @@ struct Head<R> {
     reply: Reply,
 }
 
-/// The messages of all replies, the highest rank first, until one is not `wanted`; those without a rank are
-/// left out. Each reply is in this order by itself, so that one message of each in memory is enough.
+/// Sends the messages of all replies, the highest rank first, until one is not `wanted`. Messages without a rank are
+/// left out. Each reply is already in this order, so one message of each reply in memory is enough.
 pub(super) async fn in_order<R: Ord>(
     question: &Question,
     replies: Vec<Reply>,
@@ -236,8 +236,8 @@ async fn next_of(replies: Vec<Reply>, sender: &Sender) -> Result<Vec<(Reply, Nex
     }
 }
 
-/// Hands a message on as soon as the client has read the one before, unless a client that holds less
-/// gets the memory of one of `holders` meanwhile.
+/// Hands on a message as soon as the client has read the one before. It fails if a client that holds less gets the
+/// memory of one of `holders` meanwhile.
 pub(super) async fn send(
     sender: &Sender,
     message: Bytes,

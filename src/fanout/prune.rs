@@ -1,4 +1,4 @@
-//! Prune: every daemon prunes, the records come as they are freed.
+//! Prune: every daemon prunes, and the records come as they are freed.
 
 use std::sync::Arc;
 
@@ -18,13 +18,13 @@ use crate::{
     wire::fields::{Fields, Malformed, Value},
 };
 
-/// Asks every backend to prune; ends when all have ended, with the first failure if there was one.
+/// Asks every backend to prune. The answer ends when all backends have ended, with the first failure if there was one.
 ///
-/// Space limits of the request apply to each daemon, as each has its own disk. A daemon that would take a
-/// limit for none is not asked, and the client is told.
+/// The space limits of the request apply to each daemon, because each has its own disk. A daemon that would ignore a
+/// limit is not asked, and the client is told.
 ///
 /// # Errors
-/// The proxy's own error; a daemon that fails ends the merged answer with an error.
+/// The proxy's own error. A daemon that fails ends the merged answer with an error.
 pub async fn prune(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let (mut message, _rest) = proxy.read_message(&parts, &client, body).await?;
@@ -62,7 +62,7 @@ pub async fn prune(proxy: &Proxy, call: Call) -> CallResult {
     }))
 }
 
-/// Whether a PruneRequest limits the space in a way that not all daemons know: maxUsedSpace, minFreeSpace.
+/// Whether a PruneRequest has a space limit that not all daemons know: maxUsedSpace or minFreeSpace.
 fn limits_space(request: &[u8]) -> Result<bool, Malformed> {
     let mut limits = false;
     for field in Fields::new(request) {
@@ -71,8 +71,8 @@ fn limits_space(request: &[u8]) -> Result<bool, Malformed> {
     Ok(limits)
 }
 
-/// Whether `backend` does what such a limit says. One that ignores it deletes all it has; one whose version
-/// nobody knows yet might.
+/// Whether `backend` knows such limits. A daemon that ignores them deletes everything, and one of unknown version
+/// might.
 fn knows_limits(backend: &Backend) -> bool {
     backend.version().is_some_and(|version| !version.is_before(Version::SPACE_LIMITS))
 }

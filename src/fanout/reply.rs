@@ -1,4 +1,4 @@
-//! What one daemon replies, message by message.
+//! The reply of one daemon, message by message.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,12 +38,12 @@ pub(super) enum ReplyError {
 }
 
 impl ReplyError {
-    /// The trailers that tell a client of this failure: the daemon's own if it sent some.
+    /// The trailers that tell a client about this failure: the daemon's own if it sent some.
     pub(super) fn trailers(self, backend: &Backend) -> HeaderMap {
         let error = match self {
             Self::Refused { trailers, .. } => return trailers,
             Self::NoRoom(_) => ProxyError::Limit(
-                "answers that their clients do not read take all the memory for them",
+                "answers that clients do not read take all the memory that answers may have",
             ),
             error => {
                 let backend = backend.name().to_owned();
@@ -54,7 +54,7 @@ impl ReplyError {
     }
 }
 
-/// One backend's reply, of which the headers have come.
+/// The reply of one backend, whose headers have come.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) backend: Arc<Backend>,
@@ -64,7 +64,7 @@ pub(super) struct Reply {
     messages: MessageDecoder,
     held: ReplyCharge,
     handed_on: bool,
-    /// How long the daemon may be silent; for ever if it waits for events.
+    /// How long the daemon may be silent; `None` if it waits for events.
     idle_timeout: Option<Duration>,
 }
 
@@ -88,9 +88,9 @@ impl Reply {
         }
     }
 
-    /// The next message with its prefix, or nothing once the daemon has ended its reply well.
+    /// The next message with its prefix, or `None` once the daemon has ended its reply well.
     ///
-    /// At most one message is in memory here. What has been read so far is kept if the future is dropped.
+    /// At most one message is in memory here. If the future is dropped, what has been read is kept.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ReplyError> {
         if std::mem::take(&mut self.handed_on) {
             self.held.hand_on();
@@ -128,7 +128,7 @@ impl Reply {
     }
 
     fn end(&mut self) -> Result<Option<Bytes>, ReplyError> {
-        // A reply without messages may be headers alone.
+        // A reply without messages may consist of headers alone.
         let mut trailers = self.trailers.take().unwrap_or_else(|| self.headers.clone());
         trailers.remove(CONTENT_TYPE);
         match status_code(&trailers) {

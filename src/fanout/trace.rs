@@ -1,4 +1,4 @@
-//! Trace export: spans go to the daemon that runs the build they belong to.
+//! Trace export: spans go to the daemon that runs their build.
 
 use crate::{
     call::{Call, CallResult},
@@ -7,7 +7,7 @@ use crate::{
     wire::fields::{Fields, Malformed, Value},
 };
 
-/// TraceService/Export: by the first span's trace id; to any daemon if that is unknown.
+/// Relays TraceService/Export to the daemon of the first span's trace, or to any daemon if the trace is unknown.
 ///
 /// # Errors
 /// The proxy's own error, or the daemon's reset.
@@ -16,7 +16,7 @@ pub async fn export(proxy: &Proxy, call: Call) -> CallResult {
     let (mut message, rest) = proxy.read_message(&parts, &client, body).await?;
     let trace = message.read(first_trace).await.ok().flatten();
     let trace = trace.map(|trace| TraceId::new(trace, client.identity.as_ref()));
-    // One trace may be that of many builds; those on the caller's own connection come first.
+    // Many builds may share one trace. Those on the caller's own connection come first.
     let keys = trace.map(|trace| {
         [BindingKey::TraceOnConnection(trace, client.connection), BindingKey::Trace(trace)]
     });
@@ -34,7 +34,7 @@ pub async fn export(proxy: &Proxy, call: Call) -> CallResult {
 
 /// The trace id of the first span that has one.
 ///
-/// Numbers: opentelemetry-proto collector/trace/v1/trace_service.proto and trace/v1/trace.proto.
+/// The field numbers are those of opentelemetry-proto collector/trace/v1/trace_service.proto and trace/v1/trace.proto.
 fn first_trace(export: &[u8]) -> Result<Option<[u8; 16]>, Malformed> {
     /// ExportTraceServiceRequest.resource_spans, ResourceSpans.scope_spans, ScopeSpans.spans, Span.trace_id.
     const PATH: [u32; 4] = [1, 2, 2, 1];

@@ -18,15 +18,14 @@ use crate::{
     wire::{self, MAX_MESSAGE_LEN, Payload},
 };
 
-/// What is handed to the client at a time, so that the rest stays where it is counted.
+/// How many bytes are handed to the client at a time. The rest stays where it is counted.
 const PIECE_LEN: usize = 256 << 10;
 
-/// Asks every backend and concatenates: a message of repeated fields alone is the concatenation of
-/// its parts (protobuf encoding, "Merge"). What is longer than one message may be has its longest
-/// descriptions cut.
+/// Asks every backend and concatenates the replies. A message of repeated fields alone is the concatenation of its
+/// parts (protobuf encoding, "Merge"). If the result is too long for one message, the longest descriptions are cut.
 ///
 /// # Errors
-/// The proxy's own error; a daemon that fails is left out.
+/// The proxy's own error. A daemon that fails is left out.
 pub async fn disk_usage(proxy: &Proxy, call: Call) -> CallResult {
     let Call { parts, body, client, .. } = call;
     let (message, _rest) = proxy.read_message(&parts, &client, body).await?;
@@ -36,7 +35,7 @@ pub async fn disk_usage(proxy: &Proxy, call: Call) -> CallResult {
         (reply, usage)
     });
     let mut endings = Endings::default();
-    // They stand for the memory of what they sent, and so stay until the client has it.
+    // The replies hold the memory of what they sent, so they stay until the client has it.
     let mut replies = Vec::new();
     let mut usages = Vec::new();
     for (reply, usage) in join_all(read).await {
@@ -50,7 +49,8 @@ pub async fn disk_usage(proxy: &Proxy, call: Call) -> CallResult {
         }
     }
     let Some(headers) = replies.first().map(|reply| reply.headers.clone()) else {
-        // All refused, as a filter that none understands: the client gets a daemon's own words.
+        // All daemons refused, for example because they do not understand a filter. The client gets a daemon's own
+        // error.
         return match endings.refusal.is_some() || endings.no_room.is_some() {
             true => Ok(trailers_only(endings.any())),
             false => Err(nobody(proxy).into()),
@@ -75,7 +75,7 @@ pub async fn disk_usage(proxy: &Proxy, call: Call) -> CallResult {
     }))
 }
 
-/// The payloads that a daemon sends: one, unless it is odd.
+/// The payloads that a daemon sends. A normal reply has one.
 async fn read(reply: &mut Reply) -> Result<Vec<Bytes>, ReplyError> {
     let mut payloads = Vec::new();
     while let Some(message) = reply.next().await? {

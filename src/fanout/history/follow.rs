@@ -1,4 +1,4 @@
-//! The events of all daemons as they come; for a live listener also of those that join.
+//! The events of all daemons as they come. A live listener also gets those of daemons that join.
 
 use std::{
     collections::HashSet,
@@ -32,7 +32,7 @@ const JOIN_INTERVAL: Duration = Duration::from_secs(2);
 /// One daemon whose events are passed on until its reply ends.
 type Stream<'a> = BoxFuture<'a, (Arc<Backend>, Result<Result<(), ReplyError>, Gone>)>;
 
-/// Passes on the events of `replies`, and of daemons that join if the query asks for events to come.
+/// Passes on the events of `replies`. If the query asks for future events, daemons that join are followed too.
 pub(super) async fn follow(
     question: &Question,
     query: &Query,
@@ -60,7 +60,7 @@ pub(super) async fn follow(
         tokio::select! {
             Some((backend, end)) = streams.next() => {
                 let end = end?;
-                // Whoever refused would do so again.
+                // A daemon that refused would refuse again.
                 if !matches!(end, Ok(()) | Err(ReplyError::Refused { .. })) {
                     followed.remove(backend.name());
                 }
@@ -90,7 +90,7 @@ pub(super) async fn follow(
     }
 }
 
-/// Asks a daemon that was not there at first. Others are followed meanwhile.
+/// Asks a daemon that has joined. The others are followed meanwhile.
 async fn join(
     question: &Question,
     backend: Arc<Backend>,
@@ -103,7 +103,7 @@ async fn join(
     }
 }
 
-/// Whether a daemon that refuses so knows the build that it was asked for, and so is the one to be asked.
+/// Whether the refusal shows that the daemon knows the requested build, so that no other daemon needs to be asked.
 fn is_known(refusal: &HeaderMap) -> bool {
     status_code(refusal) != Some(Code::Unimplemented)
 }

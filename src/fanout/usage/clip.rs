@@ -1,18 +1,18 @@
-//! Makes the records of a fleet fit into one message, by cutting what is only there to be read.
+//! Makes the records of a fleet fit into one message, by cutting texts that are only for people.
 
 use bytes::Bytes;
 
 use crate::wire::fields::{Fields, Malformed, Value};
 
-/// Follows what is left of a description that was cut.
+/// The end of a description that was cut.
 const MARK: &[u8] = " … (cut)".as_bytes();
 
-/// Numbers of DiskUsageResponse.record and UsageRecord.Description (BuildKit control.proto).
+/// The field numbers of DiskUsageResponse.record and UsageRecord.Description (BuildKit control.proto).
 const RECORD: u32 = 1;
 const DESCRIPTION: u32 = 9;
 
-/// All records of `usages` in one message of at most `limit` bytes: with the longest descriptions cut to
-/// one length if need be, and everything else as it came. `None` if that is not enough.
+/// All records of `usages` in one message of at most `limit` bytes. If necessary, the longest descriptions are cut to
+/// one length, and everything else stays as it came. Returns `None` if that is not enough.
 pub(super) fn fitting(usages: &[Bytes], limit: usize) -> Option<Vec<u8>> {
     let len: usize = usages.iter().map(Bytes::len).sum();
     if len <= limit {
@@ -43,7 +43,7 @@ fn descriptions(usage: &[u8], lengths: &mut Vec<usize>) -> Result<(), Malformed>
     Ok(())
 }
 
-/// The most that each description may keep so that `wanted` bytes are saved.
+/// The most bytes that each description may keep so that `wanted` bytes are saved.
 fn longest_that_saves(lengths: &[usize], wanted: usize) -> Option<usize> {
     let saved = |keep: usize| -> usize {
         lengths.iter().map(|len| len.saturating_sub(keep + MARK.len())).sum()
@@ -80,7 +80,7 @@ fn clip_record(record: &[u8], keep: usize, clipped: &mut Vec<u8>) -> Result<(), 
     while let Some((field, raw)) = fields.next_with_bytes() {
         match field? {
             (DESCRIPTION, Value::Bytes(text)) if text.len() > keep + MARK.len() => {
-                // Not in the middle of a character: a client takes no text that is not UTF-8.
+                // The cut must not fall inside a character, because a client accepts only valid UTF-8.
                 let is_inside = |at: &usize| text[*at] & 0xc0 == 0x80;
                 let end = (0..=keep).rev().find(|at| !is_inside(at)).unwrap_or_default();
                 put(DESCRIPTION, &[&text[..end], MARK], clipped);
@@ -106,7 +106,7 @@ mod tests {
 
     use super::*;
 
-    /// A record with an id, a size, a description, and a field that nobody knows yet.
+    /// A record with an id, a size, a description, and an unknown field.
     fn record(size: u64, description: &str) -> Vec<u8> {
         let mut record = Vec::new();
         put(1, &[b"id"], &mut record);
@@ -125,7 +125,7 @@ mod tests {
         usage.into()
     }
 
-    /// Sizes and descriptions, which must be text.
+    /// The sizes and the descriptions, which must be text.
     fn read(usage: &[u8]) -> Vec<(u64, String)> {
         let records = Fields::new(usage).map(|field| match field.expect("valid") {
             (RECORD, Value::Bytes(record)) => record.to_vec(),
