@@ -1,8 +1,8 @@
-//! Copies bodies unread, in both directions, and says how a stream ended.
+//! Copies bodies unread in both directions, and tells how a stream ended.
 //!
-//! A frame is pulled from one side only when the other side has room for it, so back-pressure is end
-//! to end and nothing queues here. What an HTTP/2 library hides is made visible again: it reports a
-//! reset with CANCEL as a plain end of the body, which a gRPC peer would read as a half-close.
+//! A frame is taken from one side only when the other side has capacity for it. Back-pressure is therefore end to end,
+//! and nothing queues here. An HTTP/2 library reports a reset with CANCEL as a plain end of the body, which a gRPC peer
+//! would take for a half-close. The relay makes the difference visible again.
 
 mod deferred;
 mod failure;
@@ -44,20 +44,20 @@ use crate::{
 /// How a stream ended, seen from its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The daemon ended it, with this code if it gave one.
+    /// The daemon ended the stream, with this code if it sent one.
     Finished(Option<Code>),
-    /// The daemon reset it.
+    /// The daemon reset the stream.
     DaemonReset,
     /// The connection to the daemon broke.
     BackendLost,
-    /// The proxy ended it with an error of its own, of this code.
+    /// The proxy ended the stream with an error of its own, which has this code.
     Refused(Code),
     /// The client went away or cancelled.
     ClientGone,
 }
 
 impl End {
-    /// The end of a stream that is answered with `error` in place of a daemon's answer.
+    /// The end of a stream that the proxy answers with `error` instead of a daemon's answer.
     pub fn of(error: &ProxyError) -> Self {
         match error {
             ProxyError::Connect { .. } | ProxyError::BackendLost { .. } => Self::BackendLost,
@@ -65,7 +65,7 @@ impl End {
         }
     }
 
-    /// The gRPC code that the client saw, or would have seen.
+    /// The gRPC code that the client got, or would have got.
     pub fn code(self) -> Code {
         match self {
             Self::Finished(code) => code.unwrap_or(Code::Unknown),
@@ -77,12 +77,12 @@ impl End {
     }
 }
 
-/// Message bytes relayed in each direction.
+/// How many message bytes were relayed in each direction.
 #[derive(Debug, Default)]
 pub struct ByteCounts {
-    /// From client to daemon.
+    /// Bytes from client to daemon.
     pub up: AtomicU64,
-    /// From daemon to client.
+    /// Bytes from daemon to client.
     pub down: AtomicU64,
 }
 
@@ -95,7 +95,7 @@ impl OnEnd {
         Self(Some(Box::new(callback)))
     }
 
-    /// Reports the end; later calls do nothing.
+    /// Reports the end. Later reports do nothing.
     pub fn fire(&mut self, end: End) {
         if let Some(callback) = self.0.take() {
             callback(end);
@@ -115,23 +115,23 @@ impl fmt::Debug for OnEnd {
     }
 }
 
-/// Why a body ends in a reset.
+/// The reset with which a body ends.
 #[derive(Debug, thiserror::Error)]
 #[error("stream was reset")]
 pub struct ResetError(#[source] h2::Error);
 
 impl ResetError {
-    /// The same reset as in `error`, or CANCEL if `error` is no reset of a stream.
+    /// The same reset as in `error`, or CANCEL if `error` does not report the reset of a stream.
     pub fn like(error: &(dyn Error + 'static)) -> Self {
         Self(remote_reset(error).unwrap_or(Reason::CANCEL).into())
     }
 
-    /// The reason to give.
+    /// The reason to send in the reset.
     pub fn reason(&self) -> Reason {
         self.0.reason().unwrap_or(Reason::INTERNAL_ERROR)
     }
 
-    /// As a client's that no longer wants the answer.
+    /// The reset of a client that no longer wants the answer.
     pub fn cancel() -> Self {
         Self(Reason::CANCEL.into())
     }
@@ -154,7 +154,7 @@ enum Kind {
     Deferred(Box<DeferredBody>),
 }
 
-/// Messages of several daemons, as they come, and the trailers that end them all.
+/// Messages of several daemons as they come, and then the trailers for all of them.
 #[derive(Debug)]
 struct Merged {
     messages: mpsc::Receiver<Bytes>,
@@ -173,7 +173,7 @@ impl Merged {
         self.trailers = None;
         Poll::Ready(match trailers {
             Ok(trailers) => Some(Ok(Frame::trailers(trailers))),
-            // The merging task is gone: the proxy is being cut off.
+            // The merging task is gone: the proxy is being stopped.
             Err(_gone) => Some(Err(ResetError::cancel())),
         })
     }
@@ -181,7 +181,7 @@ impl Merged {
 
 #[derive(Debug)]
 struct Upload {
-    /// Read before the stream was relayed; sent first.
+    /// What was read before the relay began. It is sent first.
     prefix: Bytes,
     rest: Received,
     backend: Arc<Backend>,
@@ -198,12 +198,12 @@ struct Download {
 }
 
 impl Body {
-    /// A body that is `bytes` and nothing else.
+    /// A body that consists of `bytes`.
     pub fn whole(bytes: Bytes) -> Self {
         Self(Kind::Whole(bytes))
     }
 
-    /// The client's body on its way to `backend`, after `prefix`, which was read from it before.
+    /// The client's body on its way to `backend`. `prefix` was read from the body before and is sent first.
     pub fn upload(
         prefix: Bytes,
         rest: Received,
@@ -224,7 +224,7 @@ impl Body {
         Self(Kind::Download(Box::new(download)))
     }
 
-    /// Framed messages from a channel, then the trailers, once all senders are gone.
+    /// Framed messages from a channel, then the trailers once all senders are gone.
     pub fn merged(messages: mpsc::Receiver<Bytes>, trailers: oneshot::Receiver<HeaderMap>) -> Self {
         Self(Kind::Merged(Merged { messages, trailers: Some(trailers) }))
     }
@@ -234,7 +234,7 @@ impl Body {
         Self(Kind::Ending(Some(bytes), Some(trailers)))
     }
 
-    /// The response that this body is of, if it is the proxy's own.
+    /// The proxy's own response with this body.
     pub fn respond(self) -> Response<Self> {
         let mut response = Response::new(self);
         let grpc = HeaderValue::from_static("application/grpc");
@@ -242,18 +242,18 @@ impl Body {
         response
     }
 
-    /// The response to a call that is well and has one `message` for an answer.
+    /// A successful response whose only message is `message`.
     pub fn answer(message: Bytes) -> Response<Self> {
         Self::whole_with_trailers(message, ok_trailers()).respond()
     }
 
-    /// A request or response body that the proxy's own gRPC client made.
+    /// A body that the proxy's own gRPC client made.
     pub fn own(body: tonic::body::Body) -> Self {
         Self(Kind::Own(body))
     }
 }
 
-/// Turns a daemon's response into the client's: same status, headers, body and trailers.
+/// Turns a daemon's response into the client's, with the same status, headers, body and trailers.
 pub fn response(
     response: Response<Received>,
     backend: Arc<Backend>,
@@ -261,7 +261,7 @@ pub fn response(
     mut on_end: OnEnd,
 ) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
-    // Connection-level facts of the upstream link are not the client's.
+    // Facts about the connection to the daemon do not concern the client.
     mem::take(&mut parts.extensions);
     if let Err(error) = check_size(&parts.headers, &backend) {
         on_end.fire(End::Refused(error.code()));
@@ -274,7 +274,7 @@ pub fn response(
     Response::from_parts(parts, Body::download(body, backend, byte_counts, on_end))
 }
 
-/// Swaps the body of a request, dropping what belongs to the downstream connection.
+/// Replaces the body of a request, and removes what belongs to the client's connection.
 pub fn request<B>(request: Request<B>, body: impl FnOnce(B) -> Body) -> Request<Body> {
     let (mut parts, old) = request.into_parts();
     mem::take(&mut parts.extensions);
@@ -340,7 +340,7 @@ impl Download {
         frame
     }
 
-    /// Ends the client's stream as the connection to the daemon did: with the same reset, or with a
+    /// Ends the client's stream in the way in which the stream to the daemon ended: with the same reset, or with a
     /// status that names the backend.
     fn failed(&mut self, error: &h2::Error) -> Result<Frame<Bytes>, ResetError> {
         let (backend, cause) = (self.backend.name().to_owned(), chain(error));
@@ -370,7 +370,7 @@ impl Download {
     }
 }
 
-/// Whether a daemon's headers or trailers are of a size that a client is promised.
+/// Checks that a daemon's headers or trailers are no larger than the proxy promises to relay.
 fn check_size(headers: &HeaderMap, backend: &Backend) -> Result<(), ProxyError> {
     match header_list_len(headers) {
         ..=TRAILER_LIST_LEN => Ok(()),

@@ -1,7 +1,7 @@
-//! One HTTP/2 connection to a daemon: dial, send, and dial again once it takes no more streams.
+//! One HTTP/2 connection to a daemon. It is dialled when needed, and again once it takes no more streams.
 //!
-//! A [`Link`] belongs to one binding (or to the fleet's own calls), so a lost connection costs one
-//! build. A request is sent again only when the library hands it back unsent.
+//! A [`Link`] belongs to one binding or to the fleet's own calls, so a lost connection costs one build. A request is
+//! sent again only if the library returns it unsent.
 
 mod call;
 mod dial;
@@ -40,23 +40,23 @@ use crate::{
 /// Why a request got no response.
 #[derive(Debug)]
 pub enum SendError {
-    /// The proxy's view: the backend is not reachable or was lost.
+    /// The backend cannot be reached or was lost, or the proxy lacks something.
     Proxy(ProxyError),
-    /// The daemon reset the stream: the client gets the same reset.
+    /// The daemon reset the stream. The client gets the same reset.
     Reset(h2::Error),
-    /// The client reset the stream, or went away, and so it was reset at the daemon.
+    /// The client reset the stream or went away, so the proxy reset the stream to the daemon.
     Cancelled,
 }
 
 /// What a call holds until its answer has been read.
-type Hold = Arc<dyn Any + Send + Sync>;
+type Guard = Arc<dyn Any + Send + Sync>;
 
-/// A connection to one backend, opened when first needed. Clones share it.
+/// A connection to one backend, opened when it is first needed. Clones share it.
 #[derive(Clone)]
 pub struct Link {
     inner: Arc<Inner>,
-    /// Held by each answer that comes over this clone.
-    hold: Option<Hold>,
+    /// Every answer that comes over this clone holds it.
+    guard: Option<Guard>,
 }
 
 struct Inner {
@@ -65,7 +65,7 @@ struct Inner {
 }
 
 impl Link {
-    /// A link of the proxy's own that is not yet open; its tasks run on `tasks`.
+    /// A link of the proxy's own that is not open yet. Its tasks run on `tasks`.
     pub fn new(backend: Arc<Backend>, tasks: TaskTracker) -> Self {
         let windows = Windows { stream: STREAM_WINDOW, connection: CONNECTION_WINDOW };
         Self::with_windows(backend, windows, tasks, None)
@@ -82,15 +82,15 @@ impl Link {
     }
 
     fn of(inner: Arc<Inner>) -> Self {
-        Self { inner, hold: None }
+        Self { inner, guard: None }
     }
 
-    /// The same link for one call, which holds `hold` until its answer has been read.
-    fn held(&self, hold: Hold) -> Self {
-        Self { inner: Arc::clone(&self.inner), hold: Some(hold) }
+    /// The same link for one call, whose answer holds `guard` until it has been read.
+    fn guarded(&self, guard: Guard) -> Self {
+        Self { inner: Arc::clone(&self.inner), guard: Some(guard) }
     }
 
-    /// The backend it leads to.
+    /// The backend at the other end.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.inner.dialer.backend
     }
@@ -98,36 +98,37 @@ impl Link {
     /// Opens the connection, unless it is open.
     ///
     /// # Errors
-    /// [`ProxyError::Connect`]; the backend is then ejected. [`ProxyError::Shortage`] if that is ours.
+    /// [`ProxyError::Connect`] if the backend fails; it is then ejected. [`ProxyError::Shortage`] if the proxy lacks
+    /// something.
     pub async fn open(&self) -> Result<(), ProxyError> {
         self.sender().await.map(drop)
     }
 
-    /// Lets go of the connection: it closes when its last stream has ended.
+    /// Gives up the connection. It closes when its last stream has ended.
     pub fn release(&self) {
         self.inner.dial.lock().take();
     }
 
-    /// Sends a request and waits for the response's headers, without a bound: builds are silent for
-    /// hours. The request is boxed because it is not needed as long.
+    /// Sends a request and waits for the headers of the response. The wait has no limit, because builds are silent for
+    /// hours. The request is boxed so that its memory is freed before the response comes.
     ///
     /// # Errors
-    /// See [`SendError`]. What was handed to the connection is never sent again.
+    /// See [`SendError`]. A request that was handed to the connection is never sent again.
     pub async fn send(
         &self,
         mut request: Box<Request<Body>>,
     ) -> Result<Response<Received>, SendError> {
         self.complete_uri(&mut request);
-        // A connection can close (GOAWAY) between the look and the send; then the request comes
-        // back unsent and goes out on a new connection, as grpc-go does it.
+        // A connection can close (GOAWAY) between the check and the send. The library then returns the request unsent,
+        // and it goes out on a new connection, as in grpc-go.
         let mut attempts = 0;
         loop {
             let sender = self.sender().await.map_err(SendError::Proxy)?;
             attempts += 1;
             match call(sender, request, &self.inner.dialer.tasks).await {
                 Ok(response) => {
-                    let hold = self.hold.clone();
-                    return Ok(response.map(|stream| Received::new(stream, hold)));
+                    let guard = self.guard.clone();
+                    return Ok(response.map(|stream| Received::new(stream, guard)));
                 }
                 Err(CallError::Unsent(unsent, _)) if attempts < 3 => {
                     debug!(
@@ -182,7 +183,7 @@ impl Link {
         current.insert(self.inner.dialer.dial()).clone()
     }
 
-    /// HTTP/2 needs scheme and authority; a client may have left the authority out.
+    /// Adds the scheme and the authority, which HTTP/2 requires. A client may have left out the authority.
     fn complete_uri(&self, request: &mut Request<Body>) {
         let uri = request.uri();
         if uri.scheme().is_some() && uri.authority().is_some() {

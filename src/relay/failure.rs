@@ -1,8 +1,7 @@
-//! Whose doing it is that a call ended without its daemon's own words. The one place that decides it.
+//! Decides who caused a call to end without an answer of its daemon. No other place decides it.
 //!
-//! Only what says that a connection failed is a fault of the daemon. A client can make its own calls fail
-//! in many ways, through us or through the HTTP/2 library; whatever is not known as the daemon's doing
-//! ejects nobody.
+//! Only the failure of a connection counts as a fault of the daemon. A client can make its own calls fail in many ways,
+//! through the proxy or through the HTTP/2 library. A failure that is not certainly the daemon's ejects no backend.
 
 use std::error::Error;
 
@@ -11,34 +10,34 @@ use h2::Reason;
 /// Why a call on a connection to a daemon ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The daemon reset it: the client gets the same reset.
+    /// The daemon reset the call. The client gets the same reset.
     Reset(Reason),
-    /// We reset it, because its client did or went away.
+    /// The proxy reset the call, because its client did or went away.
     Cancelled,
-    /// The connection broke: a fault of the daemon.
+    /// The connection broke, which is a fault of the daemon.
     Lost,
-    /// The HTTP/2 library refuses the answer, or the request.
+    /// The HTTP/2 library refused the answer or the request.
     Refused,
 }
 
 impl Failure {
-    /// What `error`, of a connection to a daemon, says.
+    /// What `error`, on a connection to a daemon, means.
     pub fn of(error: &h2::Error) -> Self {
         match error.reason() {
             Some(reason) if error.is_remote() => Self::said_by_daemon(error, reason),
             Some(reason) if error.is_library() && error.is_go_away() => Self::found_by_us(reason),
-            // A stream that the library ended: of this call alone.
+            // The library ended the stream of this call alone.
             Some(_) if error.is_library() => Self::Refused,
-            // Neither the daemon nor the library has said this.
+            // Neither the daemon nor the library has reported this error.
             Some(_) => Self::Cancelled,
             None if error.is_io() => Self::Lost,
-            // A request that no connection would have taken.
+            // No connection would have accepted the request.
             None => Self::Refused,
         }
     }
 
-    /// A stream above the last id of a GOAWAY without an error counts as refused: nobody has looked at
-    /// it, and a gRPC client sends what was refused again by itself.
+    /// A stream above the last id of a GOAWAY without an error counts as refused. The daemon has not seen it, and a
+    /// gRPC client sends a refused call again.
     fn said_by_daemon(error: &h2::Error, reason: Reason) -> Self {
         match reason {
             reason if error.is_reset() => Self::Reset(reason),
@@ -47,8 +46,8 @@ impl Failure {
         }
     }
 
-    /// The library closes a connection on which no HTTP/2 is spoken, and one above a limit of its own:
-    /// what a daemon sends in answer to one client can be that.
+    /// The library closes a connection if the other side does not speak HTTP/2, or if a limit of the library is
+    /// exceeded. What a daemon sends in answer to one client can exceed a limit.
     fn found_by_us(reason: Reason) -> Self {
         match reason {
             Reason::PROTOCOL_ERROR
@@ -60,8 +59,7 @@ impl Failure {
     }
 }
 
-/// The reason of the RST_STREAM that the other side of any connection sent, if that is what `error`
-/// reports.
+/// The reason of the RST_STREAM from the other side of a connection, if `error` reports one.
 pub fn remote_reset(error: &(dyn Error + 'static)) -> Option<Reason> {
     let mut cause = Some(error);
     while let Some(error) = cause {

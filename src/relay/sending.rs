@@ -1,4 +1,4 @@
-//! Sends a body in its HTTP/2 stream, as fast as the other side makes room for it.
+//! Sends a body in its HTTP/2 stream, as fast as the other side has capacity for it.
 
 use std::{
     pin::Pin,
@@ -13,27 +13,27 @@ use http_body::Body as _;
 use super::{Body, ResetError};
 use crate::io::Payload;
 
-/// A body on its way into its stream.
+/// A body that is being sent.
 #[derive(Debug)]
 pub struct Sending {
     body: Body,
     stream: SendStream<Payload>,
-    /// Pulled from the body, and waiting for room in the stream.
+    /// A piece of the body that waits for capacity in the stream.
     piece: Option<Payload>,
 }
 
 impl Sending {
-    /// Nothing of `body` is in `stream` yet.
+    /// Nothing of `body` has been sent in `stream` yet.
     pub fn new(body: Body, stream: SendStream<Payload>) -> Self {
         Self { body, stream, piece: None }
     }
 
-    /// Gives the stream up.
+    /// Resets the stream.
     pub fn reset(&mut self, reason: Reason) {
         self.stream.send_reset(reason);
     }
 
-    /// Done when all is sent, or when the stream has ended some other way.
+    /// Completes when everything is sent, or when the stream has ended in another way.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match ready!(self.poll_data(cx)) {
             Ok(Some(trailers)) => {
@@ -46,10 +46,10 @@ impl Sending {
         Poll::Ready(())
     }
 
-    /// Sends the data; done at the trailers, at the end or at a reset.
+    /// Sends the data. Completes at the trailers, at the end or at a reset.
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<HeaderMap>, ResetError>> {
         loop {
-            // Asked each time, so that a reset wakes this task whatever else it waits for.
+            // Polled in each round, so that a reset wakes this task whatever else it waits for.
             if self.stream.poll_reset(cx).is_ready() {
                 return Poll::Ready(Ok(None));
             }
@@ -72,7 +72,8 @@ impl Sending {
             };
             match frame.into_data() {
                 Ok(piece) => {
-                    // Not its length: what one stream reserves, another of its connection lacks.
+                    // One byte instead of the whole length: capacity that one stream reserves is missing for the other
+                    // streams of the connection.
                     self.stream.reserve_capacity(1);
                     self.piece = Some(piece);
                 }

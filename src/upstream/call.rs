@@ -1,4 +1,4 @@
-//! One call on a connection to a daemon: its request's body goes up, its response's body comes down.
+//! One call on a connection to a daemon: the body of the request goes up, the body of the response comes down.
 
 use std::{
     pin::Pin,
@@ -22,27 +22,26 @@ use crate::{
 /// Why a call has no response.
 #[derive(Debug)]
 pub(super) enum CallError {
-    /// The connection takes no more streams; nothing has been sent.
+    /// The connection takes no more streams. Nothing has been sent.
     Unsent(Box<Request<Body>>, h2::Error),
-    /// Whatever was sent, no response came.
+    /// No response came, although the request may have been sent.
     Failed(h2::Error),
 }
 
-/// Opens a stream for `request` and waits for the response's headers; the body goes up beside that,
-/// on `tasks`.
+/// Opens a stream for `request` and waits for the headers of the response. Meanwhile the body is sent on `tasks`.
 pub(super) async fn call(
     connection: SendRequest<Payload>,
     request: Box<Request<Body>>,
     tasks: &TaskTracker,
 ) -> Result<Response<RecvStream>, CallError> {
     let (response, sending) = start(connection, request).await?;
-    // Dropped with this future: whoever no longer waits for the response has cancelled the call.
+    // The sender is dropped with this future: a caller that stops waiting has cancelled the call.
     let (waiting, cancelled) = oneshot::channel();
     if let Some(sending) = sending {
         upload(sending, cancelled, tasks);
     }
     let response = response.await.map_err(CallError::Failed)?;
-    // Without an upload nobody listens.
+    // Nobody listens if there is no upload.
     let _ = waiting.send(());
     Ok(response)
 }
@@ -65,7 +64,7 @@ async fn start(
     Ok((response, (!ended).then(|| Sending::new(body, stream))))
 }
 
-/// Sends what is there of a body at once, and the rest in a task.
+/// Sends the available part of a body at once, and the rest in a task.
 fn upload(mut sending: Sending, mut cancelled: oneshot::Receiver<()>, tasks: &TaskTracker) {
     let mut waker = Context::from_waker(std::task::Waker::noop());
     if sending.poll(&mut waker).is_ready() {

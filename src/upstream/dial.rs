@@ -1,4 +1,4 @@
-//! Opens a connection to a daemon, and knows whose fault it is if there is none.
+//! Opens a connection to a daemon, and tells whose fault it is if that fails.
 
 use std::{
     io,
@@ -31,21 +31,21 @@ use crate::{
     tls,
 };
 
-/// A daemon that accepts takes milliseconds; a lost SYN is sent again after 1 s and 3 s.
+/// A daemon that accepts takes milliseconds. A lost SYN is sent again after 1 s and 3 s.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no connection.
 #[derive(Debug, Clone)]
 pub(super) enum DialError {
-    /// It is the backend's doing.
+    /// The backend is at fault.
     Fault(Fault, Arc<str>),
-    /// We lack what a connection takes.
+    /// The proxy lacks something that a connection needs.
     Shortage(Arc<str>),
-    /// Its client, or all clients together, have as many connections as they may.
+    /// The client, or all clients together, have as many connections as they may.
     LimitReached(LimitReached),
 }
 
-/// Receive windows of each stream and of the whole connection.
+/// The receive windows of each stream and of the whole connection, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Windows {
     pub(super) stream: u32,
@@ -63,14 +63,14 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Whether it can be used no longer.
+    /// Whether the connection can no longer be used.
     pub(super) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
     }
 }
 
 impl DialError {
-    /// The error for a call, and for `backend` the fault if it is its own.
+    /// Returns the error for a call. If `backend` is at fault, the fault is reported to it.
     pub(super) fn report(self, backend: &Backend) -> ProxyError {
         match self {
             Self::Fault(fault, cause) => {
@@ -89,17 +89,17 @@ impl DialError {
     }
 }
 
-/// What it takes to connect to one backend.
+/// What is needed to connect to one backend.
 #[derive(Debug, Clone)]
 pub(super) struct Dialer {
     pub(super) backend: Arc<Backend>,
     pub(super) windows: Windows,
     pub(super) tasks: TaskTracker,
-    /// Whose connection it will be; nobody's if it is the proxy's own.
+    /// The client that owns the connection; `None` if it is the proxy's own.
     pub(super) owner: Option<Owner>,
 }
 
-/// The client that a connection is for, and what it takes its share of.
+/// The client that a connection is for, and the limit that it counts towards.
 #[derive(Debug, Clone)]
 pub(super) struct Owner {
     pub(super) client: Client,
@@ -113,7 +113,7 @@ impl Owner {
 }
 
 impl Dialer {
-    /// A connection that is being opened, for all who wait for it.
+    /// A connection that is being opened, for all calls that wait for it.
     pub(super) fn dial(&self) -> Dial {
         dial(self.clone()).boxed().shared()
     }
@@ -150,8 +150,8 @@ async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
         .initial_window_size(windows.stream)
         .initial_connection_window_size(windows.connection)
         .max_header_list_size(DAEMON_HEADER_LIST_LEN)
-        // A daemon sends a while to a stream that its client has cancelled, and the library takes each
-        // frame of it for an error that it allows a thousand of.
+        // A daemon keeps sending for a while in a stream that its client has cancelled. The library counts each of
+        // these frames as an error and by default allows a thousand.
         .max_local_error_reset_streams(None)
         .max_send_buffer_size(SEND_BUFFER_LEN)
         .initial_max_send_streams(usize::MAX >> 1)
@@ -163,7 +163,7 @@ async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
     let ended = Arc::clone(&connected.ended);
     let connection = Flushing::new(connection, io.clone());
     backend.metrics().connections.inc();
-    // Not an async block: that would hold the connection twice.
+    // This is no async block, because a block would store the connection twice.
     tasks.spawn(connection.map(move |result| {
         drop(share);
         backend.metrics().connections.dec();
@@ -172,8 +172,8 @@ async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
         }
         ended.store(true, Ordering::Relaxed);
     }));
-    // The system accepts for a daemon that is stopped or stuck; its SETTINGS show that it is there.
-    // Once a Solve has been sent, it is too late to try another daemon.
+    // The system accepts connections for a daemon that is stopped or hangs. Only the SETTINGS show that the daemon is
+    // there. Once a Solve has been sent, it is too late to try another daemon.
     match tokio::time::timeout_at(deadline, io.first_read()).await {
         Ok(()) if io.received() > 0 => Ok(connected),
         Ok(()) => Err(match io.refusal() {
@@ -187,12 +187,12 @@ async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
     }
 }
 
-/// Shakes hands over `socket`, if that is how `backend` is spoken to.
+/// Makes a TLS handshake over `socket`, if the connections to `backend` use TLS.
 async fn secure(socket: Socket, backend: &Backend) -> Result<Socket, String> {
     let Some(tls) = backend.tls() else { return Ok(socket) };
     let name = ServerName::try_from(tls.server_name().to_owned())
         .map_err(|_invalid| format!("`{}` is no name for TLS", tls.server_name()))?;
-    // Boxed: a connection does not keep the room for its handshake.
+    // Boxed, so that an open connection does not keep the memory of its handshake.
     match Box::pin(Secured::connect(socket, tls.config(), name)).await {
         Ok(secured) => Ok(Socket::Tls(Box::new(secured))),
         Err(error) => Err(tls::failure(&error, "the daemon").text),

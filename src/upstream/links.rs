@@ -1,10 +1,9 @@
-//! Which link a call goes over: a build's own, that of the proxy's own questions, or one for the calls of
-//! clients.
+//! Which link a call uses: the build's own, the link of the proxy's own questions, or a link for the calls of clients.
 //!
-//! A connection's window is shared by its streams, so answers that their client does not read take it
-//! from the others. The proxy reads the answers to its own questions whole and at once: nobody can fill
-//! their connection. Calls of clients share another one for as long as each of them could leave its whole
-//! window unread; a call that finds no place there goes over a link of its client's own.
+//! The streams of a connection share its window, so answers that a client does not read take capacity from the others.
+//! The proxy reads the answers to its own questions completely and at once, so nobody can fill that connection. The
+//! calls of clients share another connection. It takes only as many calls as could leave their whole windows unread;
+//! any other call goes over a link of its client's own.
 
 use std::{
     collections::HashMap,
@@ -14,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 
-use super::{Hold, Inner, Link, Owner, Windows};
+use super::{Guard, Inner, Link, Owner, Windows};
 use crate::{
     client::Client,
     fleet::{Backend, Fleet},
@@ -24,37 +23,37 @@ use crate::{
     shares::{Limits, Shares},
 };
 
-/// Calls on one shared connection: if nobody reads the answer to any, its window is just full.
-const PLACES: u64 = (SHARED_CONNECTION_WINDOW / SHARED_STREAM_WINDOW) as u64;
+/// How many calls one shared connection takes. If nobody reads any of the answers, its window is just full.
+const SHARED_CALLS: u64 = (SHARED_CONNECTION_WINDOW / SHARED_STREAM_WINDOW) as u64;
 
-/// How many of them one connection of a client's may have: more than its commands have open at once.
-const PLACES_OF_CONNECTION: u64 = 16;
+/// How many of these calls one connection of a client may have: more than a client's commands have open at once.
+const SHARED_CALLS_OF_CONNECTION: u64 = 16;
 
-/// Connections to daemons that calls of one client connection may have. A build has one, and so has a
-/// whole bake, unless its targets are spread: a bake of forty had 42 sessions. A hop may bring the builds
-/// of many clients over one connection.
-const MOST_OF_CONNECTION: u64 = 1 << 10;
+/// How many connections to daemons the calls of one client connection may use. A build uses one, and so does a whole
+/// bake, unless its targets are spread: a bake of forty had 42 sessions. A hop may bring the builds of many clients
+/// over one connection.
+const MAX_OF_CONNECTION: u64 = 1 << 10;
 
-/// The same where there are few in all: a spread bake of forty targets fits.
-const LEAST_OF_CONNECTION: u64 = 64;
+/// The limit above if there are few connections in all. A spread bake of forty targets fits.
+const MIN_OF_CONNECTION: u64 = 64;
 
 const SHARED_WINDOWS: Windows =
     Windows { stream: SHARED_STREAM_WINDOW, connection: SHARED_CONNECTION_WINDOW };
 
-/// Those of a link that one client alone uses for calls.
+/// The windows of a link that one client uses alone for calls.
 const CLIENT_WINDOWS: Windows =
     Windows { stream: SHARED_STREAM_WINDOW, connection: CONNECTION_WINDOW };
 
-/// Those of the link for the proxy's own questions.
+/// The windows of the link for the proxy's own questions.
 const OWN_WINDOWS: Windows = Windows { stream: STREAM_WINDOW, connection: CONNECTION_WINDOW };
 
-/// The `total` connections to daemons that there may be for clients, to be shared by these.
+/// Divides the `total` connections to daemons among the clients.
 pub fn client_connections(total: u64) -> Shares {
-    let connection = (total / 2).clamp(LEAST_OF_CONNECTION, MOST_OF_CONNECTION);
+    let connection = (total / 2).clamp(MIN_OF_CONNECTION, MAX_OF_CONNECTION);
     Shares::new(Limits { total, address: total, connection })
 }
 
-/// The links to each backend that no build owns, and what all links of clients take a share of.
+/// The links to each backend that no build owns, and the limit of all links of clients.
 #[derive(Debug)]
 pub struct SharedLinks {
     backends: Mutex<HashMap<Arc<str>, BackendLinks>>,
@@ -66,13 +65,13 @@ pub struct SharedLinks {
 struct BackendLinks {
     questions: Link,
     calls: Link,
-    places: Shares,
-    /// By the number of the client's connection. A link goes with the last call on it.
+    shared_calls: Shares,
+    /// The links of single clients, by the number of the client's connection. A link goes with its last call.
     clients: HashMap<u64, Weak<Inner>>,
 }
 
 impl SharedLinks {
-    /// No links yet; each of a client's takes one of `connections`. Their tasks run on `tasks`.
+    /// No links yet. Each link of a client counts towards `connections`. Their tasks run on `tasks`.
     pub fn new(connections: Shares, tasks: TaskTracker) -> Self {
         Self { backends: Mutex::default(), connections, tasks }
     }
@@ -82,26 +81,26 @@ impl SharedLinks {
         self.of_client(backend, client, OWN_WINDOWS)
     }
 
-    /// The link to `backend` for a question whose answer is read whole, whatever its client does.
+    /// The link to `backend` for a question whose answer is read completely, whatever its client does.
     pub fn for_question(&self, backend: &Arc<Backend>) -> Link {
         self.with(backend, |links| links.questions.clone())
     }
 
-    /// The link to `backend` for a call of `client` that is passed on.
+    /// The link to `backend` for a call of `client` that is relayed.
     pub fn for_call(&self, backend: &Arc<Backend>, client: &Client) -> Link {
-        self.with(backend, |links| match links.places.take_spare(client, 1) {
-            Ok(place) => links.calls.held(Arc::new(place)),
+        self.with(backend, |links| match links.shared_calls.take_spare(client, 1) {
+            Ok(share) => links.calls.guarded(Arc::new(share)),
             Err(_over) => {
                 let link = links.of_client(client.connection, || {
                     self.of_client(backend, client, CLIENT_WINDOWS)
                 });
-                let hold: Hold = Arc::clone(&link.inner) as Hold;
-                link.held(hold)
+                let guard: Guard = Arc::clone(&link.inner) as Guard;
+                link.guarded(guard)
             }
         })
     }
 
-    /// Lets go of links to backends that left `fleet`.
+    /// Drops the links to backends that have left `fleet`.
     pub fn retain(&self, fleet: &Fleet) {
         let stays = |links: &BackendLinks| {
             let backend = links.questions.backend();
@@ -129,11 +128,15 @@ impl SharedLinks {
 impl BackendLinks {
     fn new(backend: &Arc<Backend>, tasks: &TaskTracker) -> Self {
         let link = |windows| Link::with_windows(Arc::clone(backend), windows, tasks.clone(), None);
-        let limits = Limits { total: PLACES, address: PLACES, connection: PLACES_OF_CONNECTION };
+        let limits = Limits {
+            total: SHARED_CALLS,
+            address: SHARED_CALLS,
+            connection: SHARED_CALLS_OF_CONNECTION,
+        };
         Self {
             questions: link(OWN_WINDOWS),
             calls: link(SHARED_WINDOWS),
-            places: Shares::new(limits),
+            shared_calls: Shares::new(limits),
             clients: HashMap::new(),
         }
     }
@@ -142,7 +145,7 @@ impl BackendLinks {
         if let Some(inner) = self.clients.get(&connection).and_then(Weak::upgrade) {
             return Link::of(inner);
         }
-        // Those of clients that have gone.
+        // Removes the links of clients that have gone.
         self.clients.retain(|_, link| link.strong_count() > 0);
         let link = new();
         self.clients.insert(connection, Arc::downgrade(&link.inner));
@@ -169,18 +172,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_above_a_clients_places_go_over_one_link_of_its_own() {
+    async fn calls_above_a_clients_share_go_over_one_link_of_its_own() {
         let links = SharedLinks::new(client_connections(100), TaskTracker::new());
         let backend = &crate::fleet::tests::backends(1)[0];
         let call = |number| links.for_call(backend, &client(number));
         let same = |one: &Link, other: &Link| Arc::ptr_eq(&one.inner, &other.inner);
-        let first: Vec<_> = (0..PLACES_OF_CONNECTION).map(|_| call(1)).collect();
+        let first: Vec<_> = (0..SHARED_CALLS_OF_CONNECTION).map(|_| call(1)).collect();
         let (more, most) = (call(1), call(1));
         assert!(first.iter().all(|link| same(link, &first[0])));
         assert!(same(&more, &most) && !same(&more, &first[0]));
-        assert!(same(&call(2), &first[0]), "another client has its own places");
+        assert!(same(&call(2), &first[0]), "another client has its own share");
         assert!(!same(&links.for_question(backend), &first[0]));
         drop((first, more, most));
-        assert!(same(&call(1), &call(2)), "what has ended gives its place back");
+        assert!(same(&call(1), &call(2)), "what has ended gives its share back");
     }
 }
