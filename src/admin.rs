@@ -1,8 +1,8 @@
-//! The admin port: probes, metrics, status. Reads snapshots; the one thing it changes is a cordon: an
-//! operator's, or that of a daemon about to stop.
+//! The admin port: probes, metrics and status. It reads snapshots of the other parts, and changes only the cordons
+//! of backends, for an operator or for a daemon that is about to stop.
 //!
-//! Everybody who reaches the port may read, unless reading is restricted. Whatever changes something is a POST or a
-//! DELETE, and is for whoever has a right to it: see `access`.
+//! Everybody who reaches the port may read, unless reading is restricted. Requests that change something are POST
+//! or DELETE, and need a right: see `access`.
 
 mod access;
 mod backends;
@@ -39,10 +39,10 @@ use crate::{
     pool::Pool,
 };
 
-/// OpenMetrics 1.0, which Prometheus asks for first.
+/// The media type of OpenMetrics 1.0, which Prometheus prefers.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What the admin port tells of. Clones share it.
+/// What the requests on the admin port can read and change. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Admin {
     pools: Arc<[Pool]>,
@@ -52,7 +52,8 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Tells of `pools`, `families` and whether the proxy was told to end, as far as `rights` allow.
+    /// Serves `pools` and `families` as far as `rights` allow. Says that the proxy drains once `leaving` is
+    /// cancelled.
     pub fn new(
         pools: &Arc<[Pool]>,
         families: &Arc<Families>,
@@ -68,8 +69,8 @@ impl Admin {
     }
 }
 
-/// Serves the admin port, with `tls` if there is to be any, and the control listener if there is one, on `tasks`
-/// until `stop`.
+/// Serves the admin port, with TLS if there is `tls`, and the control listener if there is one. The tasks run on
+/// `tasks` until `stop`.
 pub fn serve(
     (listener, address): (TcpListener, SocketAddr),
     tls: Option<Tls>,
@@ -80,7 +81,7 @@ pub fn serve(
 ) {
     let families = Arc::clone(&admin.families);
     if let (Some(tls), [pool, ..]) = (&tls, &*admin.pools) {
-        // The admin port is of no pool. Its certificates are told under the first one's name.
+        // The admin port belongs to no pool, so its certificates are counted under the first pool's name.
         tls.follow(Arc::clone(&pool.proxy.metrics), tasks, stop);
     }
     let router = router(admin);
@@ -107,13 +108,14 @@ fn router(admin: Admin) -> Router {
         .with_state(admin)
 }
 
-/// Alive does not depend on any backend: restarting the proxy would not bring one back.
+/// The probe for liveness. It does not look at backends, because restarting the proxy would not bring one back.
 async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// Ready if any pool takes builds, now or to wait for a backend: the others' clients would gain nothing from
-/// losing this proxy, and without it nobody would wait for the first backend.
+/// The probe for readiness. The proxy is ready if any pool takes builds, at once or to wait for a backend. If it
+/// were unready, the clients of other pools would lose this proxy for nothing, and no build could wait for the
+/// first backend.
 async fn ready(MayRead(may_read): MayRead, State(admin): State<Admin>) -> (StatusCode, String) {
     let is_ready = |pool: &Pool| pool.proxy.fleet.is_ready();
     let takes_builds =
@@ -130,7 +132,7 @@ async fn ready(MayRead(may_read): MayRead, State(admin): State<Admin>) -> (Statu
         return (code, text);
     }
     for pool in admin.pools.iter() {
-        // A String takes any write.
+        // Writing to a String never fails.
         if !is_ready(pool) && (admin.pools.len() > 1 || takes_builds(pool)) {
             let _ = writeln!(text, "pool {}: no backend is ready{}", pool.name(), waiting(pool));
         }
@@ -144,7 +146,7 @@ async fn ready(MayRead(may_read): MayRead, State(admin): State<Admin>) -> (Statu
     (code, text)
 }
 
-/// What becomes of builds that come while no backend is ready.
+/// Says that builds wait if no backend is ready. Empty if they do not.
 fn waiting(pool: &Pool) -> String {
     let placement = &pool.proxy.placement;
     if !placement.has_room_to_wait() {

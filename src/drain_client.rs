@@ -1,8 +1,9 @@
-//! `buildkit-lb drain-backend`: asks every proxy to send a daemon no more builds and to say when those that are
-//! there have ended, for whoever is about to stop that daemon.
+//! `buildkit-lb drain-backend`: asks every proxy to give a backend no new builds and to answer when the running
+//! builds have ended. The caller is about to stop the daemon.
 //!
-//! What a proxy was asked ends by itself, so one that has nothing left is asked again and again until all have nothing
-//! left at the same time: who was drained first sends no builds while another is waited for.
+//! The cordon that a request sets ends by itself. So proxies that have finished are asked again and again until all
+//! have finished at the same time: a proxy that was drained first gives the backend no new builds while another one
+//! is waited for.
 
 mod request;
 
@@ -22,69 +23,69 @@ use tracing::{debug, info, warn};
 use self::request::{Credentials, ProxyAddress, RequestError};
 use crate::{address::Address, error::chain, shutdown::Signals, tls, token::Tokens};
 
-/// How soon a proxy that has nothing left is asked again: well within the lease that it gives.
+/// How soon a proxy that has finished is asked again: well within the lease of its cordon.
 const RENEW: Duration = Duration::from_secs(20);
 
-/// How soon a proxy is asked again that did not do as it was asked.
+/// How soon a proxy is asked again that refused or did not answer.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What an answer may take on top of the time that is left: the way there and back.
+/// How much longer an answer may take than the remaining timeout, for the way there and back.
 const SLACK: Duration = Duration::from_secs(10);
 
-/// How long a proxy that does not answer is tried: a name may be behind for a moment, a proxy just starting. Who is
-/// away for longer sends no builds either.
+/// How long a proxy that does not answer is tried. DNS may be behind for a moment, or the proxy may be starting. A
+/// proxy that is away for longer sends no builds either.
 const ABSENT: Duration = Duration::from_secs(10);
 
-/// How long a proxy that refuses is tried: a Secret that was changed reaches all pods within two minutes.
+/// How long a proxy that refuses is tried. A changed Secret reaches all pods within two minutes.
 const REFUSING: Duration = Duration::from_secs(120);
 
-/// What to drain, and whom to ask.
+/// The flags of `drain-backend`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// The backend's name, as the proxies know it.
+    /// Name of the backend, as the proxies know it.
     name: String,
-    /// Admin port of the proxies, HOST:PORT, at all addresses of the host; or a control listener,
-    /// unix:///PATH. Repeatable.
+    /// Admin port of the proxies, HOST:PORT, at all addresses of the host, or a control listener, unix:///PATH.
+    /// Repeatable.
     #[arg(long, value_name = "ADDR", value_delimiter = ',', required = true)]
     proxy: Vec<Address>,
-    /// File with the proxies' admin token.
+    /// File with the admin token of the proxies.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Directory with the CA certificates that sign those of the proxies' admin ports, if these speak TLS, and with a
-    /// certificate and key to show there, if any; names as in --tls-dir.
+    /// Directory with the CA certificates for the proxies' admin ports, if these use TLS, and with an optional
+    /// certificate and key to show to them. The file names are those of --tls-dir.
     #[arg(long, value_name = "DIR")]
     proxy_tls_dir: Option<PathBuf>,
-    /// Name that the certificates of the proxies' admin ports have [default: the host of --proxy].
+    /// Name in the certificates of the proxies' admin ports [default: the host of --proxy].
     #[arg(long, value_name = "NAME")]
     proxy_tls_server_name: Option<String>,
-    /// Addresses of the daemon, if proxies know several daemons by one name.
+    /// Addresses of the daemon, if several daemons have the same name.
     #[arg(long, value_name = "IP,…")]
     address: Option<String>,
     /// How long to wait for builds, for example 30s, 10m or 1h.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// Begin at SIGTERM or SIGINT rather than at once: a container beside the daemon gets the signal when the
-    /// daemon has to end.
+    /// Begin at SIGTERM or SIGINT instead of at once, for a container beside the daemon: it gets the signal when
+    /// the daemon has to stop.
     #[arg(long)]
     at_signal: bool,
-    /// File to create at the end; what stops the daemon waits for this file.
+    /// File to create at the end. Whatever stops the daemon waits for this file.
     #[arg(long, value_name = "FILE")]
     done_file: Option<PathBuf>,
 }
 
-/// Why a drain ends before all builds have.
+/// Why a drain fails.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("some proxies have builds left or did not say")]
+    #[error("some proxies still have builds, or did not answer")]
     Left,
     #[error("a second signal came")]
     Signal,
 }
 
-/// Drains one backend and says how it went.
+/// Drains one backend. The exit code and the log say how it went.
 pub async fn run(options: Options) -> ExitCode {
     if let Some(file) = &options.done_file {
-        // It is another daemon's, from before a restart.
+        // The file was left by another daemon, before a restart.
         let _ = std::fs::remove_file(file);
     }
     let mut signals = match Signals::new() {
@@ -137,7 +138,7 @@ async fn drain(options: &Options) -> Result<(), Failure> {
     Ok(())
 }
 
-/// All addresses of the proxies; none if no name is known after a while.
+/// All addresses of the proxies. Empty if no name can be looked up for a while.
 async fn addresses(proxies: &[Address]) -> Vec<ProxyAddress> {
     let began = Instant::now();
     loop {
@@ -164,7 +165,7 @@ async fn addresses(proxies: &[Address]) -> Vec<ProxyAddress> {
     }
 }
 
-/// Asks one proxy until it is given up, or the time is over.
+/// Asks one proxy again and again, until it is given up or the timeout is over.
 async fn follow(
     address: &ProxyAddress,
     options: &Options,
@@ -189,7 +190,7 @@ async fn follow(
     }
 }
 
-/// The last verdict about each proxy.
+/// The last verdict on each proxy.
 #[derive(Debug)]
 struct Board(RefCell<Vec<Verdict>>, Notify);
 
@@ -211,16 +212,16 @@ impl Board {
     }
 }
 
-/// What one proxy says.
+/// The reply of one proxy.
 #[derive(Debug)]
 enum Reply {
-    /// Nothing is bound to the daemon.
+    /// Nothing is bound to the backend.
     Drained,
-    /// Something is.
+    /// Something is still bound to the backend.
     Bound,
-    /// It does not do as it is asked.
+    /// The proxy refuses the request, with this text.
     Refused(String),
-    /// It does not answer.
+    /// The proxy does not answer.
     Absent(RequestError),
 }
 
@@ -240,7 +241,7 @@ async fn ask(address: &ProxyAddress, options: &Options, timeout: Duration) -> Re
             debug!(proxy = %address, text, "proxy has drained the backend");
             Reply::Drained
         }
-        // It does not know the daemon, or not any more.
+        // The proxy does not know the backend, or no longer knows it.
         Ok((StatusCode::NOT_FOUND, _text)) => Reply::Drained,
         Ok((StatusCode::GATEWAY_TIMEOUT, text)) => {
             info!(proxy = %address, text, "proxy still has builds on the backend");
@@ -251,7 +252,7 @@ async fn ask(address: &ProxyAddress, options: &Options, timeout: Duration) -> Re
     }
 }
 
-/// What proxies are shown. The files are read each time, because they may have been changed.
+/// What to show to the proxies. The files are read again for each request, because they may have changed.
 fn credentials(options: &Options) -> Result<Credentials, String> {
     let tokens = options.token_file.as_deref().map(Tokens::read).transpose();
     let tokens = tokens.map_err(|error| error.to_string())?;
@@ -270,7 +271,7 @@ enum Verdict {
     GiveUp,
 }
 
-/// Since when a proxy has not done what it was asked, if it has not.
+/// When a proxy first failed to do what it was asked. `None` if its last answer was good.
 #[derive(Debug, Default)]
 struct Patience(Option<Instant>);
 

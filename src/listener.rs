@@ -1,4 +1,4 @@
-//! Accepts client connections, within a limit, until told to stop.
+//! Accepts client connections, within a limit, until the proxy drains.
 
 mod handshake;
 mod proxy_header;
@@ -19,22 +19,22 @@ use crate::{
     io::Socket,
 };
 
-/// A bound socket for clients.
+/// A bound socket to which clients connect.
 #[derive(Debug)]
 pub struct Listener(Acceptor);
 
-/// Admits clients: the limit on connections, and the TLS handshake.
+/// What a new connection must pass before it is served.
 #[derive(Debug, Clone)]
 pub struct Admission {
-    /// The limit on connections.
+    /// The limit on connections, which all listeners share.
     pub limit: ConnectionLimit,
-    /// The handshakes of clients, if they speak TLS.
+    /// The TLS handshakes, if clients speak TLS.
     pub handshakes: Option<Handshakes>,
-    /// The hops in front that tell their clients' addresses, if there are any.
+    /// The hops in front that send the addresses of their clients, if there are any.
     pub hops: Option<Hops>,
 }
 
-/// Why an address cannot be listened on.
+/// Why the proxy cannot listen on an address.
 #[derive(Debug, thiserror::Error)]
 #[error("listen on {address}")]
 pub struct ListenError {
@@ -77,7 +77,7 @@ async fn accept_all(mut acceptor: Acceptor, context: &Context, admission: &Admis
     }
 }
 
-/// Serves a connection, after a hop in front has told the address of the client.
+/// Serves a connection. If a hop is in front, its header tells the address of the client first.
 async fn receive(
     socket: Socket,
     peer: Option<SocketAddr>,
@@ -88,7 +88,7 @@ async fn receive(
     let Some(hops) = admission.hops.as_ref().filter(|hops| hops.have(&client)) else {
         return serve(socket, client, context, admission).await;
     };
-    // In a task of its own: the next connection does not wait for this one's header.
+    // This runs in a task, so that the next connection does not wait for this header.
     let Some(waiting) = hops.wait().await else { return };
     let (task, admission) = (context.clone(), admission.clone());
     context.tasks.spawn(async move {
@@ -137,7 +137,7 @@ async fn serve_secured(
     permit: ConnectionPermit,
     context: Context,
 ) {
-    // Boxed, so that an open connection does not keep the room for a handshake.
+    // Boxed, so that an open connection does not keep the memory of its handshake.
     let accepted = Box::pin(handshakes.accept(socket, &client, &context)).await;
     if let Some(Accepted { socket, identity }) = accepted {
         let name = identity.as_deref().map(tracing::field::display);

@@ -1,6 +1,6 @@
-//! KEDA's external scaler: tells KEDA how many builds a pool has, so that it gives the pool daemons.
+//! KEDA's external scaler: tells KEDA how many builds a pool has, so that KEDA gives the pool enough daemons.
 //!
-//! Answers from memory alone. It knows no Kubernetes: which pods there are is KEDA's business.
+//! It answers from memory alone, and does not ask the Kubernetes API. KEDA knows which pods exist.
 
 mod demand;
 mod server;
@@ -13,17 +13,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{server::Server, service::Service};
 use crate::{acceptor::Acceptor, metrics::TlsSide, pool::Pool, tls};
 
-/// Where KEDA connects.
+/// The port to which KEDA connects.
 #[derive(Debug)]
 pub struct Port {
     /// The bound socket.
     pub acceptor: Acceptor,
-    /// What KEDA shakes hands with, if it speaks TLS.
+    /// The certificates of the port, if KEDA speaks TLS.
     pub tls: Option<Arc<tls::Server>>,
 }
 
-/// Serves the scaler of `pools` on `tasks` until `stop`. When `leaving` is cancelled, its streams end, so that
-/// KEDA asks another proxy.
+/// Serves the scaler of `pools` on `tasks` until `stop`. When `leaving` is cancelled, its streams end, so that KEDA
+/// asks another proxy.
 pub fn serve(
     port: Port,
     pools: &Arc<[Pool]>,
@@ -33,7 +33,7 @@ pub fn serve(
 ) {
     let service = Service::new(Arc::clone(pools), leaving.clone());
     if let (Some(tls), [pool, ..]) = (&port.tls, &**pools) {
-        // It is of no pool; the first one's name is as good as any.
+        // The port belongs to no pool, so its certificates are counted under the first pool's name.
         let metrics = Arc::clone(&pool.proxy.metrics);
         tasks.spawn(Arc::clone(tls).follow(TlsSide::Scaler, metrics, stop.clone()));
     }

@@ -1,7 +1,7 @@
-//! TLS on both sides: which certificates are in force, how they are renewed, and what became of a handshake.
+//! TLS on both sides: the certificates in use, their renewal, and the causes of failed handshakes.
 //!
-//! [`Server`] is what clients meet, [`Client`] is what daemons meet. Both read their files again while the proxy
-//! runs: what is new counts for new connections, and one that is open keeps what it began with.
+//! [`Server`] is for connections of clients, and [`Client`] for connections to daemons. Both read their files again
+//! while the proxy runs. New connections use the new certificates, and open ones keep theirs.
 
 mod client;
 mod failure;
@@ -20,17 +20,17 @@ pub use self::{
     server::{ClientAuth, HANDSHAKE_TIMEOUT, Server},
 };
 
-/// What is spoken over TLS. Each side says so, to whoever asks.
+/// The protocol over TLS, which the handshake announces.
 #[derive(Debug, Clone, Copy)]
 enum Protocol {
-    /// gRPC.
+    /// HTTP/2, for gRPC.
     Http2,
-    /// The admin port.
+    /// HTTP/1, for the admin port.
     Http1,
 }
 
 impl Protocol {
-    /// Its name in the TLS handshake (RFC 7301).
+    /// The names of the protocol in the TLS handshake (RFC 7301).
     fn alpn(self) -> Vec<Vec<u8>> {
         let name: &[u8] = match self {
             Self::Http2 => b"h2",
@@ -40,7 +40,7 @@ impl Protocol {
     }
 }
 
-/// The only cryptography of the process; Kubernetes' client has the same.
+/// The only cryptography library of the process. The Kubernetes client uses the same one.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

@@ -1,11 +1,11 @@
-//! Who may do what on the admin port.
+//! The rights of clients on the admin port.
 //!
-//! Whoever reaches the control listener may do everything. On the admin port, only a client with a token, or with a
-//! certificate of a listed name, may change things. Everybody may read, unless reading is restricted to clients with a
-//! token or with any certificate that the port's authorities have signed.
+//! A client of the control listener may do everything. On the admin port, only a client with a token, or with a
+//! certificate of a listed name, may change things. Everybody may read, unless reading is restricted to clients
+//! with a token or with any certificate that the port's authorities have signed.
 //!
-//! An address is no identity: a build step on a daemon with host networking has its daemon's, and loopback is also
-//! a sidecar's and that of every user of the machine.
+//! An address proves no identity: a build step on a daemon with host networking has the address of its daemon, and
+//! a loopback address may be that of a sidecar or of any user of the machine.
 
 use std::{
     fmt,
@@ -33,28 +33,29 @@ use crate::{
     token::TokenFile,
 };
 
-/// How often a refusal is told, for each reason: who tries a thousand tokens a second must not fill the log.
-pub(super) const TOLD_EVERY: Duration = Duration::from_secs(10);
+/// How often a refusal is logged, for each reason. A client that tries a thousand tokens a second must not fill the
+/// log.
+pub(super) const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Who asks, and where.
+/// The client of a request.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
-    pub(super) from: From,
+    pub(super) from: Peer,
     pub(super) seat: Arc<Seat>,
-    /// What the client has shown in its TLS handshake, if anything.
+    /// The certificate that the client has shown in its TLS handshake.
     pub(super) certificate: Option<Arc<Certificate>>,
 }
 
-/// Where a request comes from.
+/// The other end of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum From {
-    /// From an address, on the admin port.
+pub(super) enum Peer {
+    /// A client at this address, on the admin port.
     Admin(SocketAddr),
-    /// On the control listener.
+    /// A client on the control listener.
     Control,
 }
 
-impl fmt::Display for From {
+impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Admin(peer) => peer.fmt(f),
@@ -63,7 +64,7 @@ impl fmt::Display for From {
     }
 }
 
-/// Proof that a request may change things: a handler that takes it is not called without.
+/// Proof that a request may change things. A handler with this argument is not called for other requests.
 #[derive(Debug)]
 pub(super) struct Allowed(pub(super) Caller);
 
@@ -73,12 +74,12 @@ impl FromRequestParts<Admin> for Allowed {
     async fn from_request_parts(parts: &mut Parts, admin: &Admin) -> Result<Self, Denied> {
         let caller = caller(parts)?;
         let checked = admin.access.check_change(&caller, &parts.headers).await;
-        admin.access.told(checked, caller.from)?;
+        admin.access.note(checked, caller.from)?;
         Ok(Self(caller))
     }
 }
 
-/// Proof that a request may read what is not for everybody where reading is restricted.
+/// Proof that a request may read. A handler with this argument is not called for other requests.
 #[derive(Debug)]
 pub(super) struct Reader;
 
@@ -88,12 +89,12 @@ impl FromRequestParts<Admin> for Reader {
     async fn from_request_parts(parts: &mut Parts, admin: &Admin) -> Result<Self, Denied> {
         let caller = caller(parts)?;
         let checked = admin.access.check_reading(&caller, &parts.headers).await;
-        admin.access.told(checked, caller.from)?;
+        admin.access.note(checked, caller.from)?;
         Ok(Self)
     }
 }
 
-/// Whether a request may read. A probe asks without a right to, which is no reason for a refusal.
+/// Whether a request may read. Probes have no right to read and get an answer, but without details.
 #[derive(Debug)]
 pub(super) struct MayRead(pub(super) bool);
 
@@ -106,12 +107,12 @@ impl FromRequestParts<Admin> for MayRead {
     }
 }
 
-/// Who sends the request, which the server puts into every one.
+/// The client of a request, which the server adds to each request.
 fn caller(parts: &Parts) -> Result<Caller, Denied> {
     parts.extensions.get::<Caller>().cloned().ok_or(Denied(AdminRefusal::Disabled))
 }
 
-/// An answer that says so.
+/// The response to a request that is refused.
 #[derive(Debug)]
 pub(super) struct Denied(AdminRefusal);
 
@@ -120,7 +121,7 @@ impl IntoResponse for Denied {
         const CHALLENGE: [(axum::http::HeaderName, &str); 1] = [(WWW_AUTHENTICATE, "Bearer")];
         match self.0 {
             AdminRefusal::Disabled => {
-                let text = "this port only tells, it takes no changes: start the proxy with --control-listen \
+                let text = "this port takes no changes: start the proxy with --control-listen \
                             unix:///PATH and ask there, with --admin-token-file FILE and show its token, or \
                             with --admin-tls-dir DIR and --admin-client NAME and show a certificate\n";
                 (StatusCode::FORBIDDEN, text).into_response()
@@ -145,28 +146,28 @@ impl IntoResponse for Denied {
     }
 }
 
-/// Who may do what on the admin port, as the configuration says.
+/// The rights on the admin port, as the configuration says.
 #[derive(Debug, Default)]
 pub struct Rights {
-    /// Who has one of these may do everything.
+    /// The tokens with which a client may do everything.
     pub tokens: Option<TokenFile>,
-    /// Who shows a certificate with one of these names may do everything.
+    /// The names of certificates with which a client may do everything.
     pub clients: Vec<Pattern>,
-    /// Whether reading takes a token or any certificate.
+    /// Whether a client needs a token or any certificate to read.
     pub restrict_reading: bool,
 }
 
-/// What decides who may do what on the admin port.
+/// Checks the rights of requests on the admin port, and counts and logs refusals.
 #[derive(Debug)]
 pub(super) struct Access {
     rights: Rights,
     families: Arc<Families>,
-    told: Throttle,
+    logged: Throttle,
 }
 
 impl Access {
     pub(super) fn new(rights: Rights, families: &Arc<Families>) -> Self {
-        Self { rights, families: Arc::clone(families), told: Throttle::new(TOLD_EVERY) }
+        Self { rights, families: Arc::clone(families), logged: Throttle::new(LOG_INTERVAL) }
     }
 
     async fn check_reading(
@@ -181,7 +182,7 @@ impl Access {
     }
 
     async fn check_change(&self, caller: &Caller, headers: &HeaderMap) -> Result<(), AdminRefusal> {
-        if let From::Control = caller.from {
+        if let Peer::Control = caller.from {
             return Ok(());
         }
         let Rights { tokens, clients, .. } = &self.rights;
@@ -198,11 +199,11 @@ impl Access {
         }
     }
 
-    /// Passes `checked` on. A refusal is counted, and logged now and then.
-    fn told(&self, checked: Result<(), AdminRefusal>, from: From) -> Result<(), Denied> {
+    /// Passes `checked` on. A refusal is counted, and logged at a limited rate.
+    fn note(&self, checked: Result<(), AdminRefusal>, from: Peer) -> Result<(), Denied> {
         checked.map_err(|reason| {
             self.families.admin_request_refused(reason);
-            if let Some(held_back) = self.told.admit(reason.label(), Instant::now()) {
+            if let Some(held_back) = self.logged.admit(reason.label(), Instant::now()) {
                 warn!(%reason, %from, held_back, "admin request refused");
             }
             Denied(reason)
@@ -235,12 +236,12 @@ mod tests {
         Access::new(Rights { tokens, clients, restrict_reading }, &Families::new())
     }
 
-    /// A client on the admin port; with a certificate if there is a name, which may be none that a rule finds.
+    /// A client on the admin port. With `Some(None)` it has a certificate in which no rule finds a name.
     fn caller(certificate: Option<Option<&str>>) -> Caller {
         let (seat, _closed) = Arc::new(Seats::default()).take(None, Instant::now());
         let named = |name: Option<&str>| Certificate { name: name.map(Identity::named) };
         Caller {
-            from: From::Admin(([127, 0, 0, 1], 1).into()),
+            from: Peer::Admin(([127, 0, 0, 1], 1).into()),
             seat: Arc::new(seat.expect("a seat")),
             certificate: certificate.map(named).map(Arc::new),
         }
@@ -287,7 +288,7 @@ mod tests {
             assert_eq!(access.check_change(&caller, &none).await, change, "{certificate:?}");
             assert_eq!(access.check_reading(&caller, &none).await, reading, "{certificate:?}");
         }
-        let control = Caller { from: From::Control, ..caller(None) };
+        let control = Caller { from: Peer::Control, ..caller(None) };
         assert_eq!(access.check_reading(&control, &none).await, Ok(()));
     }
 

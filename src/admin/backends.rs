@@ -1,7 +1,6 @@
-//! `/backends/NAME/…`: what is bound to a daemon, its cordon, and its drain.
+//! `/backends/NAME/…`: the builds of a daemon, its cordon, and its drain.
 //!
-//! A daemon that is in several pools is meant in all of them, unless the query names one:
-//! `?pool=NAME`.
+//! A request is about the daemon in all pools that have it, unless the query names one of them: `?pool=NAME`.
 
 use std::sync::Arc;
 
@@ -21,20 +20,20 @@ use super::{
 };
 use crate::{fleet::Backend, pool::Pool};
 
-/// An answer that is not the asked one.
+/// The status and text of a request that is refused.
 type Refusal = (StatusCode, String);
 
-/// A daemon, as one pool sees it.
+/// A daemon in one pool.
 type Member<'a> = (&'a Pool, Arc<Backend>);
 
-/// Which pool is meant.
+/// The query of a request about one daemon.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Which {
+pub(super) struct PoolQuery {
     pool: Option<String>,
 }
 
-/// The same, and how long a drain lasts.
+/// The query of a request to drain a daemon.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DrainQuery {
@@ -45,19 +44,19 @@ pub(super) struct DrainQuery {
     address: Option<String>,
 }
 
-/// How many builds are bound to a backend.
+/// Answers with the number of builds that are bound to a backend.
 pub(super) async fn builds(
     _reader: Reader,
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    Query(which): Query<Which>,
+    Query(query): Query<PoolQuery>,
 ) -> Result<Json<Value>, Refusal> {
-    let members = find(&admin, &name, which.pool.as_deref())?;
+    let members = find(&admin, &name, query.pool.as_deref())?;
     let builds: u32 = members.iter().map(|(_pool, backend)| backend.builds()).sum();
     Ok(Json(json!({"backend": name, "builds": builds})))
 }
 
-/// Answers when no build is left on the backend, or too late for whoever asked.
+/// Answers when no build is left on the backend, or when the timeout is over.
 pub(super) async fn drain(
     Allowed(caller): Allowed,
     State(admin): State<Admin>,
@@ -67,7 +66,7 @@ pub(super) async fn drain(
     let _waits = caller.seat.wait();
     let mut members = find(&admin, &name, query.pool.as_deref())?;
     if let Some(addresses) = &query.address {
-        // Pods of two namespaces may have one name.
+        // Pods of two namespaces may have the same name.
         members.retain(|(_pool, backend)| drain::is_at(backend, addresses));
         if members.is_empty() {
             let text = format!("no backend called {name} has one of the addresses {addresses}\n");
@@ -89,29 +88,29 @@ pub(super) async fn cordon(
     _allowed: Allowed,
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    Query(which): Query<Which>,
+    Query(query): Query<PoolQuery>,
 ) -> Result<String, Refusal> {
-    set_cordoned(&admin, &name, &which, true)
+    set_cordoned(&admin, &name, &query, true)
 }
 
-/// Takes a cordon or a drain back.
+/// Ends a cordon or a drain.
 pub(super) async fn uncordon(
     _allowed: Allowed,
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    Query(which): Query<Which>,
+    Query(query): Query<PoolQuery>,
 ) -> Result<String, Refusal> {
-    set_cordoned(&admin, &name, &which, false)
+    set_cordoned(&admin, &name, &query, false)
 }
 
 fn set_cordoned(
     admin: &Admin,
     name: &str,
-    which: &Which,
+    query: &PoolQuery,
     cordoned: bool,
 ) -> Result<String, Refusal> {
     let mut text = String::new();
-    for (_pool, backend) in find(admin, name, which.pool.as_deref())? {
+    for (_pool, backend) in find(admin, name, query.pool.as_deref())? {
         backend.set_cordoned(cordoned);
         text += &format!("{name} is {}, builds: {}\n", backend.state().label(), backend.builds());
     }

@@ -1,8 +1,8 @@
-//! The control listener: who reaches it may change things.
+//! The control listener, whose clients may change things.
 //!
-//! A Unix socket that only the proxy's own user can open, or loopback where an operator says that everybody on the
-//! machine may. Neither is there unless it is asked for: no path can be written to wherever the proxy runs, and
-//! loopback is shared with build steps that have the host's network.
+//! It is a Unix socket that only the user of this process can open, or a loopback address if the operator trusts
+//! everybody on the machine. It exists only if it is configured: the proxy may run without any path to write to,
+//! and build steps with the host's network share loopback.
 
 use std::io;
 
@@ -14,7 +14,7 @@ use crate::{acceptor::Acceptor, address::Address};
 pub struct Control(Acceptor);
 
 impl Control {
-    /// Binds `address`, whose host is a literal one.
+    /// Binds `address`. The host of a TCP address is a literal one.
     ///
     /// # Errors
     /// The address is in use or not permitted.
@@ -27,7 +27,7 @@ impl Control {
         self.0.address()
     }
 
-    /// Has `server` serve the listener.
+    /// Has `server` serve this listener.
     pub(super) async fn run(self, server: Server) {
         server.run(self.0, Port::Control).await;
     }

@@ -1,5 +1,5 @@
-//! Drains one backend for whoever is about to stop its daemon: a pod's preStop hook asks, and is
-//! answered when no build is left.
+//! Drains a backend for a caller that is about to stop its daemon, such as the preStop hook of a pod. The caller
+//! gets an answer when no build is left.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -13,24 +13,27 @@ use crate::{
     metrics::{DrainResult, Metrics},
 };
 
-/// As long as a long build; whoever asks has a bound of its own, a pod's grace period.
+/// The timeout of a drain that names none: as long as a long build. A caller has a limit of its own, such as the
+/// grace period of a pod.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// How long a backend stays cordoned after a request that is not renewed: long enough for a daemon to end
-/// after the answer, or for whoever asked to find its way back, and no longer than anybody would wait who
-/// finds a healthy daemon idle.
+/// How long a backend stays cordoned after a request that is not renewed. This is long enough for a daemon to stop
+/// after the answer, or for a caller to reconnect, and short enough for an operator who finds a healthy daemon
+/// idle.
 const DEFAULT_LEASE: Duration = Duration::from_secs(60);
 
-/// What a lease may be at most: what ends by itself must do so within a working day's patience.
+/// The longest lease. A cordon that ends by itself must do so within an hour, before anybody has to look for it.
 const MAX_LEASE: Duration = Duration::from_secs(3600);
 
-/// How often to look: no build is so short that this matters.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often the drain looks for builds. Builds take seconds, so this delays nobody noticeably.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long nothing must have been bound: a client reads its build's record right after the build.
+/// How long nothing may be bound before a backend counts as drained. A client reads the record of its build right
+/// after the build.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Whether `backend` has one of `addresses`, separated by commas. One that is known by a host name may have any.
+/// Whether `backend` has one of `addresses`, which are separated by commas. A backend with a host name may have
+/// any.
 pub(super) fn is_at(backend: &Backend, addresses: &str) -> bool {
     let ip = |text: &str| text.trim().parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
     match backend.address() {
@@ -41,17 +44,17 @@ pub(super) fn is_at(backend: &Backend, addresses: &str) -> bool {
     }
 }
 
-/// How long a drain lasts.
+/// How long a drain and its cordon last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Terms {
-    /// How long it waits for what is bound.
+    /// How long the drain waits for builds.
     timeout: Duration,
-    /// How long the backend stays cordoned after it.
+    /// How long the backend stays cordoned afterwards.
     lease: Duration,
 }
 
 impl Terms {
-    /// Reads the DURATIONs of `timeout=DURATION` and `lease=DURATION`.
+    /// Reads the values of `timeout=DURATION` and `lease=DURATION`.
     pub(super) fn read(timeout: Option<&str>, lease: Option<&str>) -> Result<Self, String> {
         let read = |key, text: Option<&str>, default| {
             text.map_or(Ok(default), |text| {
@@ -69,15 +72,15 @@ impl Terms {
 
 /// Cordons `backend` and waits until nothing is bound to it.
 ///
-/// When the request ends, answered or not, the cordon stays for the lease: the daemon is about to stop all
-/// the same, unless whoever asked has thought better of it or was never about to stop.
+/// The cordon stays for the lease after the request has ended in any way. The daemon is probably about to stop. If
+/// it is not, the cordon ends by itself.
 pub(super) async fn drain(
     backend: &Arc<Backend>,
     Terms { timeout, lease }: Terms,
     fleet: &Fleet,
     metrics: &Arc<Metrics>,
 ) -> (StatusCode, String) {
-    let mut count = Count { metrics, result: DrainResult::Aborted };
+    let mut count = CountAtEnd { metrics, result: DrainResult::Aborted };
     let _drain = backend.start_drain(lease);
     let name = backend.name();
     info!(backend = name, ?timeout, ?lease, builds = backend.builds(), "backend drain began");
@@ -97,22 +100,22 @@ pub(super) async fn drain(
 
 async fn quiet(backend: &Backend) {
     let mut bound = Instant::now();
-    // A backend that nothing is bound to now may have had a build a moment ago.
+    // A backend to which nothing is bound now may have had a build a moment ago.
     while bound.elapsed() < QUIET {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         if backend.is_bound() {
             bound = Instant::now();
         }
     }
 }
 
-/// Counts a drain when it ends, however that is.
-struct Count<'a> {
+/// Counts a drain when it ends, in whatever way.
+struct CountAtEnd<'a> {
     metrics: &'a Metrics,
     result: DrainResult,
 }
 
-impl Drop for Count<'_> {
+impl Drop for CountAtEnd<'_> {
     fn drop(&mut self) {
         self.metrics.backend_drained(self.result);
     }
@@ -183,8 +186,8 @@ mod tests {
         assert_eq!(code, StatusCode::OK);
         let took = began.elapsed();
         assert!(took >= Duration::from_secs(7) && took < Duration::from_secs(8), "{took:?}");
-        // Someone who asks and does not wait.
-        let _ = tokio::time::timeout(LOOK, drain(&backend, hour, &fleet, &metrics)).await;
+        // A caller that does not wait for the answer.
+        let _ = tokio::time::timeout(POLL_INTERVAL, drain(&backend, hour, &fleet, &metrics)).await;
         assert!(backend.is_cordoned());
         let text = metrics.families().render();
         for result in ["timeout", "drained", "aborted"] {

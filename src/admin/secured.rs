@@ -1,4 +1,4 @@
-//! TLS on the admin port: the handshake, and which certificate the client has shown in it.
+//! TLS on the admin port: the handshake, and the certificate that the client shows in it.
 
 use std::sync::Arc;
 
@@ -15,32 +15,32 @@ use crate::{
     tls::{self, HANDSHAKE_TIMEOUT},
 };
 
-/// What tells a person with a browser or curl that `https` is spoken here.
+/// The answer to HTTP without TLS. It tells a person with a browser or curl to use `https`.
 const PLAIN_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
     content-type: text/plain\r\ncontent-length: 32\r\nconnection: close\r\n\r\n\
     This port speaks HTTP over TLS.\n";
 
-/// What clients of the admin port shake hands with, and how their certificates are read. Clones share it.
+/// The certificates of the admin port, and the rules that read those of its clients. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Tls {
     server: Arc<tls::Server>,
     identities: Arc<identity::Rules>,
 }
 
-/// The certificate that a client has shown. The authorities of the admin port have signed it.
+/// The certificate that a client has shown. An authority of the admin port has signed it.
 #[derive(Debug, Clone)]
 pub(super) struct Certificate {
-    /// The name in it; none if no rule finds one.
+    /// The name in the certificate. `None` if no rule finds one.
     pub(super) name: Option<Identity>,
 }
 
 impl Tls {
-    /// TLS with `server`. A certificate has the name that `identities` find in it.
+    /// TLS with the certificates of `server`. The rules `identities` find the name in a client's certificate.
     pub fn new(server: tls::Server, identities: &Arc<identity::Rules>) -> Self {
         Self { server: Arc::new(server), identities: Arc::clone(identities) }
     }
 
-    /// Follows the certificates on `tasks` until `stop`, and tells of them in `metrics`.
+    /// Follows the files of the certificates on `tasks` until `stop`, and counts their changes in `metrics`.
     pub(super) fn follow(
         &self,
         metrics: Arc<Metrics>,
@@ -50,7 +50,8 @@ impl Tls {
         tasks.spawn(Arc::clone(&self.server).follow(TlsSide::Admin, metrics, stop.clone()));
     }
 
-    /// Waits for the handshake of a client. `None` if the client has gone without a byte, as a TCP health check does.
+    /// Waits for the TLS handshake of a client. `None` if the client closes the connection without sending a byte,
+    /// as a TCP health check does.
     pub(super) async fn accept(
         &self,
         socket: Socket,
@@ -72,7 +73,7 @@ impl Tls {
             Opening::Tls => {}
             stranger => {
                 if stranger == Opening::Http1 {
-                    // Whoever does not read it has what it wants.
+                    // It does not matter whether the client reads the answer.
                     let _ = io.finish_with(PLAIN_ANSWER).await;
                 }
                 let text = format!("the client began with {shown}");

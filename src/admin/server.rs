@@ -1,5 +1,7 @@
-//! Accepts connections of the admin port or the control listener and speaks HTTP/1 on them, within bounds: see
-//! [`Seats`] for their number; a request head has a size and a time, and a body is not read.
+//! Accepts connections to the admin port or the control listener, and speaks HTTP/1 on them.
+//!
+//! All use of memory and time is limited: [`Seats`] limits the number of connections, the head of a request has a
+//! largest size and a timeout, and bodies are not read.
 
 use std::{
     fs::File,
@@ -17,7 +19,7 @@ use tower_service::Service as _;
 use tracing::{debug, warn};
 
 use super::{
-    access::{Caller, From, TOLD_EVERY},
+    access::{Caller, LOG_INTERVAL, Peer},
     seats::Seats,
     secured::Tls,
 };
@@ -29,18 +31,18 @@ use crate::{
     telemetry::Throttle,
 };
 
-/// How long a request's head may take, and a connection rest before it: above the interval of most scrapers, which
-/// need not connect anew each time.
+/// How long the head of a request may take, including the pause before it. This is longer than the interval of most
+/// scrapers, so they can keep their connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// The largest head: a token and a path need a tenth of it.
+/// The largest head of a request. A token and a path need a tenth of this.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Descriptors kept for this port, for when clients and daemons have taken all others: enough for the probes of a
-/// kubelet and a scrape at once.
+/// The descriptors that are kept for this port, for the case that clients and daemons have taken all others. They
+/// are enough for the probes of a kubelet and a scrape at the same time.
 const SPARES: usize = 8;
 
-/// Which port is served.
+/// The port that is served.
 #[derive(Debug)]
 pub(super) enum Port {
     /// The admin port, with TLS or without.
@@ -49,15 +51,15 @@ pub(super) enum Port {
     Control,
 }
 
-/// One port and who is connected to it.
+/// Serves one port.
 #[derive(Debug)]
 pub(super) struct Server {
     router: Router,
     families: Arc<Families>,
     seats: Arc<Seats>,
-    /// So that what happens to many connections is logged once in a while.
-    told: Throttle,
-    /// A connection has ended.
+    /// Limits how often closed connections and failed handshakes are logged.
+    logged: Throttle,
+    /// Notified when a connection has ended.
     left: Notify,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -74,7 +76,7 @@ impl Server {
             router,
             families: Arc::clone(families),
             seats: Arc::default(),
-            told: Throttle::new(TOLD_EVERY),
+            logged: Throttle::new(LOG_INTERVAL),
             left: Notify::new(),
             tasks: tasks.clone(),
             stop: stop.clone(),
@@ -99,8 +101,8 @@ impl Server {
     /// Serves a new connection if there is a seat for it.
     fn admit(self: &Arc<Self>, (socket, peer): Accepted, port: &Port) {
         let (from, tls) = match (port, peer) {
-            (Port::Control, _) => (From::Control, None),
-            (Port::Admin(tls), Some(peer)) => (From::Admin(peer), tls.clone()),
+            (Port::Control, _) => (Peer::Control, None),
+            (Port::Admin(tls), Some(peer)) => (Peer::Admin(peer), tls.clone()),
             // The admin port is never a Unix socket.
             (Port::Admin(_), None) => return,
         };
@@ -111,11 +113,11 @@ impl Server {
         };
     }
 
-    /// A seat for a new connection, if there is one for it.
-    fn seat(&self, from: From) -> Option<Caller> {
+    /// Takes a seat for a new connection. `None` if there is none.
+    fn seat(&self, from: Peer) -> Option<Caller> {
         let ip = match from {
-            From::Admin(peer) => Some(SocketAddr::ip(&peer)),
-            From::Control => None,
+            Peer::Admin(peer) => Some(SocketAddr::ip(&peer)),
+            Peer::Control => None,
         };
         let (seat, closed) = self.seats.take(ip, Instant::now());
         if let Some(closed) = closed {
@@ -141,7 +143,7 @@ impl Server {
             Ok(None) => {}
             Err(ConnectionError { reason, text }) => {
                 let reason = reason.label();
-                if let Some(held_back) = self.told.admit(reason, Instant::now()) {
+                if let Some(held_back) = self.logged.admit(reason, Instant::now()) {
                     let from = caller.from;
                     warn!(reason, %from, error = text, held_back, "TLS handshake failed on the admin port");
                 }
@@ -182,15 +184,15 @@ impl Server {
         self.left.notify_one();
     }
 
-    fn closed(&self, reason: AdminClosure, from: From) {
+    fn closed(&self, reason: AdminClosure, from: Peer) {
         self.families.admin_connection_closed(reason);
-        if let Some(held_back) = self.told.admit(reason.label(), Instant::now()) {
+        if let Some(held_back) = self.logged.admit(reason.label(), Instant::now()) {
             warn!(%reason, %from, held_back, "admin connection closed");
         }
     }
 }
 
-/// Descriptors that are open for nothing, to be given up when there are no others.
+/// Descriptors of `/dev/null`, each of which is closed to accept a connection when there are no other descriptors.
 #[derive(Debug, Default)]
 struct Spares(Vec<File>);
 
@@ -199,7 +201,7 @@ impl Spares {
         while self.0.len() < SPARES {
             match File::open("/dev/null") {
                 Ok(spare) => self.0.push(spare),
-                // There are none to be had now.
+                // No descriptor is free now.
                 Err(_none) => return,
             }
         }

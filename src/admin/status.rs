@@ -1,4 +1,4 @@
-//! `/status.json`: pools, backends, sources of discovery, and the builds that run.
+//! `/status.json`: pools, backends, sources of discovery, and the builds that run or wait.
 
 use std::time::{Instant, SystemTime};
 
@@ -12,7 +12,7 @@ use crate::{
     pool::Pool, running::RunningBuild,
 };
 
-/// Answers with all of it.
+/// Answers with the whole status.
 pub(super) async fn status(_reader: Reader, State(admin): State<Admin>) -> Json<Value> {
     let mut backends = Vec::new();
     let mut discovery = Vec::new();
@@ -20,15 +20,18 @@ pub(super) async fn status(_reader: Reader, State(admin): State<Admin>) -> Json<
     let mut queue = Vec::new();
     for pool in admin.pools.iter() {
         let name = pool.name();
-        backends.extend(pool.proxy.fleet.backends().iter().map(|backend| told(name, backend)));
-        discovery.extend(pool.discovery.statuses().iter().map(|status| source(name, status)));
-        queue.extend(pool.proxy.placement.queued().iter().map(|build| queued(name, build)));
-        builds.extend(pool.proxy.running.builds().iter().map(|build| explained(name, build)));
+        backends.extend(
+            pool.proxy.fleet.backends().iter().map(|backend| backend_status(name, backend)),
+        );
+        discovery
+            .extend(pool.discovery.statuses().iter().map(|status| source_status(name, status)));
+        queue.extend(pool.proxy.placement.queued().iter().map(|build| queued_status(name, build)));
+        builds.extend(pool.proxy.running.builds().iter().map(|build| running_status(name, build)));
     }
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "draining": admin.leaving.is_cancelled(),
-        "pools": admin.pools.iter().map(spread).collect::<Vec<_>>(),
+        "pools": admin.pools.iter().map(pool_status).collect::<Vec<_>>(),
         "discovery": discovery,
         "backends": backends,
         "builds": builds,
@@ -36,8 +39,8 @@ pub(super) async fn status(_reader: Reader, State(admin): State<Admin>) -> Json<
     }))
 }
 
-/// How a pool spreads its builds.
-fn spread(pool: &Pool) -> Value {
+/// The policy and readiness of a pool.
+fn pool_status(pool: &Pool) -> Value {
     json!({
         "name": pool.name(),
         "policy": pool.proxy.placement.policy().kind.to_string(),
@@ -45,7 +48,7 @@ fn spread(pool: &Pool) -> Value {
     })
 }
 
-fn told(pool: &str, backend: &Backend) -> Value {
+fn backend_status(pool: &str, backend: &Backend) -> Value {
     let location = backend.location();
     json!({
         "pool": pool,
@@ -66,7 +69,7 @@ fn told(pool: &str, backend: &Backend) -> Value {
     })
 }
 
-fn source(pool: &str, status: &SourceStatus) -> Value {
+fn source_status(pool: &str, status: &SourceStatus) -> Value {
     let time = |time: SystemTime| format_rfc3339_seconds(time).to_string();
     json!({
         "pool": pool,
@@ -78,8 +81,8 @@ fn source(pool: &str, status: &SourceStatus) -> Value {
     })
 }
 
-/// A build that waits for its turn.
-fn queued(pool: &str, (request, waiting): &(Request, Waiting)) -> Value {
+/// A build that waits in the queue.
+fn queued_status(pool: &str, (request, waiting): &(Request, Waiting)) -> Value {
     let affinity = request.affinity.as_ref();
     json!({
         "pool": pool,
@@ -94,8 +97,8 @@ fn queued(pool: &str, (request, waiting): &(Request, Waiting)) -> Value {
     })
 }
 
-/// Why a build is where it is, in the words of its log record.
-fn explained(pool: &str, build: &RunningBuild) -> Value {
+/// A running build, and why it is where it is, in the words of its log record.
+fn running_status(pool: &str, build: &RunningBuild) -> Value {
     let (home, home_is) = build.home();
     json!({
         "pool": pool,

@@ -1,4 +1,4 @@
-//! One request to a proxy's admin port or control listener.
+//! One request to the admin port or the control listener of a proxy.
 
 use std::{fmt, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -19,16 +19,16 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::io::{Secured, Socket, configure_tcp};
 
-/// A proxy that is there accepts at once; one whose node is gone does not.
+/// How long to wait for a connection. A running proxy accepts at once; a proxy whose node is gone does not.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest answer that is read: some lines of text.
+/// The longest answer that is read. Proxies send some lines of text.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// Where one proxy is asked.
+/// The address of one proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum ProxyAddress {
-    /// One of the addresses that `host` has.
+    /// One of the addresses of `host`.
     Tcp {
         address: SocketAddr,
         host: String,
@@ -45,17 +45,17 @@ impl fmt::Display for ProxyAddress {
     }
 }
 
-/// What a proxy is shown.
+/// What to show to a proxy.
 pub(super) struct Credentials {
-    /// The admin token, if there is one.
+    /// The admin token.
     pub(super) token: Option<String>,
-    /// What is shown and expected in the TLS handshake, if admin ports speak TLS.
+    /// The certificates for the TLS handshake, if admin ports use TLS.
     pub(super) tls: Option<Arc<ClientConfig>>,
-    /// The name in the certificate of the admin port, if that is not the host.
+    /// The name in the certificate of the admin port. `None` if it is the host.
     pub(super) server_name: Option<String>,
 }
 
-/// Why there was no answer.
+/// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RequestError {
     #[error("connect")]
@@ -76,7 +76,7 @@ pub(super) enum RequestError {
     Answer(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// POSTs to `path`, and waits for the answer at most `limit`.
+/// Sends a POST request to `path`, and waits at most `limit` for the answer.
 pub(super) async fn post(
     address: &ProxyAddress,
     path: &str,
@@ -117,13 +117,13 @@ async fn in_time<S>(connect: impl Future<Output = io::Result<S>>) -> Result<S, R
     }
 }
 
-/// Shakes hands with what should be `name`.
+/// Does the TLS handshake with a proxy whose certificate must have `name`.
 async fn secured(
     socket: Socket,
     tls: &Arc<ClientConfig>,
     name: &str,
 ) -> Result<Socket, RequestError> {
-    // A name that is written with the dot of the root has none in certificates.
+    // A host name may end with the dot of the root, but names in certificates do not.
     let server_name = ServerName::try_from(name.trim_end_matches('.').to_owned())
         .map_err(|source| RequestError::ServerName { name: name.to_owned(), source })?;
     let handshake = Secured::connect(socket, Arc::clone(tls), server_name);
@@ -148,7 +148,7 @@ async fn exchange(
     };
     match select(Box::pin(answer), Box::pin(connection)).await {
         Either::Left((answer, _connection)) => answer,
-        // The connection ends when the answer has come, or without one.
+        // The connection ends when the answer has arrived, or without one.
         Either::Right((_ended, answer)) => answer.await,
     }
 }

@@ -36,14 +36,14 @@ impl ReadAhead {
         Self { socket, buffer: Vec::new(), taken: 0, filled: 0 }
     }
 
-    /// What `look` makes of the first bytes that the other side sends; of none, if it has closed. They are
+    /// What `inspect` makes of the first bytes that the other side sends; of none, if it has closed. They are
     /// read once more by whoever reads.
     ///
     /// # Errors
     /// The socket has failed.
-    pub async fn first_bytes<T>(&mut self, look: impl Fn(&[u8]) -> T) -> io::Result<T> {
+    pub async fn first_bytes<T>(&mut self, inspect: impl Fn(&[u8]) -> T) -> io::Result<T> {
         poll_fn(|cx| self.poll_fill(cx)).await?;
-        Ok(look(self.unread()))
+        Ok(inspect(self.unread()))
     }
 
     /// Sends `bytes` and says that nothing follows.

@@ -1,7 +1,8 @@
-//! The TLS handshake of a client, and what is told of one that fails.
+//! The TLS handshake of a client, and the errors that end it.
 //!
-//! A handshake costs memory and the time of a signature before anything is known of a client, so there are only so
-//! many at once. Clients share them: when all are taken, the address with the most gives one up.
+//! A handshake costs memory and a signature before the proxy knows anything of the client, so the number of
+//! concurrent ones is limited. Clients share the limit: when it is reached, the address with the most handshakes
+//! loses one.
 
 use std::sync::Arc;
 
@@ -18,36 +19,37 @@ use crate::{
     tls::{self, HANDSHAKE_TIMEOUT},
 };
 
-/// What clients meet on a port that speaks TLS. Clones share the limit.
+/// The TLS handshakes of a listener. Clones share the limit on concurrent ones.
 #[derive(Debug, Clone)]
 pub struct Handshakes {
     server: Arc<tls::Server>,
     under_way: Shares,
 }
 
-/// A client that has shaken hands.
+/// A client whose handshake has succeeded.
 #[derive(Debug)]
 pub(super) struct Accepted {
-    /// What it speaks over from now on.
+    /// The encrypted socket.
     pub(super) socket: Socket,
-    /// Who it is by the certificate that it has shown, which is verified.
+    /// The identity of the client, read from the verified certificate that it has shown.
     pub(super) identity: Option<Arc<Identity>>,
 }
 
 impl Handshakes {
-    /// Those with `server`; all listeners share what is `under_way`.
+    /// Handshakes with the certificates of `server`. All listeners share `under_way`, the limit on concurrent ones.
     pub fn new(server: Arc<tls::Server>, under_way: Shares) -> Self {
         Self { server, under_way }
     }
 
-    /// A limit of so many at once. One address may have all while no other wants any, because a hop or a NAT can
-    /// make many clients one.
+    /// A limit of `total` concurrent handshakes. One address may have all of them while no other needs any, because
+    /// a hop or a NAT can make many clients one address.
     pub fn limit(total: usize) -> Shares {
         let total = u64::try_from(total).unwrap_or(u64::MAX);
         Shares::new(Limits { total, address: total, connection: 1 })
     }
 
-    /// Waits for the handshake of `client`. `None` if there is nothing to serve; that has been told.
+    /// Waits for the handshake of `client`. `None` if there is nothing to serve. The cause has been logged and
+    /// counted then.
     pub(super) async fn accept(
         &self,
         socket: Socket,
@@ -103,7 +105,7 @@ impl Handshakes {
                 let failure = tls::failure(&error, "the client");
                 if failure.reason != ConnectionErrorReason::Io {
                     context.proxy.refusals.handshake(&failure, client.address);
-                    // Whoever sends for ever is not listened to.
+                    // A client that sends forever is cut off.
                     let _ = timeout(CLOSING_TIMEOUT, io.linger()).await;
                 }
                 Err(failure)
@@ -112,7 +114,7 @@ impl Handshakes {
     }
 }
 
-/// Whose the verified `certificate` is.
+/// The identity in the verified `certificate`. `None` if the client has shown none.
 fn identify(
     certificate: Option<&[u8]>,
     client: &Client,

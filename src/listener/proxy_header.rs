@@ -1,8 +1,8 @@
-//! The PROXY protocol, versions 1 and 2 (haproxy.org, `proxy-protocol.txt`): a hop in front tells the address of its
-//! client before the first byte of that one's.
+//! The PROXY protocol, versions 1 and 2 (haproxy.org, `proxy-protocol.txt`): a hop in front sends the address of
+//! its client before the first byte of the client.
 //!
-//! Whoever may send a header may claim any address, so only listed networks may; from those it is required, because
-//! a connection without one would be taken for the hop's own.
+//! A header can claim any address, so only listed networks may send one. From those a header is required, because
+//! the client of a connection without one would be taken for the hop itself.
 
 use std::{
     io,
@@ -22,22 +22,24 @@ use crate::{
     opening,
 };
 
-/// How long a hop may take for a header, which it sends before anything else.
+/// How long a hop may take for its header, which it sends first.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Headers that are waited for at once. They come with the first packet; a burst of connections fits.
+/// The most headers that are waited for at once. They arrive in the first packet, so this is enough for a burst of
+/// connections.
 const MAX_WAITING: usize = 1024;
 
-/// How a header of version 2 begins.
+/// The first bytes of a header of version 2.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// The longest line of version 1, with its end.
+/// The longest line of version 1 in bytes, with its end.
 const MAX_LINE: usize = 107;
 
-/// The longest rest of version 2: addresses, and what a hop tells beside them. Hops send some hundred bytes.
+/// The longest part of version 2 after the fixed one: addresses and other data of the hop. Hops send some hundred
+/// bytes.
 const MAX_REST: usize = 2048;
 
-/// The hops that tell their clients' addresses. Clones share what they wait for.
+/// The hops that send the addresses of their clients. Clones share the limit on awaited headers.
 #[derive(Debug, Clone)]
 pub struct Hops {
     networks: Arc<[Network]>,
@@ -45,26 +47,26 @@ pub struct Hops {
 }
 
 impl Hops {
-    /// Those in `networks`; `None` if there are none.
+    /// The hops in `networks`. `None` if there are no networks.
     pub fn new(networks: &[Network]) -> Option<Self> {
         let waiting = Arc::new(Semaphore::new(MAX_WAITING));
         (!networks.is_empty()).then(|| Self { networks: networks.into(), waiting })
     }
 
-    /// Whether a connection of `client` begins with a header.
+    /// Whether a connection from the address of `client` begins with a header.
     pub(super) fn have(&self, client: &Client) -> bool {
         let is_in = |address| self.networks.iter().any(|network| network.contains(address));
         client.address.is_some_and(is_in)
     }
 
-    /// The right to wait for a header.
+    /// The right to wait for a header, once there is one.
     pub(super) async fn wait(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.waiting).acquire_owned().await.ok()
     }
 }
 
-/// Takes the address of `client` from the header that comes first. `None` if there is nothing to serve; that has been
-/// told.
+/// Reads the header, and returns the client whose address it tells. `None` if there is nothing to serve. The cause
+/// has been logged and counted then.
 pub(super) async fn resolve(
     mut socket: Socket,
     client: Client,
@@ -91,29 +93,29 @@ pub(super) async fn resolve(
     None
 }
 
-/// What a header says of the client.
+/// The contents of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Header {
-    /// It is at this address.
+    /// The address of the client.
     Client(IpAddr),
-    /// The hop speaks for itself, as in a health check, or knows no address.
+    /// The hop speaks for itself, as in a health check, or does not know the address.
     Hop,
 }
 
 /// Why there is no header.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HeaderError {
-    /// The other side has closed before a byte.
+    /// The other side closed the connection without sending a byte.
     #[error("the connection closed")]
     Closed,
-    /// Something else came.
-    #[error("no PROXY header came, but {0}")]
+    /// The connection begins with something else.
+    #[error("the connection begins with {0} instead of a PROXY header")]
     Missing(String),
-    /// A header came that says nothing.
-    #[error("the PROXY header cannot be understood")]
+    /// The header is malformed.
+    #[error("the PROXY header is malformed")]
     Broken,
-    /// Nothing came, or not all.
-    #[error("no PROXY header within {TIMEOUT:?}")]
+    /// The header did not arrive in time.
+    #[error("no PROXY header arrived within {TIMEOUT:?}")]
     Slow,
     /// The socket failed.
     #[error(transparent)]
@@ -132,7 +134,7 @@ impl HeaderError {
     }
 }
 
-/// Reads a header, and not a byte more.
+/// Reads a header and no further byte.
 pub(super) async fn read(socket: &mut Socket) -> Result<Header, HeaderError> {
     let mut start = [0; SIGNATURE.len()];
     match socket.read_full(&mut start).await? {
@@ -151,7 +153,7 @@ pub(super) async fn read(socket: &mut Socket) -> Result<Header, HeaderError> {
     Err(HeaderError::Missing(opening::shown(&start)))
 }
 
-/// A line has no length in front, and what follows it is the client's: it is read byte by byte.
+/// A line does not tell its length, and the client's bytes follow it. So it is read byte by byte.
 async fn read_v1(socket: &mut Socket, start: &[u8]) -> Result<Header, HeaderError> {
     let mut line = start.to_vec();
     while line.len() < MAX_LINE && !line.ends_with(b"\r\n") {
@@ -180,7 +182,7 @@ async fn read_v2(socket: &mut Socket) -> Result<Header, HeaderError> {
     parse_v2(head[0], head[1], &rest).ok_or(HeaderError::Broken)
 }
 
-/// `PROXY TCP4 SOURCE DESTINATION PORT PORT`, or `PROXY UNKNOWN` and anything.
+/// Parses `PROXY TCP4 SOURCE DESTINATION PORT PORT`, or `PROXY UNKNOWN` followed by anything.
 fn parse_v1(line: &[u8]) -> Option<Header> {
     let line = std::str::from_utf8(line).ok()?.strip_suffix("\r\n")?;
     let mut words = line.split(' ');
@@ -198,7 +200,7 @@ fn parse_v1(line: &[u8]) -> Option<Header> {
     words.next().is_none().then_some(Header::Client(address.to_canonical()))
 }
 
-/// Version and command, family, then addresses and more.
+/// Parses the command with its version, the address family, and the addresses.
 fn parse_v2(command: u8, family: u8, rest: &[u8]) -> Option<Header> {
     match (command, family >> 4) {
         (0x20, _) | (0x21, 0 | 3) => Some(Header::Hop),
@@ -221,7 +223,7 @@ mod tests {
 
     use super::*;
 
-    /// What is read of `bytes`, and what is left of them.
+    /// The header that is read from `bytes`, and the bytes that follow it.
     fn read_from(bytes: &[u8]) -> (Result<Header, HeaderError>, Vec<u8>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
         runtime.expect("a runtime").block_on(async {
@@ -287,7 +289,7 @@ mod tests {
     }
 
     proptest! {
-        /// Any bytes, and any behind what a header begins with.
+        /// Random bytes, alone and after the beginning of a header.
         #[test]
         fn no_bytes_make_it_panic(kind in 0..3_usize, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let start: &[u8] = [&b""[..], b"PROXY TCP4 ", SIGNATURE][kind];

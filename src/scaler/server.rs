@@ -1,4 +1,4 @@
-//! Accepts the connections of KEDA and speaks HTTP/2 on them, within bounds.
+//! Accepts the connections of KEDA and speaks HTTP/2 on them, with limits on all that a client can take.
 
 use std::sync::Arc;
 
@@ -23,17 +23,17 @@ use crate::{
     wire::externalscaler::external_scaler_server::ExternalScalerServer,
 };
 
-/// Connections at once: each replica of KEDA's operator and of its metrics server has one or two, and an eighth is
-/// left for them where somebody else at one address takes the rest.
+/// The most connections. Each replica of KEDA's operator and of its metrics server has one or two. If another
+/// client at one address takes as many as it can, an eighth is left for them.
 const CONNECTIONS: usize = 64;
 
-/// Calls of one connection at once: one stream for each ScaledObject, and the questions of a moment.
+/// The most concurrent calls of one connection: a stream for each ScaledObject, and some short calls.
 const STREAMS: u32 = 128;
 
-/// The largest request: names and metadata of a ScaledObject.
+/// The largest request in bytes: the names and metadata of a ScaledObject.
 const MAX_REQUEST: usize = 64 << 10;
 
-/// The largest metadata of a call.
+/// The largest metadata of a call in bytes.
 const MAX_HEADERS: u32 = 16 << 10;
 
 /// The port of the scaler.
@@ -77,7 +77,7 @@ impl Server {
                 self.tasks.spawn(async move {
                     tokio::select! {
                         () = serve(socket, &client, service, tls, tasks) => {}
-                        // Another one gets its place.
+                        // Another connection got the permit.
                         () = client.active.dismissed() => {}
                         () = stop.cancelled() => {}
                     }
@@ -117,7 +117,7 @@ async fn serve(
     }
 }
 
-/// The socket after the handshake, if there is to be one.
+/// The socket after its TLS handshake, or the same socket without TLS.
 async fn secured(socket: Socket, tls: Option<Arc<tls::Server>>) -> Result<Socket, String> {
     let Some(tls) = tls else { return Ok(socket) };
     let handshake = Secured::accept(ReadAhead::new(socket), tls.config());
@@ -128,7 +128,7 @@ async fn secured(socket: Socket, tls: Option<Arc<tls::Server>>) -> Result<Socket
     }
 }
 
-/// Runs the calls of a connection where a drain can wait for them, and counts them.
+/// Runs the calls of a connection on tasks that a drain waits for, and counts the calls.
 #[derive(Debug, Clone)]
 struct Calls {
     tasks: TaskTracker,

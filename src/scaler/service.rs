@@ -1,4 +1,4 @@
-//! The questions of KEDA and their answers.
+//! The calls of KEDA and their answers.
 
 use std::{
     collections::HashMap,
@@ -24,24 +24,24 @@ use crate::{
     },
 };
 
-/// What the metric is called; KEDA puts the trigger's number before it.
+/// The name of the metric. KEDA adds the number of the trigger in front.
 const METRIC: &str = "builds";
 
-/// The trigger's word for the pool that is meant.
+/// The key of a trigger that names the pool.
 const POOL: &str = "pool";
 
-/// The trigger's word for the builds that each daemon is to have.
+/// The key of a trigger that sets the number of builds for each daemon.
 const TARGET: &str = "buildsPerDaemon";
 
-/// How often an activity that goes on is told again while builds wait: KEDA may have lost what it was told, and
+/// How often a stream repeats that the pool is active while builds wait. KEDA may have lost an earlier message, and
 /// without a daemon it would ask again only at its polling interval.
 const RESEND: Duration = Duration::from_secs(30);
 
-/// How often a stream looks whether the pool is idle by now. Nobody waits for that: KEDA scales to zero by its own
-/// polling, minutes later.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often a stream looks whether the pool has become idle. Nobody waits for that, because KEDA scales to zero by
+/// its own polling, minutes later.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What KEDA is told of each pool.
+/// Answers the calls of KEDA.
 #[derive(Debug, Clone)]
 pub(super) struct Service {
     pools: Arc<[Pool]>,
@@ -53,7 +53,7 @@ impl Service {
         Self { pools, leaving }
     }
 
-    /// What `object` asks about.
+    /// The pool that `object` asks about, and the settings of its trigger.
     fn asked(&self, object: Option<ScaledObjectRef>) -> Result<Asked, Status> {
         let metadata = object.unwrap_or_default().scaler_metadata;
         let index = self.index(metadata.get(POOL).map(String::as_str))?;
@@ -83,7 +83,7 @@ fn target(metadata: &HashMap<String, String>) -> Result<Option<u32>, Status> {
     }
 }
 
-/// A pool that is asked about, and what the trigger says of it.
+/// A pool that KEDA asks about, and the settings of the trigger.
 #[derive(Debug)]
 struct Asked {
     pools: Arc<[Pool]>,
@@ -118,7 +118,7 @@ impl Asked {
     /// Whether the pool needs any daemon.
     ///
     /// # Errors
-    /// It seems not to, but its daemons are not known yet, so that nothing could have been bound to them.
+    /// The pool seems to need none, but its daemons are not known yet, so builds may be bound to them.
     fn is_active(&self) -> Result<bool, Status> {
         let pool = self.pool();
         let Demand { running, waiting, .. } = self.demand();
@@ -132,7 +132,8 @@ impl Asked {
         Ok(false)
     }
 
-    /// The next answer that differs from the `last` one, or the same again while builds wait; none when `leaving`.
+    /// The next answer that differs from the `last` one, or the same answer again while builds wait. `None` when
+    /// `leaving`.
     async fn next(
         &self,
         last: Option<bool>,
@@ -144,7 +145,7 @@ impl Asked {
             let now = match self.is_active() {
                 Ok(now) => now,
                 Err(status) if last.is_none() => return Some(Err(status)),
-                // A source that has failed since does not unsay what was known.
+                // If a source fails later, what it reported before still counts.
                 Err(_unknown) => true,
             };
             let again = now && self.demand().waiting > 0 && told.elapsed() >= RESEND;
@@ -153,7 +154,7 @@ impl Asked {
             }
             tokio::select! {
                 () = leaving.cancelled() => return None,
-                _ = timeout(LOOK, resumed) => {}
+                _ = timeout(POLL_INTERVAL, resumed) => {}
             }
         }
     }
@@ -173,7 +174,7 @@ impl ExternalScaler for Service {
         Ok(Response::new(IsActiveResponse { result }))
     }
 
-    /// Tells of each change, until the proxy leaves.
+    /// Reports each change, until the proxy leaves.
     async fn stream_is_active(
         &self,
         request: Request<ScaledObjectRef>,
@@ -189,7 +190,7 @@ impl ExternalScaler for Service {
             let last = answer.as_ref().ok().copied().or(last);
             let answer = answer.map(|result| IsActiveResponse { result });
             if answer.is_err() {
-                // The stream ends with it.
+                // The stream ends with this answer.
                 return Some((answer, (asked, last, ended())));
             }
             Some((answer, (asked, last, leaving)))
@@ -215,9 +216,9 @@ impl ExternalScaler for Service {
         request: Request<GetMetricsRequest>,
     ) -> Result<Response<GetMetricsResponse>, Status> {
         let asked = self.asked(request.into_inner().scaled_object_ref)?;
-        // To know of no build is to know of none only once the daemons are known.
+        // Zero builds is an answer only if the daemons are known.
         asked.is_active()?;
-        let builds = u32::try_from(asked.demand().told()).unwrap_or(u32::MAX);
+        let builds = u32::try_from(asked.demand().reported()).unwrap_or(u32::MAX);
         let value = MetricValue {
             metric_name: METRIC.to_owned(),
             metric_value: builds.into(),
@@ -227,7 +228,7 @@ impl ExternalScaler for Service {
     }
 }
 
-/// A token that is cancelled.
+/// A token that is cancelled already.
 fn ended() -> CancellationToken {
     let token = CancellationToken::new();
     token.cancel();

@@ -1,4 +1,4 @@
-//! What daemons meet: the proxy as their client, which knows their authority and their names.
+//! TLS to daemons: the authorities that the proxy trusts, the names that it expects, and its own certificate.
 
 use std::{fmt, path::Path, str::FromStr, sync::Arc};
 
@@ -18,11 +18,11 @@ use super::{
 };
 use crate::metrics::{Metrics, TlsSide};
 
-/// What stands for a backend's name in a setting of server names.
+/// The placeholder for the name of a backend in the setting of server names.
 const NAME: &str = "{name}";
 
-/// Sessions of one daemon that are kept to be resumed: a daemon gives one with each connection, and each is used
-/// once.
+/// The number of sessions with one daemon that are kept for resumption. A daemon gives one with each connection,
+/// and each is used once.
 const KEPT_SESSIONS: usize = 8;
 
 /// TLS to the daemons of one pool.
@@ -32,16 +32,16 @@ pub struct Client {
     names: ServerNames,
 }
 
-/// Which name a daemon's certificate must have, if the configuration says it for all of a pool.
+/// The name that the certificates of all daemons of a pool must have, if it is configured.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServerNames(Option<Arc<str>>);
 
-/// Which name one daemon's certificate must have.
+/// The name that the certificate of one daemon must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {
-    /// What the configuration says for this one.
+    /// The name that the configuration sets for this backend.
     Configured(Arc<str>),
-    /// What it was found by.
+    /// The name by which the backend was found.
     Discovered(Arc<str>),
 }
 
@@ -50,10 +50,10 @@ pub enum Expected {
 pub struct Sessions(Arc<dyn ClientSessionStore>);
 
 impl Client {
-    /// Reads the files.
+    /// Reads the files, and expects `names` in the certificates of daemons.
     ///
     /// # Errors
-    /// They are of no use.
+    /// The files cannot be used for TLS.
     pub fn load(files: Files, names: ServerNames) -> Result<Self, TlsError> {
         let own = files.clone();
         let followed =
@@ -61,7 +61,7 @@ impl Client {
         Ok(Self { followed, names })
     }
 
-    /// What counts for a new connection to the daemon that has had `sessions`.
+    /// The configuration for a new connection to the daemon with these `sessions`.
     pub fn config(&self, sessions: &Sessions) -> Arc<ClientConfig> {
         let mut config = ClientConfig::clone(&self.followed.current());
         config.resumption = Resumption::store(Arc::clone(&sessions.0));
@@ -76,7 +76,7 @@ impl Client {
         }
     }
 
-    /// Follows the files until `stop`.
+    /// Follows the files until `stop`, and counts their changes in `metrics`.
     pub async fn follow(self: Arc<Self>, metrics: Arc<Metrics>, stop: CancellationToken) {
         self.followed.follow(TlsSide::Backend, &metrics, stop).await;
     }
@@ -96,7 +96,7 @@ impl FromStr for ServerNames {
 }
 
 impl ServerNames {
-    /// As the setting writes it, if there is one.
+    /// The text of the setting. `None` if it is not configured.
     pub fn text(&self) -> Option<&str> {
         self.0.as_deref()
     }
@@ -114,10 +114,10 @@ impl fmt::Debug for Sessions {
     }
 }
 
-/// What counts for one connection to the admin port of a proxy, with the certificates in `directory`.
+/// The configuration for one connection to the admin port of a proxy, with the certificates in `directory`.
 ///
 /// # Errors
-/// The files are of no use.
+/// The files cannot be used for TLS.
 pub fn to_admin_port(directory: &Path) -> Result<Arc<ClientConfig>, TlsError> {
     let files = Files::in_directory(directory);
     make(&files.read()?, &files, Protocol::Http1).map(|made| Arc::new(made.config))

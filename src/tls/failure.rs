@@ -1,4 +1,4 @@
-//! Why a handshake failed, in words that say what to change.
+//! The causes of failed TLS handshakes, in words that say what to change.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use rustls::{AlertDescription, CertificateError, Error};
 use super::HANDSHAKE_TIMEOUT;
 use crate::error::{ConnectionError, ConnectionErrorReason as Reason};
 
-/// What `error` says of a handshake with `other`, as in "the client".
+/// The error of a handshake with `other`, which is a phrase such as "the client".
 pub fn failure(error: &io::Error, other: &str) -> ConnectionError {
     let tls = error.get_ref().and_then(|within| within.downcast_ref::<Error>());
     let (reason, text) = match tls {
@@ -20,7 +20,7 @@ pub fn failure(error: &io::Error, other: &str) -> ConnectionError {
     ConnectionError::new(reason, text)
 }
 
-/// The client has not finished its handshake in time.
+/// The error of a handshake that took too long.
 pub fn too_slow() -> ConnectionError {
     let text = format!("the TLS handshake took longer than {HANDSHAKE_TIMEOUT:?}");
     ConnectionError::new(Reason::TlsTimeout, text)
@@ -75,7 +75,7 @@ fn certificate(error: &CertificateError, other: &str) -> (Reason, String) {
     }
 }
 
-/// What the other side says is wrong with ours.
+/// What the other side finds wrong with the proxy's certificate or handshake.
 fn alert_text(alert: AlertDescription) -> String {
     use AlertDescription as A;
     let text = match alert {

@@ -15,80 +15,80 @@ use rustls::{
 use super::provider;
 use crate::regular_file::{self, Unreadable};
 
-/// The largest file: a bundle of all public authorities is a quarter of it.
+/// The largest file in bytes. A bundle of all public authorities is a quarter of this.
 const MAX_FILE: u64 = 1 << 20;
 
-/// The names of certificate, key and authorities in a directory: as Kubernetes and cert-manager write them, and
-/// as BuildKit's own examples do.
+/// The names of certificate, key and authorities in a directory: first those of Kubernetes and cert-manager, then
+/// those of BuildKit's examples.
 const NAMES: [[&str; 3]; 2] = [["tls.crt", "tls.key", "ca.crt"], ["cert.pem", "key.pem", "ca.pem"]];
 
-/// Why files are of no use for TLS.
+/// Why files cannot be used for TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
     #[error("cannot read `{}`: {source}", path.display())]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
-    /// It is a device, a pipe or a directory.
+    /// The file is a device, a pipe or a directory.
     #[error("`{}` is not a regular file", .0.display())]
     NotAFile(PathBuf),
-    /// It is longer than any bundle of certificates.
-    #[error("`{}` is larger than 1 MiB, so it holds something else than certificates", .0.display())]
+    /// The file is larger than any bundle of certificates.
+    #[error("`{}` is larger than 1 MiB, more than any file of certificates", .0.display())]
     TooLarge(PathBuf),
-    /// What should be in it is not.
+    /// The file does not contain what it should.
     #[error("`{}` has no {what} in PEM", path.display())]
     Empty {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What it should have.
+        /// What is missing in the file.
         what: &'static str,
     },
-    /// Something in it cannot be understood.
-    #[error("`{}` has a {what} that is broken: {cause}", path.display())]
+    /// A part of the file cannot be parsed.
+    #[error("`{}` has a {what} that cannot be parsed: {cause}", path.display())]
     Broken {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is broken.
+        /// What cannot be parsed.
         what: &'static str,
-        /// How.
+        /// The error of the parser.
         cause: String,
     },
-    /// Certificate and key belong to two different pairs.
-    #[error("the key `{}` is not that of the certificate `{}`", key.display(), certificate.display())]
+    /// The key does not belong to the certificate.
+    #[error("the key `{}` does not belong to the certificate `{}`", key.display(), certificate.display())]
     Mismatch {
-        /// The file of the certificate.
+        /// The path of the certificate.
         certificate: PathBuf,
-        /// That of the key.
+        /// The path of the key.
         key: PathBuf,
     },
-    /// The certificate or the key is missing.
-    #[error("a certificate and its key are needed, each without the other is of no use")]
+    /// Only one of certificate and key is configured.
+    #[error("a certificate and its key must be configured together")]
     NoPair,
-    /// The authorities are missing.
-    #[error("a file with the CA certificates is needed to verify the other side")]
+    /// No file of authorities is configured.
+    #[error("a file of CA certificates is needed to verify the other side")]
     NoAuthorities,
-    /// TLS cannot be set up with them.
+    /// The TLS library refuses the certificates.
     #[error("TLS cannot use these certificates: {0}")]
     Unusable(String),
 }
 
-/// Where the certificates of one side are.
+/// The paths of the certificates of one side.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Files {
-    /// Its own certificate, and those between it and its authority.
+    /// The own certificate, followed by those between it and its authority.
     pub certificate: Option<PathBuf>,
-    /// The key of the first of these.
+    /// The key of the own certificate.
     pub key: Option<PathBuf>,
-    /// The authorities that it trusts.
+    /// The certificates of the authorities that this side trusts.
     pub ca: Option<PathBuf>,
 }
 
 impl Files {
-    /// Those that there are in `directory`, in either habit of names.
+    /// The files that exist in `directory`, under either set of names.
     pub fn in_directory(directory: &Path) -> Self {
         let files = |names: [&str; 3]| {
             let [certificate, key, ca] = names.map(|name| Some(directory.join(name)));
@@ -103,7 +103,7 @@ impl Files {
         Self { certificate: there(self.certificate), key: there(self.key), ca: there(self.ca) }
     }
 
-    /// These files, and those of `under` where there are none.
+    /// These files and, for those that are missing, the files of `under`.
     #[must_use]
     pub fn over(self, under: Self) -> Self {
         Self {
@@ -113,7 +113,7 @@ impl Files {
         }
     }
 
-    /// Reads all of them.
+    /// Reads all files.
     pub(super) fn read(&self) -> Result<Contents, TlsError> {
         let read = |path: &Option<PathBuf>| path.as_deref().map(read_bounded).transpose();
         Ok(Contents {
@@ -124,7 +124,7 @@ impl Files {
     }
 }
 
-/// What is in the files, as it was read.
+/// The contents of the files.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Contents {
     certificate: Option<Vec<u8>>,
@@ -139,7 +139,7 @@ impl fmt::Debug for Contents {
 }
 
 impl Contents {
-    /// The certificate and its key, if there are any. The key is the certificate's own.
+    /// The certificate and its key. `None` if neither is configured.
     pub(super) fn pair(&self, files: &Files) -> Result<Option<CertifiedKey>, TlsError> {
         let (certificate, certificate_path, key, key_path) =
             match (&self.certificate, &files.certificate, &self.key, &files.key) {
@@ -173,7 +173,7 @@ impl Contents {
         }
     }
 
-    /// The authorities, if there are any.
+    /// The authorities. `None` if none are configured.
     pub(super) fn authorities(
         &self,
         files: &Files,
@@ -191,7 +191,7 @@ impl Contents {
     }
 }
 
-/// Every certificate in a file; at least one.
+/// Every certificate in a file, of which there must be one at least.
 fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match all {

@@ -1,7 +1,8 @@
 //! Certificates that are renewed while the proxy runs.
 //!
-//! Files are read again and again rather than watched: a Secret's mount swaps a symlink two directories up, and a
-//! watch on the file would end with the old one. What is broken, or belongs to two pairs, leaves the last in force.
+//! The files are read at intervals instead of being watched: the mount of a Secret swaps a symlink two directories
+//! up, and a watch on the file would end with the old one. If new files are malformed or do not belong together,
+//! the previous certificates stay in use.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -13,25 +14,25 @@ use tracing::{info, warn};
 use super::files::{Contents, Files, TlsError};
 use crate::metrics::{Metrics, ReloadResult, TlsSide};
 
-/// How often the files are read. What has changed is tried once it was the same twice: while a Secret is swapped,
-/// the certificate may be the new one and the key still the old.
+/// How often the files are read. A change is tried once the files were the same twice, because the certificate may
+/// be the new one and the key still the old one while a Secret is swapped.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// What the files give.
+/// What the files result in.
 #[derive(Debug)]
 pub(super) struct Made<T> {
     pub(super) config: T,
-    /// The certificates that the other side is shown.
+    /// The certificates that are shown to the other side.
     pub(super) chain: Vec<CertificateDer<'static>>,
 }
 
 type Make<T> = Box<dyn Fn(&Contents) -> Result<Made<T>, TlsError> + Send + Sync>;
 
-/// A configuration that follows its files.
+/// A TLS configuration that follows its files.
 pub(super) struct Followed<T> {
     files: Files,
     make: Make<T>,
-    /// As read at the start.
+    /// The contents of the files at the start.
     first: Contents,
     first_expiry: Option<i64>,
     current: ArcSwap<T>,
@@ -60,7 +61,7 @@ impl<T: Send + Sync + 'static> Followed<T> {
         })
     }
 
-    /// What is in force now.
+    /// The configuration in use.
     pub(super) fn current(&self) -> Arc<T> {
         self.current.load_full()
     }
@@ -78,12 +79,12 @@ impl<T: Send + Sync + 'static> Followed<T> {
             let Ok(read) = tokio::task::spawn_blocking(move || files.read()).await else {
                 continue;
             };
-            let outcome = watch.look(read, |contents| (self.make)(contents));
-            self.tell(side, metrics, outcome);
+            let outcome = watch.check(read, |contents| (self.make)(contents));
+            self.report(side, metrics, outcome);
         }
     }
 
-    fn tell(&self, side: TlsSide, metrics: &Metrics, outcome: Option<Result<Made<T>, TlsError>>) {
+    fn report(&self, side: TlsSide, metrics: &Metrics, outcome: Option<Result<Made<T>, TlsError>>) {
         let (pool, side_name) = (metrics.pool(), side.label());
         match outcome {
             None => {}
@@ -103,14 +104,14 @@ impl<T: Send + Sync + 'static> Followed<T> {
     }
 }
 
-/// What was seen of the files so far.
+/// What was read of the files so far.
 #[derive(Debug)]
 struct Watch {
-    /// What was tried last, for good or ill.
+    /// The last contents that were tried, whether they could be used or not.
     tried: Contents,
-    /// What was different from that when they were read last.
+    /// The contents at the last read, if they were not tried yet.
     seen: Option<Contents>,
-    /// Whether they could be read at all.
+    /// Whether the last read succeeded.
     readable: bool,
 }
 
@@ -119,8 +120,8 @@ impl Watch {
         Self { tried, seen: None, readable: true }
     }
 
-    /// What `make` makes of what was `read`, if that is new and stays.
-    fn look<T>(
+    /// The result of `make` for what was `read`, if it is new and was the same at the last read.
+    fn check<T>(
         &mut self,
         read: Result<Contents, TlsError>,
         make: impl FnOnce(&Contents) -> Result<T, TlsError>,
@@ -147,7 +148,7 @@ impl Watch {
     }
 }
 
-/// When the first of `chain` to expire does so, in seconds since 1970.
+/// When the first certificate of `chain` expires, in seconds since 1970.
 fn expiry(chain: &[CertificateDer<'_>]) -> Option<i64> {
     let not_after = |der: &CertificateDer<'_>| {
         let (_rest, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
@@ -177,7 +178,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let [a, b, c] = ["a", "b", "c"].map(|text| contents(directory.path(), text));
         let mut watch = Watch::new(a.clone());
-        let mut look = |contents: &Contents| watch.look(Ok(contents.clone()), |_| Ok(()));
+        let mut look = |contents: &Contents| watch.check(Ok(contents.clone()), |_| Ok(()));
         assert!(look(&a).is_none(), "nothing has changed");
         assert!(look(&b).is_none(), "it may be half of a change");
         assert!(look(&c).is_none());
@@ -194,10 +195,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let a = contents(directory.path(), "a");
         let mut watch = Watch::new(a.clone());
-        let mut gone = || watch.look(Err(TlsError::NoPair), |_| Ok(()));
+        let mut gone = || watch.check(Err(TlsError::NoPair), |_| Ok(()));
         assert!(gone().is_some_and(|told| told.is_err()));
         assert!(gone().is_none());
-        assert!(watch.look(Ok(a), |_| Ok(())).is_none());
-        assert!(watch.look(Err(TlsError::NoPair), |_| Ok(())).is_some(), "it is told again");
+        assert!(watch.check(Ok(a), |_| Ok(())).is_none());
+        assert!(watch.check(Err(TlsError::NoPair), |_| Ok(())).is_some(), "it is told again");
     }
 }

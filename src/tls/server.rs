@@ -1,4 +1,4 @@
-//! What clients meet: the proxy's certificate, and whether they must show one.
+//! TLS to clients: the proxy's certificate, and whether clients must show one.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -20,25 +20,25 @@ use crate::{
     metrics::{Metrics, TlsSide},
 };
 
-/// How long a handshake may take: two round trips, and the time in which a busy client signs. grpc-go itself gives
-/// a connection 20 s.
+/// How long a handshake may take: two round trips, and the time in which a busy client signs. grpc-go gives a whole
+/// connection 20 s.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 label_set! {
     /// Whether clients show certificates.
     #[derive(Default, clap::ValueEnum)]
     pub enum ClientAuth {
-        /// None is asked for.
+        /// No certificate is asked for.
         Off = "off",
-        /// One that is shown must be good.
+        /// A client need not show a certificate, but one that is shown must be valid.
         Optional = "optional",
-        /// Whoever shows none gets no connection.
+        /// A client without a valid certificate gets no connection.
         #[default]
         Required = "required",
     }
 }
 
-/// TLS to clients.
+/// The certificates for connections of clients.
 #[derive(Debug)]
 pub struct Server(Followed<ServerConfig>);
 
@@ -46,25 +46,25 @@ impl Server {
     /// Reads the files, for gRPC over TLS.
     ///
     /// # Errors
-    /// They are of no use.
+    /// The files cannot be used for TLS.
     pub fn load(files: Files, client_auth: ClientAuth) -> Result<Self, TlsError> {
         Self::speaking(Protocol::Http2, files, client_auth)
     }
 
     /// Reads the files of `directory`, for the scaler's port. KEDA must show a certificate if the directory has
-    /// authorities for that.
+    /// authorities.
     ///
     /// # Errors
-    /// The files are of no use.
+    /// The files cannot be used for TLS.
     pub fn for_scaler(directory: &Path) -> Result<Self, TlsError> {
         Self::in_directory(directory, Protocol::Http2, ClientAuth::Required)
     }
 
-    /// Reads the files of `directory`, for the admin port. Clients may show a certificate if the directory has
-    /// authorities for that. They need not, because a kubelet that probes has none.
+    /// Reads the files of `directory`, for the admin port. If the directory has authorities, clients may show a
+    /// certificate. They need not, because a kubelet that probes has none.
     ///
     /// # Errors
-    /// The files are of no use.
+    /// The files cannot be used for TLS.
     pub fn for_admin_port(directory: &Path) -> Result<Self, TlsError> {
         Self::in_directory(directory, Protocol::Http1, ClientAuth::Optional)
     }
@@ -88,12 +88,12 @@ impl Server {
         Followed::load(files, move |contents| make(contents, &own, client_auth, protocol)).map(Self)
     }
 
-    /// What counts for a new connection.
+    /// The configuration for a new connection.
     pub fn config(&self) -> Arc<ServerConfig> {
         self.0.current()
     }
 
-    /// Follows the files until `stop`, and tells of them as of `side`.
+    /// Follows the files until `stop`, and counts their changes for `side`.
     pub async fn follow(
         self: Arc<Self>,
         side: TlsSide,
@@ -118,9 +118,10 @@ fn make(
         .map_err(|error| TlsError::Unusable(error.to_string()))?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
-    // buildctl wants this chosen; buildx offers nothing, which is no reason to refuse it.
+    // buildctl requires that the server selects this protocol. buildx offers none, and is accepted without.
     config.alpn_protocols = protocol.alpn();
-    // A resumed session would trust a certificate that was verified long ago. BuildKit's clients resume none.
+    // A resumed session would trust a certificate that was verified long ago. BuildKit's clients do not resume
+    // sessions.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Made { config, chain })
@@ -135,8 +136,8 @@ fn verifier(
         return Ok(WebPkiClientVerifier::no_client_auth());
     }
     let authorities = contents.authorities(files)?.ok_or(TlsError::NoAuthorities)?;
-    // Go's clients send no certificate at all if its authority is not among the hints. Without hints they send
-    // what they have, and what is wrong with it can be told.
+    // With hints of acceptable authorities, Go's clients send no certificate at all if theirs has another
+    // authority. Without hints they send what they have, and the proxy can tell what is wrong with it.
     let builder = WebPkiClientVerifier::builder_with_provider(authorities, provider())
         .clear_root_hint_subjects();
     let builder = match client_auth {

@@ -141,7 +141,7 @@ async fn a_pair_that_does_not_belong_together_leaves_the_last_one_in_force() {
         (authorities.clients.sign(&Request::SERVER), authorities.clients.sign(&Request::SERVER));
     let ca = authorities.clients.pem();
     let broken = [
-        ([certificate.as_str(), &other_key, ca], "is not that of the certificate"),
+        ([certificate.as_str(), &other_key, ca], "does not belong to the certificate"),
         (["", &key, ca], "has no certificate in PEM"),
         ([&certificate, "-----BEGIN PRIVATE KEY-----\nAAAA", ca], "private key"),
     ];
