@@ -38,20 +38,20 @@ use crate::{
 /// How often a drain says what it waits for.
 const DRAIN_REPORT: Duration = Duration::from_secs(10);
 
-/// TLS handshakes of clients at once. Each takes some tens of KiB and a millisecond of a processor; four hundred jobs
-/// of one pipeline fit.
+/// The most TLS handshakes of clients at once. A handshake takes some tens of KiB of memory and a millisecond of a
+/// processor. Four hundred jobs of one pipeline fit.
 const MAX_HANDSHAKES: usize = 1000;
 
-/// Why the proxy cannot start.
+/// Why the proxy could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A client address cannot be listened on.
+    /// The proxy cannot listen on an address for clients.
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// A pool cannot start.
     #[error(transparent)]
     Pool(#[from] PoolError),
-    /// The admin address cannot be listened on.
+    /// The proxy cannot listen on the address of the admin port.
     #[error("listen on admin port {address}")]
     Admin {
         /// The address.
@@ -59,7 +59,7 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
-    /// The DNS server that the configuration names is not known.
+    /// The name of the configured DNS server cannot be looked up.
     #[error("look up the DNS server {server}")]
     DnsServer {
         /// The server.
@@ -67,7 +67,7 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
-    /// The control address cannot be listened on.
+    /// The proxy cannot listen on the control address.
     #[error("listen on control address {address}")]
     Control {
         /// The address.
@@ -75,7 +75,7 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
-    /// The scaler's address cannot be listened on.
+    /// The proxy cannot listen on the scaler's address.
     #[error("listen on scaler port {address}")]
     Scaler {
         /// The address.
@@ -83,30 +83,31 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
-    /// The scaler's certificates have broken since the configuration was read.
+    /// The scaler's certificates became invalid after the configuration was checked.
     #[error("read the scaler's certificates")]
     ScalerTls(#[source] TlsError),
-    /// The admin port's certificates have broken since the configuration was read.
+    /// The admin port's certificates became invalid after the configuration was checked.
     #[error("read the admin port's certificates")]
     AdminTls(#[source] TlsError),
-    /// The file of tokens has broken since the configuration was read.
+    /// The token file became invalid after the configuration was checked.
     #[error("read the admin tokens")]
     Tokens(#[from] TokenError),
 }
 
-/// A proxy that listens.
+/// A running proxy.
 #[derive(Debug)]
 pub struct App {
     pools: Arc<[Pool]>,
     families: Arc<Families>,
-    /// Downstream connections and their streams: what a drain waits for.
+    /// The connections of clients and their streams. A drain waits for them.
     downstream: TaskTracker,
-    /// Listeners, upstream connections, prober, admin port: ended after the drain.
+    /// Listeners, connections to daemons, probes and the admin port. They end after the drain.
     background: TaskTracker,
-    /// The proxy was told to end, and says so to whoever asks whether it is ready.
+    /// Cancelled once the proxy has been told to end: `/readyz` answers 503 from then on.
     leaving: CancellationToken,
-    /// It accepts nobody any more.
+    /// Cancelled once the proxy accepts no more connections.
     drain: CancellationToken,
+    /// Cancelled after the drain: the background tasks end.
     stop: CancellationToken,
     listen: Vec<Address>,
     admin_listen: SocketAddr,
@@ -118,7 +119,7 @@ impl App {
     /// Binds all ports and starts all tasks.
     ///
     /// # Errors
-    /// A port cannot be bound; nothing runs then.
+    /// A port cannot be bound, or a file cannot be read. No task runs then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let Config { pools, identities, access, admin_access, process } = config;
         let mut listeners = Vec::new();
@@ -150,7 +151,7 @@ impl App {
         };
 
         let families = Families::new();
-        info!(memory_budget = process.memory_budget(), "memory for what waits to be sent on");
+        info!(memory_budget = process.memory_budget(), "memory budget set");
         let account = Account::new(process.memory_budget(), families.held_bytes.clone());
         let downstream = TaskTracker::new();
         let background = TaskTracker::new();
@@ -214,18 +215,18 @@ impl App {
         })
     }
 
-    /// Where clients connect; a port 0 has become the real one.
+    /// The addresses for clients. A configured port 0 is replaced by the real port.
     pub fn listen(&self) -> &[Address] {
         &self.listen
     }
 
-    /// Where the admin port is.
+    /// The address of the admin port.
     pub fn admin_listen(&self) -> SocketAddr {
         self.admin_listen
     }
 
-    /// Serves until a signal, drains, and returns when the last build has ended, the drain timeout
-    /// is over or a second signal came.
+    /// Serves until a signal comes, then drains. Returns when the last build has ended, when the drain timeout is over, or
+    /// when a second signal comes.
     pub async fn run(self, mut signals: Signals) {
         let signal = signals.next().await;
         let builds = self.builds();
@@ -243,7 +244,7 @@ impl App {
         }
     }
 
-    /// Goes on accepting for the delay, then waits for the builds, at most as long as a drain may take.
+    /// Accepts connections until the drain delay is over, then waits for the builds until the drain timeout is over.
     async fn wait_for_builds(&self) {
         tokio::time::sleep(self.drain_delay).await;
         self.drain.cancel();
@@ -255,7 +256,7 @@ impl App {
         }
     }
 
-    /// Says again and again what the drain waits for.
+    /// Logs at regular times how many builds the drain waits for.
     async fn report_drain(&self) {
         loop {
             let remaining = self.builds();
@@ -273,7 +274,7 @@ impl App {
     }
 }
 
-/// What large receive windows of clients may take: as much again as is held for calls that wait.
+/// The memory for large receive windows of clients: as much as the budget for calls that wait.
 fn large_windows(budget: u64) -> Shares {
     Shares::new(Limits { total: budget, address: budget, connection: budget })
 }
@@ -282,7 +283,7 @@ async fn resolve(server: HostPort) -> Result<SocketAddr, StartError> {
     server.resolve().await.map_err(|source| StartError::DnsServer { server, source })
 }
 
-/// How many clients may be connected: as many as there are descriptors for, or fewer if `asked`.
+/// The limit of client connections: `asked`, but at most as many as there are file descriptors for.
 fn max_connections(asked: Option<usize>) -> usize {
     let possible = usize::try_from(Budget::of_process().clients).unwrap_or(usize::MAX);
     let connections = asked.unwrap_or(possible).min(possible);
@@ -293,7 +294,7 @@ fn max_connections(asked: Option<usize>) -> usize {
     connections
 }
 
-/// Binds the scaler's port, if there is to be one.
+/// Binds the scaler's port, if one is configured.
 async fn bind_scaler(process: &Process) -> Result<Option<scaler::Port>, StartError> {
     let Some(address) = &process.scaler_listen else { return Ok(None) };
     let failed = |source| StartError::Scaler { address: address.clone(), source };
@@ -306,20 +307,20 @@ async fn bind_scaler(process: &Process) -> Result<Option<scaler::Port>, StartErr
     Ok(Some(scaler::Port { acceptor: Acceptor::from_tcp(listener, bound), tls }))
 }
 
-/// Binds the control listener, if there is to be one.
+/// Binds the control listener, if one is configured.
 async fn bind_control(address: Option<&Address>) -> Result<Option<Control>, StartError> {
     let Some(address) = address else { return Ok(None) };
     let failed = |source| StartError::Control { address: address.clone(), source };
     Control::bind(address).await.map(Some).map_err(failed)
 }
 
-/// Says that whoever reaches `address` may build, if others than this machine can.
+/// Warns that everybody who reaches `address` may build, unless only this machine can reach it.
 fn warn_of_plain(address: &Address, pool: &Pool) {
     let Address::Tcp { host, .. } = address else { return };
     let is_loopback = |ip: IpAddr| ip.to_canonical().is_loopback();
     let own = host == "localhost" || host.parse().is_ok_and(is_loopback);
     if pool.tls.is_none() && !own {
         let pool = pool.name();
-        warn!(pool, %address, "clients need no certificate: whoever reaches this address may build");
+        warn!(pool, %address, "clients need no certificate: everybody who reaches this address may build");
     }
 }

@@ -30,7 +30,7 @@ const EXIT_USAGE: u8 = 64;
 
 const EXIT_CODES: &str = "Exit codes:
   0   the command did what it was asked
-  1   it failed, for one line of reason on standard error
+  1   the command failed; standard error has one line with the cause
   64  the command line or the configuration is wrong";
 
 /// A gRPC load balancer that understands BuildKit: one address in front of a fleet of buildkitd daemons.
@@ -47,13 +47,13 @@ enum Command {
     Serve(Options),
     /// Check the configuration and print every problem in it.
     CheckConfig(Options),
-    /// Print the configuration in force, as a file that gives the same configuration.
+    /// Print the configuration that results from defaults, file, environment and flags, as one file.
     PrintConfig(Options),
     /// Print the affinity key of a build, the source of the key, and how the backends rank for it.
     ExplainKey(ExplainOptions),
     /// Print the name that a certificate gives a client, and what that client may do.
     ExplainAccess(ExplainAccessOptions),
-    /// Drain a daemon at every proxy: ask for no more builds, and wait until its builds have ended.
+    /// Drain a daemon at every proxy: keep new builds away from it and wait until its builds have ended.
     DrainBackend(drain_client::Options),
     /// Print a completion script for a shell.
     Completions {
@@ -84,7 +84,7 @@ struct ExplainOptions {
     options: Options,
 }
 
-/// The command line as a table, from which the documentation is made.
+/// The table of commands and flags. The documentation is generated from it.
 pub fn command() -> clap::Command {
     Cli::command()
 }
@@ -97,12 +97,12 @@ struct ExplainAccessOptions {
     options: Options,
 }
 
-/// Runs the command line and says how it went.
+/// Runs the command and returns its exit code.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Where nobody reads, there is nobody to tell.
+            // If standard output is closed, nobody can be told.
             let _ = error.print();
             return if error.use_stderr() { EXIT_USAGE.into() } else { ExitCode::SUCCESS };
         }
@@ -139,7 +139,7 @@ fn drain_backend(options: drain_client::Options) -> ExitCode {
         Ok(log) => log,
         Err(error) => return failed(&error),
     };
-    // It waits nearly all of its time.
+    // One thread suffices: the command waits nearly all of its time.
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(drain_client::run(options)),
         Err(error) => failed(&error),
@@ -169,7 +169,7 @@ fn serve(config: Config) -> ExitCode {
         Ok(log) => log,
         Err(error) => return failed(&error),
     };
-    // Each build holds two descriptors; what the system grants at most is not ours to refuse.
+    // Each build holds two descriptors, so the proxy takes as many as the system grants.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     match run_app(config) {
         Ok(()) => ExitCode::SUCCESS,
@@ -186,17 +186,17 @@ fn run_app(config: Config) -> Result<(), Box<dyn Error>> {
         let mut signals = Signals::new()?;
         tokio::select! {
             app = App::start(config) => app?.run(signals).await,
-            // Nothing is served yet.
+            // The proxy has not started, so there is nothing to drain.
             _ = signals.next() => {}
         }
         Ok(())
     });
-    // What still runs was cut on purpose.
+    // The drain is over: whatever still runs may be cut.
     runtime.shutdown_background();
     served
 }
 
-/// Prints to standard output. Where nobody reads, there is nobody to tell.
+/// Prints to standard output. If the reader has closed the pipe, that is no error.
 fn print(text: &str) -> ExitCode {
     let mut stdout = io::stdout();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -214,7 +214,7 @@ fn failure(error: &(dyn Error + 'static)) -> String {
     format!("buildkit-lb: {}", Chain(error))
 }
 
-/// Prints to standard error, if anybody reads that.
+/// Prints to standard error. If standard error is closed, nobody can be told.
 fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
@@ -231,7 +231,7 @@ mod tests {
         let runtime = runtime(1).expect("a runtime");
         let unseen = runtime.block_on(async {
             tokio::spawn(async { moderation::received(1) }).await.expect("no panic");
-            // The thread has run out of work when this one's timer fires.
+            // The only thread parks before this timer fires.
             tokio::time::sleep(Duration::from_millis(20)).await;
             tokio::spawn(async { moderation::unseen() }).await.expect("no panic")
         });

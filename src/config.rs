@@ -40,7 +40,7 @@ pub use self::{
 use self::{file::File, layers::over, origins::Origins, sections::Sections, tls::TlsSettings};
 use crate::{access, address::Address, annotations, identity};
 
-/// Read if it exists and no other file is named.
+/// The file that is read if it exists and no other file is named.
 pub const DEFAULT_FILE: &str = "/etc/buildkit-lb/buildkit-lb.toml";
 
 /// The longest problem, in characters: a problem quotes what may be anything.
@@ -49,9 +49,9 @@ const MAX_PROBLEM_LEN: usize = 1000;
 /// The checked configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// The pools; at least one.
+    /// At least one pool.
     pub pools: Vec<Pool>,
-    /// Which name of a client's certificate says who the client is.
+    /// How the certificate of a client gives its name.
     pub identities: identity::Rules,
     /// What clients may do.
     pub access: access::Rules,
@@ -83,8 +83,8 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 impl Config {
-    /// Reads the file (`file`, or [`DEFAULT_FILE`] if that exists), lays what is `given` by flags and environment over it,
-    /// and checks the result.
+    /// Reads `file`, or [`DEFAULT_FILE`] if that exists, lays what flags and environment have `given` over the file, and
+    /// checks the result.
     ///
     /// # Errors
     /// Every problem with what was given.
@@ -136,7 +136,7 @@ impl Config {
         Some(Self { pools, identities, access, admin_access, process })
     }
 
-    /// The configuration as a file that gives the same one.
+    /// A file that gives the same configuration.
     pub fn to_toml(&self) -> String {
         let pools: Vec<_> = self.pools.iter().map(PrintedPool::from).collect();
         let (only, pool) = match <[_; 1]>::try_from(pools) {
@@ -187,7 +187,7 @@ impl<'a> From<&'a Pool> for PrintedPool<'a> {
     }
 }
 
-/// A problem on one line of bounded length, with where its key was given.
+/// The problem on one line of bounded length, followed by where its key was given.
 fn shown(problem: &str, origins: &Origins<'_>) -> String {
     let key = problem.split_once(": ").map_or("", |(key, _text)| key);
     let origin = origins.of(key).map(|origin| format!(" ({origin})")).unwrap_or_default();
@@ -214,7 +214,7 @@ fn check_access(value: Option<Value>, pools: &[Pool], problems: &mut Vec<String>
     rules
 }
 
-/// Reports an address of the admin port that is also one for clients.
+/// Reports an address for clients that is also the address of the admin port.
 fn check_ports(process: &Process, pools: &[Pool], problems: &mut Vec<String>) {
     let admin = &process.admin_listen;
     let ip = |host: &str| host.parse::<IpAddr>().ok();
@@ -223,7 +223,7 @@ fn check_ports(process: &Process, pools: &[Pool], problems: &mut Vec<String>) {
         let same = *host == admin.host || ip(host).is_some_and(|own| Some(own) == ip(&admin.host));
         if *port != 0 && *port == admin.port && same {
             problems.push(format!(
-                "admin-listen: `{admin}` is also in listen, the two need their own ports"
+                "admin-listen: `{admin}` is also an address for clients, give each a port of its own"
             ));
         }
     }

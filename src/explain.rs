@@ -1,5 +1,5 @@
-//! `buildkit-lb explain-key`: which key a build has under a configuration, from which source, and how
-//! the backends rank for it. Computes what the proxy would, and talks to nobody.
+//! `buildkit-lb explain-key`: the key of a build under a configuration, the source of the key, and the rank of each backend
+//! for it. The command computes what the proxy would compute, and opens no connection.
 
 use std::{
     fmt::{self, Write as _},
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// A build's parameters, in buildctl's words.
+/// A build's parameters, written as for buildctl.
 #[derive(Debug, Args)]
 pub struct Parameters {
     /// A frontend option, as for buildctl. Repeatable.
@@ -41,19 +41,19 @@ pub struct Parameters {
     /// The shared key that the Session declares; buildx sends DIRECTORY:NODE.
     #[arg(long, value_name = "DIRECTORY:NODE")]
     shared_key: Option<String>,
-    /// The pool that the build is sent to, if there are several.
+    /// The pool that the build is sent to. Needed if there are several pools.
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
     /// The client's address.
     #[arg(long, value_name = "ADDRESS")]
     client: Option<String>,
-    /// Read all of this from a captured SolveRequest instead, with or without the five bytes of a gRPC frame;
+    /// Read the parameters from a captured SolveRequest instead. The file may begin with the five bytes of a gRPC frame;
     /// - is standard input.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["opt", "output", "export_cache", "import_cache"])]
     solve: Option<PathBuf>,
 }
 
-/// Why a key cannot be told.
+/// Why a key cannot be explained.
 #[derive(Debug, thiserror::Error)]
 pub enum ExplainError {
     /// A parameter has no `=`.
@@ -67,20 +67,20 @@ pub enum ExplainError {
         /// Why.
         source: io::Error,
     },
-    /// The configuration has several pools, or none of that name.
+    /// The configuration has several pools, or no pool of the given name.
     #[error("name one of the pools with --pool: {0}")]
     Pool(String),
-    /// The captured file is no SolveRequest.
+    /// The captured file is not a SolveRequest.
     #[error("decode the captured SolveRequest")]
     Decode(#[from] WireError),
 }
 
-/// What the proxy makes of a build.
+/// The key of a build, and where the key sends it.
 #[derive(Debug)]
 pub struct Explanation {
     key: Option<AffinityKey>,
     policy: PolicyKind,
-    /// Names and capacities, the first choice first.
+    /// Names and capacities of the backends, the first choice first.
     ranking: Vec<(String, u32)>,
 }
 
@@ -132,7 +132,7 @@ impl Parameters {
         Ok(self.described()?.encode_to_vec().into())
     }
 
-    /// What the arguments describe.
+    /// The request that the arguments describe.
     fn described(&self) -> Result<SolveRequest, ExplainError> {
         let exporter = |csv: &String| {
             let (r#type, attrs) = parse_csv(csv)?;
@@ -159,7 +159,7 @@ impl Parameters {
     }
 }
 
-/// `type=TYPE,name=A,"name=A,B"`: entries with a comma in them stand in quotes.
+/// Parses `type=TYPE,name=A,"name=A,B"`. An entry that contains a comma stands in quotes.
 fn parse_csv(text: &str) -> Result<(Bytes, Vec<Attr>), ExplainError> {
     let mut attrs = Vec::new();
     let mut quoted = false;
@@ -179,7 +179,7 @@ fn pair(text: &str) -> Result<Attr, ExplainError> {
     Ok(Attr { key: key.to_owned().into(), value: value.to_owned().into() })
 }
 
-/// At most one message and its frame.
+/// Reads the file, but at most as many bytes as one message and its frame have.
 fn read(file: &Path) -> Result<Bytes, ExplainError> {
     let mut bytes = Vec::new();
     let limit = (wire::MAX_MESSAGE_LEN + wire::PREFIX_LEN) as u64;
@@ -194,7 +194,7 @@ fn read(file: &Path) -> Result<Bytes, ExplainError> {
     }
 }
 
-/// A frame announces exactly the bytes that follow it; no message begins like that.
+/// The message without its frame. A frame announces exactly the bytes that follow it; no message begins like that.
 fn unframed(bytes: Bytes) -> Result<Bytes, WireError> {
     let framed = bytes.len() >= wire::PREFIX_LEN
         && bytes[0] <= 1

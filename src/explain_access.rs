@@ -1,5 +1,5 @@
-//! `buildkit-lb explain-access`: who a certificate says that a client is, and what that client may do. Talks to
-//! nobody, and does not ask whether the certificate is trusted.
+//! `buildkit-lb explain-access`: the name that a certificate gives a client, and what that client may do. The command opens
+//! no connection, and does not check whether the certificate is trusted.
 
 use std::{
     fmt,
@@ -15,19 +15,19 @@ use crate::{
     identity::{NoName, first_certificate},
 };
 
-/// The longest file that is read: a chain of certificates has a few KiB.
+/// The longest file that is read. A chain of certificates has a few KiB.
 const MAX_FILE_LEN: u64 = 1 << 20;
 
-/// Whose access is explained.
+/// The client whose access is explained.
 #[derive(Debug, Args)]
 pub struct Parameters {
-    /// A client's certificate, in PEM or DER; a file with a chain begins with it. Without one: a client without a
-    /// certificate.
+    /// File with the client's certificate, in PEM or DER. Of a chain, the first certificate counts [default: a client
+    /// without a certificate].
     #[arg(long, value_name = "FILE")]
     certificate: Option<PathBuf>,
 }
 
-/// Why access cannot be told.
+/// Why access cannot be explained.
 #[derive(Debug, thiserror::Error)]
 pub enum ExplainAccessError {
     /// The file cannot be read.
@@ -38,8 +38,8 @@ pub enum ExplainAccessError {
         /// Why.
         source: io::Error,
     },
-    /// The file holds no certificate, or one that names nobody.
-    #[error("tell a name from `{}`", file.display())]
+    /// The file has no certificate, or no rule finds a name in the certificate.
+    #[error("find a name in `{}`", file.display())]
     Name {
         /// Its name.
         file: PathBuf,
@@ -48,20 +48,20 @@ pub enum ExplainAccessError {
     },
 }
 
-/// What a client is called and may do.
+/// The name of a client, and what the client may do.
 #[derive(Debug)]
 pub struct Explanation<'a> {
-    /// The name, and where it is from.
+    /// The name, and the part of the certificate that has it.
     name: Option<(String, &'static str)>,
     rule: Option<usize>,
     has_rules: bool,
     grant: &'a Grant,
 }
 
-/// Explains the access of the client that `parameters` tell of.
+/// Explains the access of the client that `parameters` describe.
 ///
 /// # Errors
-/// The certificate cannot be read, or names nobody.
+/// The certificate cannot be read, or no rule finds a name in it.
 pub fn explain_access<'a>(
     config: &'a Config,
     parameters: &Parameters,
@@ -103,7 +103,9 @@ impl fmt::Display for Explanation<'_> {
         }
         match (self.rule, self.has_rules) {
             (Some(number), _) => writeln!(f, "rule             {number}")?,
-            (None, true) => writeln!(f, "rule             none names it, so it may do nothing")?,
+            (None, true) => {
+                writeln!(f, "rule             none names this client, so it may do nothing")?
+            }
             (None, false) => writeln!(f, "rule             there are none")?,
         }
         self.grant.fmt(f)

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-/// Gives memory back after a peak: the C library's keeps what threads took for large pieces. Without huge
-/// pages, which would double the memory of an idle session.
+/// mimalloc returns memory to the system after a peak; the C library's allocator keeps large pieces for its threads.
+/// Huge pages are off, because they would double the memory of an idle session.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

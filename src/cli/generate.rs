@@ -1,4 +1,4 @@
-//! Completion scripts and manual pages, made from the table of the command line.
+//! Completion scripts and manual pages, generated from the table of commands and flags.
 
 use std::io;
 
@@ -17,12 +17,12 @@ pub(super) enum ManualError {
     Write(#[from] io::Error),
 }
 
-/// The script that completes `command` in `shell`.
+/// The completion script of `command` for `shell`.
 pub(super) fn completions(shell: Shell, mut command: Command) -> String {
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, name, &mut script);
-    // For bash, clap_complete 4.6 writes the hyphen of our name in two ways and so finds no command's flags.
+    // clap_complete 4.6 writes the hyphen in `buildkit-lb` in two ways for bash, so completion finds no flags.
     String::from_utf8_lossy(&script).replace("buildkit__subcmd__lb", "buildkit__lb")
 }
 
@@ -39,7 +39,7 @@ pub(super) fn manual(mut command: Command, name: Option<&str>) -> Result<String,
         }
         None => command,
     };
-    // The title of a subcommand's page is that of its file, as `buildkit-lb-serve`.
+    // The title of a page is the name of its file, for example `buildkit-lb-serve`.
     let title = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
     let mut page = Vec::new();
     Man::new(command).title(title).render(&mut page)?;

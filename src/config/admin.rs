@@ -8,12 +8,12 @@ use crate::{
     tls::{Files, Server},
 };
 
-/// TLS on the admin port, and who may do what there by a certificate. A field is a key of the file, a flag and a variable.
+/// TLS on the admin port, and what a certificate allows there. A field is a key of the file, a flag and a variable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[serde(rename_all = "kebab-case")]
 pub struct AdminAccess {
-    /// Directory with the certificates for TLS on the admin port; names as in --tls-dir. If the directory has a
-    /// ca.crt, clients may show a certificate [default: none, clients connect without TLS].
+    /// Directory with the certificates for TLS on the admin port, with the same file names as --tls-dir. If the
+    /// directory has a ca.crt, clients may show a certificate [default: none, clients connect without TLS].
     #[arg(help_heading = "Admin port", long, value_name = "DIR")]
     pub admin_tls_dir: Option<FilePath>,
     /// Name of a client that may drain and cordon on the admin port, as its certificate has it; * stands for any
@@ -39,14 +39,14 @@ impl AdminAccess {
         let has_authorities = directory.is_some_and(|path| Files::in_directory(path).ca.is_some());
         if !self.admin_client.is_empty() && !has_authorities {
             problems.push(
-                "admin-client: says nothing without an admin-tls-dir that has ca.crt or ca.pem, whose CA \
+                "admin-client: has no effect without an admin-tls-dir that has ca.crt or ca.pem, whose CA \
                  certificates sign those of clients"
                     .to_owned(),
             );
         }
         if self.admin_restrict_reading && !has_tokens && !has_authorities {
             problems.push(
-                "admin-restrict-reading: nobody could read without an admin-token-file or an admin-tls-dir that \
+                "admin-restrict-reading: nobody can read without an admin-token-file or an admin-tls-dir that \
                  has ca.crt or ca.pem"
                     .to_owned(),
             );
@@ -77,11 +77,11 @@ mod tests {
             (AdminAccess { admin_tls_dir: dir("/no/such"), ..none() }, "admin-tls-dir: "),
             (
                 AdminAccess { admin_client: admin_client.clone(), ..none() },
-                "admin-client: says nothing",
+                "admin-client: has no effect",
             ),
             (
                 AdminAccess { admin_tls_dir: own, admin_client, ..none() },
-                "admin-client: says nothing",
+                "admin-client: has no effect",
             ),
             (
                 AdminAccess { admin_restrict_reading: true, ..none() },

@@ -17,7 +17,7 @@ const MAX_RULES: usize = 32;
 /// What the entries of the list are about.
 const KIND: Kind = Kind { from: "the word of a source", finds: "key", matches_all: false };
 
-/// Reads the table, called `path` in problems. Each problem begins with the path of its key.
+/// Reads the table. Each problem begins with the path of its key, and `path` is the path of the table.
 pub(super) fn read(value: Value, path: &str, problems: &mut Vec<String>) -> Rules {
     let mut rules = Rules::default();
     let table = match value {
@@ -38,7 +38,7 @@ pub(super) fn read(value: Value, path: &str, problems: &mut Vec<String>) -> Rule
     rules
 }
 
-/// Writes the table that is read as these rules.
+/// Writes the rules as the table from which [`read`] gives the same rules.
 pub(super) fn serialize<S: Serializer>(rules: &Rules, serializer: S) -> Result<S::Ok, S::Error> {
     to_table(rules).serialize(serializer)
 }

@@ -1,4 +1,4 @@
-//! What the command line and the environment give, and the defaults: the flags of the settings as tables.
+//! The settings of the command line and of the environment, and the defaults, as tables.
 
 use std::{collections::BTreeMap, ffi::OsStr};
 
@@ -11,13 +11,13 @@ use toml::{Table, Value};
 
 use super::{AdminAccess, Pool, Process, TlsSettings};
 
-/// What the name of each variable begins with.
+/// The name of each variable begins with this.
 const PREFIX: &str = "BUILDKIT_LB_";
 
 /// The settings of the command line and of the environment, and the defaults, each as the file would write them.
 #[derive(Debug, Default, Clone)]
 pub struct Given {
-    /// Those of the settings whose default depends on nothing else.
+    /// The defaults that depend on nothing else.
     pub(super) defaults: Table,
     pub(super) environment: Table,
     pub(super) flags: Table,
@@ -40,7 +40,7 @@ fn flag(field: Arg) -> Arg {
     let flag = field.env(variable).value_parser(AnyText { words });
     match flag.get_action() {
         ArgAction::Append => flag.value_delimiter(','),
-        // A switch may also have a value, so that a flag can turn off what the file turns on.
+        // A switch may have a value, so that a flag can turn off what the file turns on.
         ArgAction::SetTrue => {
             let default = flag.get_default_values().first().cloned();
             flag.action(ArgAction::Set)
@@ -49,15 +49,15 @@ fn flag(field: Arg) -> Arg {
                 .default_missing_value("true")
                 .default_value(default.unwrap_or("false".into()))
         }
-        // The help names the words.
+        // The help text names the words already.
         _ => flag.hide_possible_values(true),
     }
 }
 
-/// Takes any text: what is wrong with it is found later, together with every other problem of all layers.
+/// Takes any text. What is wrong with the text is found later, together with every other problem.
 #[derive(Debug, Clone)]
 struct AnyText {
-    /// What a shell proposes.
+    /// The words that a shell proposes.
     words: Vec<PossibleValue>,
 }
 
@@ -114,7 +114,7 @@ impl FromArgMatches for Given {
     }
 }
 
-/// The defaults of the settings whose default depends on nothing else.
+/// The defaults that depend on nothing else.
 fn defaults() -> Table {
     let default = |flag: &Arg| {
         let texts = flag.get_default_values().iter().map(AsRef::as_ref);

@@ -1,14 +1,15 @@
-//! Settings as tables, one over the other.
+//! Tables of settings, laid over each other.
 
 use serde::Serialize;
 use toml::{Table, Value};
 
 use super::tls::FILES;
 
-/// The settings of `over`, and those of `under` that `over` does not have. A table within them counts as a whole, and an
-/// empty list as none.
+/// The settings of `over`, and those of `under` that `over` does not have. A table among them is replaced as a whole. An
+/// empty list replaces nothing.
 ///
-/// A file of TLS in `over` hides all files of its side in `under`: certificates of two places do not belong together.
+/// If `over` names a TLS file for one side, clients or daemons, the files of that side in `under` do not count:
+/// certificates from two places do not belong together.
 pub(super) fn over(mut under: Table, over: Table) -> Table {
     for files in FILES {
         if files.iter().any(|key| over.contains_key(*key)) {
@@ -24,8 +25,8 @@ pub(super) fn over(mut under: Table, over: Table) -> Table {
     under
 }
 
-/// Settings as the file would write them.
+/// The settings as a table of the file.
 pub(super) fn table(settings: &impl Serialize) -> Table {
-    // Sections are structs of texts, numbers, lists and tables, which all have a TOML form.
+    // Settings are texts, numbers, lists and tables, which all have a TOML form.
     Table::try_from(settings).unwrap_or_default()
 }

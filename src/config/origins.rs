@@ -1,6 +1,6 @@
 //! Where a setting was given: the flag, the variable, or the line of the file.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use toml::{
     Spanned,
@@ -20,13 +20,13 @@ pub(super) struct Origins<'a> {
 }
 
 impl<'a> Origins<'a> {
-    /// The origins of the settings that flags and variables gave, and of those of the file.
+    /// `given` has the flag or the variable of each key; all other keys are from the file.
     pub(super) fn new(given: &'a BTreeMap<String, String>, file: Option<&'a File>) -> Self {
         let file = file.and_then(|file| Some((file, DeTable::parse(&file.text).ok()?)));
         Self { given, file }
     }
 
-    /// The origin of a key, as `pool[1].tls-dir`: `--FLAG`, a variable, or `FILE:LINE`. `None` for a key that nothing gave.
+    /// The origin of a key such as `pool[1].tls-dir`: `--FLAG`, a variable, or `FILE:LINE`. `None` if no layer has the key.
     pub(super) fn of(&self, key: &str) -> Option<String> {
         let first = key.split(['.', '[']).next()?;
         if let Some(origin) = self.given.get(first) {
@@ -46,7 +46,8 @@ impl<'a> Origins<'a> {
 /// The innermost part of a path that a document has.
 #[derive(Debug)]
 struct Found {
-    span: std::ops::Range<usize>,
+    /// Where the part stands in the text.
+    span: Range<usize>,
     /// Whether the document has all of the path.
     whole: bool,
 }

@@ -23,14 +23,14 @@ use crate::{
     policy::{self, LoadFactor, PolicyKind},
 };
 
-/// The longest name of a pool: it stands in logs, metrics and addresses of the admin port.
+/// The longest name of a pool. Logs, metrics and paths of the admin port contain the name.
 const MAX_NAME: usize = 63;
 
-/// The keys that a pool does not share with others.
+/// The keys that each pool has of its own, so they cannot stand outside `[[pool]]`.
 pub(super) const MEMBERS: [&str; 3] = ["listen", "backend", "discover"];
 
-/// The settings that each pool can have of its own. Outside `[[pool]]` they are those of the only pool, or of all pools
-/// that do not say otherwise. A field is a key of the file, and if it has a value for one, a flag and a variable.
+/// The settings of one pool. Outside `[[pool]]` they are the settings of the only pool, or the defaults of all pools. A
+/// field is a key of the file, and unless it is a table, a flag and a variable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(rename_all = "kebab-case")]
 pub struct Pool {
@@ -53,7 +53,7 @@ pub struct Pool {
     #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
     pub backend: Vec<Endpoint>,
     /// Where daemons are found: kubernetes://NAMESPACE/SERVICE, kubernetes://NAMESPACE/SERVICE:PORT, dns://NAME:PORT or
-    /// dns://_SERVICE._tcp.NAME. Repeatable, also beside --backend; one of the two is needed.
+    /// dns://_SERVICE._tcp.NAME. Repeatable, also beside --backend. One of the two is needed.
     #[arg(help_heading = "Daemons", long, value_name = "URL")]
     #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
     pub discover: Vec<Target>,
@@ -67,16 +67,16 @@ pub struct Pool {
     /// more and more. 0s turns this off.
     #[arg(help_heading = "Placement", long, value_name = "DURATION", default_value_t = policy::Policy::default().slow_start.into())]
     pub slow_start: Span,
-    /// How long other backends are preferred to one that fails builds for reasons of its own, such as a full disk. Each
-    /// further time is twice as long as the last one, up to 32 times this. 0s turns this off.
+    /// How long other backends are preferred to a backend that fails builds for reasons of its own, such as a full disk.
+    /// Each further time lasts twice as long as the one before, up to 32 times this duration. 0s turns this off.
     #[arg(help_heading = "Placement", long, value_name = "DURATION", default_value_t = fleet::DEFAULT_PROBATION.into())]
     pub probation: Span,
-    /// Network of proxies or load balancers in front that begin each connection with a PROXY header of version 1 or 2,
-    /// as in 10.0.0.0/8. Their clients are then known by their own addresses. Repeatable [default: none].
+    /// Network of the proxies or load balancers in front, for example 10.0.0.0/8. They must begin each connection with
+    /// a PROXY header of version 1 or 2, which has the address of the client. Repeatable [default: none].
     #[arg(help_heading = "Clients", long, value_name = "NETWORK")]
     #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
     pub proxy_protocol_from: Vec<Network>,
-    /// Builds that a backend runs at once for each unit of its capacity; further ones wait for their turn [default: no
+    /// Builds that a backend runs at once for each unit of its capacity. Further builds wait for their turn [default: no
     /// limit].
     #[arg(help_heading = "Placement", long, value_name = "COUNT")]
     pub max_builds: Option<Count<100_000>>,
@@ -88,28 +88,28 @@ pub struct Pool {
     /// turns this off.
     #[arg(help_heading = "Placement", long, value_name = "DURATION", default_value_t = queue::Config::default().affinity_wait.into())]
     pub affinity_wait: Span,
-    /// Builds that wait at once in a pool; further ones are refused.
+    /// Builds that wait at once in a pool. Further builds are refused.
     #[arg(help_heading = "Placement", long, value_name = "COUNT", default_value_t = Count::nearest(queue::Config::default().max_waiting))]
     pub max_waiting: Count<100_000>,
-    /// Builds of one client address that wait at once in a pool; further ones are refused.
+    /// Builds of one client address that wait at once in a pool. Further builds are refused.
     #[arg(help_heading = "Placement", long, value_name = "COUNT", default_value_t = Count::nearest(queue::Config::default().max_waiting_per_client))]
     pub max_waiting_per_client: Count<100_000>,
     /// Show a build that waits as a step in its client's progress.
     #[arg(help_heading = "Placement", long, default_value = "true")]
     pub queue_progress: bool,
-    /// The bound of the consistent hash.
+    /// The load limit of the consistent hash.
     #[arg(skip)]
     #[serde(default)]
     pub consistent_hash: ConsistentHash,
-    /// How much is remembered of where keys were built.
+    /// For how many keys, and how long, the proxy remembers where they were built.
     #[arg(skip)]
     #[serde(default)]
     pub warm_memory: WarmMemory,
-    /// What makes a build's affinity key.
+    /// How a build gets its affinity key.
     #[arg(skip)]
     #[serde(skip_deserializing, serialize_with = "affinity::serialize")]
     pub affinity: Rules,
-    /// TLS to clients and daemons, checked.
+    /// The checked settings of TLS to clients and daemons.
     #[arg(skip)]
     #[serde(skip)]
     pub tls: Tls,
@@ -144,7 +144,7 @@ impl Default for WarmMemory {
 }
 
 impl Pool {
-    /// Reads the settings of a pool, which are not checked against each other yet, and those of its TLS.
+    /// Reads the settings of a pool and of its TLS. Values that contradict each other are not found yet.
     pub(super) fn read(
         sections: &mut Sections<'_>,
         problems: &mut Vec<String>,
@@ -157,8 +157,8 @@ impl Pool {
         Some((pool, sections.read(problems)?))
     }
 
-    /// Reads and checks one `[[pool]]`, which begins the paths of its keys with `path`. What the pool does not say itself
-    /// comes from `common`.
+    /// Reads and checks one `[[pool]]`. The paths of its keys begin with `path`. What the pool does not set comes from
+    /// `common`.
     pub(super) fn named(
         mut own: Table,
         common: &Table,
@@ -176,7 +176,9 @@ impl Pool {
             ));
         }
         if lacks(&own, "listen") {
-            problems.push(format!("{path}listen: is needed, clients choose a pool by its address"));
+            problems.push(format!(
+                "{path}listen: is needed, because clients choose a pool by its address"
+            ));
         }
         check_daemons(&own, path, problems);
         let mut sections = Sections::new(over(common.clone(), own), common, path);
@@ -187,7 +189,7 @@ impl Pool {
         Some(pool)
     }
 
-    /// Checks the only pool, whose settings stand outside any `[[pool]]`: `given` are those that have no default.
+    /// Checks the only pool, whose settings stand outside `[[pool]]`. `given` are the settings without the defaults.
     pub(super) fn only(
         pool: Self,
         tls: &TlsSettings,
@@ -200,8 +202,7 @@ impl Pool {
         pool
     }
 
-    /// The table of the settings that pools have in common. The problem with those of `given` that a pool must have of its
-    /// own is reported.
+    /// The table of the settings that pools have in common. Keys among `given` that only a `[[pool]]` can have are reported.
     pub(super) fn common(
         &self,
         tls: &TlsSettings,
@@ -230,7 +231,7 @@ impl Pool {
         self.tls = Tls::check(path, tls, problems);
     }
 
-    /// Whether the settings of this pool stand outside any `[[pool]]`.
+    /// Whether the settings of this pool stand outside `[[pool]]`.
     pub(super) fn is_unnamed(&self) -> bool {
         is_unnamed(&self.name)
     }
@@ -246,7 +247,7 @@ impl Pool {
         }
     }
 
-    /// What is remembered of where keys were built.
+    /// What the proxy remembers of where keys were built.
     pub fn warm(&self) -> warm::Config {
         let WarmMemory { enabled, max_keys, ttl: Span(ttl) } = self.warm_memory;
         warm::Config { enabled, max_keys: max_keys.non_zero(), ttl }
@@ -273,7 +274,7 @@ fn is_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len()) && name.chars().all(known)
 }
 
-/// Whether the file has no name for a pool of this name.
+/// Whether a pool of this name stands outside `[[pool]]`.
 fn is_unnamed(name: &str) -> bool {
     ["", DEFAULT_POOL].contains(&name)
 }
@@ -283,16 +284,16 @@ fn lacks(table: &Table, key: &str) -> bool {
     table.get(key).is_none_or(|value| value.as_array().is_some_and(Vec::is_empty))
 }
 
-/// Reports that a pool's own settings name no source of daemons.
+/// Reports a pool whose own settings name no source of daemons.
 fn check_daemons(own: &Table, path: &str, problems: &mut Vec<String>) {
     if lacks(own, "backend") && lacks(own, "discover") {
         problems.push(format!(
-            "{path}backend: at least one is needed, as [NAME=]tcp://HOST:PORT, or discover"
+            "{path}backend: at least one is needed, as [NAME=]tcp://HOST:PORT; or set discover"
         ));
     }
 }
 
-/// Reports each value that was there before.
+/// Reports each value that occurred before.
 fn report_twice<T: Eq + Hash + fmt::Display>(
     values: impl IntoIterator<Item = T>,
     what: &str,

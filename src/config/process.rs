@@ -1,4 +1,4 @@
-//! The settings of the process: those that are not about one pool.
+//! The settings of the process, which are about no single pool.
 
 use std::thread;
 
@@ -17,11 +17,11 @@ use crate::{
     token::Tokens,
 };
 
-/// The settings of the process. A field is a key of the file, a flag and a variable, all three by its name.
+/// The settings of the process. A field is a key of the file, a flag and a variable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(rename_all = "kebab-case")]
 pub struct Process {
-    /// DNS server that is asked for --discover dns://NAME [default: those of /etc/resolv.conf].
+    /// DNS server for --discover dns://NAME [default: those of /etc/resolv.conf].
     #[arg(help_heading = "Daemons", long, value_name = "HOST:PORT")]
     pub dns_server: Option<HostPort>,
     /// Read the labels of the daemons' pods, which name their version, architecture and zone. Needs the verbs get, list
@@ -37,7 +37,7 @@ pub struct Process {
     #[arg(help_heading = "Kubernetes pods", long)]
     pub safe_to_evict: bool,
     /// Address of the admin port, which serves probes, metrics and status.
-    // The port is where Prometheus and the kubelet look.
+    // Prometheus and the kubelet connect to the pod's address.
     #[arg(
         help_heading = "Admin port",
         long,
@@ -56,8 +56,8 @@ pub struct Process {
     /// Address of the port on which KEDA asks how many builds there are [default: none].
     #[arg(help_heading = "Scaling", long, value_name = "HOST:PORT")]
     pub scaler_listen: Option<HostPort>,
-    /// Directory with the certificates for TLS on that port; names as in --tls-dir. If it has a ca.crt, KEDA must show
-    /// a certificate [default: none, KEDA connects without TLS].
+    /// Directory with the certificates for TLS on that port, with the same file names as --tls-dir. If the directory
+    /// has a ca.crt, KEDA must show a certificate [default: none, KEDA connects without TLS].
     #[arg(help_heading = "Scaling", long, value_name = "DIR")]
     pub scaler_tls_dir: Option<FilePath>,
     /// How long the proxy still accepts connections after SIGTERM. /readyz answers 503 during this time, so load
@@ -65,15 +65,15 @@ pub struct Process {
     #[arg(help_heading = "Shutdown", long, value_name = "DURATION", default_value = "0s")]
     pub drain_delay: Span,
     /// How long the proxy waits for running builds after SIGTERM and the drain delay, for example 30s, 10m or 1h.
-    // As long as a long build. The terminationGracePeriodSeconds of Kubernetes must be more than this.
+    // An hour is as long as a long build. Kubernetes' terminationGracePeriodSeconds must be longer.
     #[arg(help_heading = "Shutdown", long, value_name = "DURATION", default_value = "1h")]
     pub drain_timeout: Span,
-    /// Most client connections at once, over all listeners; a limit of open files that allows fewer wins [default: as
-    /// many as the limit of open files allows].
+    /// Most client connections at once, over all listeners. If the limit of open files allows fewer, that limit counts
+    /// [default: as many as the limit of open files allows].
     #[arg(help_heading = "Resources", long, value_name = "COUNT")]
     pub max_connections: Option<Count<1_000_000>>,
-    /// Memory for data that waits to be sent on: metadata, first messages, calls that wait for their build. For example
-    /// 64MiB or 1GiB [default: a quarter of what the process may use, from 64MiB to 1GiB].
+    /// Memory for data that the proxy holds before it relays: metadata, first messages, calls that wait for their build.
+    /// For example 64MiB or 1GiB [default: a quarter of what the process may use, from 64MiB to 1GiB].
     #[arg(help_heading = "Resources", long, value_name = "SIZE")]
     pub memory_budget: Option<Budget>,
     /// Threads that relay data [default: half the processors].
@@ -82,8 +82,8 @@ pub struct Process {
     /// Format of the log on standard error: text or json.
     #[arg(help_heading = "Log", long, value_name = "FORMAT", default_value_t)]
     pub log_format: LogFormat,
-    /// Lowest level that is logged: error, warn, info, debug or trace; trace includes the libraries, down to HTTP/2
-    /// frames.
+    /// Lowest level that is logged: error, warn, info, debug or trace. The level trace includes the libraries, down to
+    /// HTTP/2 frames.
     #[arg(help_heading = "Log", long, value_name = "LEVEL", default_value_t)]
     pub log_level: LogLevel,
 }
@@ -105,7 +105,7 @@ impl Process {
         }
     }
 
-    /// How many bytes may wait to be sent on.
+    /// How many bytes the proxy may hold before it relays them.
     pub fn memory_budget(&self) -> u64 {
         self.memory_budget.map_or_else(default_budget, |Budget(bytes)| bytes)
     }
@@ -127,8 +127,8 @@ impl Process {
     }
 }
 
-/// Half the processors: the streams of one build wake each other all the time, which costs nothing
-/// on one thread and a system call across threads.
+/// Half the processors. The streams of one build wake each other all the time, which costs nothing on one thread and a
+/// system call across threads.
 fn default_worker_threads() -> usize {
     thread::available_parallelism().map_or(1, usize::from).div_ceil(2)
 }

@@ -1,4 +1,4 @@
-//! Reads typed sections out of one table, with every problem in one run.
+//! Reads typed sections from one table, and finds every problem in one run.
 
 use std::collections::BTreeSet;
 
@@ -6,16 +6,16 @@ use serde::de::DeserializeOwned;
 use serde_path_to_error::{Deserializer, Path, Segment, Track};
 use toml::{Table, Value};
 
-/// The most wrong values in one table. Each costs another run over the table, and nobody reads more.
+/// The most wrong values that are reported of one section. Each costs another run over the table, and nobody reads more.
 const MAX_WRONG: usize = 100;
 
-/// One table, out of which several sections are read. Each takes the keys that it knows.
+/// One table from which several sections are read. Each section takes the keys that it knows.
 #[derive(Debug)]
 pub(super) struct Sections<'a> {
     table: Table,
-    /// What takes the place of a value that is wrong.
+    /// The table whose value replaces a wrong one.
     fallback: &'a Table,
-    /// What the path of a key begins with: empty, or as `pool[0].`.
+    /// The paths of the keys begin with this: nothing, or for example `pool[0].`.
     path: &'a str,
     /// The paths of the keys that no section has taken so far; `None` before the first section.
     ignored: Option<BTreeSet<String>>,
@@ -31,13 +31,13 @@ impl<'a> Sections<'a> {
         format!("{}{key}", self.path)
     }
 
-    /// Takes the value of `key`, which the caller reads by itself.
+    /// Takes the value of `key` out of the table, for a caller who reads it without serde.
     pub(super) fn take(&mut self, key: &str) -> Option<Value> {
         self.table.remove(key)
     }
 
-    /// Reads one section. A value that does not fit is reported, and the fallback's is read in its place, so that no
-    /// wrong value hides the next. `None` if there are too many of them.
+    /// Reads one section. A wrong value is reported, and the section is read again without it, so that no wrong value hides
+    /// the next. `None` if there are too many wrong values.
     pub(super) fn read<T: DeserializeOwned>(&mut self, problems: &mut Vec<String>) -> Option<T> {
         for _ in 0..MAX_WRONG {
             let (mut track, mut ignored) = (Track::new(), BTreeSet::new());
@@ -70,7 +70,7 @@ impl<'a> Sections<'a> {
         problems.extend(unknown.map(|key| format!("{}: unknown key", self.path(key))));
     }
 
-    /// Takes the value at `path` out of the table. `None` if the table has no such value.
+    /// Removes the value at `path` from the table, or replaces it by that of the fallback. `None` if there is no such value.
     fn leave_out(&mut self, path: &Path) -> Option<()> {
         let path: Vec<_> = path.iter().collect();
         let [Segment::Map { key }, rest @ ..] = path.as_slice() else { return None };
@@ -100,7 +100,7 @@ fn remove(value: &mut Value, path: &[&Segment]) -> bool {
     }
 }
 
-/// The key that `path` leads to. The problem quotes the entry of a list, so its number says nothing more.
+/// The key that `path` leads to, without the number of a list's entry: the problem quotes the entry.
 fn key_of(path: &Path) -> String {
     let keys = path.iter().map_while(|segment| match segment {
         Segment::Map { key } => Some(key.as_str()),
@@ -109,7 +109,7 @@ fn key_of(path: &Path) -> String {
     keys.collect::<Vec<_>>().join(".")
 }
 
-/// The paths that stand in both sets, alone or within a table that stands there.
+/// The paths that are in both sets, by themselves or as a part of a table that is.
 fn ignored_by_both(one: &BTreeSet<String>, other: &BTreeSet<String>) -> BTreeSet<String> {
     let within = |paths: &BTreeSet<String>, path: &str| {
         let tables = path.match_indices('.').map(|(end, _dot)| &path[..end]);
@@ -118,7 +118,7 @@ fn ignored_by_both(one: &BTreeSet<String>, other: &BTreeSet<String>) -> BTreeSet
     one.union(other).filter(|path| within(one, path) && within(other, path)).cloned().collect()
 }
 
-/// serde's message for a value of the wrong type, in the words of the other problems.
+/// The message of serde, and for a value of the wrong type in the words of the other problems.
 fn in_plain_words(message: &str) -> String {
     let wrong_type = message.strip_prefix("invalid type: ");
     match wrong_type.and_then(|rest| rest.rsplit_once(", expected ")) {

@@ -190,7 +190,7 @@ fn what_is_wrong_with_pools_is_told_by_pool() {
         "pool[2].listen: `tcp://0.0.0.0:9090` is given twice",
         "pool[2].backend: at least one",
         "pool[2].affinity.sources[0]: `path`",
-        "admin-listen: `0.0.0.0:9090` is also in listen",
+        "admin-listen: `0.0.0.0:9090` is also an address for clients",
     ] {
         let told = problems.iter().filter(|problem| problem.starts_with(key)).count();
         let most = if key.starts_with("admin") { 2 } else { 1 };

@@ -1,51 +1,51 @@
-//! The settings of TLS, towards clients and towards daemons.
+//! The settings of TLS to clients and to daemons.
 
 use serde::{Deserialize, Serialize};
 
 use super::value::FilePath;
 use crate::tls::{self, ClientAuth, Files, ServerNames};
 
-/// The keys that name files: those for clients and those for daemons.
+/// The keys that name files: for clients, and for daemons.
 pub(super) const FILES: [[&str; 4]; 2] = [
     ["tls-dir", "tls-cert", "tls-key", "tls-ca"],
     ["backend-tls-dir", "backend-tls-cert", "backend-tls-key", "backend-tls-ca"],
 ];
 
-/// The settings of TLS as they are written. A field is a key of the file, a flag and a variable.
+/// The settings of TLS before they are checked. A field is a key of the file, a flag and a variable.
 #[derive(Debug, Default, Clone, Serialize, Deserialize, clap::Args)]
 #[command(next_help_heading = "TLS")]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct TlsSettings {
     /// Directory with the certificates for TLS to clients: tls.crt, tls.key and ca.crt, or cert.pem, key.pem and
-    /// ca.pem; read again when they change [default: none, clients connect without TLS].
+    /// ca.pem. The files are read again when they change [default: none, clients connect without TLS].
     #[arg(long, value_name = "DIR")]
     pub tls_dir: Option<FilePath>,
-    /// File with the certificate that clients are shown, in place of the directory's.
+    /// File with the certificate for clients, in place of the one in --tls-dir.
     #[arg(long, value_name = "FILE")]
     pub tls_cert: Option<FilePath>,
     /// File with the key of that certificate.
     #[arg(long, value_name = "FILE")]
     pub tls_key: Option<FilePath>,
-    /// File with the CA certificates that sign those of clients, in place of the directory's.
+    /// File with the CA certificates that sign those of clients, in place of the ones in --tls-dir.
     #[arg(long, value_name = "FILE")]
     pub tls_ca: Option<FilePath>,
     /// Whether clients show certificates: off, optional or required [default: required].
     #[arg(long, value_name = "WORD")]
     pub tls_client_auth: Option<ClientAuth>,
-    /// Directory with the certificates for TLS to daemons: the CA, and the certificate and key that the proxy shows;
-    /// names as in --tls-dir [default: none, daemons are reached without TLS].
+    /// Directory with the certificates for TLS to daemons: the CA certificates, and the proxy's own certificate and key,
+    /// with the same file names as --tls-dir [default: none, daemons are reached without TLS].
     #[arg(long, value_name = "DIR")]
     pub backend_tls_dir: Option<FilePath>,
-    /// File with the certificate that daemons are shown, in place of the directory's.
+    /// File with the proxy's certificate for daemons, in place of the one in --backend-tls-dir.
     #[arg(long, value_name = "FILE")]
     pub backend_tls_cert: Option<FilePath>,
     /// File with the key of that certificate.
     #[arg(long, value_name = "FILE")]
     pub backend_tls_key: Option<FilePath>,
-    /// File with the CA certificates that sign those of daemons, in place of the directory's.
+    /// File with the CA certificates that sign those of daemons, in place of the ones in --backend-tls-dir.
     #[arg(long, value_name = "FILE")]
     pub backend_tls_ca: Option<FilePath>,
-    /// Name that the certificates of all daemons have; {name} in it stands for the backend's name [default: the host of
+    /// Name that the certificate of every daemon must have. {name} in it stands for the backend's name [default: the host of
     /// --backend, the name that dns:// asks for, SERVICE.NAMESPACE.svc of kubernetes://].
     #[arg(long, value_name = "NAME")]
     pub backend_tls_server_name: Option<ServerNames>,
@@ -73,12 +73,12 @@ impl TlsSettings {
 struct Named<'a>([&'a Option<FilePath>; 4]);
 
 impl Named<'_> {
-    /// The first of `keys` whose file is named.
+    /// The first of `keys` that names a file.
     fn first(&self, keys: [&'static str; 4]) -> Option<&'static str> {
         keys.into_iter().zip(self.0).find(|(_key, path)| path.is_some()).map(|(key, _path)| key)
     }
 
-    /// The files that are named.
+    /// The files that the settings name.
     fn files(&self) -> Files {
         let [directory, certificate, key, ca] =
             self.0.map(|path| path.as_ref().map(|FilePath(path)| path.clone()));
@@ -90,27 +90,27 @@ impl Named<'_> {
 /// The checked settings of TLS.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// Towards clients, if they speak TLS.
+    /// TLS to clients; `None` if clients connect without TLS.
     pub clients: Option<ClientSide>,
-    /// Towards daemons, if they speak TLS.
+    /// TLS to daemons; `None` if daemons are reached without TLS.
     pub backends: Option<BackendSide>,
 }
 
-/// TLS towards clients.
+/// TLS to clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientSide {
     /// Where the certificates are.
     pub files: Files,
-    /// Whether clients show theirs.
+    /// Whether clients must show a certificate.
     pub client_auth: ClientAuth,
 }
 
-/// TLS towards daemons.
+/// TLS to daemons.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendSide {
     /// Where the certificates are.
     pub files: Files,
-    /// Which names those of daemons have.
+    /// The names that the certificates of daemons must have.
     pub server_names: ServerNames,
 }
 
@@ -123,7 +123,7 @@ impl Tls {
         }
     }
 
-    /// The settings that give this, with the files of a directory one by one.
+    /// The settings that give these, with each file of a directory by its own name.
     pub(super) fn settings(&self) -> TlsSettings {
         let own = self.clients.as_ref().map(|clients| clients.files.clone()).unwrap_or_default();
         let theirs = self.backends.as_ref().map(|backends| backends.files.clone());
@@ -151,7 +151,7 @@ fn check_clients(
 ) -> Option<ClientSide> {
     let Some(first) = settings.files().first(FILES[0]) else {
         if settings.tls_client_auth.is_some() {
-            let text = "says nothing without tls-dir or tls-cert";
+            let text = "has no effect without tls-dir or tls-cert";
             problems.push(format!("{path}tls-client-auth: {text}"));
         }
         return None;
@@ -175,7 +175,7 @@ fn check_backends(
 ) -> Option<BackendSide> {
     let Some(first) = settings.backend_files().first(FILES[1]) else {
         if settings.backend_tls_server_name.is_some() {
-            let text = "says nothing without backend-tls-dir or backend-tls-ca";
+            let text = "has no effect without backend-tls-dir or backend-tls-ca";
             problems.push(format!("{path}backend-tls-server-name: {text}"));
         }
         return None;
@@ -246,7 +246,7 @@ mod tests {
             ),
             (TlsSettings { backend_tls_ca: file("x"), ..none() }, "backend-tls-ca: cannot read"),
             (TlsSettings { backend_tls_ca: file("tls.key"), ..none() }, "backend-tls-ca: `"),
-            (TlsSettings { tls_client_auth: off, ..none() }, "tls-client-auth: says nothing"),
+            (TlsSettings { tls_client_auth: off, ..none() }, "tls-client-auth: has no effect"),
         ];
         for (settings, problem) in cases {
             let problems = check(&settings).expect_err(problem);

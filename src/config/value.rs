@@ -1,4 +1,4 @@
-//! How the value of a setting is written: the same in the file, in a variable and in a flag.
+//! The values of settings, which are written in the same way in the file, in a variable and in a flag.
 
 use std::{
     fmt,
@@ -59,7 +59,7 @@ impl fmt::Display for Span {
 pub struct Count<const MOST: u32>(NonZeroU32);
 
 impl<const MOST: u32> Count<MOST> {
-    /// The number, or the nearest one that is allowed.
+    /// `number`, or the nearest number that is allowed.
     pub fn nearest(number: usize) -> Self {
         let number = u32::try_from(number).unwrap_or(MOST).min(MOST);
         Self(NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN))
@@ -144,8 +144,8 @@ impl FromStr for LocalAddress {
             && !host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
         {
             return Err(format!(
-                "`{text}` is neither unix:///PATH nor a loopback address such as tcp://127.0.0.1:9091: whoever \
-                 reaches it may change things"
+                "`{text}` is neither unix:///PATH nor a loopback address such as tcp://127.0.0.1:9091: everybody \
+                 who reaches it may drain and cordon"
             ));
         }
         Ok(Self(address))
@@ -184,7 +184,7 @@ impl fmt::Display for FilePath {
     }
 }
 
-/// One of the words of an enum.
+/// Parses one of the words of an enum.
 fn word<T: ValueEnum>(text: &str) -> Result<T, String> {
     T::from_str(text, false).map_err(|_unknown| {
         let values = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
@@ -194,7 +194,7 @@ fn word<T: ValueEnum>(text: &str) -> Result<T, String> {
     })
 }
 
-/// Reads these types from text, by the function that is given.
+/// Implements `Deserialize` for types that are written as text, by the function that parses the text.
 macro_rules! read_from_text {
     ($($kind:ty: $parse:expr),* $(,)?) => { $(
         impl<'de> Deserialize<'de> for $kind {
@@ -205,7 +205,7 @@ macro_rules! read_from_text {
     )* };
 }
 
-/// Writes these types as the text that they display.
+/// Implements `Serialize` for types that are written as the text that they display.
 macro_rules! write_as_text {
     ($($kind:ty),* $(,)?) => { $(
         impl Serialize for $kind {
@@ -246,7 +246,7 @@ impl Serialize for ServerNames {
     }
 }
 
-/// A string, or a number as a string would write it.
+/// Reads a string, or a number as if it were written as a string.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     struct Text;
 
@@ -273,7 +273,7 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
     deserializer.deserialize_any(Text)
 }
 
-/// A list of values, or one value.
+/// Reads a list of values, or one value.
 pub(super) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
