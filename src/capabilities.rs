@@ -6,6 +6,7 @@
 
 mod learn;
 mod probes;
+mod promise;
 
 use std::collections::BTreeSet;
 
@@ -15,8 +16,9 @@ use parking_lot::Mutex;
 pub use self::{
     learn::learn,
     probes::{Probe, Probes},
+    promise::Promise,
 };
-use crate::fleet::Version;
+use crate::{fleet::Version, wire::pong::Features};
 
 /// Versions that are remembered at once. A fleet in the middle of an upgrade has two.
 const MAX_VERSIONS: usize = 8;
@@ -32,6 +34,8 @@ pub struct Answers {
     pub workers: Bytes,
     /// To `LLBBridge/Ping`.
     pub pong: Bytes,
+    /// What the Pong says that they can do.
+    pub features: Features,
 }
 
 /// What is remembered of the daemons of one pool.
@@ -77,6 +81,14 @@ impl Capabilities {
     pub fn oldest(&self) -> Option<Answers> {
         self.known.lock().first().cloned()
     }
+
+    /// Whether a daemon of `version` can do all that `promised` says. One whose features are not known cannot.
+    pub fn keeps(&self, promised: &Answers, version: Option<&Version>) -> bool {
+        let covers = |known: &Answers| {
+            Some(&known.version) == version && known.features.cover(&promised.features)
+        };
+        version == Some(&promised.version) || self.known.lock().iter().any(covers)
+    }
 }
 
 /// The right to ask a daemon of one version: that it has not been asked yet, and nobody else asks one.
@@ -95,11 +107,19 @@ impl Drop for Turn<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::frame;
 
-    fn answers(version: &str) -> Answers {
+    pub(super) fn answers(version: &str) -> Answers {
         let text = Bytes::copy_from_slice(version.as_bytes());
         let (info, workers, pong) = (text.clone(), text.clone(), text);
-        Answers { version: Version::new(version), info, workers, pong }
+        let features = Features::default();
+        Answers { version: Version::new(version), info, workers, pong, features }
+    }
+
+    /// The same with one feature of this one letter.
+    fn with_feature(version: &str, letter: u8) -> Answers {
+        let features = Features::read(&frame(&[0x0a, 5, 0x0a, 1, letter, 0x10, 1]));
+        Answers { features: features.expect("a PongResponse"), ..answers(version) }
     }
 
     fn present(versions: &[&str]) -> BTreeSet<Version> {
@@ -125,6 +145,27 @@ mod tests {
         capabilities.remember(answers("v0.32.2"), &present(&["v0.32.2"]));
         assert_eq!(capabilities.oldest(), Some(answers("v0.32.2")));
         assert!(capabilities.turn(&Version::new("v0.16.0")).is_some(), "it is forgotten");
+    }
+
+    #[test]
+    fn a_promise_is_kept_by_its_version_and_by_those_with_its_features() {
+        let capabilities = Capabilities::default();
+        let all = present(&["v0.16.0", "v0.31.0", "v0.32.2"]);
+        capabilities.remember(answers("v0.16.0"), &all);
+        capabilities.remember(with_feature("v0.32.2", b'x'), &all);
+        let kept_by = |promised: &Answers, version| {
+            capabilities.keeps(promised, Some(&Version::new(version)))
+        };
+        let promised = with_feature("v0.31.0", b'x');
+        assert!(
+            kept_by(&promised, "v0.31.0"),
+            "of the same version, although that has not been asked"
+        );
+        assert!(kept_by(&promised, "v0.32.2"));
+        assert!(!kept_by(&promised, "v0.16.0") && !kept_by(&promised, "v0.33.0"));
+        assert!(!capabilities.keeps(&promised, None));
+        assert!(!kept_by(&with_feature("v0.31.0", b'y'), "v0.32.2"));
+        assert!(kept_by(&answers("v0.31.0"), "v0.16.0"), "nothing is promised");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use self::{
 };
 use crate::{
     affinity::AffinityKey,
+    capabilities::{Capabilities, Promise},
     client::Client,
     directory::{Binding, Claimed, Directory, Lease, Ties, Told},
     error::ProxyError,
@@ -114,6 +115,8 @@ pub struct Placement {
     directory: Directory,
     fleet: Arc<Fleet>,
     shared: Arc<SharedLinks>,
+    /// What the daemons can do.
+    capabilities: Arc<Capabilities>,
     /// How builds are spread.
     policy: policy::Policy,
     /// The builds that wait.
@@ -129,6 +132,7 @@ impl Placement {
         directory: Directory,
         fleet: Arc<Fleet>,
         shared: Arc<SharedLinks>,
+        capabilities: Arc<Capabilities>,
         config: Config,
         metrics: Arc<Metrics>,
         closed: CancellationToken,
@@ -136,7 +140,7 @@ impl Placement {
         let Config { policy, warm, queue } = config;
         let queue = Arc::new(Queue::new(queue, closed, Arc::clone(&metrics)));
         let warm = Mutex::new(WarmMemory::new(warm, Instant::now()));
-        Self { directory, fleet, shared, policy, queue, warm, metrics }
+        Self { directory, fleet, shared, capabilities, policy, queue, warm, metrics }
     }
 
     /// The time by which anything that is placed now has been placed or refused.
@@ -233,6 +237,7 @@ impl Placement {
         wish: &Wish,
         client: &Client,
         grant: Option<Grant>,
+        promise: &Promise,
         deadline: Instant,
     ) -> Tries {
         let ties = &wish.ties;
@@ -247,12 +252,20 @@ impl Placement {
             oldest.map(|backend| (backend, Outcome::Balanced))
         };
         let preferred = tied.or_else(|| wish.probe.then(oldest).flatten());
-        let elsewhere = |(backend, _): &(Arc<Backend>, Outcome)| !has(&avoid, backend);
+        let unable = if wish.takes_turns() {
+            self.unable(promise, self.fleet.roster().backends())
+        } else {
+            Vec::new()
+        };
+        let elsewhere = |(backend, _): &(Arc<Backend>, Outcome)| {
+            !has(&avoid, backend) && !has(&unable, backend)
+        };
         Tries {
             preferred: preferred.filter(|_| grant.is_none()).filter(elsewhere),
             grant,
             takes_turns: wish.takes_turns(),
             avoid,
+            unable,
             client: client.clone(),
             policy,
             key: wish.key,

@@ -111,10 +111,12 @@ impl Proxy {
         let Commons { connections, reader, windows, drain, identities, access, quota } = commons;
         let directory = Directory::default();
         let shared = Arc::new(SharedLinks::new(connections, tasks.clone()));
+        let capabilities = Arc::<Capabilities>::default();
         let placement = Arc::new(Placement::new(
             directory.clone(),
             Arc::clone(&fleet),
             Arc::clone(&shared),
+            Arc::clone(&capabilities),
             placing,
             Arc::clone(&metrics),
             drain,
@@ -124,7 +126,7 @@ impl Proxy {
             directory,
             fleet,
             shared,
-            capabilities: Arc::default(),
+            capabilities,
             refusals: Arc::new(Refusals::new(Arc::clone(&metrics))),
             metrics,
             placement,

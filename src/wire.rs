@@ -5,6 +5,7 @@
 
 pub mod fields;
 pub mod history;
+pub mod pong;
 pub mod returned;
 pub mod solve;
 

@@ -48,7 +48,7 @@ pub async fn ping(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
     let found = {
         let link = bridge_link(proxy, &call.client, trace, &id);
         let link = parked(proxy.account(), &call.client, &mut call.body, link);
-        let (key, pong) = (BindingKey::Build(id.clone()), || hold::pong(proxy));
+        let (key, pong) = (BindingKey::Build(id.clone()), |queued: &_| hold::pong(proxy, queued));
         hold::unless_answered(proxy, &key, caller, hold::HOLD_AFTER, link, pong).await
     };
     let ((link, byte_counts), received) = match found {
@@ -81,7 +81,7 @@ pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
         let link = Box::pin(bridge_link(proxy, &client, trace, &id));
         let link = async { message.during(link).await? };
         let link = pin!(parked(proxy.account(), &client, &mut rest, link));
-        let end_probe = || {
+        let end_probe = |_: &hold::Queued| {
             let ended = !failed && proxy.capabilities.probes.end(&id, &client);
             ended.then(|| Body::answer(EMPTY_MESSAGE))
         };

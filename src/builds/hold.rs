@@ -67,21 +67,23 @@ pub(super) async fn unless_answered<T>(
     caller: Caller,
     delay: Duration,
     outcome: impl Future<Output = T>,
-    own: impl FnOnce() -> Option<Response<Body>>,
+    own: impl FnOnce(&Queued) -> Option<Response<Body>>,
 ) -> ControlFlow<Response<Body>, T> {
     let mut outcome = pin!(outcome);
     match unless_queued(proxy, key, caller, delay, &mut outcome).await {
         Ok(outcome) => ControlFlow::Continue(outcome),
-        Err(_queued) => match own() {
+        Err(queued) => match own(&queued) {
             Some(answer) => ControlFlow::Break(answer),
             None => ControlFlow::Continue(outcome.await),
         },
     }
 }
 
-/// The last answer of a daemon to a Ping, if there was one.
-pub(super) fn pong(proxy: &Proxy) -> Option<Response<Body>> {
-    proxy.capabilities.oldest().map(|answers| Body::answer(answers.pong))
+/// The answer of a daemon to an earlier Ping, if there was one. The build that is `queued` gets a daemon that can do
+/// what this answer says.
+pub(super) fn pong(proxy: &Proxy, queued: &Queued) -> Option<Response<Body>> {
+    let promise = queued.borrow().as_ref()?.promise.clone();
+    promise.give(|| proxy.capabilities.oldest()).map(Body::answer)
 }
 
 /// Waits until the client needs `probe` no more; for ever without a probe.

@@ -13,7 +13,7 @@ use crate::{
     received::Received,
     relay::{Body, ResetError},
     upstream::{Link, SendError},
-    wire::{self, EMPTY_MESSAGE, MessageDecoder, WireError, control::SolveRequest},
+    wire::{self, EMPTY_MESSAGE, MessageDecoder, WireError, control::SolveRequest, pong::Features},
 };
 
 /// The longest answer that is remembered. BuildKit's have 3 KiB; one with hundreds of platforms has more.
@@ -65,7 +65,8 @@ pub async fn learn(link: &Link, version: Version) -> Result<Answers, LearnError>
         Ok(pong)
     };
     let (_solved, pong) = tokio::try_join!(solve, pong)?;
-    Ok(Answers { version, info, workers, pong })
+    let features = Features::read(&pong)?;
+    Ok(Answers { version, info, workers, pong, features })
 }
 
 /// The message by which the daemon answers `message`.

@@ -6,6 +6,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::{
+    capabilities::Promise,
     fleet::tests::backends,
     ids::{Id, SessionId},
 };
@@ -131,7 +132,8 @@ async fn a_limit_counts_until_the_solve_is_seen() {
 
 /// What the only queued Solve is told.
 fn waiting() -> Waiting {
-    Waiting { since: SystemTime::now(), position: 1, total: 1, cause: Cause::NoBackend }
+    let (cause, promise) = (Cause::NoBackend, Promise::default());
+    Waiting { since: SystemTime::now(), position: 1, total: 1, cause, promise }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::{fmt, time::SystemTime};
 use tokio::sync::watch;
 
 use super::{Caller, Directory, Step};
-use crate::ids::BindingKey;
+use crate::{capabilities::Promise, ids::BindingKey};
 
 /// The position of a Solve that waits for its turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Waiting {
     pub total: usize,
     /// What the Solve waits for.
     pub cause: Cause,
+    /// What its client is told meanwhile of what its daemon can do.
+    pub promise: Promise,
 }
 
 /// What a Solve waits for.

@@ -32,6 +32,7 @@ pub use self::{
 use super::{Decision, Placement};
 use crate::{
     affinity::AffinityKey,
+    capabilities::Promise,
     client::{Client, Owner},
     directory::{Cause, Waiting},
     error::ProxyError,
@@ -91,6 +92,8 @@ pub struct Request {
     policy: policy::Policy,
     /// Not there.
     avoid: Vec<Arc<Backend>>,
+    /// What its daemon must be able to do.
+    promise: Promise,
 }
 
 /// A build's turn: a slot that is counted as taken.
@@ -206,7 +209,8 @@ impl Queue {
         self.check_room(order, &request.owner, cause)?;
         let ticket = order.enter(&request.owner, request.key, began, back);
         let total = order.len();
-        let waiting = Waiting { since: request.since, position: total, total, cause };
+        let promise = request.promise.clone();
+        let waiting = Waiting { since: request.since, position: total, total, cause, promise };
         let (granted, receiver) = oneshot::channel();
         let (turn, told) = watch::channel(waiting);
         entries.insert(ticket, Entry { request, granted, turn });

@@ -39,6 +39,8 @@ pub(super) struct Tries {
     pub(super) takes_turns: bool,
     /// The backends that must not be tried.
     pub(super) avoid: Vec<Arc<Backend>>,
+    /// The backends that can do less than the client was told. They must not be tried either.
+    pub(super) unable: Vec<Arc<Backend>>,
     /// The client that owns the connection.
     pub(super) client: Client,
     /// The policy that chooses the other backends.
@@ -66,6 +68,8 @@ pub(super) enum Failed {
     Full,
     /// No backend took the build.
     Nobody(ProxyError),
+    /// A backend would have taken the build, but can do less than the client was told.
+    Unable(ProxyError),
     /// Another backend would have failed in the same way.
     Other(ProxyError),
 }
@@ -125,7 +129,7 @@ impl Placement {
     /// No backend could be reached in time, or none has a free slot.
     pub(super) async fn open(&self, mut tries: Tries) -> Result<Opened, Failed> {
         let mut progress = self.progress(tries.deadline).await;
-        tries.avoid.iter().for_each(|backend| progress.pass_over(backend));
+        tries.avoid.iter().chain(&tries.unable).for_each(|backend| progress.pass_over(backend));
         loop {
             let (count, mut decision, started) = self.next(&mut tries, &progress)?;
             let link = self.shared.for_build(count.backend(), &tries.client);
@@ -157,7 +161,7 @@ impl Placement {
                 Ok(true) => return Ok(link),
                 Ok(false) => {}
                 Err(Failed::Nobody(error) | Failed::Other(error)) => return Err(error),
-                Err(Failed::Full) => return Err(progress.nobody()),
+                Err(Failed::Full | Failed::Unable(_)) => return Err(progress.nobody()),
             }
         }
     }
@@ -190,6 +194,10 @@ impl Placement {
         match self.choose(&progress.roster, tries, &progress.tried) {
             Some((count, decision)) => Ok((count, decision, None)),
             None if self.is_full(tries, progress) => Err(Failed::Full),
+            None if !tries.unable.is_empty() => {
+                let less = first_few(tries.unable.iter().map(|backend| less(backend)));
+                Err(Failed::Unable(ProxyError::NoBackend(less)))
+            }
             None => Err(Failed::Nobody(progress.nobody())),
         }
     }
@@ -219,6 +227,12 @@ impl Placement {
         let limited = tries.takes_turns && self.queue.config.max_builds.is_some();
         limited && left.any(|(_, backend)| backend.is_ready())
     }
+}
+
+/// Says that the client of a build was told of more than `backend` can do.
+pub(super) fn less(backend: &Backend) -> String {
+    let version = backend.version().map_or_else(String::new, |version| format!(" ({version})"));
+    format!("{}{version} can do less than the client was told", backend.name())
 }
 
 fn left(deadline: Instant) -> Duration {

@@ -14,20 +14,20 @@ use crate::support::{
 };
 
 /// The step that shows the wait.
-const STEP: &str = "[internal] waiting for a builder";
+pub(crate) const STEP: &str = "[internal] waiting for a builder";
 
 /// What it says.
-const LINE: &str = "1st in the queue of pool default; no backend is ready";
+pub(crate) const LINE: &str = "1st in the queue of pool default; no backend is ready";
 
 /// How long it takes at most until a client has been told twice that it waits: the second time comes after
 /// half a minute. By then every limit of a client's has passed, of which the longest is 15 s.
-const TOLD_TWICE: Duration = Duration::from_secs(90);
+pub(crate) const TOLD_TWICE: Duration = Duration::from_secs(90);
 
 /// How long a build may take once it has a daemon.
-const BUILT: Duration = Duration::from_secs(90);
+pub(crate) const BUILT: Duration = Duration::from_secs(90);
 
 /// A proxy that knows what its daemon can do, and whose daemon is gone.
-fn without_daemon() -> (Buildkitd, Proxy) {
+pub(crate) fn without_daemon() -> (Buildkitd, Proxy) {
     let mut daemon = Buildkitd::start("only");
     let proxy = Proxy::in_front_of([&daemon]).start();
     let learnt = "capabilities of a version learnt";
@@ -40,7 +40,7 @@ fn without_daemon() -> (Buildkitd, Proxy) {
 }
 
 /// Starts a client that is to wait.
-fn start(command: &Command) -> Guarded {
+pub(crate) fn start(command: &Command) -> Guarded {
     let mut args = Vec::new();
     for (name, value) in command.get_envs() {
         let name = name.to_str().expect("UTF-8");
@@ -58,23 +58,23 @@ fn start(command: &Command) -> Guarded {
 }
 
 /// How often `text` stands in what `client` has printed.
-fn printed(client: &Guarded, text: &str) -> usize {
+pub(crate) fn printed(client: &Guarded, text: &str) -> usize {
     client.log().matches(text).count()
 }
 
-fn until_it_shows(client: &Guarded, text: &str, times: usize, limit: Duration) {
+pub(crate) fn until_it_shows(client: &Guarded, text: &str, times: usize, limit: Duration) {
     eventually(&format!("{text} is shown"), limit, || {
         (printed(client, text) >= times).then_some(())
     });
 }
 
-fn succeeds(client: &mut Guarded) {
+pub(crate) fn succeeds(client: &mut Guarded) {
     let status = client.wait(BUILT);
     assert!(status.success(), "{status}: {}", client.log());
 }
 
 /// The image that a client of `addr` is given for `context`.
-fn with_output(mut command: Command, file: &Path) -> Command {
+pub(crate) fn with_output(mut command: Command, file: &Path) -> Command {
     command.arg("--output").arg(format!("type=local,dest={}", file.display()));
     command
 }
@@ -89,19 +89,19 @@ fn on_a_terminal(command: &Command) -> Command {
 }
 
 /// What a build with [`context`] writes.
-fn built(directory: &Path) -> String {
+pub(crate) fn built(directory: &Path) -> String {
     std::fs::read_to_string(directory.join("waited")).expect("built")
 }
 
 /// The builds that `daemon` has a record of.
-fn builds(daemon: &Buildkitd) -> usize {
+pub(crate) fn builds(daemon: &Buildkitd) -> usize {
     let histories = daemon.histories();
     eprintln!("{histories}");
     // Below the names of the columns.
     histories.lines().skip(1).count()
 }
 
-fn context() -> Context {
+pub(crate) fn context() -> Context {
     Context::busybox("RUN echo waited > /waited")
 }
 

@@ -5,4 +5,5 @@
 mod clients;
 #[path = "../support/mod.rs"]
 mod support;
+mod versions;
 mod wire;

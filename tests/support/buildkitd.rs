@@ -57,6 +57,11 @@ impl Buildkitd {
         Self::new(name, "buildkitd", directory(), None)
     }
 
+    /// [`Self::absent`] of the version of [`Self::start_old`].
+    pub(crate) fn absent_old(name: &str) -> Self {
+        Self::new(name, "old-buildkitd", directory(), None)
+    }
+
     fn start_program(name: &str, program: &'static str, tls: Option<[PathBuf; 2]>) -> Self {
         Self::start_in(name, program, directory(), tls)
     }

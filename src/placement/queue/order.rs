@@ -154,25 +154,12 @@ impl<O: Clone + Eq + Hash> Order<O> {
         now: Instant,
         mut offer: impl FnMut(Ticket) -> Offer,
     ) -> Option<Ticket> {
-        let patience = self.patience;
-        let mut passing = Vec::new();
-        let mut takes = |ticket: Ticket, waiter: &mut Waiter<O>| match offer(ticket) {
-            Offer::Nothing => false,
-            Offer::Good => true,
-            Offer::Cold => {
-                let patient = now < *waiter.passed.get_or_insert(now) + patience;
-                if patient {
-                    passing.push(ticket);
-                }
-                !patient
+        let ticket = match self.next(now, &mut offer) {
+            Ok(ticket) => ticket,
+            Err(passing) => {
+                passing.into_iter().for_each(|head| self.pass_line(head, now));
+                return None;
             }
-        };
-        let ticket = self.heads().into_iter().find(|ticket| {
-            self.waiting.get_mut(ticket).is_some_and(|waiter| takes(*ticket, waiter))
-        });
-        let Some(ticket) = ticket else {
-            passing.into_iter().for_each(|head| self.pass_line(head, now));
-            return None;
         };
         let waiter = &self.waiting[&ticket];
         let (owner, key) = (waiter.owner.clone(), waiter.key);
@@ -189,6 +176,30 @@ impl<O: Clone + Eq + Hash> Order<O> {
         }
         self.leave(ticket);
         Some(ticket)
+    }
+
+    /// The next build to be given a slot; or those that let others pass, where nobody takes one.
+    fn next(
+        &mut self,
+        now: Instant,
+        offer: &mut impl FnMut(Ticket) -> Offer,
+    ) -> Result<Ticket, Vec<Ticket>> {
+        let mut passing = Vec::new();
+        for line in lines(&self.owners) {
+            for (_, ticket) in &line.tickets {
+                let Some(waiter) = self.waiting.get_mut(ticket) else { continue };
+                match offer(*ticket) {
+                    // Another build of its key may find one.
+                    Offer::Nothing => {}
+                    Offer::Cold if now < *waiter.passed.get_or_insert(now) + self.patience => {
+                        passing.push(*ticket);
+                        break;
+                    }
+                    Offer::Cold | Offer::Good => return Ok(*ticket),
+                }
+            }
+        }
+        Err(passing)
     }
 
     /// A slot stays free for the sake of the line of `head`: all in it let it pass, and their patience
@@ -224,14 +235,6 @@ impl<O: Clone + Eq + Hash> Order<O> {
         all.into_iter().map(|(_, _, ticket)| ticket).collect()
     }
 
-    /// The first of each line: those of the owner whose turn it is, then of the next owner.
-    fn heads(&self) -> Vec<Ticket> {
-        let mut owners: Vec<&Owner> = self.owners.values().filter(|of| of.waiting > 0).collect();
-        owners.sort_by(|a, b| compare((a.running, a), (b.running, b)));
-        let heads = owners.into_iter().flat_map(|owner| &owner.lines);
-        heads.filter_map(|line| line.tickets.first()).map(|(_, ticket)| *ticket).collect()
-    }
-
     fn owner(&mut self, owner: &O) -> &mut Owner {
         self.owners.entry(owner.clone()).or_default()
     }
@@ -259,6 +262,13 @@ impl Owner {
     fn first(&self) -> Option<(Instant, Ticket)> {
         self.lines.iter().filter_map(|line| line.tickets.first()).min().copied()
     }
+}
+
+/// All lines: those of the owner whose turn it is, then of the next owner.
+fn lines<O>(owners: &HashMap<O, Owner>) -> Vec<&Line> {
+    let mut owners: Vec<&Owner> = owners.values().filter(|of| of.waiting > 0).collect();
+    owners.sort_by(|a, b| compare((a.running, a), (b.running, b)));
+    owners.into_iter().flat_map(|owner| &owner.lines).collect()
 }
 
 /// Whose turn it is first of two owners that run so many builds.

@@ -91,12 +91,22 @@ impl Placement {
 
     /// The best free slot for a build that waits.
     fn best(&self, roster: &Roster, request: &Request, now: Instant) -> Option<policy::Choice> {
-        let avoid = |backend: &Arc<Backend>| roster.position(backend);
-        let tried: Vec<usize> = request.avoid.iter().filter_map(avoid).collect();
+        let at = |backend: &Arc<Backend>| roster.position(backend);
+        let mut tried: Vec<usize> = request.avoid.iter().filter_map(at).collect();
         let warm = request.key.and_then(|key| self.warm.lock().get(key, now));
         let slots = self.queue.config.max_builds;
-        let asked = policy::Request { key: request.key, warm, tried: &tried, slots };
-        request.policy.choose(&asked, roster.candidates(), now, &mut rand::rng())
+        let choose = |tried: &[usize]| {
+            let asked = policy::Request { key: request.key, warm, tried, slots };
+            request.policy.choose(&asked, roster.candidates(), now, &mut rand::rng())
+        };
+        let choice = choose(&tried)?;
+        let unable = self.unable(&request.promise, &roster.backends()[choice.index..=choice.index]);
+        if unable.is_empty() {
+            return Some(choice);
+        }
+        // Seldom: only then are all of them looked at.
+        tried.extend(self.unable(&request.promise, roster.backends()).iter().filter_map(at));
+        choose(&tried)
     }
 
     /// Tells all that wait where they stand.
@@ -106,8 +116,9 @@ impl Placement {
         let total = state.order.len();
         for (before, ticket) in state.order.in_order().into_iter().enumerate() {
             let Some(entry) = state.entries.get(&ticket) else { continue };
-            let since = entry.request.since;
-            let now = Waiting { since, position: before + 1, total, cause };
+            let Request { since, promise, .. } = &entry.request;
+            let (since, promise) = (*since, promise.clone());
+            let now = Waiting { since, position: before + 1, total, cause, promise };
             entry.turn.send_if_modified(|told| {
                 let changes = *told != now;
                 *told = now;

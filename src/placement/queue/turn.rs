@@ -1,7 +1,7 @@
 //! One build's way through the queue: from its arrival to a link to its backend.
 
 use std::{
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -9,13 +9,15 @@ use tokio::time::sleep_until;
 
 use super::{Grant, Queue, QueuedGuard, Request};
 use crate::{
+    capabilities::{Answers, Promise},
     client::Client,
     directory::{Cause, Claim, Told, Waiting, publish},
     error::ProxyError,
+    fleet::Backend,
     metrics::QueueExit,
     placement::{
         Placement, Wish,
-        tries::{Failed, Opened},
+        tries::{Failed, Opened, less},
     },
 };
 
@@ -45,6 +47,8 @@ struct Stay {
     cause: Option<Cause>,
     /// It had its turn and could not use it.
     back: bool,
+    /// What its client is told of what its daemon can do.
+    promise: Promise,
 }
 
 /// A probe or a session that waits for a backend.
@@ -81,7 +85,10 @@ impl Placement {
         mut deadline: Instant,
     ) -> Result<(Opened, Option<Waited>), ProxyError> {
         let (began, since) = (Instant::now(), SystemTime::now());
-        let mut stay = Stay { began, since, cause: None, back: false };
+        // It may have waited for another's turn before.
+        let promise = tell.told.borrow().as_ref().map(|waiting| waiting.promise.renewed());
+        let promise = promise.unwrap_or_default();
+        let mut stay = Stay { began, since, cause: None, back: false, promise };
         let may_wait = !self.queue.config.max_wait.is_zero();
         let mut grant = None;
         loop {
@@ -91,8 +98,12 @@ impl Placement {
                 self.tell(tell, &self.estimate(&stay));
             }
             stay.back = grant.is_some();
-            let tries = self.tries(tell.wish, client, grant.take(), deadline);
-            let error = match self.open(tries).await {
+            let tries = self.tries(tell.wish, client, grant.take(), &stay.promise, deadline);
+            let error = match self
+                .open(tries)
+                .await
+                .and_then(|opened| self.promised(opened, tell, &stay))
+            {
                 Ok(opened) => return Ok((opened, stay.waited())),
                 Err(Failed::Other(error)) => return Err(error),
                 Err(failed) if !may_wait => return Err(self.refusal(failed)),
@@ -171,6 +182,31 @@ impl Placement {
         }
     }
 
+    /// Lets a build have what was opened for it, unless its client has been told of more meanwhile.
+    fn promised(&self, opened: Opened, tell: &Tell<'_>, stay: &Stay) -> Result<Opened, Failed> {
+        let backend = opened.count.backend();
+        let keeps =
+            |promised: &Answers| self.capabilities.keeps(promised, backend.version().as_deref());
+        if !tell.wish.takes_turns() || stay.promise.settle(keeps) {
+            return Ok(opened);
+        }
+        let error = ProxyError::NoBackend(less(backend));
+        Err(Failed::Unable(error))
+    }
+
+    /// Of `backends`, those that cannot do all that was promised, or of which that is not known.
+    pub(in crate::placement) fn unable(
+        &self,
+        promise: &Promise,
+        backends: &[Arc<Backend>],
+    ) -> Vec<Arc<Backend>> {
+        let Some(promised) = promise.given() else { return Vec::new() };
+        let unable = |backend: &&Arc<Backend>| {
+            !self.capabilities.keeps(&promised, backend.version().as_deref())
+        };
+        backends.iter().filter(unable).cloned().collect()
+    }
+
     fn waited_out(&self, error: &ProxyError) -> ProxyError {
         let waiting = self.queue.waiting.load(Ordering::Relaxed);
         let cause = format!("{error}; builds that wait: {waiting}");
@@ -180,7 +216,7 @@ impl Placement {
     fn refusal(&self, failed: Failed) -> ProxyError {
         match failed {
             Failed::Full => ProxyError::NoBackend(self.cause().to_string()),
-            Failed::Nobody(error) | Failed::Other(error) => error,
+            Failed::Nobody(error) | Failed::Unable(error) | Failed::Other(error) => error,
         }
     }
 
@@ -194,13 +230,15 @@ impl Placement {
             owner: client.owner(),
             policy: self.policy,
             avoid: self.directory.backends(&wish.ties.apart),
+            promise: stay.promise.clone(),
         }
     }
 
     /// Where a build stands that is not in line yet.
     fn estimate(&self, stay: &Stay) -> Waiting {
         let total = self.queue.waiting.load(Ordering::Relaxed) + 1;
-        Waiting { since: stay.since, position: total, total, cause: self.cause() }
+        let (since, promise) = (stay.since, stay.promise.clone());
+        Waiting { since, position: total, total, cause: self.cause(), promise }
     }
 
     fn tell(&self, Tell { wish, claim, told }: &Tell<'_>, waiting: &Waiting) {

@@ -99,9 +99,10 @@ fn a_build_lets_others_pass_for_its_cache_and_no_longer_than_its_patience() {
 fn who_finds_no_slot_keeps_nobody_waiting() {
     let (mut order, now) = (Order::new(PATIENCE), Instant::now());
     let stuck = order.enter(&'a', key("x"), now, false);
+    let same = order.enter(&'a', key("x"), now, false);
     let free = order.enter(&'a', key("y"), now, false);
     let offer = |ticket| if ticket == stuck { Offer::Nothing } else { Offer::Good };
-    assert_eq!(order.grant(now, offer), Some(free));
+    assert_eq!([order.grant(now, offer), order.grant(now, offer)], [Some(same), Some(free)]);
     assert_eq!(order.grant(now, offer), None);
     assert_eq!(order.patience_ends(now), None);
 }
