@@ -1,14 +1,14 @@
 //! Sockets, and the batching that makes HTTP/2 over them cheap.
 //!
-//! An HTTP/2 library writes frame by frame: at 16 KiB a frame that is one system call each, and most
-//! of BuildKit's frames are smaller. [`Batched`] gathers what a connection writes and sends it in one
-//! call when its turn is over ([`Flushing`]). It reads in large pieces too, and lets each be sent on
-//! before it reads the next. Buffers are borrowed from a small pool per thread, so an idle connection
-//! holds none.
+//! An HTTP/2 library writes frame by frame: at 16 KiB a frame that is one system call each, and most of BuildKit's
+//! frames are smaller. [`Batched`] gathers what a connection writes, and [`Flushing`] sends it in one call when the
+//! connection's turn is over. [`Batched`] also reads in large pieces, and lets the connection send each piece on
+//! before it reads the next. Buffers are borrowed from a small pool of the thread, so an idle connection holds
+//! none.
 //!
-//! The HTTP/2 library stands between these parts and passes on only what its traits have words for. The
-//! rest goes past it in thread-locals. That is sound because one poll of a connection is one turn of it, and
-//! a poll never changes its thread:
+//! The HTTP/2 library stands between these parts, and its traits can pass on only a part of what they need to know.
+//! The rest is passed in thread-locals. That is sound because one poll of a connection is one turn of it, and a
+//! poll never changes its thread:
 //!
 //! ```text
 //!  one poll of Flushing
@@ -70,36 +70,36 @@ pub use self::{
 use self::{inbox::Inbox, outbox::Outbox};
 use crate::tls;
 
-/// What a client sends before its first frame (RFC 9113 section 3.4).
+/// The bytes that an HTTP/2 client sends before its first frame (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Its length.
+/// The length of [`PREFACE`] in bytes.
 pub const PREFACE_LEN: usize = PREFACE.len();
 
-/// What one poll of a connection receives at most, but for the last read. More would have left the
-/// CPU's cache before it is sent on.
+/// The number of bytes after which a poll of a connection stops receiving. More bytes would leave the CPU's cache
+/// before they are sent on.
 const TURN_LEN: usize = 256 * 1024;
 
 thread_local! {
     /// Whether the running poll has written to a [`Batched`]; see [`Flushing`].
     static WROTE: Cell<bool> = const { Cell::new(false) };
-    /// What the running poll has received; see [`TURN_LEN`].
+    /// The number of bytes that the running poll has received; see [`TURN_LEN`].
     static RECEIVED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// A connected stream socket.
 #[derive(Debug)]
 pub enum Socket {
-    /// TCP, with Nagle's algorithm off.
+    /// A TCP connection with Nagle's algorithm off.
     Tcp(TcpStream),
-    /// Unix domain socket.
+    /// A connection over a Unix domain socket.
     Unix(UnixStream),
     /// TLS over one of the others.
     Tls(Box<Secured>),
 }
 
 impl Socket {
-    /// Reads until `into` is full or the other side has closed; returns how much came.
+    /// Reads until `into` is full or the other side has closed the connection. Returns the number of bytes read.
     ///
     /// # Errors
     /// The socket has failed.
@@ -148,7 +148,7 @@ impl Socket {
         }
     }
 
-    /// Sends the `rest` of an answer, and says that nothing follows.
+    /// Sends the `rest` of an answer, and ends the sending direction.
     fn poll_finish_with(&mut self, cx: &mut Context<'_>, rest: &mut &[u8]) -> Poll<io::Result<()>> {
         while !rest.is_empty() {
             let written = ready!(self.poll_write(cx, &[io::IoSlice::new(rest)]))?;
@@ -158,7 +158,7 @@ impl Socket {
         self.poll_shutdown(cx)
     }
 
-    /// Sends what a write has taken and not sent; only TLS takes more than it sends.
+    /// Sends the bytes that a write has accepted and not sent. Only TLS accepts more than it sends.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
@@ -207,7 +207,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// A socket whose reads and writes are gathered. Clones share the one socket.
+/// A socket whose reads and writes are gathered. Clones share the socket.
 #[derive(Debug, Clone)]
 pub struct Batched {
     shared: Arc<Shared>,
@@ -217,9 +217,9 @@ pub struct Batched {
 struct Shared {
     state: Mutex<State>,
     received: AtomicUsize,
-    /// Why the other side refuses TLS, if it told so in place of anything else.
+    /// Why the other side refuses TLS, if this was the first thing that it sent.
     refusal: OnceLock<Arc<str>>,
-    /// Told once the first read has ended in any way.
+    /// Notified when the first read has ended, in whatever way.
     first_read: Notify,
 }
 
@@ -231,12 +231,12 @@ struct State {
 }
 
 impl Batched {
-    /// Takes over a `socket` on which a client speaks.
+    /// Takes over a `socket` that leads to a client.
     pub fn with_client(socket: Socket) -> Self {
         Self::new(socket, Inbox::new(PREFACE_LEN))
     }
 
-    /// Takes over a `socket` on which a daemon answers.
+    /// Takes over a `socket` that leads to a daemon.
     pub fn with_daemon(socket: Socket) -> Self {
         Self::new(socket, Inbox::new(0))
     }
@@ -248,26 +248,26 @@ impl Batched {
         Self { shared: Arc::new(Shared { state, received, refusal, first_read }) }
     }
 
-    /// Bytes that the other side has sent.
+    /// The number of bytes that the other side has sent.
     pub fn received(&self) -> usize {
         self.shared.received.load(Ordering::Relaxed)
     }
 
-    /// Why the other side refuses us, where it does so after the TLS handshake: of version 1.3 a client has its part
-    /// done before its certificate is looked at.
+    /// Why the other side refused TLS after the handshake. In TLS 1.3, the client's handshake ends before the
+    /// daemon has checked the client's certificate.
     pub fn refusal(&self) -> Option<Arc<str>> {
         self.shared.refusal.get().cloned()
     }
 
-    /// Waits until the other side has sent something, or has closed; one caller may wait.
+    /// Waits until the other side has sent something, or has closed the connection. Only one caller may wait.
     pub async fn first_read(&self) {
         if self.received() == 0 {
             self.shared.first_read.notified().await;
         }
     }
 
-    /// What `inspect` makes of the first bytes that the other side sends; of none, if it has closed. They are
-    /// read once more by whoever reads.
+    /// The result of `inspect` for the first bytes of the other side, or for no bytes if it has closed the
+    /// connection. The next read returns the same bytes again.
     ///
     /// # Errors
     /// The socket has failed.
@@ -283,7 +283,8 @@ impl Batched {
         .await
     }
 
-    /// Sends `bytes` to a client that is not served, and says that nothing follows. Nothing may have been written before.
+    /// Sends `bytes` to a client that is not served, and ends the sending direction. Nothing may have been written
+    /// before.
     ///
     /// # Errors
     /// The socket has failed.
@@ -291,13 +292,13 @@ impl Batched {
         poll_fn(|cx| self.shared.state.lock().socket.poll_finish_with(cx, &mut bytes)).await
     }
 
-    /// Sends what has been written, as far as the socket takes it.
+    /// Sends the written bytes, as far as the socket accepts them.
     fn poll_write_out(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let State { socket, outbox, .. } = &mut *self.shared.state.lock();
         outbox.poll_write_out(socket, cx)
     }
 
-    /// Bytes that have been written and not sent.
+    /// The number of bytes that were written and not sent.
     fn unsent(&self) -> usize {
         self.shared.state.lock().outbox.len()
     }
@@ -351,7 +352,7 @@ impl AsyncWrite for Batched {
         self.poll_write_vectored(cx, &[io::IoSlice::new(from)])
     }
 
-    /// Reports success without sending: [`Flushing`] sends when the connection's poll is over.
+    /// Reports success without sending, because [`Flushing`] sends when the connection's turn is over.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

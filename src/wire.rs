@@ -1,6 +1,6 @@
-//! What goes over the wire, as far as the proxy reads it: gRPC framing and the messages of `proto/`.
+//! The bytes of gRPC that the proxy reads or writes: the framing, and the messages of `proto/`.
 //!
-//! Owns the length-prefixed framing (gRPC over HTTP/2, "Length-Prefixed-Message") and its limits. It
+//! This room owns the length-prefixed framing (gRPC over HTTP/2, "Length-Prefixed-Message") and its limits. It
 //! knows nothing of streams or daemons.
 
 pub mod fields;
@@ -14,54 +14,54 @@ use std::io::Read as _;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use prost::Message;
 
-/// Messages of `moby.buildkit.v1` that the proxy reads or writes.
+/// The messages of `moby.buildkit.v1` that the proxy reads or writes.
 #[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all)]
 pub mod control {
     tonic::include_proto!("moby.buildkit.v1");
 }
 
-/// Messages of containerd's content service.
+/// The messages of containerd's content service.
 #[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all)]
 pub mod content {
     tonic::include_proto!("containerd.services.content.v1");
 }
 
-/// KEDA's external scaler: the messages, the server, and a client for tests.
+/// KEDA's external scaler: its messages, a server, and a client for tests.
 #[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all)]
 pub mod externalscaler {
     tonic::include_proto!("externalscaler");
 }
 
-/// Flag byte and 32-bit length in front of every gRPC message.
+/// The length of the prefix of a gRPC message: a flag byte and the length in 32 bits.
 pub const PREFIX_LEN: usize = 5;
 
-/// A framed message without a field.
+/// A framed message without fields.
 pub const EMPTY_MESSAGE: Bytes = Bytes::from_static(&[0; PREFIX_LEN]);
 
-/// The largest message BuildKit accepts on its control channel (grpc MaxRecvMsgSize, 16 MiB).
+/// The largest message in bytes that BuildKit accepts on its control channel (grpc MaxRecvMsgSize).
 pub const MAX_MESSAGE_LEN: usize = 16 << 20;
 
-/// Why bytes are not the gRPC message they should be.
+/// Why bytes are not the expected gRPC message.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
     /// The length prefix announces more than the reader accepts.
     #[error("message of {len} bytes is above the limit of {limit}")]
     TooLarge {
-        /// Announced length.
+        /// The announced length in bytes.
         len: usize,
-        /// What the reader accepts.
+        /// The largest length that the reader accepts.
         limit: usize,
     },
     /// The flag byte is neither 0 nor 1.
     #[error("unknown gRPC message flag {0:#04x}")]
     Flag(u8),
-    /// The stream ended inside a message.
+    /// The stream ended in the middle of a message.
     #[error("stream ended after {got} bytes of a message")]
     Truncated {
-        /// Bytes received, prefix included.
+        /// The bytes received, including the prefix.
         got: usize,
     },
-    /// The message is compressed in a way the proxy cannot read.
+    /// The message is compressed in a way that the proxy cannot read.
     #[error("compressed message cannot be read")]
     Compressed(#[source] std::io::Error),
     /// The bytes are not the expected protobuf message.
@@ -72,10 +72,10 @@ pub enum WireError {
     Malformed(#[from] fields::Malformed),
 }
 
-/// Length of the first message, prefix included, once its prefix is there.
+/// The length of the first message including its prefix. `None` if the prefix has not arrived yet.
 ///
 /// # Errors
-/// [`WireError::TooLarge`] as soon as the prefix announces more than `limit` bytes.
+/// [`WireError::TooLarge`] if the prefix announces more than `limit` bytes, or the flag is unknown.
 pub fn first_message_len(received: &[u8], limit: usize) -> Result<Option<usize>, WireError> {
     let Some(mut prefix) = received.get(..PREFIX_LEN) else {
         return Ok(None);
@@ -91,19 +91,19 @@ pub fn first_message_len(received: &[u8], limit: usize) -> Result<Option<usize>,
     Ok(Some(PREFIX_LEN + len))
 }
 
-/// The bytes of a framed message.
+/// The payload of a framed message.
 #[derive(Debug, Clone)]
 pub enum Payload {
-    /// As they are.
+    /// A payload that is not compressed.
     Plain(Bytes),
-    /// Compressed with gzip, the only compression that grpc-go speaks.
+    /// A payload that is compressed with gzip, the only compression that grpc-go uses.
     Gzip(Bytes),
 }
 
-/// Takes one message out of its frame.
+/// The payload of the first message in `framed`.
 ///
 /// # Errors
-/// It is not whole, or larger than a message may be.
+/// The message is incomplete, or larger than a message may be.
 pub fn payload(framed: &Bytes) -> Result<Payload, WireError> {
     let truncated = || WireError::Truncated { got: framed.len() };
     let end = first_message_len(framed, MAX_MESSAGE_LEN)?.ok_or_else(truncated)?;
@@ -114,10 +114,10 @@ pub fn payload(framed: &Bytes) -> Result<Payload, WireError> {
     Ok(if framed[0] == 0 { Payload::Plain(payload) } else { Payload::Gzip(payload) })
 }
 
-/// Unpacks a [`Payload::Gzip`], up to what a message may have.
+/// Decompresses a [`Payload::Gzip`], up to the largest size of a message.
 ///
 /// # Errors
-/// It is not gzip, or larger.
+/// The bytes are not gzip, or the result is too large.
 pub fn unpack(packed: &[u8]) -> Result<Vec<u8>, WireError> {
     let mut plain = Vec::new();
     flate2::read::GzDecoder::new(packed)
@@ -132,11 +132,11 @@ pub fn unpack(packed: &[u8]) -> Result<Vec<u8>, WireError> {
 
 /// Decodes one framed message of a daemon.
 ///
-/// What a client sends is walked over instead ([`fields`]): decoded, it could take a hundred times the
-/// memory.
+/// The fields of client messages are walked over instead ([`fields`]), because a decoded message could take a
+/// hundred times the memory.
 ///
 /// # Errors
-/// What the bytes lack to be a message of type `M`.
+/// Why the bytes are not a message of type `M`.
 pub fn decode<M: Message + Default>(framed: &Bytes) -> Result<M, WireError> {
     Ok(match payload(framed)? {
         Payload::Plain(plain) => M::decode(plain)?,
@@ -164,7 +164,7 @@ pub fn frame(message: &[u8]) -> Bytes {
     framed.freeze()
 }
 
-/// Splits a byte stream into its framed messages, and keeps the bytes of each message as they came.
+/// Splits a byte stream into its framed messages. The bytes of each message stay as they came.
 #[derive(Debug)]
 pub struct MessageDecoder {
     pending: BytesMut,
@@ -172,17 +172,17 @@ pub struct MessageDecoder {
 }
 
 impl MessageDecoder {
-    /// A decoder that accepts messages of up to `limit` bytes.
+    /// A decoder of messages with up to `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self { pending: BytesMut::new(), limit }
     }
 
-    /// Adds what was received next.
+    /// Adds the bytes that arrived next.
     pub fn push(&mut self, data: &[u8]) {
         self.pending.extend_from_slice(data);
     }
 
-    /// The length of the next message, prefix included, once its prefix has come.
+    /// The length of the next message including its prefix. `None` if the prefix has not arrived yet.
     ///
     /// # Errors
     /// As for [`Self::next_message`].
@@ -190,10 +190,10 @@ impl MessageDecoder {
         first_message_len(&self.pending, self.limit)
     }
 
-    /// The next whole message, prefix included, or `None` until more has come.
+    /// The next whole message including its prefix. `None` if it has not arrived completely.
     ///
     /// # Errors
-    /// The prefix of the next message is not acceptable; the rest of the stream is then unreadable.
+    /// The prefix of the next message is invalid, so the rest of the stream cannot be read.
     pub fn next_message(&mut self) -> Result<Option<Bytes>, WireError> {
         match first_message_len(&self.pending, self.limit)? {
             Some(end) if self.pending.len() >= end => Ok(Some(self.pending.split_to(end).freeze())),
@@ -201,7 +201,7 @@ impl MessageDecoder {
         }
     }
 
-    /// What has come and not been cut.
+    /// Takes the bytes that have arrived and belong to no whole message.
     pub fn take_rest(&mut self) -> Bytes {
         self.pending.split().freeze()
     }
@@ -263,7 +263,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the messages, and wherever the stream is split; and any bytes end in a message or an error.
+        /// Messages come out as they went in, however the stream is split. Random bytes end in a message or an
+        /// error.
         #[test]
         fn messages_come_out_of_any_pieces_as_they_went_in(
             payloads in vec(vec(any::<u8>(), 0..80), 0..6),

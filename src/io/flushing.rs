@@ -1,4 +1,4 @@
-//! When what a connection has written is sent: once its turn is over, or a little later.
+//! Decides when the bytes that a connection has written are sent: when its turn is over, or a little later.
 
 use std::{
     future::Future,
@@ -15,25 +15,25 @@ use pin_project_lite::pin_project;
 
 use super::{Batched, RECEIVED, WROTE};
 
-/// Up to this it is an answer to a PING, window updates, or the headers of an answer.
+/// Up to this number of bytes, a write is an answer to a PING, window updates, or the headers of an answer.
 const CONTROL_LEN: usize = 64;
 
-/// Up to this it may be the beginning of a small answer.
+/// Up to this number of bytes, a write may be the beginning of a small answer.
 const PART_LEN: usize = 512;
 
-/// How often whatever else is ready to run goes first while `unsent` bytes wait: what it writes then
-/// goes with them, and a system call costs more than ten turns of an idle connection.
+/// How often other tasks run first while `unsent` bytes wait. What they write for this connection is then sent
+/// together with these bytes, and a system call costs more than ten turns of an idle connection.
 ///
-/// An answer comes from the daemon in parts. The answer to a PING, which gRPC sends with nearly every
-/// message, comes before what that message leads to on the other connection, and must not delay it.
+/// An answer of a daemon comes in parts. The answer to a PING, which gRPC sends with nearly every message, is
+/// written before what that message causes on the other connection, and must not delay it.
 fn patience(unsent: usize) -> u8 {
     if unsent <= CONTROL_LEN { 3 } else { u8::from(unsent <= PART_LEN) }
 }
 
-/// Wakes the task of a connection, and remembers that the connection itself has asked for it.
+/// Wakes the task of a connection, and remembers that the connection itself asked for it.
 ///
-/// A turn that only lets others go first needs no look at the connection, whose tables take a
-/// thousand instructions to go through.
+/// A turn that only lets other tasks run first need not poll the connection, whose tables take a thousand
+/// instructions to go through.
 #[derive(Debug, Default)]
 struct WakeFlag {
     raised: AtomicBool,
@@ -50,8 +50,8 @@ impl ArcWake for WakeFlag {
 pin_project! {
     /// Polls a connection, and sends what it has written; see [`patience`].
     ///
-    /// Of several futures around one connection only the one that writes ever sends, so the
-    /// socket's waker is always that future's.
+    /// If several futures belong to one connection, only the one that writes ever sends. So the waker of the socket
+    /// always belongs to that future.
     #[derive(Debug)]
     pub struct Flushing<F: Future> {
         #[pin]
@@ -59,11 +59,11 @@ pin_project! {
         io: Batched,
         // Raised by whatever the inner future or the socket waits for.
         flag: Arc<WakeFlag>,
-        // Something written has not been sent yet.
+        // Whether written bytes have not been sent yet.
         owing: bool,
-        // How often others have had their turn since it was written.
+        // How often other tasks have run since the bytes were written.
         waited: u8,
-        // The inner future's result, kept until all is sent.
+        // The result of the inner future, kept until everything is sent.
         output: Option<F::Output>,
     }
 }
@@ -75,7 +75,7 @@ impl<F: Future> Flushing<F> {
         Self { inner, io, flag, owing: false, waited: 0, output: None }
     }
 
-    /// The wrapped future, which the next poll will look at.
+    /// The wrapped future. The next poll will poll it.
     pub fn inner_mut(self: Pin<&mut Self>) -> Pin<&mut F> {
         self.flag.raised.store(true, Ordering::Release);
         self.project().inner
@@ -104,9 +104,9 @@ impl<F: Future> Future for Flushing<F> {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            // A failed write shows up as an error of the connection's next read or write.
+            // If a write fails, the next read or write of the connection returns an error.
             *this.owing = this.io.poll_write_out(asking).is_pending();
-            // What the socket does not take now is sent as soon as it does.
+            // What the socket does not accept now is sent as soon as it does.
             *this.waited = if *this.owing { u8::MAX } else { 0 };
         }
         match this.output.take() {
@@ -155,7 +155,7 @@ mod tests {
 
     type Connection = Flushing<Pin<Box<dyn Future<Output = ()>>>>;
 
-    /// A connection that writes `len` bytes at its first poll and never ends, and the other end.
+    /// A connection that writes `len` bytes at its first poll and never ends, and the other end of it.
     async fn connection(len: usize) -> (Connection, Arc<Seen>, unix::net::UnixStream) {
         let (socket, other) = unix::net::UnixStream::pair().expect("a pair");
         socket.set_nonblocking(true).expect("set");
@@ -183,7 +183,7 @@ mod tests {
         assert!(connection.now_or_never().is_none(), "it goes on");
     }
 
-    /// How often a connection that writes `len` bytes once has its turn before they are sent.
+    /// The number of turns of a connection that writes `len` bytes once, until they are sent.
     async fn turns_until_sent(len: usize) -> usize {
         let (mut connection, seen, mut other) = connection(len).await;
         let mut turns = 0;

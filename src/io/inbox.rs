@@ -1,8 +1,9 @@
-//! What a connection has received and the HTTP/2 library has not yet taken.
+//! The bytes that a connection has received and the HTTP/2 library has not taken yet.
 //!
-//! DATA is handed on in frames as full as they may be, whatever their size on the wire: gRPC sends a
-//! message of 32 KiB as two frames of 16 KiB and one of 13 bytes, and each frame costs the same. A frame's
-//! payload is held back until the library has made room for all of it, or it would copy what it has.
+//! DATA is passed on in frames that are as full as possible, whatever their size on the wire: gRPC sends a message
+//! of 32 KiB as two frames of 16 KiB and one of 13 bytes, and each frame costs the library the same. The payload of
+//! a frame is held back until the library has room for all of it, because otherwise the library would copy it once
+//! more.
 
 use std::{
     io,
@@ -14,35 +15,35 @@ use tokio::io::ReadBuf;
 use super::{Socket, buffers, moderation};
 use crate::http2_limits::FRAME_LEN;
 
-/// Largest payload of a frame, as announced.
+/// The largest payload of a frame, as the proxy announces it.
 const FULL: usize = FRAME_LEN as usize;
 
-/// Length of a frame's head (RFC 9113 section 4.1).
+/// The length of a frame's header (RFC 9113 section 4.1).
 const HEAD_LEN: usize = 9;
 
 /// The frame types DATA and HEADERS.
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 
-/// The only flag of a frame that may be joined with the one before.
+/// The only flag of a frame that may be joined with the one before it.
 const END_STREAM: u8 = 1;
 
-/// Received bytes. Holds no memory when it is empty.
+/// Received bytes. Holds no memory when there are none.
 #[derive(Debug)]
 pub(super) struct Inbox {
     buffer: Vec<u8>,
-    /// Received and not yet handed on: `buffer[taken..filled]`.
+    /// The bytes that were not passed on yet: `buffer[taken..filled]`.
     taken: usize,
     filled: usize,
-    /// A frame's head of which the rest has not come.
+    /// The first bytes of a frame header whose rest has not arrived.
     partial: Head,
     partial_len: usize,
-    /// The head that is being handed on, and how much of it has been.
+    /// The frame header that is being passed on, and how many bytes of it were.
     head: Head,
     head_given: usize,
-    /// What is handed on as it comes: of the preface, or of a frame's payload.
+    /// The number of bytes that are passed on unchanged: of the preface, or of the payload of a frame.
     plain: usize,
-    /// DATA that is handed on in other frames than it came in.
+    /// DATA that is passed on in other frames than it arrived in.
     run: Run,
 }
 
@@ -51,16 +52,16 @@ type Head = [u8; HEAD_LEN];
 #[derive(Debug, Default)]
 struct Run {
     stream: [u8; 4],
-    /// What is left of the frame that is being handed on.
+    /// The bytes left of the frame that is being passed on.
     out: usize,
-    /// What is left of the frame that came; all of it is in the buffer.
+    /// The bytes left of the frame that arrived. All of them are in the buffer.
     left: usize,
-    /// Whether the frame that came ends the stream.
+    /// Whether the frame that arrived ends the stream.
     end: bool,
 }
 
 impl Inbox {
-    /// Empty. The first `preface` bytes are no frames.
+    /// An empty inbox. The first `preface` bytes to arrive are no frames.
     pub(super) fn new(preface: usize) -> Self {
         Self {
             buffer: Vec::new(),
@@ -75,7 +76,8 @@ impl Inbox {
         }
     }
 
-    /// Receives once; returns how much came. Only when [`Inbox::take`] had nothing more to give.
+    /// Receives once, and returns the number of bytes. May be called only when [`Inbox::take`] has nothing more to
+    /// pass on.
     pub(super) fn poll_fill(
         &mut self,
         socket: &mut Socket,
@@ -97,12 +99,12 @@ impl Inbox {
         Poll::Ready(Ok(len))
     }
 
-    /// What has come and not been handed on.
+    /// The bytes that have arrived and were not passed on.
     pub(super) fn unread(&self) -> &[u8] {
         &self.buffer[self.taken..self.filled]
     }
 
-    /// Hands on as much as fits and as helps.
+    /// Passes on as much as fits and is useful now.
     pub(super) fn take(&mut self, into: &mut ReadBuf<'_>) {
         while self.give_some(into) {}
         if self.taken == self.filled {
@@ -119,7 +121,7 @@ impl Inbox {
             let len = room.min(HEAD_LEN - self.head_given);
             into.put_slice(&self.head[self.head_given..self.head_given + len]);
             self.head_given += len;
-            // The library makes room for the whole frame once it has seen the head.
+            // The library makes room for the whole frame once it has seen the header.
             return self.plain.max(self.run.out) <= into.remaining();
         }
         if self.plain > 0 {
@@ -146,7 +148,7 @@ impl Inbox {
         len
     }
 
-    /// Makes the head of the next frame to hand on, if one has come.
+    /// Makes the header of the next frame to pass on, if one has arrived.
     fn begin_frame(&mut self) -> bool {
         if self.run.left == 0 {
             let Some(head) = self.head_at(self.taken) else {
@@ -173,8 +175,8 @@ impl Inbox {
         true
     }
 
-    /// Length of the frame that can be made of what is left of this one and the next ones, and
-    /// whether it ends the stream.
+    /// The length of the frame that can be made of the rest of this frame and the following ones, and whether it
+    /// ends the stream.
     fn join(&self) -> (usize, bool) {
         let Run { stream, left, end, .. } = self.run;
         let (mut len, mut end, mut position) = (left, end, self.taken + left);
@@ -194,7 +196,7 @@ impl Inbox {
         (len, end)
     }
 
-    /// Steps over the head of a DATA frame that is whole in the buffer.
+    /// Skips the header of a DATA frame that is completely in the buffer.
     fn enter_next(&mut self) {
         if let Some(head) = self.head_at(self.taken) {
             self.taken += HEAD_LEN;
@@ -228,8 +230,8 @@ fn payload_len(head: &Head) -> usize {
     usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])
 }
 
-/// Whether a frame may be joined with others: DATA, not empty, no padding, nothing unknown. What is
-/// too long is for the library to refuse.
+/// Whether a frame may be joined with others: it is DATA, not empty, has no padding and no unknown flag. Frames
+/// that are too long are left to the library, which refuses them.
 fn is_plain_data(head: &Head) -> bool {
     head[3] == DATA && head[4] & !END_STREAM == 0 && (1..=FULL).contains(&payload_len(head))
 }
@@ -268,7 +270,8 @@ mod tests {
         frames
     }
 
-    /// Adjacent DATA of one stream as one: what may be cut differently.
+    /// The same frames with adjacent DATA of one stream joined, so that frames which were cut differently compare
+    /// equal.
     fn joined(frames: Vec<Frame>) -> Vec<Frame> {
         let mut joined: Vec<Frame> = Vec::new();
         for frame in frames {
@@ -289,7 +292,7 @@ mod tests {
         joined
     }
 
-    /// Sends `wire` in pieces of `sent` bytes and reads it with `room` bytes of room at a time.
+    /// Sends `wire` in pieces of `sent` bytes, and reads it with `room` bytes of room at a time.
     async fn pass(preface: usize, wire: Vec<u8>, sent: usize, room: usize) -> Vec<u8> {
         let (socket, mut other) = UnixStream::pair().expect("a pair");
         let mut socket = Socket::Unix(socket);
@@ -348,7 +351,7 @@ mod tests {
 
     #[test]
     fn small_frames_become_full_ones() {
-        // As grpc-go sends them.
+        // The frames of grpc-go for three messages.
         let lens = [16 * 1024, 16 * 1024, 13].repeat(3);
         let frames: Vec<_> = lens.iter().map(|len| (DATA, 0, 1, vec![7; *len])).collect();
         let frames = encode(&frames);

@@ -1,4 +1,4 @@
-//! What has been written to a connection and not yet sent.
+//! The bytes that were written to a connection and not sent yet.
 
 use std::{
     cell::RefCell,
@@ -11,16 +11,16 @@ use bytes::Bytes;
 
 use super::{Socket, payload};
 
-/// Sent in one piece at most: sixteen full HTTP/2 frames.
+/// The most bytes that are sent at once: sixteen full HTTP/2 frames of 16 KiB.
 const BATCH_LEN: usize = 256 * 1024;
 
-/// Slices of one system call; more than a batch of full frames has.
+/// The most slices of one system call: more than a batch of full frames has.
 const MAX_SLICES: usize = 64;
 
-/// Gathered writes each thread keeps for reuse: a build has two connections.
+/// The number of gathered writes that a thread keeps for reuse. A build has two connections.
 const POOLED: usize = 4;
 
-/// The memory for copies that a gathered write may keep while it waits for reuse.
+/// The memory for copies that a gathered write may keep for reuse.
 const KEPT_LEN: usize = BATCH_LEN;
 
 thread_local! {
@@ -28,20 +28,20 @@ thread_local! {
     static POOL: RefCell<Vec<Box<Batch>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Gathers what is written. Holds no memory when it is empty.
+/// Gathers what is written. Holds no memory when there is nothing.
 #[derive(Debug, Default)]
 pub(super) struct Outbox(Option<Box<Batch>>);
 
 #[derive(Debug, Default)]
 struct Batch {
     pieces: Vec<Piece>,
-    /// What was too small to share.
+    /// Copies of slices that are too small to share.
     copied: Vec<u8>,
-    /// Bytes of all pieces.
+    /// The bytes of all pieces that were not sent.
     len: usize,
-    /// Bytes that the socket has taken, from the first piece that is not sent on.
+    /// The bytes that the socket has accepted of the first piece that is not sent completely.
     sent: usize,
-    /// Pieces that the socket has taken whole.
+    /// The number of pieces that the socket has accepted completely.
     done: usize,
 }
 
@@ -73,12 +73,12 @@ impl Outbox {
         Poll::Ready(Ok(batch.len - before))
     }
 
-    /// Bytes that wait to be sent.
+    /// The number of bytes that wait to be sent.
     pub(super) fn len(&self) -> usize {
         self.0.as_ref().map_or(0, |batch| batch.len)
     }
 
-    /// Sends what has been written, as far as the socket takes it.
+    /// Sends the written bytes, as far as the socket accepts them.
     pub(super) fn poll_write_out(
         &mut self,
         socket: &mut Socket,
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
     use crate::io::Payload;
 
-    /// Writes heads and bodies of many sizes; the other side must read the same bytes.
+    /// Heads and bodies of many sizes arrive unchanged.
     #[tokio::test]
     async fn everything_arrives_in_order() {
         let (socket, mut other) = UnixStream::pair().expect("a pair");

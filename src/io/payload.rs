@@ -1,22 +1,22 @@
-//! Data on its way through the proxy, and how it gets from body to socket without being copied.
+//! Data on its way through the proxy, and how it gets from a body to the socket without a copy.
 //!
-//! An HTTP/2 library shows a connection what to write as borrowed slices, of which nothing can be
-//! kept. [`Payload`] therefore leaves a shared handle of what it shows, and the connection that is
-//! written to picks up the handle whose memory the slice lies in.
+//! An HTTP/2 library passes what is to be written as borrowed slices, which cannot be kept. So a [`Payload`] leaves
+//! a shared handle of each slice that it shows, and the connection that is written to picks up the handle whose
+//! memory contains the slice.
 
 use std::{cell::RefCell, io::IoSlice};
 
 use bytes::{Buf, Bytes};
 
-/// Below this, copying is cheaper than sharing.
+/// The size in bytes below which a copy is cheaper than sharing.
 const SHARE_LEN: usize = 2 * 1024;
 
 thread_local! {
-    /// What the running write has been shown.
+    /// Handles of the slices that payloads have shown since the last write.
     static SHOWN: RefCell<Vec<Bytes>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A piece of a body.
+/// A part of a body.
 #[derive(Debug, Default)]
 pub struct Payload(Bytes);
 
@@ -57,12 +57,12 @@ impl Buf for Payload {
     }
 }
 
-/// What has been shown since the last call.
+/// Takes the handles of all slices that were shown since the last call.
 pub(super) fn take_shown() -> Vec<Bytes> {
     SHOWN.take()
 }
 
-/// The shared form of `slice`, if it lies in one of `shown`.
+/// The shared form of `slice`. `None` if it is small, or lies in none of `shown`.
 pub(super) fn shared(shown: &[Bytes], slice: &[u8]) -> Option<Bytes> {
     let contains = |bytes: &&Bytes| {
         let outer = bytes.as_ptr_range();

@@ -1,7 +1,7 @@
 //! TLS over a socket.
 //!
-//! The library reads records in pieces of 4 KiB. [`ReadAhead`] below it reads what there is at once, and lets
-//! whoever accepts a client look at the first bytes before anything is made of them.
+//! The library reads records in pieces of 4 KiB. Below it, [`ReadAhead`] reads as much as there is, and lets the
+//! caller look at the first bytes of a client before they are parsed.
 
 use std::{
     future::poll_fn,
@@ -20,24 +20,24 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::{Socket, buffers};
 
-/// A socket of which more is read than has been asked for.
+/// A socket that reads more than it was asked for.
 #[derive(Debug)]
 pub struct ReadAhead {
     socket: Socket,
-    /// Borrowed while there is something in it: `buffer[taken..filled]`.
+    /// A borrowed buffer while it contains bytes: `buffer[taken..filled]`.
     buffer: Vec<u8>,
     taken: usize,
     filled: usize,
 }
 
 impl ReadAhead {
-    /// Nothing has been read from `socket`.
+    /// Takes over a `socket` from which nothing was read.
     pub fn new(socket: Socket) -> Self {
         Self { socket, buffer: Vec::new(), taken: 0, filled: 0 }
     }
 
-    /// What `inspect` makes of the first bytes that the other side sends; of none, if it has closed. They are
-    /// read once more by whoever reads.
+    /// The result of `inspect` for the first bytes of the other side, or for no bytes if it has closed the
+    /// connection. The next read returns the same bytes again.
     ///
     /// # Errors
     /// The socket has failed.
@@ -46,7 +46,7 @@ impl ReadAhead {
         Ok(inspect(self.unread()))
     }
 
-    /// Sends `bytes` and says that nothing follows.
+    /// Sends `bytes`, and ends the sending direction.
     ///
     /// # Errors
     /// The socket has failed.
@@ -54,9 +54,9 @@ impl ReadAhead {
         poll_fn(|cx| self.socket.poll_finish_with(cx, &mut bytes)).await
     }
 
-    /// Says that nothing follows, and reads to the other side's end without looking at it.
+    /// Ends the sending direction, and reads until the other side closes the connection.
     ///
-    /// To close with something unread is to reset the connection: the other side would not see why.
+    /// Closing a connection with unread bytes would reset it, and the other side would not see why.
     ///
     /// # Errors
     /// The socket has failed.
@@ -76,7 +76,7 @@ impl ReadAhead {
         &self.buffer[self.taken..self.filled]
     }
 
-    /// Receives once, unless there is something left.
+    /// Receives once, unless unread bytes are left.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.taken < self.filled {
             return Poll::Ready(Ok(()));
@@ -141,16 +141,16 @@ impl AsyncWrite for ReadAhead {
     }
 }
 
-/// A socket on which both sides have shown who they are.
+/// A socket after a successful TLS handshake.
 #[derive(Debug)]
 pub struct Secured(TlsStream<ReadAhead>);
 
 impl Secured {
-    /// Waits for a client's handshake.
+    /// Does the handshake with a client.
     ///
     /// # Errors
-    /// The socket has failed, or there is a [`rustls::Error`] within; with what the client may still be told
-    /// by (see [`ReadAhead::linger`]).
+    /// The socket has failed, or the error contains a [`rustls::Error`]. The returned [`ReadAhead`] can still send
+    /// the client an alert (see [`ReadAhead::linger`]).
     pub async fn accept(
         io: ReadAhead,
         config: Arc<ServerConfig>,
@@ -159,7 +159,7 @@ impl Secured {
         Ok(Self(TlsStream::Server(stream)))
     }
 
-    /// Shakes hands with what should be `name`.
+    /// Does the handshake with a server whose certificate must have `name`.
     ///
     /// # Errors
     /// As [`Secured::accept`].
@@ -173,14 +173,14 @@ impl Secured {
         Ok(Self(TlsStream::Client(stream)))
     }
 
-    /// The other side's own certificate, if it has shown one; it has been verified.
+    /// The verified certificate of the other side. `None` if it has shown none.
     pub fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
         let (_io, session) = self.0.get_ref();
         Some(session.peer_certificates()?.first()?.clone().into_owned())
     }
 
-    /// Reads what has come, as far as it fits: the library hands on one record at a time, of which bulk
-    /// data has many.
+    /// Reads what has arrived, as far as it fits. The library passes on one record at a time, and bulk data
+    /// consists of many.
     pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -192,7 +192,7 @@ impl Secured {
             let result = Pin::new(&mut self.0).poll_read(cx, into);
             let ended = into.filled().len() == before;
             match result {
-                // What came before the end is told first; the end will be met again.
+                // The bytes before the end are returned first. The next read meets the end again.
                 Poll::Pending | Poll::Ready(_) if ended && before > start => break,
                 Poll::Ready(Ok(())) if !ended => {}
                 result => return result,

@@ -1,44 +1,44 @@
 //! Walks over the fields of a protobuf message without decoding it.
 //!
-//! A decoder turns every field into a value that it owns, so that a client chooses how much memory its
-//! message takes: an empty map entry has two bytes on the wire and a hundred in memory. What is walked
-//! over here stays where it came.
+//! A decoder copies every field into a value of its own, so that a client chooses how much memory its message
+//! takes: an empty map entry has two bytes on the wire and a hundred in memory. This walk allocates nothing: the
+//! values are slices of the message.
 
-/// Groups may nest this deep; nobody has written one since 2008, and a deeper one is made to harm.
+/// How deep groups may nest. Protobuf deprecated groups in 2008, and no honest message nests them deeper.
 const MAX_GROUP_DEPTH: usize = 32;
 
-/// The bytes are not a protobuf message.
+/// The bytes are no protobuf message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid protobuf message")]
 pub struct Malformed;
 
-/// The value of one field, as far as its wire type tells.
+/// The value of a field, as far as its wire type shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Value<'a> {
-    /// A number, boolean or enum.
+    /// A number, a boolean or an enum.
     Number(u64),
-    /// Text, bytes or a message.
+    /// A text, bytes or a message.
     Bytes(&'a [u8]),
-    /// A number of fixed width, or a group: nothing that the proxy reads.
+    /// A number of fixed width, or a group. The proxy reads neither.
     Other,
 }
 
-/// The fields of a message, in the order they stand in it; an error ends them.
+/// The fields of a message in their order. An error ends them.
 ///
-/// A field may stand in a message more than once. What it means then is the reader's to know: the last
-/// number or text counts, and messages are merged.
+/// A field may occur in a message more than once, and the reader must know what that means: of numbers and texts
+/// the last counts, and messages are merged.
 #[derive(Debug, Clone)]
 pub struct Fields<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
-    /// The fields of `message`, without its gRPC prefix.
+    /// The fields of `message`, which is without its gRPC prefix.
     pub fn new(message: &'a [u8]) -> Self {
         Self { rest: message }
     }
 
-    /// The next field, and the bytes that it takes in the message.
+    /// The next field, and its bytes in the message.
     #[expect(clippy::type_complexity, reason = "an item of the iterator and its bytes")]
     pub fn next_with_bytes(&mut self) -> Option<(Result<(u32, Value<'a>), Malformed>, &'a [u8])> {
         let before = self.rest;
@@ -52,7 +52,7 @@ impl<'a> Fields<'a> {
         Ok(taken)
     }
 
-    /// Seven bits a byte, the lowest first; of the tenth byte one bit counts.
+    /// Reads seven bits of each byte, the lowest first. Of the tenth byte one bit counts.
     fn varint(&mut self) -> Result<u64, Malformed> {
         let mut number = 0;
         for (index, byte) in self.rest.iter().enumerate().take(10) {
@@ -65,7 +65,7 @@ impl<'a> Fields<'a> {
         Err(Malformed)
     }
 
-    /// Field number and wire type.
+    /// Reads the number and the wire type of a field.
     fn tag(&mut self) -> Result<(u32, u8), Malformed> {
         let tag = u32::try_from(self.varint()?).ok().ok_or(Malformed)?;
         match tag >> 3 {
@@ -119,7 +119,7 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-/// The last text of field `number`, or nothing: what a decoder would have as its value.
+/// The last text of field `number`, as a decoder would have it. Empty if there is none.
 ///
 /// # Errors
 /// `message` is no protobuf message.
@@ -135,7 +135,7 @@ pub fn text(message: &[u8], number: u32) -> Result<&[u8], Malformed> {
     Ok(found)
 }
 
-/// Key and value of one entry of a `map<string, …>`.
+/// The key and the value of one entry of a `map<string, …>`.
 ///
 /// # Errors
 /// `entry` is no protobuf message.

@@ -1,14 +1,14 @@
 //! The blobs that a BuildHistoryEvent names: logs, trace, error, results and attestations of its build.
 //!
-//! Only where a daemon names them itself: what a client has written into its build stands in other fields.
-//! Numbers are BuildKit's (api/services/control/control.proto, v0.32.2).
+//! Only fields that a daemon fills itself are read, not those that repeat what a client has written into its build.
+//! The field numbers are BuildKit's (api/services/control/control.proto, v0.32.2).
 
 use super::fields::{Fields, Malformed, Value, entry};
 
 /// Calls `visit` with the digest of each blob of `event`.
 ///
 /// # Errors
-/// `event` is no protobuf message. `visit` has been called with what came before.
+/// `event` is no protobuf message. `visit` has been called for the part before the error.
 pub fn digests<'a>(event: &'a [u8], mut visit: impl FnMut(&'a [u8])) -> Result<(), Malformed> {
     for field in Fields::new(event) {
         if let (2, Value::Bytes(record)) = field? {
@@ -73,7 +73,7 @@ mod tests {
     fn the_blobs_of_a_record_are_those_that_the_daemon_names() {
         let blob = |digest: &str| [within(1, &[b"type"]), within(2, &[digest.as_bytes()])].concat();
         let entry = |value: &[u8]| [within(1, &[b"key"]), within(2, &[value])].concat();
-        // Its key is a number.
+        // An entry whose key is a number.
         let numbered = [&[0x08, 0x01][..], &within(2, &[&blob("result")])].concat();
         let result = [within(2, &[&blob("attestation")]), within(3, &[&numbered])].concat();
         let record = [

@@ -1,15 +1,15 @@
-//! Whether a ReturnRequest has what a daemon relies on.
+//! Checks that a ReturnRequest contains what a daemon relies on.
 //!
-//! buildkitd (v0.32.2, frontend/gateway) takes a result for granted where there is no error, and a value
-//! for each entry of its maps: without them it ends, with every build on it. Numbers are those of
+//! buildkitd (v0.32.2, frontend/gateway) expects a result if there is no error, and a value for each entry of its
+//! maps. If one is missing, the daemon crashes, and every build on it fails. The field numbers are those of
 //! frontend/gateway/pb/gateway.proto.
 
 use super::fields::{Fields, Malformed, Value};
 
-/// Whether a daemon can take `request`.
+/// Whether a daemon can handle `request`.
 ///
 /// # Errors
-/// It is no protobuf message, or one that a daemon's decoder may read otherwise than this one.
+/// `request` is no protobuf message, or a daemon may decode it differently than this function.
 pub fn is_complete(request: &[u8]) -> Result<bool, Malformed> {
     let (mut result, mut error, mut valued) = (false, false, true);
     for field in Fields::new(request) {
@@ -22,14 +22,14 @@ pub fn is_complete(request: &[u8]) -> Result<bool, Malformed> {
             _ => {}
         }
     }
-    // Beside an error the result is not looked at.
+    // If there is an error, the daemon does not look at the result.
     Ok(error || result && valued)
 }
 
 /// Whether `request` says that the client has failed.
 ///
 /// # Errors
-/// It is no protobuf message.
+/// `request` is no protobuf message.
 pub fn is_error(request: &[u8]) -> Result<bool, Malformed> {
     let mut fields = Fields::new(request);
     fields.try_fold(false, |error, field| Ok(error | matches!(field?, (2, Value::Bytes(_)))))
@@ -61,7 +61,7 @@ fn has_value(entry: &[u8]) -> Result<bool, Malformed> {
     for field in Fields::new(entry) {
         match field? {
             (2, Value::Bytes(_)) => value = true,
-            // The daemon's decoder does not look at the wire type here, and would read something else.
+            // Here the daemon's decoder ignores the wire type, and would read something else.
             (1 | 2, Value::Number(_) | Value::Other) => return Err(Malformed),
             _ => {}
         }
@@ -121,7 +121,7 @@ mod tests {
         ] {
             assert_eq!(is_complete(&request), Ok(false), "{request:?}");
         }
-        // A daemon takes the first byte for a length, so that it finds no value in what follows.
+        // A daemon reads the first byte as a length, so it finds no value in the rest.
         let entry = [0x0d, 0x05, b'a', b'a', b'a', 0x12, 0x00];
         let request = within(1, &[&within(4, &[&within(1, &[&entry])])]);
         assert_eq!(is_complete(&request), Err(Malformed));

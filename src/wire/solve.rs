@@ -1,67 +1,66 @@
-//! What a SolveRequest tells of where its build belongs, field by field.
+//! The fields of a SolveRequest that say where its build belongs.
 //!
-//! Numbers are BuildKit's (api/services/control/control.proto, v0.32.2); the other fields are the
-//! daemon's alone. A field of another wire type than expected is passed over: a daemon says best what is
-//! wrong with it.
+//! The field numbers are BuildKit's (api/services/control/control.proto, v0.32.2). Other fields concern only the
+//! daemon. A field with an unexpected wire type is skipped, because the daemon can best say what is wrong with it.
 
 use super::fields::{Fields, Malformed, Value, entry};
 
-/// One field of a SolveRequest that the proxy has a use for.
+/// A field of a SolveRequest that the proxy uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SolveField<'a> {
-    /// The build's ref.
+    /// The ref of the build.
     Ref(&'a [u8]),
-    /// A serialised build definition.
+    /// The serialised definition of the build.
     Definition(&'a [u8]),
     /// The session that the client opens for this build.
     Session(&'a [u8]),
-    /// The session that answers for the source policy.
+    /// The session that answers questions about the source policy.
     SourcePolicySession(&'a [u8]),
-    /// Whether this is a probe of the client's own.
+    /// Whether the client uses this build as a probe, and shows it to nobody.
     Internal(bool),
-    /// A frontend option.
+    /// An option of the frontend.
     Option {
-        /// Its name.
+        /// The name of the option.
         name: &'a [u8],
-        /// Its value.
+        /// The value of the option.
         value: &'a [u8],
     },
-    /// Something that it asks to be allowed to do.
+    /// An entitlement that the build asks for.
     Entitlement(&'a [u8]),
-    /// An exporter. Its attributes come after it, each as [`SolveField::ExporterAttr`].
+    /// An exporter. Its attributes follow, each as a [`SolveField::ExporterAttr`].
     Exporter(CacheEntry<'a>),
-    /// The kind of the one exporter of clients before v0.13.
+    /// The kind of the only exporter, from clients before v0.13.
     OldExporter(&'a [u8]),
     /// An attribute of an exporter.
     ExporterAttr {
-        /// Its name.
+        /// The name of the attribute.
         name: &'a [u8],
-        /// Its value.
+        /// The value of the attribute.
         value: &'a [u8],
     },
-    /// Where a cache is pushed to or pulled from.
+    /// A place to which a cache is pushed, or from which it is pulled.
     Cache(Cache<'a>),
 }
 
-/// One entry of a request's cache exports or imports.
+/// An entry of a request's cache exports or imports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cache<'a> {
     /// An entry of `exports`.
     Export(CacheEntry<'a>),
-    /// The one export of clients before v0.4.
+    /// The only export, from clients before v0.4.
     OldExport(&'a [u8]),
     /// An entry of `imports`.
     Import(CacheEntry<'a>),
-    /// An import of clients before v0.4.
+    /// An import, from clients before v0.4.
     OldImport(&'a [u8]),
 }
 
-/// A serialised CacheOptionsEntry or Exporter: a kind, and attributes.
+/// A serialised CacheOptionsEntry or Exporter, which consists of a kind and attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheEntry<'a>(&'a [u8]);
 
 impl<'a> CacheEntry<'a> {
-    /// Calls `visit` with each value of its kind; a daemon takes the last.
+    /// Calls `visit` with each value of the kind. A daemon uses the last one.
     ///
     /// # Errors
     /// The entry is no protobuf message.
@@ -74,7 +73,7 @@ impl<'a> CacheEntry<'a> {
         Ok(())
     }
 
-    /// Calls `visit` with the name and value of each attribute.
+    /// Calls `visit` with the name and the value of each attribute.
     ///
     /// # Errors
     /// The entry is no protobuf message.
@@ -83,10 +82,10 @@ impl<'a> CacheEntry<'a> {
     }
 }
 
-/// Calls `visit` with each field of `request`, in the order they stand in it.
+/// Calls `visit` with each field of `request`, in the order in the message.
 ///
 /// # Errors
-/// `request` is no protobuf message. `visit` has been called with what came before.
+/// `request` is no protobuf message. `visit` has been called for the part before the error.
 pub fn visit_fields<'a>(
     request: &'a [u8],
     mut visit: impl FnMut(SolveField<'a>),
@@ -132,7 +131,8 @@ fn caches<'a>(options: &'a [u8], mut visit: impl FnMut(Cache<'a>)) -> Result<(),
     Ok(())
 }
 
-/// Exporter and CacheOptionsEntry alike: type = 1, attrs = 2.
+/// Visits the attributes of an Exporter or a CacheOptionsEntry. In both, the kind is field 1 and the attributes are
+/// field 2.
 fn attrs<'a>(
     message: &'a [u8],
     mut visit: impl FnMut(&'a [u8], &'a [u8]),
