@@ -1,5 +1,5 @@
-//! One downstream HTTP/2 connection: serve its streams, and let it go when a drain allows or somebody
-//! else needs its place.
+//! One HTTP/2 connection of a client: serves its streams, and closes it when a drain allows that or when another
+//! client needs its permit.
 
 mod calls;
 mod metadata;
@@ -37,26 +37,26 @@ use crate::{
 /// How long a client may take for its HTTP/2 preface and SETTINGS (grpc-go's own limit is 120 s).
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Length of the preface and of an empty SETTINGS frame (RFC 9113 section 3.4).
+/// The length of the preface and an empty SETTINGS frame in bytes (RFC 9113 section 3.4).
 const HANDSHAKE_LEN: usize = PREFACE_LEN + 9;
 
-/// A connection without a build is closed in a drain once it was quiet this long: a client between
-/// its ListWorkers and its Solve, milliseconds apart, must not be cut.
+/// How long a connection must be without a build before a drain closes it. A client is for some milliseconds
+/// between its ListWorkers and its Solve, and must not be cut off then.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// A connection that was asked to close and has no stream is cut after this: a client confirms a GOAWAY
-/// at once, if it is there.
+/// How long a connection without a stream stays open after it was asked to close. A client that is there confirms a
+/// GOAWAY at once.
 pub const CLOSING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A client without a permit has this long to make a call and read the error.
+/// How long a client without a permit has to make a call and read the error.
 const TELLING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What every connection needs.
 #[derive(Debug, Clone)]
 pub struct Context {
-    /// The proxy's shared state.
+    /// The shared state of the pool.
     pub proxy: Arc<Proxy>,
-    /// Tasks of downstream streams.
+    /// Tracks the tasks of client streams.
     pub tasks: TaskTracker,
     /// Cancelled when the proxy drains.
     pub drain: CancellationToken,
@@ -65,7 +65,7 @@ pub struct Context {
 /// How a connection has ended.
 pub type Ended = Result<(), ConnectionError>;
 
-/// A connection that speaks HTTP/2.
+/// An open HTTP/2 connection.
 type Connection = Pin<Box<Flushing<Server>>>;
 
 /// The client of a new connection from `peer`, or through a Unix socket.
@@ -78,7 +78,8 @@ pub fn client(peer: Option<SocketAddr>) -> Client {
 
 /// Serves one connection until it ends, or until another client gets its permit.
 ///
-/// Not an async function, which would keep what it is given a second time while the connection lives.
+/// This is not an async function, because its future would keep a second copy of the arguments as long as the
+/// connection lives.
 pub fn serve(
     socket: Socket,
     client: Client,
@@ -132,7 +133,7 @@ fn drive(
     }
 }
 
-/// Waits for what the client begins with. `None` if there is nothing to serve.
+/// Waits for the first bytes of the client. `None` if there is nothing to serve.
 async fn open(
     io: Batched,
     client: Client,
@@ -157,8 +158,8 @@ async fn open(
     }
 }
 
-/// Tells of a client that began with `shown`, which is not what the port speaks. `answered` tells one that speaks
-/// HTTP/1.
+/// Logs that a client speaks another protocol than the port, and returns the error for it. `shown` is how the
+/// client began. `answered` sends an answer to a client that speaks HTTP/1.
 pub async fn turn_away<T>(
     stranger: Opening,
     shown: &str,
@@ -169,7 +170,7 @@ pub async fn turn_away<T>(
     let reason = stranger.reason();
     context.proxy.refusals.stranger(reason, client.address, shown);
     if stranger == Opening::Http1 {
-        // Whoever does not read it has what it wants.
+        // It does not matter whether the client reads the answer.
         let _ = timeout(CLOSING_TIMEOUT, answered).await;
     }
     ConnectionError::new(reason, format!("the client began with {shown}"))
@@ -190,7 +191,7 @@ fn no_handshake() -> ConnectionError {
     ConnectionError::new(ConnectionErrorReason::HandshakeTimeout, "no HTTP/2 preface")
 }
 
-/// Another client got the permit.
+/// The error of a connection whose permit another client got.
 pub fn evicted() -> ConnectionError {
     ConnectionError::new(
         ConnectionErrorReason::Evicted,
@@ -198,19 +199,19 @@ pub fn evicted() -> ConnectionError {
     )
 }
 
-/// The socket has failed before anything was spoken.
+/// The error of a connection whose socket failed before the client sent anything.
 pub fn lost(error: &std::io::Error) -> ConnectionError {
     ConnectionError::new(ConnectionErrorReason::Io, error.to_string())
 }
 
-/// Logs and counts a connection that has ended in an `error`.
+/// Logs and counts a connection that ended with `error`.
 pub fn report_error(connection: u64, metrics: &Metrics, error: &ConnectionError) {
     let ConnectionError { reason, text } = error;
     debug!(connection, reason = reason.label(), error = text, "connection ended");
     metrics.connection_error(*reason);
 }
 
-/// Completes if the client has not finished the handshake in time.
+/// Completes if the client has not finished the HTTP/2 handshake by `deadline`.
 async fn handshake_overdue(io: &Batched, deadline: Instant) {
     sleep_until(deadline).await;
     if io.received() >= HANDSHAKE_LEN {
@@ -218,13 +219,13 @@ async fn handshake_overdue(io: &Batched, deadline: Instant) {
     }
 }
 
-/// Completes when a drain has gone on for a moment.
+/// Completes half a second after a drain has begun.
 pub async fn quiet(drain: &CancellationToken) {
     drain.cancelled().await;
     sleep(QUIET).await;
 }
 
-/// Completes when a drain may close the connection: no build is left on it.
+/// Completes when a drain may close the connection, because no build is left on it.
 async fn may_close(drain: &CancellationToken, active: &ActiveStreams) {
     drain.cancelled().await;
     loop {
@@ -236,8 +237,8 @@ async fn may_close(drain: &CancellationToken, active: &ActiveStreams) {
     }
 }
 
-/// Completes when there has been no stream for a while, on a connection that was asked to close: whoever
-/// is on the other side does not answer.
+/// Completes when a connection that was asked to close has had no stream for a second. The other side does not
+/// answer then.
 async fn unused(active: &ActiveStreams) {
     loop {
         active.silent().await;
@@ -250,13 +251,13 @@ async fn unused(active: &ActiveStreams) {
 
 fn outcome(result: Result<(), h2::Error>, io: &Batched) -> Ended {
     let error = match result {
-        // A TCP health check: connects and closes.
+        // A TCP health check connects and closes.
         Err(_) if io.received() == 0 => return Ok(()),
         Err(error) => error,
         Ok(()) => return Ok(()),
     };
     let reason = if error.is_io() {
-        // Hanging up in the middle is how a killed client leaves.
+        // A client that is killed closes its connection in the middle.
         ConnectionErrorReason::Io
     } else if error.is_remote() {
         ConnectionErrorReason::Goaway

@@ -1,4 +1,4 @@
-//! The calls of one connection: each to its handler.
+//! Passes each call of a connection to its handler.
 
 use std::{sync::Arc, time::Instant};
 
@@ -22,24 +22,24 @@ use crate::{
     router::{self, Method, Needs, Route},
 };
 
-/// What takes the calls of one connection.
+/// The calls of one connection.
 #[derive(Debug)]
 pub(super) struct Calls {
     pub(super) proxy: Arc<Proxy>,
     pub(super) client: Client,
-    /// What each call is answered with, if the connection has no permit.
+    /// The answer to every call, if the connection has no permit.
     refused: Option<ProxyError>,
-    /// How fast the client may open calls and give them up.
+    /// Limits how fast the client may open calls and cancel them.
     pub(super) pace: Arc<Pace>,
 }
 
 impl Calls {
-    /// Those of `client`. With `refused`, each is answered with that.
+    /// The calls of `client`. If there is `refused`, it is the answer to all of them.
     pub(super) fn new(proxy: Arc<Proxy>, client: Client, refused: Option<ProxyError>) -> Self {
         Self { proxy, client, refused, pace: Arc::new(Pace::new(Instant::now())) }
     }
 
-    /// The way of one call to its answer.
+    /// The future of one call, which ends with the answer.
     pub(super) fn handle(&self, request: Request<Received>) -> BoxFuture<'static, CallResult> {
         let method = router::method(request.uri().path());
         let admitted = match &self.refused {
@@ -56,8 +56,7 @@ impl Calls {
     }
 }
 
-/// Boxed, so that an open stream keeps no more than its own way to an answer, and that only until the
-/// answer begins.
+/// Boxed, so that an open stream keeps only the future of its own handler, and only until the answer begins.
 fn handle(
     proxy: Arc<Proxy>,
     method: &'static Method,
@@ -106,7 +105,7 @@ fn dispatch(
     }
 }
 
-/// Whether a rule allows what a call of `client` needs.
+/// Checks that the access rules allow what a call of `client` needs.
 fn permit(proxy: &Proxy, client: &Client, needs: Needs) -> Result<(), Denied> {
     let grant = proxy.grant(client);
     let pool = proxy.metrics.pool();
@@ -123,7 +122,7 @@ fn permit(proxy: &Proxy, client: &Client, needs: Needs) -> Result<(), Denied> {
     Err(denied(client.identity.as_deref(), forbidden))
 }
 
-/// Whether `client` may list all blobs. Those without a name have no others of their own.
+/// Whether `client` may list all blobs. To clients without a name, no blob belongs to somebody else.
 fn lists_all(grant: &Grant, client: &Client) -> bool {
     match grant.content() {
         Reach::All => true,

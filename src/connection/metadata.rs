@@ -1,5 +1,5 @@
-//! What the metadata of calls takes: a client sends a header of the HPACK table as one byte, and each is
-//! a header again in memory.
+//! The memory of call metadata. A client can send a header from the HPACK table as one byte, and each takes the
+//! memory of a full header.
 
 use std::{pin::pin, sync::Arc};
 
@@ -12,22 +12,22 @@ use crate::{
     proxy::Proxy,
 };
 
-/// The metadata of one call on the account, until it is sent on.
+/// The charge for the metadata of one call, until it is sent on.
 pub(super) struct Charged {
     charge: Charge,
-    /// Closes when the metadata is gone.
+    /// Closed when the metadata has been dropped.
     gone: oneshot::Receiver<()>,
 }
 
-/// Goes with the metadata that it is in.
+/// Dropped together with the metadata that contains it.
 #[derive(Clone)]
 struct There(#[expect(dead_code, reason = "dropped with the metadata")] Arc<oneshot::Sender<()>>);
 
 impl Charged {
-    /// Charges the metadata of `call`, unless that is as small as usual.
+    /// Charges the metadata of `call`. `None` if it is as small as usual.
     ///
     /// # Errors
-    /// There is no room for it.
+    /// The account of memory is full.
     pub(super) fn new(proxy: &Proxy, call: &mut Call) -> Result<Option<Self>, ProxyError> {
         let Some(len) = metadata_len(&call.parts.headers) else { return Ok(None) };
         let mut charge = proxy.account().open(&call.client);
@@ -37,7 +37,7 @@ impl Charged {
         Ok(Some(Self { charge, gone }))
     }
 
-    /// Handles the call, unless its place in memory is another client's before its metadata is sent on.
+    /// Handles the call. Gives up if another client gets the memory of the metadata before it is sent on.
     pub(super) async fn during(self, handling: impl Future<Output = CallResult>) -> CallResult {
         let Self { mut charge, gone } = self;
         let mut handling = pin!(handling);
@@ -45,7 +45,7 @@ impl Charged {
             biased;
             result = &mut handling => return result,
             () = charge.evicted() => return Err(ProxyError::Memory.into()),
-            // Nothing is ever sent: the other half is dropped.
+            // Nothing is sent on this channel: the other half is dropped.
             _ = gone => {}
         }
         drop(charge);

@@ -1,7 +1,7 @@
-//! How fast one connection may open calls, and give them up.
+//! Limits how fast one connection may open calls, and cancel them.
 //!
-//! A call costs the proxy some work before anything limits it: its metadata is read, and its way is looked up. A client
-//! that gives its calls up at once has no other calls in flight that the limit on those could count.
+//! A call costs the proxy some work before any other limit applies: its metadata is read, and its handler is looked
+//! up. A client that cancels its calls at once has no open calls, so the limit on open calls does not stop it.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use parking_lot::Mutex;
 
 use crate::error::ProxyError;
 
-/// The time in which one call may be opened, and one given up: 1 000 a second, which is a hundred short builds a second
-/// over one hop.
+/// The time for each call that is opened, and for each that is cancelled: 1 000 a second, which is a hundred short
+/// builds a second over one hop.
 const EACH: Duration = Duration::from_millis(1);
 
-/// How far ahead of that pace a client may be: as many calls at once as it may have open.
+/// How far a client may be ahead of that pace. It may open as many calls at once as it may have open.
 const AHEAD: Duration = Duration::from_secs(10);
 
 /// The pace of one connection.
@@ -27,16 +27,16 @@ struct Meters {
 }
 
 impl Pace {
-    /// That of a connection which begins at `now`.
+    /// The pace of a connection that begins at `now`.
     pub(super) fn new(now: Instant) -> Self {
         Self(Mutex::new(Meters { opened: Meter(now), given_up: Meter(now) }))
     }
 
-    /// Whether a call may be opened at `now`. One of a build's frontend is not counted, because a build opens as many
-    /// of these as it has files to ask for.
+    /// Admits a call at `now`. A call of a build's frontend is not counted, because a build makes one for each file
+    /// that it reads.
     ///
     /// # Errors
-    /// The client opens calls too fast, or gives them up too fast.
+    /// The client opens calls too fast, or cancels them too fast.
     pub(super) fn open(&self, of_frontend: bool, now: Instant) -> Result<(), ProxyError> {
         let mut meters = self.0.lock();
         if meters.given_up.is_used_up(now) {
@@ -48,20 +48,20 @@ impl Pace {
         Ok(())
     }
 
-    /// Counts a call that its client has given up at `now`, before the call was answered.
+    /// Counts a call that the client cancelled at `now`, before the answer.
     pub(super) fn give_up(&self, now: Instant) {
-        // Each is counted, above the limit too, or a client would be refused for no longer than one call takes. There are
-        // never more of these than a client may have open.
+        // Calls above the limit are counted as well. Otherwise a client would be refused only for the time of one
+        // call. A client can never cancel more calls than it may have open.
         self.0.lock().given_up.add(now);
     }
 }
 
-/// When all that was counted is past, at one in [`EACH`].
+/// The time when all counted calls are paid for, at the rate of one in [`EACH`].
 #[derive(Debug)]
 struct Meter(Instant);
 
 impl Meter {
-    /// Counts one, unless it is too far ahead.
+    /// Counts a call, unless it would be too far ahead.
     fn count(&mut self, now: Instant) -> bool {
         let within = !self.is_used_up(now);
         if within {
@@ -74,7 +74,7 @@ impl Meter {
         self.0 = self.0.max(now) + EACH;
     }
 
-    /// Whether one more would be too far ahead.
+    /// Whether one more call would be too far ahead.
     fn is_used_up(&self, now: Instant) -> bool {
         self.0.max(now) + EACH > now + AHEAD
     }
@@ -84,7 +84,7 @@ impl Meter {
 mod tests {
     use super::*;
 
-    /// How many of so many calls at once may be opened.
+    /// The number of calls that may be opened at once.
     fn opened(pace: &Pace, of_frontend: bool, now: Instant) -> usize {
         (0..20_000).filter(|_| pace.open(of_frontend, now).is_ok()).count()
     }

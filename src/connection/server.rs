@@ -1,4 +1,4 @@
-//! Drives one connection of a client, and gives each of its calls a task.
+//! Drives one connection of a client, and spawns a task for each of its calls.
 
 use std::{
     pin::{Pin, pin},
@@ -18,14 +18,14 @@ use crate::{
     received::Received,
 };
 
-/// The server's side of one connection. Ends with the connection.
+/// The server side of one connection. The future completes when the connection ends.
 pub(super) struct Server {
     state: State,
-    /// To ask how much has come.
+    /// Counts the bytes that have arrived.
     io: Batched,
     windows: Windows,
     calls: Calls,
-    /// Where the calls run.
+    /// Tracks the tasks of calls.
     tasks: TaskTracker,
     closing: bool,
 }
@@ -36,7 +36,7 @@ enum State {
 }
 
 impl Server {
-    /// Nothing has been read of `io` yet.
+    /// A server on `io`, from which nothing has been read.
     pub(super) fn new(io: Batched, calls: Calls, tasks: TaskTracker) -> Self {
         let handshake = server::Builder::new()
             .max_frame_size(FRAME_LEN)
@@ -57,7 +57,7 @@ impl Server {
         }
     }
 
-    /// Says GOAWAY: the calls that are open go on, and the connection ends with the last one.
+    /// Sends GOAWAY: open calls go on, and the connection ends with the last one.
     pub(super) fn close(&mut self) {
         self.closing = true;
         if let State::Open(connection) = &mut self.state {
@@ -81,7 +81,7 @@ impl Future for Server {
                     this.state = State::Open(connection);
                 }
                 State::Open(connection) => {
-                    // What it waits for is in the connection: this future is only a way to ask.
+                    // The state is in the connection. This future only polls it, and can be dropped.
                     let Poll::Ready(accepted) = pin!(connection.accept()).poll(cx) else {
                         let Calls { proxy, client, .. } = &this.calls;
                         let received = this.io.received();

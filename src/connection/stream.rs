@@ -26,7 +26,7 @@ use crate::{
 pub(super) struct Stream {
     reply: SendResponse<Payload>,
     state: State,
-    /// Dropped last: the connection may close then.
+    /// Dropped last, because the connection may close then.
     _open: ActiveCall,
 }
 
@@ -36,7 +36,7 @@ enum State {
 }
 
 impl Stream {
-    /// The call that `request` opens, to be answered with `reply`.
+    /// The call that `request` opens. The answer is sent with `reply`.
     pub(super) fn new(
         calls: &Calls,
         request: Request<Received>,
@@ -48,7 +48,7 @@ impl Stream {
         Self { reply, state, _open: calls.client.active.enter_call() }
     }
 
-    /// Sends the head of an answer. The body that is to follow, if there is one.
+    /// Sends the headers of an answer. Returns the body, if one follows.
     fn begin(&mut self, response: Response<Body>) -> Option<Sending> {
         let (head, body) = response.into_parts();
         let ended = body.is_end_stream();
@@ -73,14 +73,14 @@ impl Future for Stream {
                 State::Sending(sending) => return sending.poll(cx),
             };
             let polled = handling.as_mut().poll(cx);
-            // A call that was given up may end by that, too.
+            // A call that the client cancelled may have ended for that reason, too.
             if !matches!(polled, Poll::Ready(Ok(_)))
                 && let Poll::Ready(gone) = this.reply.poll_reset(cx)
             {
                 if gone.is_ok() {
                     pace.give_up(Instant::now());
                 }
-                // A client that gives the call up, or goes away, needs no answer.
+                // A client that cancels the call or disconnects needs no answer.
                 return Poll::Ready(());
             }
             let result = ready!(polled);

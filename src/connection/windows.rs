@@ -1,4 +1,4 @@
-//! The receive windows of a client's connection: small until something on it is bound.
+//! The receive windows of a client connection, which are small until something on the connection is bound.
 
 use h2::server::Connection;
 
@@ -9,27 +9,27 @@ use crate::{
     shares::{Share, Shares},
 };
 
-/// Large windows are of use once so much has come: half of a small one, which is when the client is given
-/// more. Most builds send less, and are spared the frames that open the windows.
+/// The number of bytes after which large windows are useful: half of a small one, which is when the client is sent
+/// a window update. Most builds send less, and need no frames that open the windows.
 const OPENED_AFTER: usize = UNBOUND_STREAM_WINDOW as usize / 2;
 
-/// What the client may send that nobody has read.
+/// The receive windows of one connection.
 #[derive(Debug)]
 pub(super) struct Windows {
-    /// What large windows take, held until the connection ends.
+    /// The memory of large windows, held until the connection ends.
     share: Option<Share>,
-    /// When it is time to see whether they may be large: once so many bytes have come.
+    /// The number of received bytes at which the windows are looked at next.
     due: usize,
 }
 
 impl Windows {
-    /// Those of a connection that begins.
+    /// The small windows of a new connection.
     pub(super) fn small() -> Self {
         Self { share: None, due: OPENED_AFTER }
     }
 
-    /// Makes those of the `connection` of `client` large once it is time: `received` bytes have come, and
-    /// `all` is what the large windows of all clients may take. Whether there is something to send then.
+    /// Makes the windows of the `connection` of `client` large, if `received` bytes are enough and `all`, the
+    /// memory for large windows of all clients, has room. Returns whether there is something to send.
     pub(super) fn open(
         &mut self,
         connection: &mut Connection<Batched, Payload>,
@@ -37,7 +37,7 @@ impl Windows {
         client: &Client,
         all: &Shares,
     ) -> bool {
-        // Without a Solve or Session nothing is bound.
+        // Nothing is bound without a Solve or a Session.
         if received < self.due || client.active.is_idle() {
             return false;
         }
@@ -48,7 +48,7 @@ impl Windows {
             self.due = received.saturating_add(STREAM_WINDOW as usize);
             return false;
         }
-        // Refused until the client has confirmed the settings that it was sent before.
+        // The library refuses this until the client has confirmed the previous settings.
         if connection.set_initial_window_size(STREAM_WINDOW).is_err() {
             return false;
         }
