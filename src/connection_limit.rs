@@ -1,7 +1,10 @@
-//! The limit on client connections, which the addresses of clients share.
+//! The limit on client connections, which clients share by their addresses and by their names.
 //!
-//! Each connection holds a permit. If no permit is free, the oldest connection without a call is closed, at the
-//! address that has the most connections. A connection with an open call stays: closing it could end a build.
+//! Each connection holds a permit. If no permit is free, the oldest connection without a call is closed, of the
+//! address or the name that has the most connections. A connection with an open call stays: closing it could end a
+//! build.
+
+mod named;
 
 use std::{
     net::IpAddr,
@@ -12,13 +15,15 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use self::named::Named;
 use crate::{
     client::{ActiveStreams, Client},
     connection_table::{ConnectionTable, Connections},
+    identity::Identity,
     shares::network,
 };
 
-/// The part of all permits that one address must leave to others: one in this many.
+/// The part of all permits that one address, and one name, must leave to others: one in this many.
 const LEFT_TO_OTHERS: usize = 8;
 
 /// The most connections that are closing at once. Each still holds a descriptor, beyond the limit.
@@ -48,6 +53,8 @@ struct Inner {
 struct Ledger {
     /// The connections that have a permit and are not about to close.
     open: ConnectionTable<Arc<ActiveStreams>>,
+    /// Those whose clients have a name. A connection stays here while it closes.
+    named: Named,
     /// The connections that were asked to close and have not closed.
     leaving: usize,
     /// When the first of the clients that wait now began to wait.
@@ -60,6 +67,11 @@ pub enum TooManyConnections {
     /// Its address has as many connections as one address may have.
     #[error("this client's address has as many connections as one address may have")]
     Address,
+    /// Its name has as many connections as one name may have, and all of them have an open call.
+    #[error(
+        "clients of this name have as many connections as one name may have, and all are in use"
+    )]
+    Name,
     /// All permits are taken, and every connection that could be closed has an open call.
     #[error("the proxy has as many connections as it may have, and all are in use")]
     All,
@@ -68,8 +80,12 @@ pub enum TooManyConnections {
 impl ConnectionLimit {
     /// A limit of `limit` connections, all of them free.
     pub fn new(limit: usize) -> Self {
-        let ledger =
-            Ledger { open: ConnectionTable::new(oldest_silent), leaving: 0, full_since: None };
+        let ledger = Ledger {
+            open: ConnectionTable::new(oldest_silent),
+            named: Named::default(),
+            leaving: 0,
+            full_since: None,
+        };
         Self(Arc::new(Inner {
             limit,
             ledger: Mutex::new(ledger),
@@ -87,7 +103,7 @@ impl ConnectionLimit {
         let address = network(client.address);
         let mut ledger = ledger.lock();
         let own = ledger.open.count(address);
-        let evicted_another = if own >= (limit - limit / LEFT_TO_OTHERS).max(1) {
+        let evicted_another = if own >= self.share() {
             if !ledger.evict(|open| open.evict_one_of(address)) {
                 // Permits become free again once the connections that are closing have closed.
                 let soon = ledger.leaving >= LEAVING;
@@ -99,7 +115,7 @@ impl ConnectionLimit {
             }
             true
         } else if ledger.open.len() >= *limit {
-            if !ledger.evict(|open| open.evict_any(own)) {
+            if !ledger.evict_heaviest(own) {
                 return Err(TooManyConnections::All);
             }
             true
@@ -112,8 +128,14 @@ impl ConnectionLimit {
             limit: self.clone(),
             address,
             connection: client.connection,
+            name: None,
             evicted_another,
         })
+    }
+
+    /// The most connections of one address, and of one name.
+    fn share(&self) -> usize {
+        (self.0.limit - self.0.limit / LEFT_TO_OTHERS).max(1)
     }
 
     /// Takes a permit for `client`, and waits until one is free, but no longer than 5 s after the first client that
@@ -162,6 +184,24 @@ impl Ledger {
         true
     }
 
+    /// Asks an idle connection to close: of the name that has the most connections, if these are more than any address
+    /// has, and otherwise of the address that has the most. Addresses with fewer than `least` connections keep theirs.
+    fn evict_heaviest(&mut self, least: usize) -> bool {
+        let heaviest = self.named.heaviest().filter(|(_name, count)| *count > self.open.most());
+        heaviest.is_some_and(|(name, _count)| self.evict_named(&name))
+            || self.evict(|open| open.evict_any(least))
+    }
+
+    /// Asks the oldest idle connection of `name` to close. Returns whether there was one.
+    fn evict_named(&mut self, name: &Arc<Identity>) -> bool {
+        let Self { open, named, .. } = self;
+        let oldest = named.oldest(name, |address, number| {
+            open.get_mut(address, number).is_some_and(|active| active.is_silent())
+        });
+        let Some((address, number)) = oldest else { return false };
+        self.evict(|open| open.remove(address, number))
+    }
+
     fn leave(&mut self, address: Option<IpAddr>, connection: u64) {
         if self.open.remove(address, connection).is_none() {
             self.leaving -= 1;
@@ -180,11 +220,33 @@ pub struct ConnectionPermit {
     limit: ConnectionLimit,
     address: Option<IpAddr>,
     connection: u64,
+    /// The name of the client, once it is counted.
+    name: Option<Arc<Identity>>,
     /// Whether another connection was closed for this one.
     evicted_another: bool,
 }
 
 impl ConnectionPermit {
+    /// Counts the connection for the `name` that its client has shown. If that name has all it may have, an idle
+    /// connection of the name is closed for this one.
+    ///
+    /// # Errors
+    /// The name has all it may have, and none of these connections can be closed.
+    pub fn count_for(&mut self, name: &Arc<Identity>) -> Result<(), TooManyConnections> {
+        let mut ledger = self.limit.0.ledger.lock();
+        if ledger.named.count(name) >= self.limit.share() && !ledger.evict_named(name) {
+            return Err(TooManyConnections::Name);
+        }
+        ledger.named.insert(name, self.connection, self.address);
+        self.name = Some(Arc::clone(name));
+        Ok(())
+    }
+
+    /// The limit that the connection counts for.
+    pub fn limit(&self) -> &ConnectionLimit {
+        &self.limit
+    }
+
     /// Whether another connection was closed for this one.
     pub fn evicted_another(&self) -> bool {
         self.evicted_another
@@ -193,7 +255,12 @@ impl ConnectionPermit {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.limit.0.ledger.lock().leave(self.address, self.connection);
+        let mut ledger = self.limit.0.ledger.lock();
+        if let Some(name) = &self.name {
+            ledger.named.remove(name, self.connection);
+        }
+        ledger.leave(self.address, self.connection);
+        drop(ledger);
         self.limit.0.freed.notify_waiters();
     }
 }
@@ -258,6 +325,49 @@ mod tests {
         let permit = limit.take(&client(3, 8)).expect("a permit");
         assert!(permit.evicted_another() && dismissed(&many[0].0));
         assert!(few.iter().all(|(client, _)| !dismissed(client)));
+    }
+
+    #[test]
+    fn one_name_leaves_permits_to_others_wherever_its_clients_are() {
+        let limit = ConnectionLimit::new(16);
+        let name = Arc::new(Identity::named("greedy"));
+        let named = |address: u8, number: u64| {
+            let client = client(address, number);
+            let mut permit = limit.take(&client).expect("its address has few");
+            let counted = permit.count_for(&name);
+            (client, permit, counted)
+        };
+        let greedy: Vec<_> = (0..14).map(|n| named(n, n.into())).collect();
+        assert!(greedy.iter().all(|(_, _, counted)| counted.is_ok()));
+        let calls: Vec<_> = greedy.iter().map(|(client, ..)| client.active.enter_call()).collect();
+        let (_, permit, counted) = named(100, 100);
+        assert_eq!(counted, Err(TooManyConnections::Name));
+        drop((permit, calls));
+        let (_, _permit, counted) = named(101, 101);
+        assert!(counted.is_ok() && dismissed(&greedy[0].0) && !dismissed(&greedy[1].0));
+        let other = limit.take(&client(102, 102)).expect("kept free");
+        assert!(!other.evicted_another());
+    }
+
+    #[test]
+    fn the_name_with_the_most_connections_loses_one() {
+        let limit = ConnectionLimit::new(8);
+        let name = Arc::new(Identity::named("many"));
+        let spread: Vec<_> = (0..6)
+            .map(|n| {
+                let client = client(n, n.into());
+                let mut permit = limit.take(&client).expect("a permit");
+                permit.count_for(&name).expect("below its share");
+                (client, permit)
+            })
+            .collect();
+        let two = fill(&limit, 100, 6..8);
+        let permit = limit.take(&client(101, 8)).expect("a permit");
+        assert!(permit.evicted_another() && dismissed(&spread[0].0));
+        assert!(two.iter().all(|(client, _)| !dismissed(client)));
+        drop((spread, two, permit));
+        let ledger = limit.0.ledger.lock();
+        assert_eq!((ledger.open.len(), ledger.leaving, ledger.named.count(&name)), (0, 0, 0));
     }
 
     #[tokio::test(start_paused = true)]

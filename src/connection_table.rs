@@ -47,6 +47,11 @@ impl<T> ConnectionTable<T> {
         self.addresses.get(&address).map_or(0, BTreeMap::len)
     }
 
+    /// The number of connections of the address that has the most.
+    pub fn most(&self) -> usize {
+        self.addresses.values().map(BTreeMap::len).max().unwrap_or(0)
+    }
+
     /// Enters a connection. No two of one table may have the same `number`.
     pub fn insert(&mut self, address: Option<IpAddr>, number: u64, noted: T) {
         if self.addresses.entry(address).or_default().insert(number, noted).is_none() {

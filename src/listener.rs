@@ -134,7 +134,7 @@ async fn serve_secured(
     handshakes: Handshakes,
     socket: Socket,
     mut client: Client,
-    permit: ConnectionPermit,
+    mut permit: ConnectionPermit,
     context: Context,
 ) {
     // Boxed, so that an open connection does not keep the memory of its handshake.
@@ -143,7 +143,19 @@ async fn serve_secured(
         let name = identity.as_deref().map(tracing::field::display);
         debug!(connection = client.connection, identity = name, "TLS handshake done");
         client.identity = identity;
-        connection::serve(socket, client, permit, context).await;
+        let counted = client.identity.as_ref().map_or(Ok(()), |name| permit.count_for(name));
+        match counted {
+            Ok(()) => connection::serve(socket, client, permit, context).await,
+            Err(cause) => {
+                let limit = permit.limit();
+                context.proxy.refusals.full(limit.limit(), client.address, Some(cause));
+                if let Some(answering) = limit.answer_permit() {
+                    // Boxed, too: few connections are refused.
+                    Box::pin(connection::refuse(socket, client, cause, context)).await;
+                    drop(answering);
+                }
+            }
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who begins handshakes and does not end them keeps nobody else from one.
+//! Who begins handshakes and does not end them keeps nobody else from one, and no name takes all connections.
 
 use std::{
     io::Write as _,
@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::{
     authorities::{Authorities, builds},
-    support::{certificates::Request, eventually, proxy::Proxy},
+    support::{certificates::Request, eventually, proxy::Proxy, raw_client::RawClient},
 };
 
 /// More than may be under way at once.
@@ -51,4 +51,41 @@ async fn handshakes_that_nobody_ends_leave_room_for_a_build() {
         (gone && active == 0.0).then_some(())
     });
     drop(attack);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_uses_all_it_may_have_is_told_so_and_another_one_builds() {
+    let authorities = Authorities::new();
+    let daemons = [authorities.daemon("d0", &Request::SERVER)];
+    let proxy = authorities.proxy(&daemons).args(&["--max-connections", "16"]).start();
+    proxy.wait_ready(1, Duration::from_secs(20));
+    let own = |name| authorities.clients.directory(name, &Request { name, ..Request::CLIENT });
+    let greedy = own("greedy");
+    // Each from an address of its own, none of which has many.
+    let connect = |number: usize| {
+        let address = format!("127.0.1.{number}");
+        let (socket, greedy) = (proxy.socket(), &greedy);
+        async move { RawClient::connect_tls_from(&address, &socket, greedy).await }
+    };
+    let mut calls = Vec::new();
+    for number in 1..=14 {
+        let client = connect(number).await;
+        let answered = client.control("ListenBuildHistory").await.answered().await;
+        calls.push((answered.expect("headers"), client));
+    }
+    let one_more = connect(15).await.control("ListWorkers").await.ended().await;
+    assert_eq!(
+        (one_more.code(), one_more.marker()),
+        (Some(8), Some("too_many_connections")),
+        "{one_more:?}"
+    );
+    assert!(one_more.message().contains("of this name"), "{one_more:?}");
+    assert_eq!(proxy.records("connection refused")[0]["client"], "127.0.1.15");
+    builds(&proxy, &own("other"), "beside a name that has all it may have");
+    drop(calls);
+    eventually("the name has connections again", Duration::from_secs(10), || {
+        (proxy.metric("buildkit_lb_connections_active", &[]) == 0.0).then_some(())
+    });
+    let again = connect(15).await.control("ListWorkers").await.ended().await;
+    assert_eq!(again.code(), Some(0), "{again:?}");
 }
