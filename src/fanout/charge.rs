@@ -11,7 +11,7 @@ const ON_THEIR_WAY: usize = 2;
 /// No memory became free in time, or a client that holds less got it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the client does not read its answers, and others need the memory")]
-pub(super) struct NoRoom;
+pub(super) struct OutOfMemory;
 
 /// The memory that one daemon's reply holds, until this is dropped.
 #[derive(Debug)]
@@ -33,11 +33,11 @@ impl ReplyCharge {
     ///
     /// # Errors
     /// There is no free memory, and no client holds more than this one.
-    pub(super) async fn hold(&mut self, len: usize) -> Result<(), NoRoom> {
+    pub(super) async fn hold(&mut self, len: usize) -> Result<(), OutOfMemory> {
         if self.current > 0 {
             return Ok(());
         }
-        self.charge.add_in_time(len).await.map_err(|_memory| NoRoom)?;
+        self.charge.add_in_time(len).await.map_err(|_full| OutOfMemory)?;
         self.current = len;
         Ok(())
     }
@@ -90,7 +90,7 @@ mod tests {
         let mut heavy = ReplyCharge::new(account.open(&client(1)));
         heavy.hold(90).await.expect("room");
         let mut more = ReplyCharge::new(account.open(&client(1)));
-        assert_eq!(more.hold(20).await, Err(NoRoom));
+        assert_eq!(more.hold(20).await, Err(OutOfMemory));
         let mut light = ReplyCharge::new(account.open(&client(2)));
         light.hold(20).await.expect("from the heavy one");
         heavy.evicted().await;

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     ask::Question,
-    charge::NoRoom,
+    charge::OutOfMemory,
     reply::{Reply, ReplyError},
 };
 use crate::{
@@ -74,7 +74,7 @@ pub(super) struct Endings {
     /// The first failure, which may be a refusal.
     failure: Option<HeaderMap>,
     /// The first failure that is not a daemon's. The answer cannot continue after it.
-    pub(super) no_room: Option<HeaderMap>,
+    pub(super) out_of_memory: Option<HeaderMap>,
 }
 
 impl Endings {
@@ -90,11 +90,13 @@ impl Endings {
             return;
         };
         question.left_out(backend, &error);
-        let (refused, no_room) =
-            (matches!(error, ReplyError::Refused { .. }), matches!(error, ReplyError::NoRoom(_)));
+        let (refused, out_of_memory) = (
+            matches!(error, ReplyError::Refused { .. }),
+            matches!(error, ReplyError::OutOfMemory(_)),
+        );
         let trailers = error.trailers(backend);
-        if no_room {
-            self.no_room.get_or_insert(trailers);
+        if out_of_memory {
+            self.out_of_memory.get_or_insert(trailers);
         } else if refused {
             self.refusal.get_or_insert_with(|| trailers.clone());
             self.failure.get_or_insert(trailers);
@@ -107,12 +109,12 @@ impl Endings {
     /// to other failures.
     pub(super) fn any(self) -> HeaderMap {
         let failure = if self.answered { None } else { self.refusal.or(self.failure) };
-        self.no_room.or(failure).unwrap_or_else(ok_trailers)
+        self.out_of_memory.or(failure).unwrap_or_else(ok_trailers)
     }
 
     /// The trailers of an answer that succeeds only if all daemons answered; `good` if they did.
     pub(super) fn all(self, good: HeaderMap) -> HeaderMap {
-        self.no_room.or(self.failure).unwrap_or(good)
+        self.out_of_memory.or(self.failure).unwrap_or(good)
     }
 }
 
@@ -160,7 +162,7 @@ pub(super) async fn as_they_come(
     let mut endings = Endings::default();
     while let Some((backend, end)) = streams.next().await {
         endings.note(question, &backend, end?);
-        if endings.no_room.is_some() {
+        if endings.out_of_memory.is_some() {
             break;
         }
     }
@@ -211,7 +213,7 @@ pub(super) async fn in_order<R: Ord>(
             return Ok(endings);
         };
         let Head { rank, message, mut reply } = heads.swap_remove(highest);
-        if !wanted(&rank) || endings.no_room.is_some() {
+        if !wanted(&rank) || endings.out_of_memory.is_some() {
             return Ok(endings);
         }
         let holders = heads.iter_mut().map(|head| &mut head.reply);
@@ -250,6 +252,6 @@ pub(super) async fn send(
     let evicted = select_all(holders.map(|reply| Box::pin(reply.evicted())));
     tokio::select! {
         sent = sender.send(message) => sent.map(Ok).map_err(|_closed| Gone),
-        _ = evicted => Ok(Err(NoRoom.into())),
+        _ = evicted => Ok(Err(OutOfMemory.into())),
     }
 }

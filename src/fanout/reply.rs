@@ -10,7 +10,7 @@ use tonic::Code;
 
 use super::{
     ANSWER_TIMEOUT,
-    charge::{NoRoom, ReplyCharge},
+    charge::{OutOfMemory, ReplyCharge},
 };
 use crate::{
     error::{ProxyError, chain, status_code},
@@ -34,7 +34,7 @@ pub(super) enum ReplyError {
     #[error("answer cannot be read")]
     Wire(#[from] WireError),
     #[error(transparent)]
-    NoRoom(#[from] NoRoom),
+    OutOfMemory(#[from] OutOfMemory),
 }
 
 impl ReplyError {
@@ -42,7 +42,7 @@ impl ReplyError {
     pub(super) fn trailers(self, backend: &Backend) -> HeaderMap {
         let error = match self {
             Self::Refused { trailers, .. } => return trailers,
-            Self::NoRoom(_) => ProxyError::Limit(
+            Self::OutOfMemory(_) => ProxyError::Limit(
                 "answers that clients do not read take all the memory that answers may have",
             ),
             error => {

@@ -51,12 +51,12 @@ pub async fn disk_usage(proxy: &Proxy, call: Call) -> CallResult {
     let Some(headers) = replies.first().map(|reply| reply.headers.clone()) else {
         // All daemons refused, for example because they do not understand a filter. The client gets a daemon's own
         // error.
-        return match endings.refusal.is_some() || endings.no_room.is_some() {
+        return match endings.refusal.is_some() || endings.out_of_memory.is_some() {
             true => Ok(trailers_only(endings.any())),
             false => Err(nobody(proxy).into()),
         };
     };
-    if endings.no_room.is_some() {
+    if endings.out_of_memory.is_some() {
         return Ok(trailers_only(endings.any()));
     }
     let usage = fitting(&usages, MAX_MESSAGE_LEN).ok_or(ProxyError::Limit(

@@ -184,14 +184,14 @@ fn a_backend_has_one_version_and_takes_it_along() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Discovery names the backend with this address, or not at all.
+    /// Discovery names the backend with this address, or does not name it.
     Listed(Option<(u16, Condition)>),
     /// A build starts on the live backend.
     Build,
     /// All builds end.
     BuildsEnd,
     Sweep,
-    /// One of all objects there ever were meets something.
+    /// Something happens to one of all the objects that have existed.
     Fault(usize),
     Probed(usize),
     Cordon(usize, bool),

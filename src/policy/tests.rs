@@ -1,4 +1,4 @@
-//! The rules that the policies promise, on facts alone.
+//! The rules that the policies promise, tested on plain facts.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -7,7 +7,7 @@ use rand::{SeedableRng, rngs::StdRng};
 
 use super::*;
 
-/// A fleet of plain facts.
+/// A fleet that consists of plain facts.
 struct Facts {
     all: Vec<Arc<Candidate>>,
     candidates: Candidates,
@@ -31,7 +31,7 @@ impl Facts {
         config.choose(request, &self.candidates, self.now, rng)
     }
 
-    /// By the consistent hash, with the default bound.
+    /// The choice of the consistent hash, with the default limit.
     fn hashed(&self, key: &str) -> Choice {
         self.choose(Policy::default(), &request(key), &mut rng()).expect("a choice")
     }
@@ -85,7 +85,7 @@ fn when_none_is_ready_all_but_the_cordoned_are_tried() {
 
 #[test]
 fn the_ranking_is_frozen() {
-    // Replicas of different versions must agree, so these may never change.
+    // Replicas of different versions must agree, so these rankings may never change.
     let facts = facts([(0, 1), (1, 1), (2, 3), (3, 1), (4, 2), (5, 1)]);
     let rankings =
         ["github.com/team/app", "a", ""].map(|key| ranking(KeyHash::new(key), &facts.candidates));
@@ -125,7 +125,7 @@ fn a_large_fleet_shares_the_keys_evenly() {
     for key in 0..20_000 {
         homes[rank::first(KeyHash::new(&key.to_string()).0, &facts.candidates).rows()[0].0] += 1;
     }
-    // Twenty expected: a thousand draws of chance alone keep within this but once in many.
+    // Twenty are expected. Of a thousand random draws, almost all stay within these bounds.
     assert!(homes.iter().all(|count| (3..48).contains(count)), "{homes:?}");
 }
 
@@ -225,7 +225,7 @@ fn a_new_home_is_taken_once_the_warm_backend_is_full() {
     let choice = choose(Warm::new(old));
     let got = (choice.index, choice.outcome, choice.rank);
     assert_eq!(got, (ranking[2], Outcome::Warm, Some(2)));
-    // A home that has built the key too is home.
+    // A home that has also built the key is the home.
     let both = Warm::new(&facts.all[ranking[0]]).and(old);
     assert_eq!(choose(both).outcome, Outcome::Home);
     (0..4).for_each(|_| old.start_build());
@@ -263,7 +263,7 @@ fn a_degraded_backend_takes_builds_only_where_no_other_does() {
     let facts = equal(3);
     let home = facts.hashed("key").index;
     facts.all[home].set_status(DEGRADED);
-    // However much runs on the others, and however warm it is.
+    // This holds whatever the others run, and however warm the key is here.
     let others: Vec<_> = (0..3).filter(|index| *index != home).collect();
     others.iter().for_each(|index| (0..50).for_each(|_| facts.all[*index].start_build()));
     let warm = Some(Warm::new(&facts.all[home]));
@@ -275,7 +275,7 @@ fn a_degraded_backend_takes_builds_only_where_no_other_does() {
     let choice = facts.hashed("key");
     assert_eq!(choice.outcome, Outcome::Failover);
     assert_eq!(choice.passed_over, Some((home, Obstacle::Degraded)));
-    // One that does not answer at all is worse.
+    // A backend that does not answer at all is worse.
     others.iter().for_each(|index| facts.all[*index].set_status(EJECTED));
     for policy in POLICIES {
         let choice = facts.choose(with(policy), &request("key"), &mut rng()).expect("a choice");
@@ -420,7 +420,7 @@ proptest! {
         let capacity = f64::from(facts.all.iter().map(|candidate| candidate.capacity()).sum::<u32>());
         let mut running: Vec<usize> = Vec::new();
         for (key, end) in keys {
-            // A build ends now and then.
+            // From time to time a build ends.
             if end < 30 && !running.is_empty() {
                 facts.all[running.swap_remove(usize::from(end) % running.len())].end_build();
             }
@@ -448,11 +448,11 @@ proptest! {
         let all: Vec<_> = members
             .iter()
             .enumerate()
-            .map(|(id, (capacity, builds, age, standing))| {
+            .map(|(id, (capacity, builds, age, status))| {
                 let joined = (*age < 60).then(|| now - Duration::from_secs(*age));
                 let candidate = Candidate::new(&format!("b-{id}"), *capacity, joined, &totals);
                 (0..*builds).for_each(|_| candidate.start_build());
-                candidate.set_status(Status { ejected: *standing == 0, ..Status::default() });
+                candidate.set_status(Status { ejected: *status == 0, ..Status::default() });
                 Arc::new(candidate)
             })
             .collect();
@@ -475,7 +475,7 @@ proptest! {
         let mut rng = StdRng::seed_from_u64(seed);
         for policy in POLICIES {
             let mut idle: std::collections::HashSet<_> = (0..facts.all.len()).collect();
-            // Enough keys for the smallest of the largest fleet; the bound is out of the way.
+            // There are enough keys for the smallest of the largest fleet, and no load limit interferes.
             for key in 0..20_000 {
                 let request = request(&key.to_string());
                 idle.remove(&facts.choose(with(policy), &request, &mut rng).expect("some").index);

@@ -84,7 +84,7 @@ pub(super) async fn follow(
         let over = streams.is_empty() && (!live || refused);
         let final_word =
             refused && query.build.is_some() && endings.refusal.as_ref().is_some_and(is_known);
-        if over || final_word || endings.no_room.is_some() {
+        if over || final_word || endings.out_of_memory.is_some() {
             return Ok(endings.any());
         }
     }

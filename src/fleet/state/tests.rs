@@ -70,7 +70,7 @@ fn a_drain_that_is_not_renewed_ends_and_an_operators_cordon_does_not() {
     assert_eq!(checked(&mut state, LEASE * 10), "cordoned", "whoever asked still waits");
     after(&mut state, Event::DrainEnded(now + LEASE));
     assert_eq!(checked(&mut state, LEASE / 2), "cordoned");
-    // Asked again, and by someone who waits longer for the next word.
+    // Two more drains are asked for, one of them with a longer lease.
     drain(&mut state, LEASE * 3);
     drain(&mut state, LEASE);
     assert_eq!(checked(&mut state, LEASE * 2), "cordoned");
@@ -115,7 +115,7 @@ fn an_unfit_backend_is_degraded_for_its_probation() {
     let unfit = Event::Unfit(minute, "disk full");
     assert_eq!(after(&mut state, unfit), "degraded");
     assert_eq!(state.cause(), Some("disk full"));
-    // What keeps it from builds altogether is the word for it.
+    // The name of the state is the one that keeps builds away altogether.
     assert_eq!(after(&mut state, Event::Cordoned), "cordoned");
     assert!(state.published().status.degraded);
     assert_eq!(state.apply(Event::TimePassed, now + minute * 2).after.name.label(), "cordoned");

@@ -1,38 +1,37 @@
-//! How builds wait: the limits of a queue and what they are unless that is said.
+//! The limits of a queue, and their defaults.
 
 use std::{num::NonZeroU32, time::Duration};
 
-/// How long a build waits for a backend: a node that a cluster adds is there in a few minutes, and its
-/// image pulled.
+/// How long a build waits for a backend. A node that a cluster adds is ready in a few minutes, with the image pulled.
 const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(300);
 
-/// How long it waits where slots are limited: several long builds before it.
+/// How long a build waits if slots are limited: the time of several long builds before it.
 const DEFAULT_MAX_WAIT_FOR_SLOT: Duration = Duration::from_secs(1800);
 
-/// How long a build waits for the daemon that has its cache while another is free: much less than a cold
-/// build takes longer.
+/// How long a build waits for the daemon that has its cache while another daemon has a free slot. The time is much
+/// shorter than what a build without its cache takes longer.
 const DEFAULT_AFFINITY_WAIT: Duration = Duration::from_secs(10);
 
-/// Builds that wait in a pool: some minutes' work of a large fleet.
+/// How many builds may wait in a pool: what a large fleet builds in some minutes.
 const DEFAULT_MAX_WAITING: usize = 1000;
 
-/// Those of one client: more than a pipeline starts at once.
+/// How many builds of one client may wait: more than a pipeline starts at once.
 const DEFAULT_MAX_WAITING_PER_CLIENT: usize = 100;
 
 /// How builds wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
-    /// Builds that a backend runs at once for each unit of its capacity; `None` without a limit.
+    /// How many builds a backend runs at once for each unit of its capacity; `None` without a limit.
     pub max_builds: Option<NonZeroU32>,
-    /// How long a build waits at most; not at all if zero.
+    /// How long a build waits at most; zero if builds do not wait at all.
     pub max_wait: Duration,
-    /// How long a build waits for a slot where its cache is while there is one elsewhere.
+    /// How long a build waits for a slot on the backend of its cache, while another backend has a free slot.
     pub affinity_wait: Duration,
-    /// Builds that wait at once.
+    /// How many builds may wait at once.
     pub max_waiting: usize,
-    /// Those of one client.
+    /// How many builds of one client may wait at once.
     pub max_waiting_per_client: usize,
-    /// Whether their clients show that they wait.
+    /// Whether clients show their position in the queue.
     pub progress: bool,
 }
 
@@ -49,7 +48,7 @@ impl Default for Config {
     }
 }
 
-/// How long a build waits unless that is said; `limited` if for a slot too.
+/// The default of `max_wait`; `limited` if slots are limited, so that builds wait for slots too.
 pub fn default_max_wait(limited: bool) -> Duration {
     if limited { DEFAULT_MAX_WAIT_FOR_SLOT } else { DEFAULT_MAX_WAIT }
 }
