@@ -114,7 +114,9 @@ impl Acceptor {
                 Err(error) if !is_shortage(&error) => debug!(%error, "accept failed"),
                 Err(_shortage) if make_room() => {}
                 Err(error) => {
-                    if !mem::replace(&mut self.failing, true) {
+                    if mem::replace(&mut self.failing, true) {
+                        debug!(address = %self.address, %error, "accept still fails");
+                    } else {
                         warn!(address = %self.address, %error, "accept failed");
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
