@@ -1,7 +1,7 @@
-//! What a client may do: the first `[[access]]` rule that names it.
+//! What a client may do: the first `[[access]]` rule that names the client decides.
 //!
-//! Pure functions of a client's name and of what it asks for. A rule speaks of clients by their names, so without
-//! certificates there is one client, the one without a name.
+//! These are pure functions of the name of a client and of its request. Rules know clients only by name. Without
+//! certificates all clients are the same one, the client without a name.
 
 mod pattern;
 mod quota;
@@ -17,21 +17,21 @@ pub use self::{
     quota::{Quota, Running},
 };
 
-/// What is asked of daemons, beside what belongs to no client.
+/// The requests to daemons that a rule can forbid as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// To build.
+    /// Running a build.
     Build,
-    /// To delete build caches.
+    /// Deleting build caches.
     Prune,
-    /// To list build caches.
+    /// Listing build caches.
     DiskUsage,
 }
 
 impl Operation {
     const ALL: [Self; 3] = [Self::Build, Self::Prune, Self::DiskUsage];
 
-    /// What a client does then, for a text.
+    /// What the client does, as a part of an error text.
     pub fn described(self) -> &'static str {
         match self {
             Self::Build => "build",
@@ -50,14 +50,14 @@ impl Operation {
     }
 }
 
-/// Whose records or blobs a client may see.
+/// The clients whose records or blobs a client may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// Nobody's.
+    /// Those of no client.
     None,
-    /// Its own.
+    /// The client's own.
     Own,
-    /// Everybody's.
+    /// Those of all clients.
     All,
 }
 
@@ -74,7 +74,7 @@ impl Reach {
     }
 }
 
-/// What a client is not allowed; its text says what, and who.
+/// What a client is not allowed to do. The text names the client and the request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{client} may not {what}")]
 pub struct Denied {
@@ -82,7 +82,7 @@ pub struct Denied {
     what: String,
 }
 
-/// Names that are allowed; `None` is all of them.
+/// The patterns of allowed names. `None` allows all names.
 type Allowed = Option<Vec<Pattern>>;
 
 /// What the clients that a rule names may do.
@@ -100,7 +100,7 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Where there are no rules: all but what is others'.
+    /// The grant if there are no rules: everything except what belongs to other clients.
     const OPEN: Self = Self {
         operations: Vec::new(),
         history: Reach::Own,
@@ -118,22 +118,22 @@ impl Grant {
         Self { operations, entitlements: vec![Pattern::any()], ..Self::OPEN }
     }
 
-    /// For those whom no rule names: nothing.
+    /// The grant of clients that no rule names: nothing.
     fn closed() -> Self {
         Self { history: Reach::None, content: Reach::None, pools: Some(Vec::new()), ..Self::OPEN }
     }
 
-    /// Whose build records may be seen, changed and deleted.
+    /// Whose build records the client may see, change and delete.
     pub fn history(&self) -> Reach {
         self.history
     }
 
-    /// Whose blobs may be read.
+    /// Whose blobs the client may read.
     pub fn content(&self) -> Reach {
         self.content
     }
 
-    /// How many builds may run at once.
+    /// How many builds of the client may run at once. `None` if there is no limit.
     pub fn max_builds(&self) -> Option<usize> {
         self.max_builds
     }
@@ -143,19 +143,19 @@ impl Grant {
         self.operations.contains(&operation)
     }
 
-    /// The words of the operations that are allowed.
+    /// The words of the allowed operations.
     fn operation_labels(&self) -> Vec<&'static str> {
         self.operations.iter().map(|operation| operation.label()).collect()
     }
 
-    /// Whether anything is, in the pool of this name.
+    /// Whether the client may use the pool `name`.
     pub fn allows_pool(&self, name: &str) -> bool {
         allowed(&self.pools, name)
     }
 }
 
 impl fmt::Display for Grant {
-    /// A line for each thing, in the words of the settings.
+    /// Writes a line for each setting, in the words of the settings.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = |key: &str, text: &str| writeln!(f, "{key:<16} {text}");
         line("operations", &listed(&self.operation_labels()))?;
@@ -184,11 +184,11 @@ fn allowed(patterns: &Allowed, text: &str) -> bool {
     patterns.as_ref().is_none_or(|patterns| patterns.iter().any(|pattern| pattern.fits(text)))
 }
 
-/// Whom a rule names, and what they may do.
+/// A rule: the clients that it names, and what they may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Rule {
     clients: Vec<Pattern>,
-    /// It names those without a name.
+    /// Whether the rule names clients without a name.
     anonymous: bool,
     grant: Grant,
 }
@@ -202,11 +202,11 @@ impl Rule {
     }
 }
 
-/// The ordered rules: the first that names a client decides.
+/// The ordered rules. The first one that names a client decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     rules: Vec<Rule>,
-    /// What those may do whom no rule names.
+    /// The grant of clients that no rule names.
     otherwise: Grant,
 }
 
@@ -223,17 +223,17 @@ impl Rules {
         rule.map_or(&self.otherwise, |rule| &rule.grant)
     }
 
-    /// The number of the rule that names `client`, from 1.
+    /// The number of the rule that names `client`, counted from 1. `None` if no rule does.
     pub fn number(&self, client: Option<&Identity>) -> Option<usize> {
         self.rules.iter().position(|rule| rule.names(client)).map(|index| index + 1)
     }
 
-    /// Whether there are any.
+    /// Whether there are no rules.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
 
-    /// The names of pools that the rules speak of.
+    /// The names of the pools that occur in the rules.
     pub fn pools(&self) -> impl Iterator<Item = &str> {
         self.rules.iter().flat_map(|rule| rule.grant.pools.iter().flatten()).map(Pattern::text)
     }
@@ -244,7 +244,7 @@ pub fn denied(client: Option<&Identity>, what: impl Into<String>) -> Denied {
     Denied { client: name(client), what: what.into() }
 }
 
-/// What a client is called in texts for itself.
+/// The name of a client in texts for that client.
 pub fn name(client: Option<&Identity>) -> String {
     match client {
         Some(client) => format!("client {client}"),

@@ -1,4 +1,4 @@
-//! When the clients of a pool asked last for something that comes before a build, or for a build.
+//! The time of the last call of a pool's clients that is a build, or comes before one.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -7,15 +7,15 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// A client that asks for workers builds soon after. If there is no daemon yet, it may take a cluster as long as
-/// this to notice, and the client may give up and ask again.
+/// How long a pool counts as active after such a call. A client that asks for workers builds soon after. If there
+/// is no daemon yet, a cluster may take this long to notice, and the client may give up and ask again.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// The activity of a pool's clients.
+/// The last activity of a pool's clients.
 #[derive(Debug)]
 pub struct Activity {
     began: Instant,
-    /// Milliseconds from then to the last question, and one; zero if there was none.
+    /// The time of the last call in milliseconds after the start, plus one. Zero if there was no call.
     last: AtomicU64,
     resumed: Notify,
 }
@@ -27,7 +27,7 @@ impl Default for Activity {
 }
 
 impl Activity {
-    /// Notes that a client asks `now`.
+    /// Notes a call at `now`.
     pub fn note(&self, now: Instant) {
         let was_recent = self.is_recent(now);
         self.last.fetch_max(self.millis(now) + 1, Ordering::Relaxed);
@@ -36,7 +36,7 @@ impl Activity {
         }
     }
 
-    /// Whether a client has asked within the last minute before `now`.
+    /// Whether the last call was within a minute before `now`.
     pub fn is_recent(&self, now: Instant) -> bool {
         match self.last.load(Ordering::Relaxed) {
             0 => false,
@@ -44,7 +44,7 @@ impl Activity {
         }
     }
 
-    /// Completes when a client asks, after the call, for the first time in a minute.
+    /// Completes at the next call that follows a minute without any.
     pub fn resumed(&self) -> impl Future<Output = ()> {
         self.resumed.notified()
     }

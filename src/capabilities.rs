@@ -1,8 +1,8 @@
-//! What daemons have said of themselves and of what they can do, for clients that ask while no daemon is
-//! there to answer.
+//! The answers of daemons about themselves and what they can do, for clients that ask while there is no daemon to
+//! answer.
 //!
-//! A client asks three things before it sends anything of a build: `Info`, `ListWorkers` and the `Ping`
-//! of the build itself. What one daemon has answered holds for each of its version.
+//! A client makes three calls before it sends anything of a build: `Info`, `ListWorkers`, and the `Ping` of the
+//! build itself. The answers of one daemon count for all daemons of its version.
 
 mod learn;
 mod probes;
@@ -20,37 +20,38 @@ pub use self::{
 };
 use crate::{fleet::Version, wire::pong::Features};
 
-/// Versions that are remembered at once. A fleet in the middle of an upgrade has two.
+/// The most versions that are remembered. A fleet has two in the middle of an upgrade.
 const MAX_VERSIONS: usize = 8;
 
-/// What daemons of one version answer, each a whole gRPC message.
+/// The answers of daemons of one version. Each is a whole gRPC message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answers {
-    /// Their version.
+    /// The version of the daemons.
     pub version: Version,
-    /// To `Control/Info`.
+    /// The answer to `Control/Info`.
     pub info: Bytes,
-    /// To `Control/ListWorkers`.
+    /// The answer to `Control/ListWorkers`.
     pub workers: Bytes,
-    /// To `LLBBridge/Ping`.
+    /// The answer to `LLBBridge/Ping`, called Pong.
     pub pong: Bytes,
-    /// What the Pong says that they can do.
+    /// The features that the Pong names.
     pub features: Features,
 }
 
 /// What is remembered of the daemons of one pool.
 #[derive(Debug, Default)]
 pub struct Capabilities {
-    /// One of each version, the oldest first.
+    /// The answers of each version, the oldest first.
     known: Mutex<Vec<Answers>>,
-    /// The versions of which a daemon is being asked.
+    /// The versions of which a daemon is being asked now.
     asked: Mutex<Vec<Version>>,
-    /// Builds of clients that only ask, and wait.
+    /// The probes of clients that wait.
     pub probes: Probes,
 }
 
 impl Capabilities {
-    /// The right to ask a daemon of this version; none if that is known, or being asked.
+    /// The right to ask a daemon of this version. `None` if its answers are known, or a daemon of it is being
+    /// asked.
     pub fn turn(&self, version: &Version) -> Option<Turn<'_>> {
         if self.known.lock().iter().any(|answers| answers.version == *version) {
             return None;
@@ -63,11 +64,10 @@ impl Capabilities {
         Some(Turn { capabilities: self, version: version.clone() })
     }
 
-    /// Remembers `answers`, and forgets those of versions that no backend has any more; `present` are the
-    /// versions of the fleet.
+    /// Remembers `answers`, and forgets those of versions that no backend has any more. `present` are the versions
+    /// in the fleet.
     ///
-    /// A fleet that has scaled to zero may come back with any version: what it had last is kept until
-    /// then.
+    /// A fleet that has scaled to zero may come back with any version, so the last answers are kept until then.
     pub fn remember(&self, answers: Answers, present: &BTreeSet<Version>) {
         let mut known = self.known.lock();
         known.retain(|other| other.version != answers.version && present.contains(&other.version));
@@ -77,12 +77,12 @@ impl Capabilities {
         }
     }
 
-    /// What the oldest version answers: what it can, the others can too.
+    /// The answers of the oldest version. Daemons of newer versions can do as much.
     pub fn oldest(&self) -> Option<Answers> {
         self.known.lock().first().cloned()
     }
 
-    /// Whether a daemon of `version` can do all that `promised` says. One whose features are not known cannot.
+    /// Whether a daemon of `version` has all features of `promised`. A daemon of unknown features does not.
     pub fn keeps(&self, promised: &Answers, version: Option<&Version>) -> bool {
         let covers = |known: &Answers| {
             Some(&known.version) == version && known.features.cover(&promised.features)
@@ -91,7 +91,7 @@ impl Capabilities {
     }
 }
 
-/// The right to ask a daemon of one version: that it has not been asked yet, and nobody else asks one.
+/// The right to ask a daemon of one version, which nobody else has at the same time.
 #[derive(Debug)]
 pub struct Turn<'a> {
     capabilities: &'a Capabilities,
@@ -116,7 +116,7 @@ mod tests {
         Answers { version: Version::new(version), info, workers, pong, features }
     }
 
-    /// The same with one feature of this one letter.
+    /// Answers of a version with one feature, whose name is this letter.
     fn with_feature(version: &str, letter: u8) -> Answers {
         let features = Features::read(&frame(&[0x0a, 5, 0x0a, 1, letter, 0x10, 1]));
         Answers { features: features.expect("a PongResponse"), ..answers(version) }

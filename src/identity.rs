@@ -1,7 +1,7 @@
-//! Who a client is: the name that its certificate gives it.
+//! The identity of a client: the name in its certificate.
 //!
-//! A certificate that has been verified holds several names. An ordered list of rules says which of them
-//! counts, the same for everybody, so that one client is one name wherever it is asked for.
+//! A verified certificate may contain several names. One ordered list of rules says which of them counts, for all
+//! uses, so that a client has the same name everywhere.
 
 mod certificate;
 mod rules;
@@ -14,10 +14,10 @@ use std::{
 
 pub use self::{certificate::first as first_certificate, rules::Rules};
 
-/// The longest name. A SPIFFE ID may be longer, but stands in each record of its client's builds.
+/// The longest name in bytes. A SPIFFE ID may be longer, but each record of the client's builds contains the name.
 pub const MAX_NAME_LEN: usize = 256;
 
-/// A client by name. Two are the same if their names are, wherever these come from.
+/// The name of a client. Two identities are equal if their names are, whatever the sources of the names.
 #[derive(Debug, Clone)]
 pub struct Identity {
     name: String,
@@ -26,8 +26,10 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The client that is called `name` by what `source` is a word for; an error if nobody can be called
-    /// so.
+    /// The client with `name`, which was found in `source`.
+    ///
+    /// # Errors
+    /// `name` cannot be the name of a client.
     fn new(name: &str, source: &'static str) -> Result<Self, NoName> {
         if name.len() > MAX_NAME_LEN {
             return Err(NoName::TooLong(source));
@@ -38,24 +40,24 @@ impl Identity {
         Ok(Self { name: name.to_owned(), source, tag: tag(name) })
     }
 
-    /// The name as it stands in the certificate, for comparing. To show it, use `Display`.
+    /// The name as it is in the certificate, for comparisons. Use `Display` to show it.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// A number for the name, to be compared where a name is too long: the same as long as the process lives, and
-    /// nobody can choose a name that has another's.
+    /// A number that stands for the name in comparisons, where the name is too long. It stays the same as long as
+    /// the process lives, and nobody can choose a name with the number of another.
     pub fn tag(&self) -> u64 {
         self.tag
     }
 
-    /// The client called `name`, wherever it has that from.
+    /// The client `name` from any source.
     #[cfg(test)]
     pub fn named(name: &str) -> Self {
         Self::new(name, "common-name").expect("a name")
     }
 
-    /// The word for where the name comes from.
+    /// The part of the certificate that contains the name.
     pub fn source(&self) -> &'static str {
         self.source
     }
@@ -63,7 +65,7 @@ impl Identity {
 
 fn tag(name: &str) -> u64 {
     static KEYS: OnceLock<RandomState> = OnceLock::new();
-    // Zero is whoever has no name.
+    // Zero stands for clients without a name.
     KEYS.get_or_init(RandomState::new).hash_one(name).max(1)
 }
 
@@ -82,7 +84,7 @@ impl Hash for Identity {
 }
 
 impl fmt::Display for Identity {
-    /// Whoever wrote the certificate may have put anything into it.
+    /// Control characters are escaped, because the author of a certificate may have put anything into it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.name.escape_debug().fmt(f)
     }
@@ -91,26 +93,26 @@ impl fmt::Display for Identity {
 /// Why a certificate gives no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoName {
-    /// It cannot be read.
+    /// The certificate cannot be parsed.
     #[error("the certificate cannot be read")]
     NotACertificate,
-    /// No rule finds a name in it.
+    /// No rule finds a name in the certificate.
     #[error("the certificate has no {0} that a rule takes")]
     NoneFits(String),
-    /// It has several where there must be one.
+    /// The certificate has several names of a kind of which there must be one.
     #[error(
         "the certificate has {count} values of {source_word}, where one must say who the client is"
     )]
     Ambiguous {
-        /// The word of the source.
+        /// The kind of the names.
         source_word: &'static str,
-        /// How many there are.
+        /// The number of the names.
         count: usize,
     },
-    /// The name is too long to be kept.
+    /// The name is too long.
     #[error("the certificate's {0} is longer than {MAX_NAME_LEN} bytes")]
     TooLong(&'static str),
-    /// The name is empty or has characters that nobody sees.
+    /// The name is empty, or has control characters.
     #[error("the certificate's {0} is empty or has control characters")]
     Unreadable(&'static str),
 }

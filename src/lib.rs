@@ -28,7 +28,7 @@
 //! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`],
 //! [`wire`].
 
-// Whoever reads our output may be gone, and to print would be to panic then.
+// These macros panic if the reader of the output is gone.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod acceptor;

@@ -1,8 +1,8 @@
-//! Networks of IP addresses, as `10.0.0.0/8` writes them.
+//! IP networks in CIDR notation, such as `10.0.0.0/8`.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-/// One network.
+/// An IP network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
     address: IpAddr,
@@ -10,7 +10,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Whether `address` belongs to it. An IPv4 address that is mapped into IPv6 is the same one.
+    /// Whether `address` belongs to the network. An IPv4 address that is mapped into IPv6 counts as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address.to_canonical()) {
             (IpAddr::V4(own), IpAddr::V4(other)) => {

@@ -1,8 +1,8 @@
-//! Whose the sessions and builds are that daemons know: who names an id first has it.
+//! The owners of the sessions and builds that daemons know: the client that names an id first owns it.
 //!
-//! An id has its owner in it, so that nobody finds what is another's in the proxy. Daemons know the bare id: whoever
-//! named another's there would build with its files and credentials, or overwrite its record. So no call with such an
-//! id reaches a daemon.
+//! An id of the proxy contains its owner, so no client finds what belongs to another. Daemons know only the bare
+//! id: a client that names the id of another there could build with the other's files and credentials, or overwrite
+//! its record. So no call with another client's id reaches a daemon.
 
 use std::{
     collections::{HashMap, hash_map},
@@ -21,36 +21,37 @@ use crate::{
     ids::{Id, SessionId},
 };
 
-/// Ended builds whose owner is remembered, as many as the directory remembers: about 200 bytes each.
+/// The number of ended builds whose owner is remembered, as many as the directory remembers. Each takes about 200
+/// bytes.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(15_000).expect("not zero");
 
-/// How long a Solve waits for the sessions that it names: as long as a daemon does before it says that one is not
-/// there (BuildKit session/group.go, twice 5 s for a Dockerfile).
+/// How long a Solve waits for the sessions that it names: as long as a daemon waits before it reports that one is
+/// missing (BuildKit session/group.go, twice 5 s for a Dockerfile).
 const SESSION_WAIT: Duration = Duration::from_secs(10);
 
-/// An id as a daemon knows it.
+/// An id as a daemon knows it, without its owner.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Bare {
     Session(Arc<[u8]>),
     Build(Arc<[u8]>),
 }
 
-/// Who has an id now.
+/// The current owner of an id.
 #[derive(Debug)]
 struct Held {
     owner: Option<Arc<Identity>>,
-    /// Streams that name it.
+    /// The number of open streams that name the id.
     streams: usize,
 }
 
 #[derive(Debug)]
 struct State {
     held: HashMap<Bare, Held>,
-    /// The owners of ended builds, of those with a name.
+    /// The owners of ended builds. Only owners with an identity are remembered.
     ended: LruCache<Arc<[u8]>, Arc<Identity>>,
 }
 
-/// All of them. Clones share it.
+/// The owners of all ids of a pool. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Ownership(Arc<(Mutex<State>, Notify)>);
 
@@ -62,8 +63,8 @@ impl Default for Ownership {
 }
 
 impl Ownership {
-    /// Notes that a Session stream with `session` is open while the guard lives, or returns `None` if that is
-    /// another's.
+    /// Notes that a Session stream with `session` is open while the returned guard lives. `None` if the session
+    /// belongs to another client.
     pub fn open_session(&self, session: &SessionId) -> Option<Owned> {
         let id = session.as_id();
         let owned = self.take(Bare::Session(id.shared_bytes()), id.owner())?;
@@ -71,7 +72,8 @@ impl Ownership {
         Some(owned)
     }
 
-    /// Notes that `build` runs while the guard lives, or returns `None` if it is another's, or was.
+    /// Notes that `build` runs while the returned guard lives. `None` if the build belongs or belonged to another
+    /// client.
     pub fn start_build(&self, build: &Id) -> Option<Owned> {
         let ended = self.0.0.lock().ended.get(build.as_bytes()).cloned();
         if ended.is_some_and(|owner| Some(&owner) != build.owner()) {
@@ -80,7 +82,7 @@ impl Ownership {
         self.take(Bare::Build(build.shared_bytes()), build.owner())
     }
 
-    /// Who has or had the build with these bytes, if that is somebody with a name.
+    /// The owner of the running or ended build with these bytes. `None` if it has no identity.
     pub fn of_build(&self, build: &Id) -> Option<Arc<Identity>> {
         let mut state = self.0.0.lock();
         match state.held.get(&Bare::Build(build.shared_bytes())) {
@@ -89,20 +91,20 @@ impl Ownership {
         }
     }
 
-    /// Whether a client with a name has had a build.
+    /// Whether a client with an identity has had a build.
     pub fn is_used(&self) -> bool {
         let state = self.0.0.lock();
         let named = |held: &Held| held.owner.is_some();
         !state.ended.is_empty() || state.held.values().any(named)
     }
 
-    /// Waits until all `sessions` that a Solve names may be named by it. A client with a name may name those that it
-    /// has opened; one without may name any but those of clients with a name.
+    /// Waits until a Solve may name all `sessions`. A client with an identity may name the sessions that it has
+    /// opened; a client without one may name all but those of clients with an identity.
     ///
-    /// What is another's and what is not there are answered alike.
+    /// A session of another client gets the same answer as a session that does not exist.
     ///
     /// # Errors
-    /// One is not there in time.
+    /// A session did not appear in time.
     pub async fn may_name(&self, sessions: &[SessionId]) -> Result<(), ProxyError> {
         let waiting = timeout(SESSION_WAIT, async {
             loop {
@@ -156,7 +158,7 @@ impl Ownership {
     }
 }
 
-/// One stream's hold on an id.
+/// The hold of one stream on an id, until dropped.
 #[derive(Debug)]
 pub struct Owned {
     ownership: Ownership,

@@ -1,6 +1,6 @@
-//! One pool at work: a fleet, what finds and probes it, and the proxy in front of it.
+//! The composition root of one pool: its fleet, what discovers and probes the fleet, and the proxy in front of it.
 //!
-//! Pools share the process, the admin port and the limit of connections, and nothing else: a build of one
+//! Pools share the process, the admin port and the limit on connections, and nothing else: a build of one pool
 //! never reaches a daemon of another.
 
 use std::{net::SocketAddr, sync::Arc};
@@ -24,61 +24,61 @@ use crate::{
 /// Why a pool cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
-    /// Its certificates have broken since the configuration was read.
+    /// The certificates cannot be used, although the configuration check accepted them.
     #[error("read the certificates of pool {pool}")]
     Tls {
-        /// The pool.
+        /// The name of the pool.
         pool: String,
-        /// Why.
+        /// What is wrong with the certificates.
         source: TlsError,
     },
-    /// They are to be found by a Kubernetes API that there is no way to.
+    /// The daemons are found by the Kubernetes API, and the proxy cannot use the API.
     #[error(transparent)]
     Kubernetes(#[from] ClientError),
-    /// They are to be found by DNS, and the system names no server.
+    /// The daemons are found by DNS, and this machine names no DNS server.
     #[error("read the DNS servers of this machine")]
     Dns(#[from] NetError),
 }
 
-/// What all pools of the process start with.
+/// What all pools of the process share.
 #[derive(Debug)]
 pub struct Shared<'a> {
-    /// Whom to ask for names, unless the system says.
+    /// The DNS server to use instead of those of this machine.
     pub dns_server: Option<SocketAddr>,
-    /// What is asked of and told to the daemons' pods.
+    /// Which labels of daemons' pods are read, and which annotations are written.
     pub pods: config::Pods,
-    /// The way to the Kubernetes API.
+    /// The client of the Kubernetes API.
     pub kubernetes: Access,
-    /// What their clients share.
+    /// The limits that the clients of all pools share.
     pub commons: Commons,
-    /// Every metric.
+    /// The metrics of all pools.
     pub families: &'a Arc<Families>,
-    /// Where their tasks run.
+    /// Tracks the tasks of the pools.
     pub tasks: &'a TaskTracker,
-    /// When these end.
+    /// Cancelled when these tasks must end.
     pub stop: &'a CancellationToken,
 }
 
-/// A pool that follows and probes its daemons.
+/// A running pool.
 #[derive(Debug)]
 pub struct Pool {
-    /// What the streams of its listeners share.
+    /// The state that the streams of all listeners share.
     pub proxy: Arc<Proxy>,
-    /// What finds its daemons.
+    /// Discovers the daemons.
     pub discovery: Arc<Discovery>,
-    /// What its clients meet, unless they speak without TLS.
+    /// The certificates for connections of clients. `None` without TLS.
     pub tls: Option<Arc<tls::Server>>,
-    /// Whose connections begin with a PROXY header.
+    /// The networks whose connections begin with a PROXY header.
     pub proxy_protocol: Vec<Network>,
-    /// What has a last word to say after the stop, and bounds how long it takes.
+    /// Tracks tasks that still have to write something after the stop. They limit their own time.
     closing: TaskTracker,
 }
 
 impl Pool {
-    /// Starts all tasks of the pool. It does not listen yet.
+    /// Starts all tasks of the pool. The pool does not listen yet.
     ///
     /// # Errors
-    /// A source of daemons cannot be asked.
+    /// Certificates cannot be used, or a source of daemons is not available.
     pub async fn start(config: config::Pool, shared: &Shared<'_>) -> Result<Self, PoolError> {
         let &Shared { dns_server, pods, ref kubernetes, ref commons, families, tasks, stop } =
             shared;
@@ -146,24 +146,24 @@ impl Pool {
         })
     }
 
-    /// Waits, after the stop, for what has a last word to say.
+    /// Waits after the stop for the tasks that still have to write something.
     pub async fn close(&self) {
         self.closing.close();
         self.closing.wait().await;
     }
 
-    /// Whether its daemons are known, even if there is none: some source has told of them.
+    /// Whether the daemons are known, even if there are none, because a source has reported them.
     pub fn is_synced(&self) -> bool {
         let known = |source: &SourceStatus| source.synced.is_some() || source.endpoints > 0;
         self.discovery.statuses().iter().any(known)
     }
 
-    /// Its name.
+    /// The name of the pool.
     pub fn name(&self) -> &str {
         self.proxy.metrics.pool()
     }
 
-    /// Builds that are bound in it.
+    /// The number of builds that are bound in the pool.
     pub fn builds(&self) -> usize {
         self.proxy.directory.builds().len()
     }
@@ -171,7 +171,7 @@ impl Pool {
 
 type BothSides = (Option<Arc<tls::Server>>, Option<Arc<tls::Client>>);
 
-/// Reads the certificates of both sides.
+/// Loads the certificates of both sides.
 fn load(config: &config::Tls) -> Result<BothSides, TlsError> {
     let clients = config.clients.as_ref();
     let server = clients.map(|side| tls::Server::load(side.files.clone(), side.client_auth));

@@ -1,6 +1,6 @@
-//! Reads a file that a setting names: a regular one, and no more of it than it may hold.
+//! Reads a file that a setting names, if it is a regular file and not larger than allowed.
 //!
-//! Anything else may have no end, or may never begin: to open a pipe is to wait for its other end.
+//! Another kind of file may have no end, or may block: opening a pipe waits for its other end.
 
 use std::{
     fs::{self, File},
@@ -8,14 +8,14 @@ use std::{
     path::Path,
 };
 
-/// Why a file is not read.
+/// Why a file cannot be read.
 #[derive(Debug)]
 pub enum Unreadable {
-    /// The system refuses.
+    /// The system cannot read the file.
     Failed(io::Error),
-    /// It is a device, a pipe or a directory.
+    /// The file is a device, a pipe or a directory.
     NotRegular,
-    /// It has more bytes than it may.
+    /// The file is larger than allowed.
     TooLong,
 }
 
@@ -25,11 +25,11 @@ impl From<io::Error> for Unreadable {
     }
 }
 
-/// Opens a file that may have `most` bytes, so that one more can be read: then it is too long. `None` if it is not
-/// regular.
+/// Opens a file of at most `most` bytes. One byte more can be read, which shows that the file is too large. `None`
+/// if the file is not regular.
 ///
 /// # Errors
-/// It cannot be opened.
+/// The system cannot open the file.
 pub fn open(path: &Path, most: u64) -> io::Result<Option<Take<File>>> {
     if !fs::metadata(path)?.is_file() {
         return Ok(None);
@@ -37,10 +37,10 @@ pub fn open(path: &Path, most: u64) -> io::Result<Option<Take<File>>> {
     Ok(Some(File::open(path)?.take(most + 1)))
 }
 
-/// Reads a file that may have `most` bytes.
+/// Reads a file of at most `most` bytes.
 ///
 /// # Errors
-/// It cannot be read, is not regular, or is too long.
+/// The file cannot be read, is not regular, or is too large.
 pub fn read(path: &Path, most: u64) -> Result<Vec<u8>, Unreadable> {
     let mut file = open(path, most)?.ok_or(Unreadable::NotRegular)?;
     let mut contents = Vec::new();

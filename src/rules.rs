@@ -1,4 +1,4 @@
-//! Ordered rules as settings write them: lists of tables, and in each a source with the part of its value that counts.
+//! Ordered rules in settings: lists of tables, each with a source and the part of its value that counts.
 
 use regex::{Regex, RegexBuilder};
 use toml::{Table, Value};
@@ -9,27 +9,27 @@ const MAX_PATTERN_LEN: usize = 1024;
 /// The largest compiled pattern, in bytes. The time of a match is always linear in the length of the value.
 const MAX_PATTERN_SIZE: usize = 1 << 20;
 
-/// What the rules of one list are about.
+/// The words of one kind of rules in error texts.
 #[derive(Debug)]
 pub struct Kind {
-    /// What `from` is, in the text that says it is missing.
+    /// What `from` is, in the text that says that it is missing.
     pub from: &'static str,
     /// What a rule finds.
     pub finds: &'static str,
-    /// Whether a pattern has to match all of a value. One that matches somewhere in the middle lets others choose
-    /// what stands around it.
+    /// Whether a pattern must match all of a value. If a pattern matches in the middle, clients can choose the text
+    /// around it.
     pub matches_all: bool,
 }
 
 /// A source, and the part of its values that counts: `{ from = "WORD", regex = "…" }`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule<S> {
-    /// Where a value comes from.
+    /// Where the value comes from.
     pub source: S,
     pattern: Option<Pattern>,
 }
 
-/// A pattern as it was written, and compiled.
+/// A pattern as it was written, and in compiled form.
 #[derive(Debug, Clone)]
 struct Pattern {
     text: String,
@@ -43,15 +43,15 @@ impl PartialEq for Pattern {
 }
 
 impl<S: PartialEq> Rule<S> {
-    /// All of the values of `source`.
+    /// A rule for the whole value of `source`.
     pub fn all(source: S) -> Self {
         Self { source, pattern: None }
     }
 
-    /// Reads the table of a rule; `source` is what its word names.
+    /// Reads the table of a rule. `source` parses the word of its source.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The text says what is wrong with the table.
     pub fn read(
         mut table: Table,
         kind: &Kind,
@@ -72,12 +72,13 @@ impl<S: PartialEq> Rule<S> {
         }
     }
 
-    /// The pattern as it was written, if there is one.
+    /// The pattern as it was written. `None` if there is none.
     pub fn pattern(&self) -> Option<&str> {
         self.pattern.as_ref().map(|pattern| pattern.text.as_str())
     }
 
-    /// The part of `value` that counts, if it matches: the pattern's group, or else all that matches.
+    /// The part of `value` that counts: the group of the pattern or, without a group, the whole match. `None` if
+    /// the pattern does not match.
     pub fn part(&self, value: String) -> Option<String> {
         let Some(pattern) = &self.pattern else { return Some(value) };
         let captures = pattern.regex.captures(&value)?;
@@ -85,7 +86,7 @@ impl<S: PartialEq> Rule<S> {
         Some(part.as_str().to_owned())
     }
 
-    /// Whether `later` never counts behind this rule, because this one takes all that it would.
+    /// Whether the rule `later` never counts after this one, because this one matches every value that it does.
     pub fn hides(&self, later: &Self) -> bool {
         self.source == later.source && (self.pattern.is_none() || self == later)
     }
@@ -102,7 +103,7 @@ fn compile(pattern: &str, kind: &Kind) -> Result<Regex, String> {
             .build()
             .map_err(|error| format!("`regex` is not valid: {}", one_line(&error.to_string())))
     };
-    // Alone first: what it says of a mistake is about what was written.
+    // Compiled alone first, so that an error message is about the text as it was written.
     let mut regex = build(pattern)?;
     if kind.matches_all {
         regex = build(&format!(r"\A(?:{pattern})\z"))?;
@@ -116,12 +117,12 @@ fn compile(pattern: &str, kind: &Kind) -> Result<Regex, String> {
     }
 }
 
-/// The last line of a message whose other lines show where the mistake is.
+/// The last line of an error message. The lines before it show the position of the mistake.
 fn one_line(message: &str) -> &str {
     message.lines().last().unwrap_or_default().trim_start_matches("error: ")
 }
 
-/// The entries of a list of tables with `most` of them, called `path` in `problems`.
+/// The entries of a list of at most `most` tables, which is called `path` in `problems`.
 pub fn tables(
     value: Value,
     path: &str,

@@ -1,5 +1,5 @@
-//! The builds that run now and why each is where it is: for the log record at its end, and for whoever
-//! looks before that.
+//! The builds that run now, and why each is where it is: for the log record at its end, and for `/status.json`
+//! before that.
 
 use std::{
     collections::BTreeMap,
@@ -18,47 +18,47 @@ use crate::{
     policy::PolicyKind,
 };
 
-/// One build that has been placed.
+/// A build that has been placed.
 #[derive(Debug)]
 pub struct RunningBuild {
-    /// Its ref.
+    /// The ref of the build.
     pub build: String,
-    /// It is a client's probe, which builds nothing.
+    /// Whether the build is a probe of the client, which builds nothing.
     pub internal: bool,
-    /// Its session, as it is shown.
+    /// The session of the build, as logs show it.
     pub session: String,
-    /// Address of its client, unless that came through a Unix socket.
+    /// The address of the client. `None` if it came through a Unix socket.
     pub client: Option<IpAddr>,
-    /// Who its client is, if that has shown it.
+    /// The identity of the client. `None` if it has not shown any.
     pub identity: Option<Arc<Identity>>,
-    /// What its cache is known by.
+    /// The affinity key of the build. `None` if no rule finds one.
     pub affinity: Option<Arc<AffinityKey>>,
-    /// The policy in force.
+    /// The policy of the pool.
     pub policy: PolicyKind,
-    /// Where it runs.
+    /// The backend on which the build runs.
     pub backend: Arc<Backend>,
-    /// Why there.
+    /// Why the build runs there.
     pub decision: Decision,
-    /// When its Solve arrived.
+    /// When the Solve arrived.
     pub arrived: Instant,
-    /// How long it took to place it.
+    /// The time from arrival to placement.
     pub wait: Duration,
-    /// How long of that it waited for its turn, if it did.
+    /// The part of that time that the build waited in the queue, if it did.
     pub waited: Option<Waited>,
 }
 
 impl RunningBuild {
-    /// The key's text, empty without one.
+    /// The affinity key as text. Empty if there is none.
     pub fn key(&self) -> &str {
         self.affinity.as_ref().map_or("", |affinity| affinity.key.as_str())
     }
 
-    /// The word for where the key comes from.
+    /// The source of the key, or `none`.
     pub fn key_source(&self) -> &'static str {
         self.affinity.as_ref().map_or("none", |affinity| affinity.source)
     }
 
-    /// The key's home and what keeps the build from it, if it is elsewhere.
+    /// The home of the key and why the build is not there, if it runs elsewhere.
     pub fn home(&self) -> (Option<&str>, Option<&'static str>) {
         let home = self.decision.passed_over.as_ref();
         home.map(|(home, obstacle)| (home.name(), obstacle.label())).unzip()
@@ -67,12 +67,12 @@ impl RunningBuild {
 
 type Builds = BTreeMap<u64, Arc<RunningBuild>>;
 
-/// All of them. Clones share the list.
+/// The running builds of a pool. Clones share the list.
 #[derive(Debug, Clone, Default)]
 pub struct Running(Arc<Mutex<(u64, Builds)>>);
 
 impl Running {
-    /// Lists a build for as long as the entry lives.
+    /// Lists a build as long as the returned guard lives.
     pub fn enter(&self, build: RunningBuild) -> RunningGuard {
         let build = Arc::new(build);
         let mut list = self.0.lock();
@@ -82,13 +82,13 @@ impl Running {
         RunningGuard { build, number, running: self.clone() }
     }
 
-    /// The builds in the order of their placing.
+    /// The builds in the order of their placement.
     pub fn builds(&self) -> Vec<Arc<RunningBuild>> {
         self.0.lock().1.values().cloned().collect()
     }
 }
 
-/// A place in the list.
+/// Keeps a build in the list until dropped.
 #[derive(Debug)]
 pub struct RunningGuard {
     build: Arc<RunningBuild>,

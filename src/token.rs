@@ -1,7 +1,7 @@
 //! The file of admin tokens. A client that has one may change things on the admin port.
 //!
-//! One token a line, so that an old and a new one are valid beside each other while a Secret is changed. The file
-//! is read again when it changes. If it cannot be read any more, the last tokens stay valid.
+//! There is one token on each line, so that an old and a new one are valid at the same time while a Secret is
+//! changed. The file is read again when it changes. If it cannot be read any more, the last tokens stay valid.
 
 use std::{
     fmt, io,
@@ -15,10 +15,11 @@ use tracing::{info, warn};
 
 use crate::regular_file::{self, Unreadable};
 
-/// The shortest token: nobody guesses 32 random characters, and a password that somebody made up is shorter.
+/// The shortest token in characters. Nobody can guess 32 random characters, and passwords that people make up are
+/// shorter.
 const MIN_LENGTH: usize = 32;
 
-/// The largest file: a few tokens need far less, and a file that is something else is not read to its end.
+/// The largest file in bytes. A few tokens need far less, and a wrong file is not read to its end.
 const MAX_FILE: u64 = 4096;
 
 /// The shortest time between two checks of the file, so that a client with wrong tokens causes no more disk accesses.
@@ -27,37 +28,37 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Why a file of tokens cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// It cannot be read.
+    /// The system cannot read the file.
     #[error("cannot read `{path}`: {source}")]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
-    /// It is a device, a pipe or a directory.
+    /// The file is a device, a pipe or a directory.
     #[error("`{0}` is not a regular file")]
     NotAFile(PathBuf),
-    /// It is longer than any list of tokens.
-    #[error("`{0}` is larger than {MAX_FILE} bytes, so it holds something else than tokens")]
+    /// The file is larger than any list of tokens.
+    #[error("`{0}` is larger than {MAX_FILE} bytes, more than any list of tokens")]
     TooLarge(PathBuf),
-    /// It has no token.
+    /// The file has no token.
     #[error("`{0}` is empty: write a token into it, as `openssl rand -hex 32` makes one")]
     Empty(PathBuf),
-    /// One line is not a token.
+    /// A line is not a token.
     #[error(
         "line {line} of `{path}` is not a token of at least {MIN_LENGTH} visible ASCII characters, as \
          `openssl rand -hex 32` makes one"
     )]
     NotAToken {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The number of the line, from 1.
+        /// The number of the line, counted from 1.
         line: usize,
     },
 }
 
-/// The tokens of one file; at least one.
+/// The tokens of a file, of which there is one at least.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Tokens(Vec<String>);
 
@@ -99,11 +100,11 @@ impl Tokens {
 
     /// The token to send to proxies.
     pub fn first(&self) -> &str {
-        // There is always one, and no token is empty.
+        // There is always one token, and none is empty.
         self.0.first().map_or("", String::as_str)
     }
 
-    /// Whether `token` is one of them. The time that the answer takes does not depend on how much of `token` is right.
+    /// Whether `token` is one of these. The time for the answer does not depend on how much of `token` is right.
     pub fn admit(&self, token: &[u8]) -> bool {
         let right = self.0.iter().map(|own| own.as_bytes().ct_eq(token));
         right.fold(Choice::from(0), |any, one| any | one).into()

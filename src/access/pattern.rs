@@ -1,9 +1,9 @@
-//! A name, or the part of one around each `*`.
+//! A pattern for names, in which `*` stands for any text.
 
-/// The longest pattern: names and references are shorter.
+/// The longest pattern in bytes. Names and references are shorter.
 const MAX_LEN: usize = 512;
 
-/// Text in which each `*` stands for any characters, or none.
+/// A text in which each `*` stands for any characters, or for none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(String);
 
@@ -11,7 +11,7 @@ impl Pattern {
     /// Reads a pattern.
     ///
     /// # Errors
-    /// It is empty or longer than any name.
+    /// The pattern is empty, or longer than any name.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.len() {
             1..=MAX_LEN => Ok(Self(text.to_owned())),
@@ -19,7 +19,7 @@ impl Pattern {
         }
     }
 
-    /// Fits everything.
+    /// The pattern that matches everything.
     pub(super) fn any() -> Self {
         Self("*".to_owned())
     }
@@ -29,12 +29,12 @@ impl Pattern {
         &self.0
     }
 
-    /// Whether all of `text` is what the pattern says, in time linear in it for each `*`.
+    /// Whether the pattern matches all of `text`. The time is linear in the text for each `*`.
     pub fn fits(&self, text: &str) -> bool {
         let Some((start, rest)) = self.0.split_once('*') else { return self.0 == text };
         let Some(mut left) = text.strip_prefix(start) else { return false };
         let (middle, end) = rest.rsplit_once('*').unwrap_or(("", rest));
-        // The earliest place for each part leaves the most for the next.
+        // The earliest position of each part leaves the most text for the next part.
         for part in middle.split('*') {
             match left.find(part) {
                 Some(at) => left = &left[at + part.len()..],

@@ -1,4 +1,4 @@
-//! How many builds each client runs now, over all pools.
+//! The number of builds that each client runs now, over all pools.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -8,12 +8,12 @@ use crate::identity::Identity;
 
 type Owner = Option<Arc<Identity>>;
 
-/// The builds that are counted. Clones share them.
+/// The counted builds. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Quota(Arc<Mutex<HashMap<Owner, usize>>>);
 
 impl Quota {
-    /// Counts one build of `client`'s while the guard lives, or returns `None` if `most` of them run already.
+    /// Counts a build of `client` while the returned guard lives. `None` if the client already runs `most` builds.
     pub fn start(&self, client: Option<&Arc<Identity>>, most: usize) -> Option<Running> {
         let owner = client.cloned();
         let mut running = self.0.lock();
@@ -26,7 +26,7 @@ impl Quota {
     }
 }
 
-/// One build.
+/// A counted build, until dropped.
 #[derive(Debug)]
 pub struct Running {
     quota: Quota,

@@ -1,21 +1,21 @@
-//! The `[[access]]` tables as they are written.
+//! Reads the `[[access]]` tables.
 
 use toml::{Table, Value};
 
 use super::{Allowed, Grant, Operation, Pattern, Reach, Rule, Rules, texts};
 use crate::rules;
 
-/// More rules than a person can order hide a mistake.
+/// The most rules. A person cannot keep more of them in order.
 const MAX_RULES: usize = 1000;
 
-/// Patterns in one list.
+/// The most patterns in one list.
 const MAX_PATTERNS: usize = 1000;
 
-/// The most builds that a limit may be: a proxy runs fewer.
+/// The highest limit on builds. A proxy runs fewer.
 const MAX_BUILDS: i64 = 100_000;
 
 impl Rules {
-    /// Reads the `[[access]]` tables; each problem begins with the key it is about.
+    /// Reads the `[[access]]` tables. Each problem begins with the key that it is about.
     pub fn from_value(value: Value, path: &str, problems: &mut Vec<String>) -> Self {
         let Some(entries) = rules::tables(value, path, MAX_RULES, problems) else {
             return Self::default();
@@ -33,7 +33,7 @@ impl Rules {
         Self { rules, otherwise: Grant::closed() }
     }
 
-    /// The tables that give these rules, if there are any.
+    /// The tables that these rules can be read from. `None` if there are no rules.
     pub fn to_value(&self) -> Option<Value> {
         let tables = self.rules.iter().map(|rule| Value::Table(rule.to_table()));
         (!self.is_empty()).then(|| Value::Array(tables.collect()))
@@ -95,7 +95,7 @@ impl Rule {
 }
 
 impl Grant {
-    /// The lists that allow everything where they are missing, by their keys.
+    /// The lists that allow everything if they are missing, with their keys.
     pub(super) fn lists(&self) -> [(&'static str, &Allowed); 4] {
         [
             ("pools", &self.pools),

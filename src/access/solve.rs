@@ -1,7 +1,7 @@
-//! What of a Solve a rule may forbid: entitlements, exporters, and where is pushed to.
+//! The parts of a Solve that a rule may forbid: entitlements, exporters, and repositories that are pushed to.
 //!
-//! The request is walked over once and nothing of it kept. What a rule restricts and cannot be told from the request
-//! is forbidden.
+//! The request is walked over once, and nothing of it is kept. If a rule restricts something that the request
+//! leaves open, the Solve is forbidden.
 
 use std::borrow::Cow;
 
@@ -14,11 +14,11 @@ use crate::{
     },
 };
 
-/// The longest text of a request that stands in an error.
+/// The longest text of a request in an error, in bytes.
 const MAX_SHOWN: usize = 128;
 
 impl Grant {
-    /// Whether `client` may have what a serialised SolveRequest asks for.
+    /// Checks that `client` may have what a serialised SolveRequest asks for.
     ///
     /// # Errors
     /// `request` is no protobuf message.
@@ -53,7 +53,8 @@ impl Grant {
     }
 
     fn entitlement(&self, name: &str) -> Option<String> {
-        // As in device=gpu,alias=x: what is after the name says which.
+        // An entitlement may have more after its name, as in `device=gpu,alias=x`. The rest only says which device
+        // is meant.
         let allowed = self.entitlements.iter().any(|pattern| pattern.fits(name));
         (!allowed).then(|| format!("use the entitlement {}", shown(name)))
     }
@@ -95,7 +96,7 @@ impl Grant {
         }
     }
 
-    /// The first kind of `entry` that is not allowed. Without any it is the empty one.
+    /// The first kind of `entry` that is not allowed. An entry without a kind has the empty one.
     fn kinds(&self, kinds: &Allowed, what: &str, entry: CacheEntry<'_>) -> Option<String> {
         let (mut count, mut forbidden) = (0, None);
         let read = entry.kinds(|kind| {
@@ -132,18 +133,18 @@ impl Grant {
     }
 }
 
-/// The exporter of clients before v0.13.
+/// The only exporter, from clients before v0.13.
 #[derive(Debug, Default)]
 struct Old<'a> {
     kind: Option<&'a [u8]>,
     push: Push<'a>,
 }
 
-/// What an exporter pushes.
+/// The repositories that an exporter pushes to.
 #[derive(Debug, Default)]
 struct Push<'a> {
     pushes: bool,
-    /// Each of its values: which of several a daemon takes is its own affair.
+    /// All values of the attribute, because it is not specified which of them a daemon uses.
     names: Vec<&'a [u8]>,
 }
 
@@ -157,12 +158,12 @@ impl<'a> Push<'a> {
     }
 }
 
-/// Whether a daemon takes `value` for no (Go's strconv.ParseBool); an empty one is yes.
+/// Whether a daemon reads `value` as false (Go's strconv.ParseBool). It reads an empty value as true.
 fn is_false(value: &[u8]) -> bool {
     [&b"0"[..], b"f", b"F", b"false", b"False", b"FALSE"].contains(&value)
 }
 
-/// Registry and repository of a reference, as a daemon reads it (distribution/reference): `app:1` is
+/// The registry and the repository of a reference, as a daemon reads them (distribution/reference): `app:1` is
 /// `docker.io/library/app`.
 fn repository(reference: &str) -> String {
     let name = reference.split('@').next().unwrap_or_default();

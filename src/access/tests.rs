@@ -117,7 +117,7 @@ const STRICT: &str = "[[access]]\nclients = ['*']\nentitlements = ['network.host
     exporters = ['image', 'local']\ncache-exporters = ['registry', 'inline']\n\
     push = ['r.example/a/*', 'docker.io/library/app']\n";
 
-/// What `STRICT` says to a request: nothing if it is allowed.
+/// The error of `STRICT` for a request. Empty if the request is allowed.
 fn verdict(request: &[u8]) -> String {
     let (rules, client) = (read(STRICT).expect("valid"), client("c"));
     match rules.grant(Some(&client)).check_solve(Some(&client), request).expect("a message") {

@@ -16,22 +16,23 @@ use crate::{
     wire::{self, EMPTY_MESSAGE, MessageDecoder, WireError, control::SolveRequest, pong::Features},
 };
 
-/// The longest answer that is remembered. BuildKit's have 3 KiB; one with hundreds of platforms has more.
+/// The longest answer in bytes that is remembered. BuildKit's answers have 3 KiB; one with hundreds of platforms
+/// has more.
 const MAX_ANSWER_LEN: usize = 64 << 10;
 
-/// A `ReturnRequest` whose result (field 1) is an empty one. A daemon may not survive one without.
+/// A `ReturnRequest` with an empty result (field 1). A daemon may crash if there is no result.
 const EMPTY_RESULT: Bytes = Bytes::from_static(&[0, 0, 0, 0, 2, 0x0a, 0]);
 
-/// Why nothing was learnt.
+/// Why a daemon's answers are not known.
 #[derive(Debug, thiserror::Error)]
 pub enum LearnError {
-    /// No answer came.
+    /// The daemon did not answer.
     #[error("no answer: {0}")]
     Unanswered(String),
-    /// The daemon refuses the call.
+    /// The daemon refused the call.
     #[error("ended with {}", code_name(*.0))]
     Refused(Code),
-    /// It has no message.
+    /// The answer contains no message.
     #[error("answer cannot be read")]
     Wire(#[from] WireError),
 }
@@ -46,13 +47,13 @@ impl From<SendError> for LearnError {
     }
 }
 
-/// Asks the daemon that `link` leads to, which has `version`.
+/// Asks the daemon of `version` that `link` leads to.
 ///
-/// A daemon answers a Ping in a build only. The one that this makes is marked as internal, as the probes of
-/// buildx are: it builds nothing, takes a few milliseconds and leaves no record.
+/// A daemon answers a Ping only in a build. So this starts one, marked as internal like the probes of buildx: it
+/// builds nothing, takes some milliseconds, and leaves no record.
 ///
 /// # Errors
-/// It answers one of the questions otherwise than with a message.
+/// An answer is missing, or is not a message.
 pub async fn learn(link: &Link, version: Version) -> Result<Answers, LearnError> {
     let info = ask(link, "Control/Info", None, EMPTY_MESSAGE).await?;
     let workers = ask(link, "Control/ListWorkers", None, EMPTY_MESSAGE).await?;
@@ -69,7 +70,7 @@ pub async fn learn(link: &Link, version: Version) -> Result<Answers, LearnError>
     Ok(Answers { version, info, workers, pong, features })
 }
 
-/// The message by which the daemon answers `message`.
+/// The message with which the daemon answers `message`.
 async fn ask(
     link: &Link,
     method: &str,
@@ -105,7 +106,7 @@ async fn answer(response: Response<Received>) -> Result<Bytes, LearnError> {
     message.ok_or(LearnError::Wire(WireError::Truncated { got: 0 }))
 }
 
-/// Whether a daemon's headers or trailers say that all is well; headers need not say so.
+/// Checks that the headers or trailers of a daemon say OK. Headers may leave the status out (`silent`).
 fn accept(headers: &HeaderMap, silent: bool) -> Result<(), LearnError> {
     match status_code(headers) {
         Some(Code::Ok) => Ok(()),

@@ -1,8 +1,8 @@
-//! Builds by which a client only asks what a daemon can do, and that wait for one.
+//! Builds with which clients only ask what a daemon can do, while they wait for one.
 //!
-//! buildx makes one before each build and shows nothing of it. It is over when the client has its answer
-//! and returns nothing, so where the answer is remembered it needs no daemon, and the client goes on to
-//! the build whose wait it shows.
+//! buildx starts such a build before each real one, and does not show it. The build ends when the client has its
+//! answer and returns nothing. If the answer is remembered, the build needs no daemon, and the client goes on to
+//! the real build, whose wait it shows.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -11,29 +11,29 @@ use tokio::sync::Notify;
 
 use crate::{client::Client, ids::Id};
 
-/// A ref and the connection of its Solve: builds of different connections may have one ref.
+/// A ref and the connection of its Solve. Builds on different connections may have the same ref.
 type Key = (Id, u64);
 
-/// The builds of this kind that wait.
+/// The probes that wait.
 #[derive(Debug, Default)]
 pub struct Probes(Mutex<HashMap<Key, Arc<Notify>>>);
 
 impl Probes {
-    /// Lists `build` of `client` for as long as the guard lives.
+    /// Lists `build` of `client` as a probe as long as the returned guard lives.
     pub fn enter(&self, build: &Id, client: &Client) -> Probe<'_> {
         let (key, returned) = ((build.clone(), client.connection), Arc::<Notify>::default());
         self.0.lock().insert(key.clone(), Arc::clone(&returned));
         Probe { probes: self, key, returned }
     }
 
-    /// Tells `build` of `client` that its client returns nothing; whether it is listed.
+    /// Ends the probe `build` of `client`, which returns nothing. Returns whether the probe is listed.
     pub fn end(&self, build: &Id, client: &Client) -> bool {
         let listed = self.0.lock().get(&(build.clone(), client.connection)).cloned();
         listed.inspect(|returned| returned.notify_one()).is_some()
     }
 }
 
-/// One of them.
+/// A listed probe, until dropped.
 #[derive(Debug)]
 pub struct Probe<'a> {
     probes: &'a Probes,
@@ -42,7 +42,7 @@ pub struct Probe<'a> {
 }
 
 impl Probe<'_> {
-    /// Waits until its client has returned nothing.
+    /// Waits until the client has ended the probe.
     pub async fn ended(&self) {
         self.returned.notified().await;
     }
@@ -51,7 +51,7 @@ impl Probe<'_> {
 impl Drop for Probe<'_> {
     fn drop(&mut self) {
         let mut probes = self.probes.0.lock();
-        // A second Solve with its ref may have taken the place.
+        // A second Solve with the same ref may have replaced this entry.
         if probes.get(&self.key).is_some_and(|returned| Arc::ptr_eq(returned, &self.returned)) {
             probes.remove(&self.key);
         }

@@ -1,4 +1,4 @@
-//! What the client of a build that waits has been told in a daemon's name.
+//! What the client of a waiting build was told in the name of a daemon.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use parking_lot::Mutex;
 
 use super::Answers;
 
-/// The Pong that a build's client was given while the build waited. Its daemon must be able to do all of it.
+/// The Pong that the client of a build got while the build waited. The daemon of the build must have all features
+/// in it.
 ///
-/// Clones are the same promise. Nothing is promised any more once the build has its daemon: from then on the daemon
-/// answers.
+/// Clones are the same promise. A promise ends when the build has its daemon, which then answers itself.
 #[derive(Debug, Clone, Default)]
 pub struct Promise(Arc<Mutex<Promised>>);
 
@@ -21,7 +21,7 @@ struct Promised {
 }
 
 impl Promise {
-    /// The Pong to give: that which was given before, else that of `answers`. None if the build has its daemon.
+    /// The Pong to send: the one that was sent before, or the one in `answers`. `None` if the build has its daemon.
     pub fn give(&self, answers: impl FnOnce() -> Option<Answers>) -> Option<Bytes> {
         let mut promised = self.0.lock();
         if promised.settled {
@@ -33,12 +33,12 @@ impl Promise {
         promised.given.as_ref().map(|answers| answers.pong.clone())
     }
 
-    /// Whose Pong was given, if any was.
+    /// The answers whose Pong was sent. `None` if none was.
     pub fn given(&self) -> Option<Answers> {
         self.0.lock().given.clone()
     }
 
-    /// Whether the build may have a daemon that `keeps` a promise. If so, it has its daemon.
+    /// Whether the build may get a daemon that `keeps` the promise. If so, the promise ends.
     pub fn settle(&self, keeps: impl FnOnce(&Answers) -> bool) -> bool {
         let mut promised = self.0.lock();
         let kept = promised.given.as_ref().is_none_or(keeps);
@@ -46,7 +46,8 @@ impl Promise {
         kept
     }
 
-    /// The same promise for a build that was to share the daemon of another, which has none after all.
+    /// A new promise with the same Pong, for a build that should have shared the daemon of another build and does
+    /// not.
     #[must_use]
     pub fn renewed(&self) -> Self {
         Self(Arc::new(Mutex::new(Promised { given: self.given(), settled: false })))

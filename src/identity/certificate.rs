@@ -7,22 +7,22 @@ use x509_parser::{
 
 use super::NoName;
 
-/// What a SPIFFE ID begins with. Nothing else may: a name that was meant for something else must not pass
-/// for one.
+/// The scheme of SPIFFE IDs. URIs with other schemes do not count, because a name that was meant for another
+/// purpose must not identify a client.
 const SPIFFE_SCHEME: &str = "spiffe://";
 
-/// Where a name may stand in a certificate.
+/// The part of a certificate that contains a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
-    /// The one URI of a SPIFFE ID.
+    /// The URI that is a SPIFFE ID.
     Spiffe,
-    /// A DNS name among the alternative names.
+    /// A DNS name in the subject alternative names.
     Dns,
-    /// An e-mail address among the alternative names.
+    /// An e-mail address in the subject alternative names.
     Email,
     /// The common name of the subject.
     CommonName,
-    /// An organisation of the subject.
+    /// The organisation of the subject.
     Organization,
 }
 
@@ -41,15 +41,15 @@ impl Source {
         }
     }
 
-    /// Whether several values leave open who the client is. A certificate for several host names, say, is
-    /// usual, while a SPIFFE ID is alone in its certificate (SPIFFE X.509-SVID section 2), and which of two
-    /// common names counts is up to whoever reads them.
+    /// Whether several values would leave open who the client is. A certificate often has several host names. But a
+    /// SPIFFE ID is the only one in its certificate (SPIFFE X.509-SVID section 2), and programs differ in which of
+    /// two common names they use.
     fn is_single(self) -> bool {
         matches!(self, Self::Spiffe | Self::CommonName)
     }
 }
 
-/// A certificate that has been verified by somebody else.
+/// A parsed certificate. The caller has verified it.
 #[derive(Debug)]
 pub(super) struct Certificate<'a>(X509Certificate<'a>);
 
@@ -61,7 +61,7 @@ impl<'a> Certificate<'a> {
         }
     }
 
-    /// The values of `source`, in the order in which they stand there.
+    /// The values of `source`, in the order of the certificate.
     pub(super) fn values(&self, source: Source) -> Result<Vec<String>, NoName> {
         let values: Vec<String> = match source {
             Source::Spiffe | Source::Dns | Source::Email => self.alternative_names(source)?,
@@ -92,10 +92,11 @@ impl<'a> Certificate<'a> {
     }
 }
 
-/// The first certificate of a file, in DER: of one in PEM its first block, else all of it.
+/// The first certificate of a file, in DER. A PEM file has its first certificate block decoded; any other file is
+/// DER.
 ///
 /// # Errors
-/// A file in PEM holds no certificate.
+/// The file is PEM without a certificate.
 pub fn first(file: &[u8]) -> Result<Vec<u8>, NoName> {
     const BEGIN: &[u8] = b"-----BEGIN ";
     if !file.windows(BEGIN.len()).any(|bytes| bytes == BEGIN) {

@@ -1,4 +1,4 @@
-//! Which name of a certificate counts: the `[[identity]]` tables.
+//! The `[[identity]]` tables, which say which name of a certificate counts.
 
 use toml::{Table, Value};
 
@@ -8,38 +8,38 @@ use super::{
 };
 use crate::rules;
 
-/// More rules than a person can order hide a mistake.
+/// The most rules. A person cannot keep more of them in order.
 const MAX_RULES: usize = 64;
 
-/// What the tables are about.
+/// The words for these tables in error texts.
 const KIND: rules::Kind =
     rules::Kind { from: "the place of a name in a certificate", finds: "name", matches_all: true };
 
-/// One place of a name, and what of it counts.
+/// A source of names, and the part of its value that counts.
 type Rule = rules::Rule<Source>;
 
-/// The name in the first value of `certificate` that fits.
+/// The first name in `certificate` that the rule matches.
 fn name(rule: &Rule, certificate: &Certificate<'_>) -> Result<Option<String>, NoName> {
     let values = certificate.values(rule.source)?;
     Ok(values.into_iter().find_map(|value| rule.part(value)))
 }
 
-/// The ordered rules: the first that finds a name decides.
+/// The ordered rules. The first one that finds a name decides.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules(Vec<Rule>);
 
 impl Default for Rules {
-    /// A SPIFFE ID, else the common name.
+    /// The SPIFFE ID or, without one, the common name.
     fn default() -> Self {
         Self([Source::Spiffe, Source::CommonName].map(Rule::all).into())
     }
 }
 
 impl Rules {
-    /// Whose certificate `leaf` is, given that it has been verified; `leaf` is in DER.
+    /// The identity in the verified certificate `leaf`, which is in DER.
     ///
     /// # Errors
-    /// It names nobody, or leaves open whom.
+    /// The certificate contains no name, or leaves open which name counts.
     pub fn identify(&self, leaf: &[u8]) -> Result<Identity, NoName> {
         let certificate = Certificate::read(leaf)?;
         for rule in &self.0 {
@@ -52,7 +52,7 @@ impl Rules {
         Err(NoName::NoneFits(sources.join(" or ")))
     }
 
-    /// Reads the `[[identity]]` tables; each problem begins with the key it is about.
+    /// Reads the `[[identity]]` tables. Each problem begins with the key that it is about.
     pub fn from_value(value: Value, path: &str, problems: &mut Vec<String>) -> Self {
         let Some(entries) = rules::tables(value, path, MAX_RULES, problems) else {
             return Self::default();
@@ -75,7 +75,7 @@ impl Rules {
         Self(rules)
     }
 
-    /// The tables that give these rules.
+    /// The tables that these rules can be read from.
     pub fn to_value(&self) -> Value {
         let table = |rule: &Rule| {
             let mut table = Table::from_iter([("from".to_owned(), rule.source.label().into())]);
@@ -86,7 +86,7 @@ impl Rules {
     }
 }
 
-/// `{ from = "WORD", regex = "…" }`.
+/// Reads `{ from = "WORD", regex = "…" }`.
 fn read_rule(entry: Value) -> Result<Rule, String> {
     let Value::Table(table) = entry else { return Err("must be a table".to_owned()) };
     Rule::read(table, &KIND, |from| {
