@@ -1,4 +1,4 @@
-//! Real clients wait, whatever they are, and build as they would have without the wait.
+//! Real clients of every kind wait for a daemon, and then build as they do without a wait.
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -13,20 +13,20 @@ use crate::support::{
     tools::tool,
 };
 
-/// The step that shows the wait.
+/// The name of the step that shows the wait.
 pub(crate) const STEP: &str = "[internal] waiting for a builder";
 
-/// What it says.
+/// The text that the step shows.
 pub(crate) const LINE: &str = "1st in the queue of pool default; no backend is ready";
 
-/// How long it takes at most until a client has been told twice that it waits: the second time comes after
-/// half a minute. By then every limit of a client's has passed, of which the longest is 15 s.
+/// The time after which a client has certainly been told twice that it waits. The second time comes after half a
+/// minute. By then every limit of the clients has passed; the longest limit is 15 s.
 pub(crate) const TOLD_TWICE: Duration = Duration::from_secs(90);
 
-/// How long a build may take once it has a daemon.
+/// The longest time for a build once the build has a daemon.
 pub(crate) const BUILT: Duration = Duration::from_secs(90);
 
-/// A proxy that knows what its daemon can do, and whose daemon is gone.
+/// A proxy whose daemon has stopped. The proxy has learned before what the daemon can do.
 pub(crate) fn without_daemon() -> (Buildkitd, Proxy) {
     let mut daemon = Buildkitd::start("only");
     let proxy = Proxy::in_front_of([&daemon]).start();
@@ -39,7 +39,7 @@ pub(crate) fn without_daemon() -> (Buildkitd, Proxy) {
     (daemon, proxy)
 }
 
-/// Starts a client that is to wait.
+/// Starts a client whose build has to wait.
 pub(crate) fn start(command: &Command) -> Guarded {
     let mut args = Vec::new();
     for (name, value) in command.get_envs() {
@@ -49,7 +49,7 @@ pub(crate) fn start(command: &Command) -> Guarded {
             None => format!("--unset={name}"),
         });
     }
-    // env wants these first.
+    // env takes its options before the variables.
     args.sort_by_key(|arg| !arg.starts_with("--"));
     args.push(command.get_program().to_str().expect("UTF-8").to_owned());
     args.extend(command.get_args().map(|arg| arg.to_str().expect("UTF-8").to_owned()));
@@ -57,7 +57,7 @@ pub(crate) fn start(command: &Command) -> Guarded {
     Guarded::start(&tool("env"), &args)
 }
 
-/// How often `text` stands in what `client` has printed.
+/// How often `text` occurs in the output of `client`.
 pub(crate) fn printed(client: &Guarded, text: &str) -> usize {
     client.log().matches(text).count()
 }
@@ -73,13 +73,13 @@ pub(crate) fn succeeds(client: &mut Guarded) {
     assert!(status.success(), "{status}: {}", client.log());
 }
 
-/// The image that a client of `addr` is given for `context`.
+/// The image that a client of `addr` gets for `context`.
 pub(crate) fn with_output(mut command: Command, file: &Path) -> Command {
     command.arg("--output").arg(format!("type=local,dest={}", file.display()));
     command
 }
 
-/// The client on a terminal, as a person has it.
+/// The client on a terminal, as a person uses it.
 fn on_a_terminal(command: &Command) -> Command {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line: Vec<_> = words.map(|word| format!("'{}'", word.to_str().expect("UTF-8"))).collect();
@@ -88,7 +88,7 @@ fn on_a_terminal(command: &Command) -> Command {
     terminal
 }
 
-/// What a build with [`context`] writes.
+/// The files that a build with [`context`] writes.
 pub(crate) fn built(directory: &Path) -> String {
     std::fs::read_to_string(directory.join("waited")).expect("built")
 }
@@ -97,7 +97,7 @@ pub(crate) fn built(directory: &Path) -> String {
 pub(crate) fn builds(daemon: &Buildkitd) -> usize {
     let histories = daemon.histories();
     eprintln!("{histories}");
-    // Below the names of the columns.
+    // The first line has the names of the columns.
     histories.lines().skip(1).count()
 }
 
@@ -133,7 +133,7 @@ fn clients_wait_longer_than_each_of_their_limits_and_build_as_ever() {
     let log = plain.log();
     assert!(!log.contains("CACHED [internal]") && !log.contains("ERROR"), "{log}");
     assert!(log.contains("#1 DONE"), "the step completes: {log}");
-    // What the daemon keeps of them is what it keeps of any build.
+    // The daemon keeps the same of these builds as of any other build.
     assert_eq!(builds(&daemon), 3);
 }
 
@@ -199,7 +199,7 @@ fn a_person_who_gives_up_is_let_go_at_once_and_no_daemon_hears_of_it() {
     let mut build = start(&buildctl_build(&proxy.addr(), &context));
     until_it_shows(&build, LINE, 1, TOLD_TWICE);
     build.signal("INT");
-    // Alone, a client gives up the Status of a build that has ended after 5 s.
+    // Without a hold, a client gives up the Status of a build that has ended after 5 s.
     let status = build.wait(Duration::from_secs(4));
     assert!(!status.success());
     assert!(build.log().contains("canceled"), "{}", build.log());

@@ -1,4 +1,4 @@
-//! A build that has no daemon yet keeps its client, and is then as it would have been without the wait.
+//! A build that has no daemon yet keeps its client, and continues as if there had been no wait.
 
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 

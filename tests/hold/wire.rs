@@ -1,4 +1,4 @@
-//! What passes while a build waits and when it goes on, byte for byte.
+//! The bytes that pass while a build waits, and after the wait.
 
 use std::time::Duration;
 
@@ -17,17 +17,17 @@ use crate::support::{
     raw_client::RawClient,
 };
 
-/// How long whatever must come may take.
+/// The longest time that anything expected may take.
 const WAIT: Duration = Duration::from_secs(20);
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 const CONFIRMATION: &[u8] = &[0, 0, 0, 4, 1, 0, 0, 0, 0];
-/// What a client of BuildKit's sends at once: SETTINGS and a WINDOW_UPDATE.
+/// What a BuildKit client sends first: SETTINGS and a WINDOW_UPDATE.
 const GREETING: &[u8] =
     &[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 250, 0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 15, 0, 1];
 
-/// A proxy whose only daemon is not there yet, and where that is to listen.
+/// A proxy whose only daemon has not started yet, and the address where the daemon will listen.
 fn proxy_alone() -> (Proxy, u16) {
     proxy_alone_with(&[])
 }
@@ -53,7 +53,7 @@ impl Reader {
         Self { body, messages: MessageDecoder::new(wire::MAX_MESSAGE_LEN) }
     }
 
-    /// The next message; none at the end.
+    /// The next message, or `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
         let next = async {
             loop {
@@ -68,7 +68,7 @@ impl Reader {
         tokio::time::timeout(WAIT, next).await.expect("a message or an end in time")
     }
 
-    /// grpc-status, after the last message.
+    /// The grpc-status after the last message.
     async fn code(&mut self) -> String {
         assert_eq!(self.next().await, None);
         let trailers = self.body.trailers().await.expect("no reset").expect("trailers");
@@ -109,7 +109,7 @@ async fn a_session_goes_on_with_its_daemon_where_the_proxy_began_it() {
         let mut out = stream.headers();
         say(&mut out, message(PREFACE)).await;
         say(&mut out, message(b"the daemon's settings")).await;
-        // Its own bytes come back.
+        // The daemon sends the client's own bytes back.
         while let Some(Ok(data)) = stream.body.data().await {
             let _ = stream.body.flow_control().release_capacity(data.len());
             say(&mut out, data).await;
@@ -198,7 +198,7 @@ async fn a_build_that_its_client_gives_up_ends_at_once_and_no_daemon_sees_it() {
 
     let daemon = FakeDaemon::start_at("late", port).await;
     proxy.wait_ready(1, WAIT);
-    // Another build passes, and so would that one have.
+    // Another build reaches the daemon. A Solve of the cancelled build would have arrived before.
     let _other = client.solve("other", "t").await;
     eventually("the other build is there", WAIT, || {
         let solves = daemon.seen("Control/Solve");

@@ -1,4 +1,4 @@
-//! The admin port against those who reach it and should only read.
+//! Clients that may only read attack the admin port.
 
 use std::{
     fs,
@@ -20,8 +20,8 @@ use crate::{
 
 const TOKEN: &str = "bf3cbbc0a7d24f0a9d4c8c3a5b1f60de";
 
-/// What a step with the network of its daemon can do with busybox: read the page, then try to take every daemon
-/// out of the fleet, by each method and with tokens that it can think of.
+/// What a build step in its daemon's network can do with busybox: read the page, then try to take every daemon out of
+/// the fleet, with each method and with tokens that it can guess.
 const STEP: &str = r#"
 wget -q -O /status "http://$ADMIN/status.json" || exit 90
 for name in d0 d1; do
@@ -79,7 +79,8 @@ async fn idle_connections_keep_neither_probes_nor_scrapes_out() {
     let proxy = Proxy::in_front_of([&daemon]).start();
     proxy.wait_ready(1, Duration::from_secs(20));
     let before = proxy.process.descriptors();
-    // From the address of the probes, as a daemon's in its node's network, and of each the beginning of a request.
+    // From the address of the probes, which a daemon in its node's network shares. Each connection sends the beginning
+    // of a request.
     let idle: Vec<_> = (0..1000)
         .map(|n| {
             let mut stream = TcpStream::connect(proxy.admin_socket()).expect("connected");
@@ -109,13 +110,13 @@ async fn a_head_without_an_end_and_a_body_hold_no_memory() {
     let mut heads = Vec::new();
     for _ in 0..200 {
         let mut stream = TcpStream::connect(proxy.admin_socket()).expect("connected");
-        // As much as the proxy takes, up to a megabyte of one header.
+        // As much as the proxy takes: up to a megabyte of one header.
         stream.set_write_timeout(Some(Duration::from_millis(100))).expect("a socket");
         let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nx: ");
         let _ = stream.write_all(&vec![b'a'; 1 << 20]);
         heads.push(stream);
     }
-    // A body is not read, however much is announced.
+    // The proxy does not read a body, however large the announced length is.
     let body = proxy.admin_with("GET", "/livez", "Content-Length: 1000000000\r\n");
     assert_eq!(body.0, 200);
     bystander::builds(&proxy).await;
@@ -129,7 +130,7 @@ async fn the_admin_port_answers_when_clients_have_taken_all_descriptors() {
     let daemon = Buildkitd::start("only");
     let proxy = Proxy::in_front_of([&daemon]).descriptors(128).start();
     proxy.wait_ready(1, Duration::from_secs(20));
-    // Clients that have finished the handshake, and stay.
+    // Clients that have finished the handshake and keep the connection open.
     let handshake = [PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
     let connect = || {
         let mut stream = TcpStream::connect(proxy.socket()).expect("connected");

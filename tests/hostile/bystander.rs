@@ -1,4 +1,4 @@
-//! Somebody else's build, with a real client and a real daemon.
+//! A build of somebody else, with a real client and a real daemon.
 
 use std::process::Output;
 
@@ -7,7 +7,7 @@ use crate::support::{
     proxy::Proxy,
 };
 
-/// Builds something through `proxy` beside whatever runs now, and must succeed.
+/// Builds something through `proxy` while other things run; the build must succeed.
 pub(crate) async fn builds(proxy: &Proxy) {
     let addr = proxy.addr();
     let build = move || -> Output {

@@ -1,4 +1,4 @@
-//! A call that its client ends, by whatever frames, is nobody's fault.
+//! A call that its client ends counts as nobody's fault, whatever frames end it.
 
 use std::time::Duration;
 
@@ -27,19 +27,19 @@ const READ: &str = "/containerd.services.content.v1.Content/Read";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const EXEC: &str = "/moby.buildkit.v1.frontend.LLBBridge/ExecProcess";
 
-/// Faults of daemons that were counted, for any reason.
+/// The number of counted faults of daemons, of any reason.
 fn faults(proxy: &Proxy) -> f64 {
     proxy.metric("buildkit_lb_upstream_errors_total", &[])
 }
 
-/// Waits until the proxy has let go of all clients but `count`.
+/// Waits until the proxy serves no more than `count` clients.
 fn until_clients(proxy: &Proxy, count: f64) {
     eventually("the clients are gone", Duration::from_secs(10), || {
         (proxy.metric("buildkit_lb_connections_active", &[]) == count).then_some(())
     });
 }
 
-/// Opens a call and sends one message, without an end.
+/// Opens a call and sends one message, and leaves the call open.
 async fn open(client: &mut RawFrames, stream: u32, path: &str, headers: &[(&str, &str)]) {
     let block = call_block(path, headers);
     client.send(&Frame::new(HEADERS, END_HEADERS, stream, block)).await;
@@ -68,7 +68,7 @@ async fn a_client_that_cancels_its_calls_ejects_no_daemon() {
             let block = call_block(WRITE, &too_long);
             client.send(&Frame::new(HEADERS, END_HEADERS, 7, block)).await;
             client.send(&Frame::new(DATA, END_STREAM, 7, EMPTY)).await;
-            // Still answered when its connection ends.
+            // These calls are still answered when their connection ends.
             client.send(&Frame::new(HEADERS, END_HEADERS, 9, call_block(WATCH, &[]))).await;
             client.send(&Frame::new(DATA, END_STREAM, 9, EMPTY)).await;
             client.until(|frame| frame.stream == 9 && frame.kind == HEADERS).await;
@@ -80,7 +80,7 @@ async fn a_client_that_cancels_its_calls_ejects_no_daemon() {
     bystander::builds(&proxy).await;
 }
 
-/// A daemon that does of everything something: answers at once or never, in part or without end.
+/// A daemon that behaves in every way: answers at once or never, in part or without end.
 async fn versatile() -> FakeDaemon {
     let daemon = FakeDaemon::start("only").await;
     daemon.on("Content/Write", |mut stream| async move {
@@ -104,7 +104,7 @@ async fn versatile() -> FakeDaemon {
     daemon
 }
 
-/// A client's frames as they come to nobody's mind.
+/// Random frames of a client.
 fn frames(rng: &mut impl Rng) -> Vec<Vec<u8>> {
     const PATHS: [&str; 12] = [
         WRITE,
@@ -215,7 +215,7 @@ async fn answers_that_their_client_no_longer_wants_do_not_end_the_connection_the
     let proxy = Builder::default().backend(&daemon.backend()).start();
     proxy.wait_ready(1, Duration::from_secs(10));
     let client = RawClient::connect(&proxy.socket()).await;
-    // So many at once go over the connection that all clients share.
+    // So many calls at once go over the connection that all clients share.
     for _ in 0..CALLS / 10 {
         let mut calls = Vec::new();
         for _ in 0..10 {

@@ -1,4 +1,4 @@
-//! Who holds connections keeps nobody from having one.
+//! Clients that hold many connections keep nobody else from connecting.
 
 use std::{
     net::{SocketAddr, TcpStream},
@@ -25,7 +25,7 @@ fn errors(proxy: &Proxy, reason: &str) -> f64 {
     proxy.metric("buildkit_lb_connection_errors_total", &[&reason])
 }
 
-/// A client at an address of its own.
+/// A client with an address of its own.
 async fn stranger(proxy: &Proxy) -> RawClient {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind("127.0.0.2:0".parse().expect("an address")).expect("loopback has many");
@@ -113,7 +113,7 @@ async fn a_want_of_descriptors_is_told_once_and_passes() {
     eventually("it is told", Duration::from_secs(10), || {
         (!proxy.records("accept failed").is_empty()).then_some(())
     });
-    // It tries again and again, and tells operators nothing more.
+    // The proxy tries again and again, and tells operators nothing more.
     eventually("it tries again", Duration::from_secs(10), || {
         (proxy.records("accept still fails").len() >= 3).then_some(())
     });

@@ -1,5 +1,4 @@
-//! Builds that have no more in common than a pipeline's trace are not drawn to one daemon, and those that
-//! belong together stay together.
+//! Builds that only share a pipeline's trace are spread over the daemons. Builds that belong together stay together.
 
 use std::{collections::BTreeSet, path::Path, process::Output};
 
@@ -11,10 +10,10 @@ use crate::support::{
     proxy::Proxy,
 };
 
-/// What a pipeline's runner sets for all its steps.
+/// The variable that the runner of a pipeline sets for all steps.
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// Runs all of `commands` at once; each must succeed.
+/// Runs all `commands` at once; each must succeed.
 fn all_succeed(commands: Vec<std::process::Command>) {
     let outputs: Vec<Output> = std::thread::scope(|scope| {
         let start = |mut command: std::process::Command| scope.spawn(move || run(&mut command));
@@ -26,7 +25,7 @@ fn all_succeed(commands: Vec<std::process::Command>) {
     }
 }
 
-/// The records of all builds but clients' probes, which have no key.
+/// The records of all builds, without the probes of clients, which have no key.
 fn builds(proxy: &Proxy) -> Vec<Value> {
     let records = proxy.records("build ended").into_iter();
     records.filter(|record| record["key_source"] != "none").collect()
@@ -41,7 +40,7 @@ fn one_traceparent_for_a_pipeline_leaves_its_builds_spread() {
     let fleet = Buildkitd::fleet(3);
     let proxy = Proxy::in_front_of(&fleet).policy("consistent-hash").start();
     let buildx = Buildx::new(&proxy.addr());
-    // Each waits for the others to have begun.
+    // Each build waits until the others have begun.
     let context = Context::busybox("RUN sleep 3");
     let path = context.path().display().to_string();
     let project = |number: usize| {
@@ -52,7 +51,7 @@ fn one_traceparent_for_a_pipeline_leaves_its_builds_spread() {
         build
     };
     let mut commands: Vec<_> = (0..8).map(project).collect();
-    // Beside them a project that has no part in the pipeline.
+    // In addition a project that has no part in the pipeline.
     let mut bystander = buildctl_build(&proxy.addr(), &context);
     bystander.args(["--opt", "buildkit-lb-key=bystander"]);
     commands.push(bystander);
@@ -67,7 +66,7 @@ fn target(context: &Path, dockerfile: &str) -> Value {
     json!({ "context": context, "dockerfile-inline": dockerfile, "output": ["type=cacheonly"] })
 }
 
-/// A bake of three targets with contexts of their own, one of which takes the other two.
+/// A bake of three targets with contexts of their own. One target depends on the other two.
 struct Bake {
     contexts: Vec<Context>,
 }

@@ -1,4 +1,4 @@
-//! Clients whose builds wait for a backend take little, however they behave, and leave nothing behind.
+//! Clients whose builds wait for a backend take little memory, however they behave, and leave nothing behind.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::{
 
 const WAIT: Duration = Duration::from_secs(60);
 
-/// What is left of clients: their calls, and what they sent.
+/// Waits until nothing of the clients is left: neither calls nor what they have sent.
 fn until_nothing_is_left(proxy: &Proxy) {
     eventually("nothing is left of them", WAIT, || {
         let left = ["buildkit_lb_parked_streams", "buildkit_lb_held_bytes"];
@@ -35,7 +35,7 @@ struct Held {
     session: Answered,
 }
 
-/// Starts a build; it waits once the proxy speaks on its Session and its Status.
+/// Starts a build. It waits once the proxy answers on its Session and its Status.
 async fn hold(client: &RawClient, number: usize) -> Held {
     let (build, session) = (format!("r{number}"), format!("s{number}"));
     let solve = client.solve(&build, &session).await;
@@ -55,19 +55,19 @@ async fn sessions_that_send_without_end_and_statuses_that_nobody_reads_harm_nobo
     let held = join_all((0..BUILDS).map(|number| hold(&attacker, number))).await;
     let before = proxy.process.memory_kib("VmRSS");
     let upload = async |mut held: Held| {
-        // As much as the proxy takes; no more comes through.
+        // The client sends as much as the proxy takes; more does not fit into the windows.
         let _ = send(&mut held.session.upload, Bytes::from(vec![0; 4 << 20])).await;
     };
     let uploads = tokio::spawn(async move { join_all(held.into_iter().map(upload)).await });
     eventually("what they send is held", WAIT, || {
         let held = proxy.metric("buildkit_lb_held_bytes", &[]);
-        // Each call has a window of 64 KiB, and the message that is cut by its end may not be counted.
+        // Each call has a window of 64 KiB. A message that the end of the window cuts may not be counted.
         (held >= (BUILDS * (60 << 10)) as f64).then_some(())
     });
     let grown = proxy.process.memory_kib("VmHWM").saturating_sub(before);
     eprintln!("grew by {grown} KiB");
     assert!(grown < 96 << 10, "grew by {grown} KiB");
-    // Gone before there is a daemon that would have to take what they sent.
+    // The clients are gone before there is a daemon that would have to take what they sent.
     uploads.abort();
     drop(attacker);
     until_nothing_is_left(&proxy);
@@ -91,7 +91,7 @@ async fn a_thousand_clients_that_wait_take_little_and_leave_without_a_trace() {
     let mut daemon = Buildkitd::absent("only");
     let proxy = Builder::default().backend(&daemon.backend()).start();
     let clients = join_all((0..CLIENTS).map(|number| connect(&proxy, number))).await;
-    // Each has asked something, so that what a connection takes is there.
+    // Each client has asked one question, so that the memory of its connection is already counted.
     join_all(clients.iter().map(async |client| client.control("Other").await.ended().await)).await;
     let rss = || proxy.process.memory_kib("VmRSS");
     let before = rss();

@@ -1,4 +1,4 @@
-//! A ref is no secret: whoever knows that of somebody else's build does not end the build with it.
+//! A ref is no secret: a client that knows the ref of somebody else's build cannot end that build.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ async fn a_solve_with_the_ref_of_a_running_build_does_not_end_that() {
     let victim = RawClient::connect(&proxy.socket()).await;
     let _solve = victim.solve("r", "s").await;
     let _session = victim.session("s").await.answered().await.expect("headers");
-    // Its trace tells of a hop that mixes connections.
+    // The trace of the build shows a hop that mixes connections.
     let trace = ("traceparent", "00-00000000000000000000000000000007-0000000000000001-01");
     let [one, other] =
         [RawClient::connect(&proxy.socket()).await, RawClient::connect(&proxy.socket()).await];
@@ -26,7 +26,7 @@ async fn a_solve_with_the_ref_of_a_running_build_does_not_end_that() {
     let headers = [("x-docker-expose-session-uuid", "theirs"), trace];
     let session = other.call("/moby.buildkit.v1.Control/Session", &headers).await;
     let _session = session.answered().await.expect("headers");
-    // Others ask for the victim's build, and have been answered.
+    // Other clients ask for the victim's build, and have been answered.
     let _status = other.by_ref("Status", "r").await.answered().await;
     let _solves = [
         one.solve_with("r", "theirs", &[], &[trace]).await,

@@ -1,4 +1,4 @@
-//! Who reads the log, or does not, decides nothing about builds.
+//! The reader of the log, or the lack of one, has no effect on builds.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -7,7 +7,7 @@ use crate::{
     support::{buildkitd::Buildkitd, eventually, proxy::Proxy, raw_client::RawClient},
 };
 
-/// Calls that each lead to a record, many of them to a line of its own.
+/// Calls that each write a record, many of them on a line of its own.
 async fn refused_calls(proxy: &Proxy, count: usize) {
     let client = RawClient::connect(&proxy.socket()).await;
     let no_message = bytes::Bytes::from_static(&[9, 0, 0, 0, 1, b'x']);
@@ -17,7 +17,7 @@ async fn refused_calls(proxy: &Proxy, count: usize) {
     }
 }
 
-/// Fills the log faster than the calls of [`refused_calls`] do: a record at debug for each connection.
+/// Fills the log faster than the calls of [`refused_calls`]: a debug record for each connection.
 async fn failed_connections(proxy: &Proxy, count: usize) {
     for _ in 0..count {
         let mut stream = tokio::net::TcpStream::connect(proxy.socket()).await.expect("accepted");
@@ -90,7 +90,7 @@ async fn builds_go_on_when_nobody_reads_the_log_and_the_reader_is_told_what_it_h
     });
 }
 
-/// Causes records until some find no room.
+/// Writes records until some are dropped.
 async fn eventually_dropped(proxy: &Proxy) {
     let mut caused = 0;
     while dropped(proxy) == 0.0 {
@@ -111,7 +111,7 @@ async fn refused_calls_are_told_now_and_then_with_how_many_they_were() {
     let fleet = Buildkitd::fleet(1);
     let proxy = Proxy::in_front_of(&fleet).start();
     refused_calls(&proxy, 500).await;
-    // The next that is told says how many were not.
+    // A record says how many records of its kind were held back before it.
     let told = || proxy.records("stream rejected");
     let held_back = |fields: &serde_json::Value| fields["held_back"].as_u64();
     let calls = || told().iter().filter_map(held_back).map(|held_back| held_back + 1).sum::<u64>();

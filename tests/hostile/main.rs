@@ -1,5 +1,4 @@
-//! What a hostile client does, or a careless one: it harms nobody else. Beside each attack somebody's
-//! real build runs and succeeds.
+//! Hostile or careless clients harm nobody else. During each attack a real build of somebody else runs and succeeds.
 
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 

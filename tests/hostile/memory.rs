@@ -1,5 +1,4 @@
-//! What a client sends takes as much memory as it has sent, and all clients together no more than the
-//! budget.
+//! What a client sends takes no more memory than its length, and all clients together take no more than the budget.
 
 use std::{
     io::Write as _,
@@ -34,15 +33,14 @@ const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";
 const STATUS: &str = "/moby.buildkit.v1.Control/Status";
 const PING: &str = "/moby.buildkit.v1.frontend.LLBBridge/Ping";
 
-/// The smallest budget, so that a small attack is above it.
+/// The smallest budget, so that a small attack exceeds it.
 const BUDGET_KIB: u64 = 32 << 10;
 
-/// What a proxy under attack may take beside the budget and the windows: its threads, connections and
-/// streams.
+/// The memory that a proxy under attack may take in addition to the budget and the windows, for threads, connections
+/// and streams.
 const BESIDE_KIB: u64 = 96 << 10;
 
-/// What a client may have sent on one connection that a busy proxy has not looked at yet: the
-/// connection's window.
+/// The bytes that a client may have sent on one connection before a busy proxy looks at them: the connection's window.
 const WINDOW_KIB: u64 = 1 << 10;
 
 fn framed(flag: u8, len: usize, payload: &[u8]) -> Bytes {
@@ -71,7 +69,7 @@ fn refused(proxy: &Proxy) -> f64 {
     proxy.metric("buildkit_lb_rejected_total", &["\"memory\""])
 }
 
-/// Runs `attack` beside somebody's build; how many KiB the proxy's memory grew at most.
+/// Runs `attack` during a build of somebody else. Returns by how many KiB the proxy's memory grew at most.
 async fn growth<T>(proxy: &Proxy, attack: impl Future<Output = T>) -> (T, u64) {
     let before = proxy.process.memory_kib("VmRSS");
     let (done, ()) = tokio::join!(attack, bystander::builds(proxy));
@@ -80,12 +78,12 @@ async fn growth<T>(proxy: &Proxy, attack: impl Future<Output = T>) -> (T, u64) {
     (done, grown)
 }
 
-/// What a proxy with the smallest budget may grow by under an attack on so many connections.
+/// The growth that is allowed to a proxy with the smallest budget under an attack on so many connections.
 fn most_kib(connections: u64) -> u64 {
     BUDGET_KIB + BESIDE_KIB + connections * WINDOW_KIB
 }
 
-/// Waits until nothing is held of clients that are gone.
+/// Waits until the proxy holds nothing of clients that are gone.
 fn until_nothing_is_held(proxy: &Proxy) {
     eventually("nothing is held", Duration::from_secs(20), || (held(proxy) == 0.0).then_some(()));
 }
@@ -95,7 +93,7 @@ async fn a_small_solve_that_unpacks_to_millions_of_options_takes_little_memory()
     let daemon = Buildkitd::start("only");
     let proxy = Proxy::in_front_of([&daemon]).start();
     proxy.wait_ready(1, Duration::from_secs(10));
-    // Eight million empty options, and a ref, so that it counts as a build.
+    // Eight million empty options, and a ref, so that the message counts as a build.
     let bomb = |number: u8| {
         let bomb = gzip(&[&[0x0a, 1, b'a' + number][..], &[0x3a, 0x00].repeat(8_000_000)].concat());
         assert!(bomb.len() < 20_000, "{} bytes on the wire", bomb.len());
@@ -114,7 +112,7 @@ async fn a_small_solve_that_unpacks_to_millions_of_options_takes_little_memory()
         });
     };
     let ((), grown) = growth(&proxy, attack).await;
-    // Decoded, each took half a gigabyte; unpacked, two at once take 32 MiB.
+    // A decoded message took half a gigabyte; two unpacked messages at once take 32 MiB.
     assert!(grown < 96 << 10, "grew by {grown} KiB");
 }
 
@@ -179,7 +177,7 @@ async fn what_is_announced_takes_nothing() {
 async fn metadata_that_a_table_makes_long_is_counted_as_what_it_becomes() {
     let daemon = Buildkitd::start("only");
     let proxy = small_budget(&daemon);
-    // One header that goes into the table, and 1 500 times the byte that stands for it from then on.
+    // One header that goes into the table of HPACK, and 1500 times the byte that refers to it.
     let named = [&[0x40, 1][..], b"x", &[1], b"y"].concat();
     let attack = async {
         let mut clients = Vec::new();
@@ -210,7 +208,7 @@ async fn metadata_that_a_table_makes_long_is_counted_as_what_it_becomes() {
     until_nothing_is_held(&proxy);
 }
 
-/// Opens calls of `path` for builds that never come, and sends a MiB beside the message on each.
+/// Opens calls of `path` for builds that never come, and sends a MiB after the message on each.
 async fn waiting_calls(proxy: &Proxy, path: &str, message: impl Fn(&str) -> Bytes) {
     let attack = async {
         let mut calls = Vec::new();
@@ -254,7 +252,7 @@ async fn what_comes_after_a_message_that_waits_takes_no_more_than_the_budget() {
     waiting_calls(&proxy, STATUS, named).await;
 }
 
-/// Sends without an end, within the windows, and counts what went.
+/// Sends without end, within the windows, and counts the bytes that were sent.
 fn pour(mut upload: SendStream<Bytes>, sent: &Arc<AtomicUsize>) {
     let sent = Arc::clone(sent);
     tokio::spawn(async move {
@@ -270,7 +268,7 @@ async fn what_no_daemon_reads_stays_with_the_client_until_something_is_bound() {
     const CONNECTIONS: usize = 10;
     const CALLS: usize = 16;
     let daemon = FakeDaemon::start("only").await;
-    // As gRPC does with all that follows the one message of a request.
+    // gRPC does the same with all that follows the only message of a request.
     daemon.on("Health/Watch", |stream| async move {
         let _unread = stream;
         std::future::pending::<()>().await;
@@ -306,7 +304,7 @@ async fn what_a_flood_has_taken_is_given_back() {
     let proxy = Proxy::in_front_of([&daemon]).args(&["--memory-budget", "512MiB"]).start();
     proxy.wait_ready(1, Duration::from_secs(10));
     let before = proxy.process.memory_kib("VmRSS");
-    // Between the large ones stand small ones that stay, as other clients' do.
+    // Small pieces that stay lie between the large ones, as the pieces of other clients do.
     let mut stay = Vec::new();
     for round in 0..3 {
         let mut flood = Vec::new();

@@ -34,21 +34,21 @@ fn within(number: u8, parts: &[&[u8]]) -> Vec<u8> {
     [&[number << 3 | 2, u8::try_from(inner.len()).expect("short")], &inner[..]].concat()
 }
 
-/// ReturnRequests without what a daemon takes for granted.
+/// ReturnRequests without fields that a daemon takes for granted.
 fn malformed_returns() -> [Vec<u8>; 4] {
     let key = within(1, &[b"linux/amd64"]);
     [
         // Neither a result nor an error.
         Vec::new(),
-        // A key of `refs` without a value, and of `attestations`.
+        // A key of `refs` without a value, and a key of `attestations` without one.
         within(1, &[&within(4, &[&within(1, &[&key])])]),
         within(1, &[&within(12, &[&key])]),
-        // A key that only the daemon's decoder takes for one: the value is its last two bytes.
+        // Only the daemon's decoder takes this for a key: the last two bytes are the value.
         within(1, &[&within(4, &[&within(1, &[&[0x0d, 5, b'a', b'a', b'a', 0x12, 0]])])]),
     ]
 }
 
-/// Opens a build whose frontend is this client, and returns `message` from it.
+/// Opens a build whose frontend is this client, and returns `message` from the frontend.
 async fn returned(client: &RawClient, build: &str, message: &[u8]) -> Ended {
     let _solve = client.solve(build, build).await;
     let headers = [("buildkit-controlapi-buildid", build)];
@@ -72,7 +72,7 @@ async fn a_malformed_return_that_ends_a_daemon_does_not_reach_it() {
         assert!(text.contains("Return"), "{text}");
     }
     bystander::builds(&proxy).await;
-    // Without the proxy each of them ends the daemon.
+    // Each of these messages ends a daemon that has no proxy in front.
     for (number, message) in malformed_returns().into_iter().enumerate() {
         let direct = RawClient::connect(&socket(&daemon)).await;
         let _ended = returned(&direct, &format!("direct-{number}"), &message).await;
@@ -138,7 +138,7 @@ async fn the_calls_beside_a_solve_that_is_too_large_end_with_it() {
         |ended: &Ended| (ended.code(), ended.marker()) == (Some(8), Some("message_too_large"));
     let solve = solve.ended().await;
     assert!(too_large(&solve) && solve.message().contains("Solve"), "{solve:?}");
-    // All of these would wait for seconds without it, and say that there is no such job.
+    // Without the refusal all of these calls would wait for seconds and then say that there is no such job.
     let ping = ping.ended().await;
     assert!(too_large(&ping), "{ping:?}");
     assert_eq!(status.ended().await.code(), Some(0), "the client prints the Solve's error");

@@ -1,4 +1,4 @@
-//! Who opens calls, or gives them up, as fast as it can is refused, and nobody else is.
+//! A client that opens or resets calls as fast as possible is refused; nobody else is.
 
 use std::time::{Duration, Instant};
 
@@ -17,13 +17,13 @@ use crate::{
 const STATUS: &str = "/moby.buildkit.v1.Control/Status";
 const READ_FILE: &str = "/moby.buildkit.v1.frontend.LLBBridge/ReadFile";
 
-/// Calls of one round, less than a client may give up before the proxy has taken them.
+/// The calls of one round: fewer than a client may reset before the proxy has taken them.
 const ROUND: u32 = 500;
 
-/// What an attacker needs at most on a busy machine. The pace lets it open 1 000 a second.
+/// The longest time that an attacker needs on a busy machine. The pace allows 1000 new calls a second.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Repeats `round` until the proxy has refused a call for it.
+/// Repeats `round` until the proxy has refused a call because of its pace.
 async fn until_refused(proxy: &Proxy, mut round: impl AsyncFnMut(u32)) {
     let start = Instant::now();
     let mut next = 1;
@@ -34,7 +34,7 @@ async fn until_refused(proxy: &Proxy, mut round: impl AsyncFnMut(u32)) {
     }
 }
 
-/// Sends what `frames` are for each call of a round, and waits until the proxy has read them.
+/// Sends what `frames` gives for each call of a round, and waits until the proxy has read all of it.
 async fn send(client: &mut RawFrames, first: u32, frames: impl Fn(u32) -> Vec<u8>) {
     let round = (0..ROUND).flat_map(|call| frames(first + 2 * call));
     client.write(&round.collect::<Vec<_>>()).await;
@@ -49,7 +49,7 @@ async fn calls_that_are_opened_too_fast_are_refused_and_a_bystander_builds() {
     let mut attacker = RawFrames::handshaken(&proxy.socket()).await;
     until_refused(&proxy, async |first| {
         send(&mut attacker, first, |stream| {
-            // No message: the daemon is not asked.
+            // The call has no message, so the daemon is not asked.
             let block = call_block(STATUS, &[]);
             Frame::new(HEADERS, END_HEADERS | END_STREAM, stream, block).encode()
         })
@@ -69,7 +69,7 @@ async fn calls_that_are_given_up_too_fast_are_refused_and_a_bystander_builds() {
     let proxy = Proxy::in_front_of(&fleet).start();
     let mut attacker = RawFrames::handshaken(&proxy.socket()).await;
     until_refused(&proxy, async |first| {
-        // They wait for their build, which never comes, until they are given up.
+        // These calls wait for a build that never comes, until the proxy gives them up.
         send(&mut attacker, first, |stream| {
             let build = [("buildkit-controlapi-buildid", "nobody")];
             let block = call_block(READ_FILE, &build);

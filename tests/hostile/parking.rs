@@ -1,4 +1,4 @@
-//! Calls that wait for a build which never comes take nobody else's room.
+//! Calls that wait for a build which never comes take no room from other clients.
 
 use std::time::Duration;
 
@@ -17,17 +17,17 @@ async fn a_client_whose_calls_wait_for_nobody_is_refused_alone() {
     let fleet = Buildkitd::fleet(1);
     let proxy = Proxy::in_front_of(&fleet).start();
     let attacker = RawClient::connect(&proxy.socket()).await;
-    // It learns from the proxy's SETTINGS how many streams it may open.
+    // The proxy's SETTINGS tell the client how many streams it may open.
     assert_eq!(attacker.control("Info").await.ended().await.code(), Some(0));
     let mut calls = FuturesUnordered::new();
-    // Their headers are enough to park them; to wait for each one's window could take longer, on a slow
-    // machine, than the first of them are parked.
+    // The headers suffice to park a call. On a slow machine, waiting for the window of each call can take longer than
+    // the first calls are parked.
     let path = "/moby.buildkit.v1.frontend.LLBBridge/Ping";
     for number in 0..CALLS {
         let build = format!("nobody{number}");
         calls.push(attacker.call(path, &[("buildkit-controlapi-buildid", &build)]).await.ended());
     }
-    // Those that are refused are so at once, in whatever order, while the others still wait.
+    // The proxy refuses some of the calls at once, in any order, while the others still wait.
     let first = calls.next().await.expect("one");
     assert_eq!((first.code(), first.marker()), (Some(8), Some("parked")), "{first:?}");
     let parked = || proxy.metric("buildkit_lb_parked_streams", &[]);

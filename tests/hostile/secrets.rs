@@ -1,4 +1,4 @@
-//! Who knows a session's id can build from its client's directory: nobody but the daemon learns it.
+//! A client that knows the id of a session can build from its client's directory, so only the daemon learns the id.
 
 use std::{
     process::{Child, Stdio},

@@ -1,4 +1,4 @@
-//! Answers that nobody reads: they take nothing from anybody else.
+//! Answers that nobody reads take nothing from other clients.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub(crate) async fn client_without_window(proxy: &Proxy) -> RawFrames {
     client
 }
 
-/// Makes `count` calls with one `message` each, and waits for all answers to begin.
+/// Makes `count` calls with one `message` each, and waits until all answers have begun.
 pub(crate) async fn stall(client: &mut RawFrames, path: &str, message: &Bytes, count: u32) {
     let block = call_block(path, &[]);
     for call in 0..count {
@@ -100,7 +100,7 @@ async fn whoever_watches_a_build_and_reads_nothing_does_not_stop_it() {
     let mut attacker = client_without_window(&proxy).await;
     stall(&mut attacker, STATUS, &with_first("r"), 100).await;
     let own = daemon.seen("Control/Solve")[0].connection;
-    // Not even with a Solve of the same ref.
+    // Not even a Solve of the same ref.
     let impostor = RawClient::connect(&proxy.socket()).await;
     let _solve = impostor.solve("r", "other").await;
     let _status = impostor.by_ref("Status", "r").await.answered().await;
@@ -117,7 +117,7 @@ async fn whoever_watches_a_build_and_reads_nothing_does_not_stop_it() {
     let (_, sending) = tokio::join!(echoed, send(&mut session.upload, sent.clone()));
     sending.expect("the build goes on");
     assert_eq!(victim.bridge("Ping", "r").await.ended().await.code(), Some(0));
-    // The build's own calls go over its own link.
+    // The build's own calls use the build's own link.
     let own_call = &daemon.seen("LLBBridge/Ping")[0];
     assert_eq!(own_call.connection, own);
 }

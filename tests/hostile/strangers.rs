@@ -1,4 +1,4 @@
-//! Clients that speak something else to the port, which they do again and again.
+//! Clients that speak another protocol to the port, again and again.
 
 use std::{
     io::{Read as _, Write as _},
@@ -19,13 +19,13 @@ const KINDS: [(&str, &[u8]); 5] = [
     ("not_http2", b"SSH-2.0-OpenSSH_9.2\r\n"),
 ];
 
-/// Sends `bytes` and returns what comes back until the proxy closes.
+/// Sends `bytes` and returns what the proxy answers before it closes.
 fn answer(proxy: &Proxy, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(proxy.socket()).expect("accepted");
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
     stream.write_all(bytes).expect("sent");
     let mut answer = Vec::new();
-    // A reset is a close too.
+    // A reset counts as closing.
     if let Err(error) = stream.read_to_end(&mut answer) {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }

@@ -1,4 +1,4 @@
-//! Answers of the whole fleet that nobody reads: what they hold is bounded.
+//! Answers of the whole fleet that nobody reads hold a bounded amount of memory.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use crate::{
 
 const HISTORY: &str = "/moby.buildkit.v1.Control/ListenBuildHistory";
 
-/// Calls of the attacker: 5 KB on the wire.
+/// The number of calls of the attacker: 5 KB on the wire.
 const CALLS: u32 = 100;
 
-/// Gives `daemon` a history of about ten MiB: a record holds the arguments of its build.
+/// Gives `daemon` a history of about ten MiB. Each record contains the arguments of its build.
 fn write_history(daemon: &Buildkitd) {
     let context = Context::new("FROM scratch\nCOPY busybox /\n");
     for _ in 0..10 {

@@ -1,4 +1,4 @@
-//! Connections to daemons: one client cannot have them all, and a want of them is no daemon's fault.
+//! One client cannot take all connections to daemons, and a lack of connections counts as no daemon's fault.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// What a refused call is told: it is our limit, or our want.
+/// The marker of a refused call: a limit of the proxy, or a lack of file descriptors.
 const OURS: [Option<&str>; 2] = [Some("limit"), Some("shortage")];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -35,7 +35,7 @@ async fn a_proxy_out_of_descriptors_blames_no_daemon() {
     for build in 0..20 {
         let build = build.to_string();
         let solve = client.solve(&build, &build).await;
-        // The answer of a build that found its place does not come before its end.
+        // A build that found a place answers only when it ends.
         let ping = client.bridge("Ping", &build).await.ended().await;
         match ping.code() {
             Some(0) => open.push(solve),
@@ -92,7 +92,7 @@ async fn one_client_cannot_have_all_connections_to_daemons() {
     assert_eq!(proxy.metric("buildkit_lb_upstream_errors_total", &[]), 0.0);
     drop((open, client));
     eventually("all is given back", Duration::from_secs(10), || {
-        // The proxy's own stay.
+        // The connections of the proxy's probes stay.
         (connections() <= 2.0).then_some(())
     });
 }

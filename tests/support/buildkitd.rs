@@ -14,35 +14,35 @@ use super::{child::Guarded, eventually, free_port, tools::tool};
 /// One buildkitd with a root directory of its own.
 #[derive(Debug)]
 pub(crate) struct Buildkitd {
-    /// Its name for the proxy.
+    /// The name of the daemon for the proxy.
     pub(crate) name: String,
     port: u16,
     process: Option<Guarded>,
     root: tempfile::TempDir,
-    /// Which program it runs.
+    /// The program that the daemon runs.
     program: &'static str,
-    /// The certificates that it has, and those of a client of it.
+    /// The daemon's certificates, and those of a client that the daemon accepts.
     tls: Option<[PathBuf; 2]>,
 }
 
 impl Buildkitd {
-    /// Starts one and waits until it answers.
+    /// Starts a daemon and waits until it answers.
     pub(crate) fn start(name: &str) -> Self {
         Self::start_program(name, "buildkitd", None)
     }
 
-    /// Starts one that speaks TLS with the certificates in `own` and wants clients to show theirs; `client` has
-    /// some that it takes.
+    /// Starts a daemon that speaks TLS with the certificates in `own` and demands certificates of clients; it accepts
+    /// those in `client`.
     pub(crate) fn start_tls(name: &str, own: &Path, client: &Path) -> Self {
         Self::start_program(name, "buildkitd", Some([own.to_owned(), client.to_owned()]))
     }
 
-    /// Starts one of v0.16, the last that ignores the space limits of a prune.
+    /// Starts a daemon of v0.16, the last version that ignores the space limits of a prune.
     pub(crate) fn start_old(name: &str) -> Self {
         Self::start_program(name, "old-buildkitd", None)
     }
 
-    /// Starts one whose disk has 64 MiB.
+    /// Starts a daemon whose disk has 64 MiB.
     pub(crate) fn start_small(name: &str) -> Self {
         let root = directory();
         let mut mount = Command::new(tool("mount"));
@@ -52,12 +52,12 @@ impl Buildkitd {
         Self::start_in(name, "buildkitd", root, None)
     }
 
-    /// One that does not run yet: [`Self::restart`] starts it.
+    /// A daemon that has not started yet; [`Self::restart`] starts it.
     pub(crate) fn absent(name: &str) -> Self {
         Self::new(name, "buildkitd", directory(), None)
     }
 
-    /// [`Self::absent`] of the version of [`Self::start_old`].
+    /// [`Self::absent`] with the version of [`Self::start_old`].
     pub(crate) fn absent_old(name: &str) -> Self {
         Self::new(name, "old-buildkitd", directory(), None)
     }
@@ -86,43 +86,43 @@ impl Buildkitd {
         Self { name: name.to_owned(), port: free_port(), process: None, root, program, tls }
     }
 
-    /// Starts `count` at once.
+    /// Starts `count` daemons at once.
     pub(crate) fn fleet(count: usize) -> Vec<Self> {
         let start = |index: usize| std::thread::spawn(move || Self::start(&format!("d{index}")));
         let starting: Vec<_> = (0..count).map(start).collect();
         starting.into_iter().map(|daemon| daemon.join().expect("a daemon starts")).collect()
     }
 
-    /// Where it listens.
+    /// The daemon's address.
     pub(crate) fn addr(&self) -> String {
         format!("tcp://127.0.0.1:{}", self.port)
     }
 
-    /// What the proxy is told of it.
+    /// The daemon as the proxy's `--backend` writes it.
     pub(crate) fn backend(&self) -> String {
         format!("{}={}", self.name, self.addr())
     }
 
-    /// Its process.
+    /// The daemon's process.
     pub(crate) fn process(&self) -> &Guarded {
         self.process.as_ref().expect("it runs")
     }
 
-    /// Kills it hard, as a lost node would.
+    /// Kills the daemon with KILL, like the loss of its node.
     pub(crate) fn kill(&mut self) {
         self.process().signal("KILL");
         self.process = None;
     }
 
-    /// Starts it again, on the same port and directory.
+    /// Starts the daemon again, with the same port and directory.
     pub(crate) fn restart(&mut self) {
         let root = self.root.path().to_str().expect("a UTF-8 path");
         let addr = self.addr();
         let args = ["--addr", &addr, "--root", root, "--oci-worker-binary", "runc"];
-        // At its default place daemons that start at the same time fail over one socket.
+        // Daemons that start at the same time would contend for one socket at its default path.
         let otel = format!("{root}/otel.sock");
         let own = ["--oci-worker-snapshotter", snapshotter(), "--otel-socket-path", &otel];
-        // Steps that ask for it, and only those, have this machine's network.
+        // Steps have this machine's network only if they ask for it.
         let network = ["--allow-insecure-entitlement", "network.host"];
         let own_files = self.tls.as_ref().map(|[own, _client]| {
             ["ca.pem", "cert.pem", "key.pem"].map(|name| own.join(name).display().to_string())
@@ -143,7 +143,7 @@ impl Buildkitd {
         });
     }
 
-    /// Fills its disk to the last byte with a file, which it returns.
+    /// Fills the daemon's disk to the last byte with a file, and returns the file.
     pub(crate) fn fill(&self) -> PathBuf {
         let path = self.root.path().join("filler");
         let mut file = File::create(&path).expect("a file");
@@ -159,7 +159,7 @@ impl Buildkitd {
         path
     }
 
-    /// Refs in its history.
+    /// The refs in the daemon's history.
     pub(crate) fn histories(&self) -> String {
         let mut histories = Command::new(tool("buildctl"));
         let output = histories.args(["--addr", &self.addr(), "debug", "histories"]).output();
@@ -178,7 +178,7 @@ fn directory() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("buildkitd-").tempdir().expect("a directory")
 }
 
-/// Takes away the snapshot mounts that a killed daemon left in its directory.
+/// Removes the snapshot mounts that a killed daemon left in its directory.
 pub(crate) fn unmount_below(root: &Path) {
     let root = root.to_string_lossy();
     for line in std::fs::read_to_string("/proc/mounts").unwrap_or_default().lines() {
@@ -188,7 +188,7 @@ pub(crate) fn unmount_below(root: &Path) {
     }
 }
 
-/// overlayfs where it works, else native; found by trying, and printed once.
+/// overlayfs where it works, native otherwise. Found by a trial, and printed once.
 pub(crate) fn snapshotter() -> &'static str {
     static CHOSEN: OnceLock<&str> = OnceLock::new();
     CHOSEN.get_or_init(|| {

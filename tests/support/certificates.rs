@@ -1,4 +1,4 @@
-//! Authorities, and certificates that they sign.
+//! Certificate authorities, and the certificates that they sign.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
 
-/// An authority with a directory for what it signs.
+/// An authority with a directory for the certificates that it signs.
 #[derive(Debug)]
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -18,7 +18,7 @@ pub(crate) struct Authority {
     directory: tempfile::TempDir,
 }
 
-/// When a certificate is valid.
+/// The validity of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Validity {
     Now,
@@ -26,21 +26,21 @@ pub(crate) enum Validity {
     NotYet,
 }
 
-/// A certificate that is to be signed.
+/// A certificate before it is signed.
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
     /// The subject's common name.
     pub(crate) name: &'a str,
-    /// DNS names, IP addresses and URIs that it is for.
+    /// The DNS names, IP addresses and URIs in the certificate.
     pub(crate) names: &'a [&'a str],
-    /// Of a server, of a client, or of both.
+    /// Whether the certificate is for a server, for a client, or for both.
     pub(crate) usages: &'a [ExtendedKeyUsagePurpose],
-    /// When it is valid.
+    /// The validity.
     pub(crate) validity: Validity,
 }
 
 impl Request<'_> {
-    /// A certificate for a server at 127.0.0.1 that is also `proxy.test`.
+    /// A certificate for a server at 127.0.0.1 with the name `proxy.test`.
     pub(crate) const SERVER: Self = Request {
         name: "server",
         names: &["127.0.0.1", "proxy.test"],
@@ -58,7 +58,7 @@ impl Request<'_> {
 }
 
 impl Authority {
-    /// A new authority.
+    /// Makes a new authority.
     pub(crate) fn new(name: &str) -> Self {
         let mut params = params(name, &[], Validity::Now);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -69,12 +69,12 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem, directory }
     }
 
-    /// Its own certificate.
+    /// The authority's own certificate, in PEM.
     pub(crate) fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// A certificate and its key, both in PEM.
+    /// Signs a certificate; returns the certificate and its key, both in PEM.
     pub(crate) fn sign(&self, request: &Request<'_>) -> (String, String) {
         let mut params = params(request.name, request.names, request.validity);
         params.extended_key_usages = request.usages.to_vec();
@@ -83,7 +83,7 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 
-    /// A directory with a certificate, its key, and this authority as the one to trust; in both habits of
+    /// Makes a directory with a certificate, its key and this authority's certificate, under both conventions of file
     /// names.
     pub(crate) fn directory(&self, name: &str, request: &Request<'_>) -> PathBuf {
         let directory = self.directory.path().join(name);

@@ -1,4 +1,4 @@
-//! A child process that ends when its guard goes, or when this process dies in any way.
+//! A child process that ends when its guard is dropped, or when the test process dies for any reason.
 
 use std::{
     fs::File,
@@ -10,9 +10,9 @@ use std::{
 
 use super::{eventually, tools::tool};
 
-/// Runs the command in its own session; the end of standard input, which comes when the test process
-/// is gone too, ends it: TERM first, KILL when that takes longer than two seconds. If the test process
-/// is gone, or a zombie that nobody has waited for, nobody else removes the child's directory.
+/// Runs the command in a session of its own. When standard input ends, which the death of the test process also
+/// causes, the script sends TERM and, two seconds later, KILL. If the test process is gone, or is a zombie that nobody
+/// has waited for, the script also removes the child's directory.
 const KEEPER: &str = r#"
 setsid "$@" </dev/null & pid=$!
 echo "$pid" >"$KEEPER_PID"
@@ -41,12 +41,12 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    /// Starts `program`; its output goes to a file.
+    /// Starts `program`, whose output goes to a file.
     pub(crate) fn start(program: &Path, args: &[&str]) -> Self {
         Self::start_in(program, args, "")
     }
 
-    /// Starts `program`, whose own `directory` is removed when the test process dies.
+    /// Starts `program`. Its own `directory` is removed when the test process dies.
     pub(crate) fn start_in(program: &Path, args: &[&str], directory: &str) -> Self {
         let files = tempfile::tempdir().expect("a directory");
         let (log, pid_file) = (files.path().join("log"), files.path().join("pid"));
@@ -71,50 +71,50 @@ impl Guarded {
         Self { keeper, lifeline, pid, log, _files: files }
     }
 
-    /// Its process id.
+    /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// All it has printed.
+    /// All that the program has printed.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Sends a signal, as `TERM` or `KILL`.
+    /// Sends a signal, for example `TERM` or `KILL`.
     pub(crate) fn signal(&self, signal: &str) {
         let sent = Command::new(tool("kill")).args(["-s", signal, &self.pid.to_string()]).status();
         assert!(sent.is_ok_and(|status| status.success()), "kill -s {signal} {}", self.pid);
     }
 
-    /// Its exit status, once it has ended.
+    /// The exit status, once the program has ended.
     pub(crate) fn wait(&mut self, limit: Duration) -> ExitStatus {
         eventually("the process ends", limit, || self.keeper.try_wait().expect("a child"))
     }
 
-    /// Whether it runs.
+    /// Whether the program runs.
     pub(crate) fn is_running(&mut self) -> bool {
         self.keeper.try_wait().expect("a child").is_none()
     }
 
-    /// The processor time it has used.
+    /// The processor time that the program has used.
     pub(crate) fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid));
         let stat = stat.expect("the process runs");
-        // After the name, which may hold anything: user and system time are fields 14 and 15.
+        // The name may contain anything; of the fields after it, 14 and 15 are user and system time.
         let fields = stat.rsplit(')').next().expect("a name").split_whitespace();
         let ticks: u64 = fields.skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
         // A tick is a hundredth of a second on Linux.
         Duration::from_millis(ticks * 10)
     }
 
-    /// The files and sockets that it has open.
+    /// The number of files and sockets that the program has open.
     pub(crate) fn descriptors(&self) -> usize {
         let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid));
         open.expect("the process runs").count()
     }
 
-    /// A figure of `/proc/PID/status` in KiB, as `VmRSS` or `VmHWM`.
+    /// A figure of `/proc/PID/status` in KiB, for example `VmRSS` or `VmHWM`.
     pub(crate) fn memory_kib(&self, figure: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid))
             .expect("the process runs");

@@ -22,7 +22,7 @@ impl Context {
         context
     }
 
-    /// Starts from busybox and then does `steps`.
+    /// A context that starts from busybox and then does `steps`.
     pub(crate) fn busybox(steps: &str) -> Self {
         Self::new(&format!(
             "FROM scratch\nCOPY busybox /bin/busybox\n\
@@ -36,13 +36,13 @@ impl Context {
         fs::write(self.path().join(name), content).expect("written");
     }
 
-    /// Its directory.
+    /// The context's directory.
     pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 }
 
-/// Whether a process runs whose command line is these words, as a build's step does.
+/// Whether a process runs whose command line consists of these words, for example a step of a build.
 pub(crate) fn is_running(words: &str) -> bool {
     let processes = fs::read_dir("/proc").expect("procfs").flatten();
     processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok()).any(|line| {
@@ -51,7 +51,7 @@ pub(crate) fn is_running(words: &str) -> bool {
     })
 }
 
-/// `buildctl --addr ADDR`, from a clean home.
+/// `buildctl --addr ADDR`, with an empty home directory.
 pub(crate) fn buildctl(addr: &str) -> Command {
     let mut command = Command::new(tool("buildctl"));
     command.args(["--addr", addr]).env_remove("TRACEPARENT").env("DOCKER_CONFIG", "/nonexistent");
@@ -70,7 +70,7 @@ pub(crate) fn buildctl_build(addr: &str, context: &Context) -> Command {
     build(buildctl(addr), context)
 }
 
-/// `build` of a Dockerfile in `context`, by `command`.
+/// `build` of a Dockerfile in `context` with `command`.
 pub(crate) fn build(mut command: Command, context: &Context) -> Command {
     let local = |name: &str| format!("{name}={}", context.path().display());
     command.args(["build", "--progress=plain", "--frontend=dockerfile.v0"]).args([
@@ -82,7 +82,7 @@ pub(crate) fn build(mut command: Command, context: &Context) -> Command {
     command
 }
 
-/// buildx with a builder of its own that points at `addr`.
+/// buildx with a builder of its own that leads to `addr`.
 #[derive(Debug)]
 pub(crate) struct Buildx(tempfile::TempDir);
 
@@ -108,7 +108,7 @@ impl Buildx {
         buildx
     }
 
-    /// Creates the builder with nodes for these platforms, at these addresses.
+    /// Creates the builder with nodes for these platforms at these addresses.
     pub(crate) fn with_nodes(nodes: &[(&str, &str)]) -> Self {
         let buildx = Self(tempfile::tempdir().expect("a directory"));
         for (number, (platform, addr)) in nodes.iter().enumerate() {
@@ -126,14 +126,14 @@ impl Buildx {
         command
     }
 
-    /// A buildx command for the builder.
+    /// A buildx command that uses the builder.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = self.raw();
         command.args(["--builder", "b"]).args(args);
         command
     }
 
-    /// A place for a file of this client.
+    /// A path for a file of this client.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }

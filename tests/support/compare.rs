@@ -1,4 +1,4 @@
-//! Runs the same client command straight at a daemon and through the proxy, and compares.
+//! Runs the same client command directly at a daemon and through the proxy, and compares both.
 
 use std::{
     collections::BTreeSet,
@@ -7,7 +7,7 @@ use std::{
 
 use super::client::{run, text};
 
-/// Exit code and text of a command, with what differs from run to run taken out.
+/// The exit code and text of a command, without what differs from run to run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
     code: Option<i32>,
@@ -21,7 +21,7 @@ impl Outcome {
         let step = |line: &str| {
             let (number, rest) = line.strip_prefix('#')?.split_once(' ')?;
             number.parse::<u32>().ok()?;
-            // A step that builds or targets share is shown under any one's name and number.
+            // A step that several builds or targets share is shown under the name and number of any of them.
             let (_names, step) = rest.strip_prefix('[')?.split_once(']')?;
             Some(step.trim().to_owned())
         };
@@ -34,12 +34,12 @@ impl Outcome {
     }
 }
 
-/// From here on the text is about the failure.
+/// The rest of the text describes the failure.
 fn is_error(line: &str) -> bool {
     line.starts_with("------") || line.starts_with("error:") || line.starts_with("ERROR:")
 }
 
-/// Layers hold the times of their files, and which one fails first is chance.
+/// Layers contain the times of their files, and chance decides which one fails first.
 fn without_digests(line: &str) -> String {
     let mut parts = line.split("sha256:");
     let first = parts.next().unwrap_or_default().to_owned();
@@ -48,12 +48,12 @@ fn without_digests(line: &str) -> String {
     })
 }
 
-/// Log lines of a step carry its running time.
+/// The log lines of a step begin with its running time.
 fn is_noise(line: &str) -> bool {
     line.split_once(' ').is_some_and(|(time, _)| time.parse::<f64>().is_ok())
 }
 
-/// Runs `command` for both addresses; fails unless both give the same. Returns the outputs.
+/// Runs `command` for both addresses, and fails unless both results are equal. Returns the outputs.
 pub(crate) fn same(
     direct: &str,
     proxied: &str,
@@ -70,7 +70,7 @@ pub(crate) fn same(
     (direct, proxied)
 }
 
-/// [`same`] for a command that must succeed.
+/// [`same`] for a command that has to succeed.
 pub(crate) fn same_success(
     direct: &str,
     proxied: &str,

@@ -1,6 +1,6 @@
-//! A daemon in process, for faults that a real one cannot be made to show.
+//! A daemon inside the test process, for faults that a real daemon does not produce on demand.
 //!
-//! By default it answers like buildkitd as far as a relay can tell; a script replaces any answer.
+//! By default it answers like buildkitd as far as a relay can tell. A script replaces any answer.
 
 use std::{
     collections::HashMap,
@@ -17,9 +17,9 @@ use tokio::{net::TcpListener, sync::watch};
 
 /// One stream that has arrived.
 pub(crate) struct Stream {
-    /// Number of the connection it came on.
+    /// The number of the connection on which the stream came.
     pub(crate) connection: usize,
-    /// Its place among all streams.
+    /// The stream's place among all streams.
     index: usize,
     pub(crate) head: Parts,
     pub(crate) body: RecvStream,
@@ -27,7 +27,7 @@ pub(crate) struct Stream {
     pub(crate) daemon: Arc<State>,
 }
 
-/// What a daemon saw of one stream.
+/// What the daemon saw of one stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) connection: usize,
@@ -38,7 +38,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// The session or build it belongs to: from metadata, else from its message.
+    /// The session or build of the stream: from the metadata, or from the message.
     pub(crate) fn id(&self) -> String {
         let header = ["x-docker-expose-session-uuid", "buildkit-controlapi-buildid"]
             .into_iter()
@@ -72,7 +72,7 @@ enum Order {
     Cut,
 }
 
-/// A listening fake.
+/// A fake daemon that listens.
 pub(crate) struct FakeDaemon {
     pub(crate) name: String,
     port: u16,
@@ -80,12 +80,12 @@ pub(crate) struct FakeDaemon {
 }
 
 impl FakeDaemon {
-    /// Starts one.
+    /// Starts a daemon.
     pub(crate) async fn start(name: &str) -> Self {
         Self::start_at(name, 0).await
     }
 
-    /// Starts one on a port of its own choice.
+    /// Starts a daemon on a free port.
     pub(crate) async fn start_at(name: &str, port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a port");
         let port = listener.local_addr().expect("bound").port();
@@ -101,7 +101,7 @@ impl FakeDaemon {
         Self { name: name.to_owned(), port, state }
     }
 
-    /// Starts `count`.
+    /// Starts `count` daemons.
     pub(crate) async fn fleet(count: usize) -> Vec<Self> {
         let mut fleet = Vec::new();
         for index in 0..count {
@@ -110,22 +110,22 @@ impl FakeDaemon {
         fleet
     }
 
-    /// What the proxy is told of it.
+    /// The daemon as the proxy's `--backend` writes it.
     pub(crate) fn backend(&self) -> String {
         self.behind(&self.socket())
     }
 
-    /// The same if it is reached by way of `socket`, `HOST:PORT`.
+    /// The same, reached by way of `socket`, `HOST:PORT`.
     pub(crate) fn behind(&self, socket: &str) -> String {
         format!("{}=tcp://{socket}", self.name)
     }
 
-    /// Where it listens, `HOST:PORT`.
+    /// The daemon's address, `HOST:PORT`.
     pub(crate) fn socket(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Answers `method` (`Solve`, `LLBBridge/Ping`: the path's end) by `script`.
+    /// Answers `method` with `script`. `method` is the end of the path, for example `Solve` or `LLBBridge/Ping`.
     pub(crate) fn on<F>(&self, method: &str, script: impl Fn(Stream) -> F + Send + Sync + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -134,18 +134,18 @@ impl FakeDaemon {
         self.state.scripts.lock().expect("unpoisoned").insert(method.to_owned(), script);
     }
 
-    /// Streams whose path ends in `method`.
+    /// The streams whose path ends in `method`.
     pub(crate) fn seen(&self, method: &str) -> Vec<Seen> {
         let seen = self.state.seen.lock().expect("unpoisoned");
         seen.iter().filter(|seen| seen.path.ends_with(method)).cloned().collect()
     }
 
-    /// Lets all Solves end, those that come later too.
+    /// Lets all Solves end, including later ones.
     pub(crate) fn finish(&self) {
         self.state.done.send_replace(true);
     }
 
-    /// Tells connection `number` to go away gracefully.
+    /// Sends a graceful GOAWAY on connection `number`.
     pub(crate) fn go_away(&self, number: usize) {
         self.order(number, Order::GoAway);
     }
@@ -161,7 +161,7 @@ impl FakeDaemon {
 }
 
 impl State {
-    /// Numbers a new connection.
+    /// Gives a new connection its number.
     fn connected(&self) -> (usize, watch::Receiver<Order>) {
         let (order, orders) = watch::channel(Order::Serve);
         let mut all = self.orders.lock().expect("unpoisoned");
@@ -169,7 +169,7 @@ impl State {
         (all.len() - 1, orders)
     }
 
-    /// Notes a new stream.
+    /// Records a new stream.
     fn arrived(&self, connection: usize, head: &Parts) -> usize {
         let seen = Seen {
             connection,
@@ -190,7 +190,8 @@ async fn serve(
     daemon: Arc<State>,
 ) {
     let handshake = h2::server::Builder::new()
-        // A daemon's library has no such limit; on a busy machine, this one takes calls late.
+        // h2 resets a client with many pending resets. A daemon's library has no such limit, and on a busy machine
+        // this daemon accepts calls late.
         .max_pending_accept_reset_streams(usize::MAX)
         .max_header_list_size(16 << 20)
         .initial_window_size(1 << 20)
@@ -249,7 +250,7 @@ async fn echo(mut stream: Stream) {
     let _ = out.send_trailers(trailers(0, ""));
 }
 
-/// Reads its message and ends when told to, or when it is reset.
+/// Reads the message, and ends when told to end or when the stream is reset.
 async fn solve(mut stream: Stream) {
     stream.read().await;
     let mut done = stream.daemon.done.subscribe();
@@ -264,7 +265,7 @@ async fn solve(mut stream: Stream) {
     }
 }
 
-/// Sends headers at once and ends with the Solves.
+/// Sends headers at once, and ends together with the Solves.
 async fn status(mut stream: Stream) {
     stream.read().await;
     let mut done = stream.daemon.done.subscribe();
@@ -276,7 +277,7 @@ async fn status(mut stream: Stream) {
     let _ = out.send_trailers(trailers(0, ""));
 }
 
-/// One empty message and OK.
+/// Answers with one empty message and OK.
 async fn empty(mut stream: Stream) {
     stream.read().await;
     let Some(mut out) = stream.try_headers() else { return };
@@ -290,7 +291,7 @@ impl Stream {
         self.try_headers().expect("an open stream")
     }
 
-    /// The same, unless the stream has been reset.
+    /// Sends response headers, unless the stream has been reset.
     pub(crate) fn try_headers(&mut self) -> Option<SendStream<Bytes>> {
         self.respond.send_response(head(), false).ok()
     }

@@ -1,5 +1,5 @@
-//! HTTP/2 frame by frame: a tap that sees and disturbs what passes, and a client that sends what no
-//! library would.
+//! HTTP/2 frame by frame: a tap that observes and disturbs what passes, and a client that sends what no library would
+//! send.
 
 use std::{
     collections::HashMap,
@@ -82,7 +82,7 @@ impl Frame {
     }
 }
 
-/// A header block of literals: no table, no Huffman code (RFC 7541 section 6.2.2).
+/// A header block of literals, without table and Huffman code (RFC 7541 section 6.2.2).
 pub(crate) fn header_block(headers: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in headers {
@@ -122,7 +122,7 @@ pub(crate) fn call_block(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     header_block(&[&call[..], more].concat())
 }
 
-/// A client that sends bytes as it is told.
+/// A client that sends exactly the bytes that the test gives it.
 #[derive(Debug)]
 pub(crate) struct RawFrames {
     socket: TcpStream,
@@ -136,7 +136,7 @@ impl RawFrames {
         Self { socket, pending: BytesMut::new() }
     }
 
-    /// Connects, and sends the preface and empty SETTINGS of a client.
+    /// Connects, and sends the preface and empty SETTINGS like any client.
     pub(crate) async fn handshaken(socket: &str) -> Self {
         let mut client = Self::connect(socket).await;
         client.write(PREFACE).await;
@@ -144,7 +144,7 @@ impl RawFrames {
         client
     }
 
-    /// Sends bytes. That the other side has closed shows when reading.
+    /// Sends bytes. If the other side has closed, the next read shows it.
     pub(crate) async fn write(&mut self, bytes: &[u8]) {
         let _ = self.socket.write_all(bytes).await;
     }
@@ -153,7 +153,7 @@ impl RawFrames {
         self.write(&frame.encode()).await;
     }
 
-    /// The next frame, or `None` when the other side has closed.
+    /// The next frame, or `None` if the other side has closed.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         loop {
             if let Some(frame) = Frame::cut(&mut self.pending) {
@@ -165,7 +165,7 @@ impl RawFrames {
         }
     }
 
-    /// All frames until the other side closes, or stays silent for `limit`.
+    /// All frames until the other side closes or stays silent for `limit`.
     pub(crate) async fn rest(&mut self, limit: Duration) -> (Vec<Frame>, bool) {
         let mut frames = Vec::new();
         loop {
@@ -177,7 +177,7 @@ impl RawFrames {
         }
     }
 
-    /// The frame that `wanted` accepts; the ones before it are dropped.
+    /// The first frame that `wanted` accepts. Frames before it are dropped.
     pub(crate) async fn until(&mut self, wanted: impl Fn(&Frame) -> bool) -> Option<Frame> {
         let search = async {
             loop {
@@ -191,12 +191,12 @@ impl RawFrames {
     }
 }
 
-/// Which way a frame went through a [`Tap`].
+/// The direction in which a frame went through a [`Tap`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Way {
     /// From the side that dialled.
     Up,
-    /// To it.
+    /// To the side that dialled.
     Down,
 }
 
@@ -211,12 +211,12 @@ pub(crate) struct Passed {
     pub(crate) len: usize,
 }
 
-/// What is to happen on one connection of a [`Tap`].
+/// What is done to one connection of a [`Tap`].
 #[derive(Debug, Clone, Default)]
 struct Orders {
-    /// Nothing passes upwards, but is kept.
+    /// Frames from the side that dialled are kept back.
     held: bool,
-    /// Bytes for the side that dialled, to go out once; the number tells them apart.
+    /// Bytes to send once to the side that dialled. The number tells the requests apart.
     inject: (usize, Bytes),
     cut: Option<Cut>,
 }
@@ -233,26 +233,26 @@ pub(crate) enum Cut {
 #[derive(Default)]
 struct Shared {
     passed: Mutex<Vec<Passed>>,
-    /// Calls that are kept on each connection.
+    /// How many calls are kept back on each connection.
     kept: Mutex<HashMap<usize, usize>>,
     orders: Mutex<HashMap<usize, watch::Sender<Orders>>>,
 }
 
-/// A TCP hop that knows frames.
+/// A TCP hop that understands frames.
 pub(crate) struct Tap {
     port: u16,
     shared: Arc<Shared>,
 }
 
 impl Tap {
-    /// Starts one in front of `upstream`, `HOST:PORT`.
+    /// Starts a tap in front of `upstream`, `HOST:PORT`.
     pub(crate) async fn start(upstream: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("bound").port();
         let shared = Arc::new(Shared::default());
         let (upstream, accepting) = (upstream.to_owned(), Arc::clone(&shared));
         tokio::spawn(async move {
-            // One after the other, so that both sides count connections alike.
+            // One connection after the other, so that both sides give it the same number.
             for connection in 0.. {
                 let Ok((down, _peer)) = listener.accept().await else { return };
                 let Ok(up) = TcpStream::connect(&upstream).await else { return };
@@ -262,22 +262,22 @@ impl Tap {
         Self { port, shared }
     }
 
-    /// Where it listens.
+    /// The tap's address.
     pub(crate) fn socket(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// What has passed so far.
+    /// The frames that have passed so far.
     pub(crate) fn passed(&self) -> Vec<Passed> {
         self.shared.passed.lock().expect("unpoisoned").clone()
     }
 
-    /// Keeps what the side that dialled sends from now on, or lets it go.
+    /// Keeps back what the side that dialled sends from now on, or lets it pass.
     pub(crate) fn hold(&self, connection: usize, held: bool) {
         self.order(connection, |orders| orders.held = held);
     }
 
-    /// How many calls of a connection are kept.
+    /// How many calls of a connection are kept back.
     pub(crate) fn kept(&self, connection: usize) -> usize {
         self.shared.kept.lock().expect("unpoisoned").get(&connection).copied().unwrap_or(0)
     }
@@ -373,7 +373,7 @@ impl Hop {
         self.shared.kept.lock().expect("unpoisoned").insert(self.connection, calls);
     }
 
-    /// Lets go what has arrived in whole frames.
+    /// Sends on what has arrived as whole frames.
     async fn pass(&mut self, preface: &mut usize) -> std::io::Result<()> {
         if *preface > 0 && self.pending.len() >= *preface {
             self.to.write_all(&self.pending.split_to(*preface)).await?;
@@ -397,17 +397,17 @@ impl Hop {
 
     fn cut(self, cut: Cut) {
         if cut == Cut::Rst {
-            // With this, closing sends RST; it takes both halves of a socket to be dropped.
+            // With this option closing sends RST, once both halves of the socket are dropped.
             let zero = Some(Duration::ZERO);
             let _ = socket2::SockRef::from(self.to.as_ref()).set_linger(zero);
             let _ = socket2::SockRef::from(self.from.as_ref()).set_linger(zero);
-            // Dropped, it would send FIN first.
+            // A dropped half would send FIN first.
             self.to.forget();
         }
     }
 }
 
-/// A conversation with one to four faults in it: bytes changed, frames lost, doubled, swapped, cut.
+/// A conversation with one to four faults in it: bytes changed, frames lost, doubled, swapped or cut.
 pub(crate) fn mutated(conversation: &[Vec<u8>], rng: &mut impl Rng) -> Vec<Vec<u8>> {
     let mut frames = conversation.to_vec();
     for _ in 0..rng.random_range(1..=4) {
@@ -420,7 +420,7 @@ pub(crate) fn mutated(conversation: &[Vec<u8>], rng: &mut impl Rng) -> Vec<Vec<u
                 let at = rng.random_range(0..=frames[one].len());
                 frames[one].truncate(at);
             }
-            // Heads are short, and where most faults tell.
+            // Heads are short, and most faults have an effect there.
             4 => change(&mut frames[one], HEAD_LEN, rng),
             _ => change(&mut frames[one], usize::MAX, rng),
         }

@@ -18,7 +18,7 @@ use tempfile::NamedTempFile;
 use self::kubelet::Kubelet;
 use super::{child::Guarded, eventually, free_port, tools::tool};
 
-/// What the proxy is deployed with.
+/// The chart that deploys the proxy.
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart");
 
 /// The controllers that Deployments, StatefulSets and Services need.
@@ -29,7 +29,7 @@ const CONTROLLERS: &str = "deployment-controller,replicaset-controller,statefuls
 /// etcd, kube-apiserver with RBAC, kube-controller-manager and the kubelet.
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    // In the order in which they end: nobody waits for what is gone.
+    // Fields are dropped in this order: each is dropped before what it talks to.
     kubelet: Option<Kubelet>,
     controllers: Option<Guarded>,
     apiserver: Option<Guarded>,
@@ -39,7 +39,7 @@ pub(crate) struct Cluster {
     directory: tempfile::TempDir,
 }
 
-/// How to reach the API server as an administrator.
+/// The kubeconfig of an administrator.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
     port: u16,
@@ -47,7 +47,7 @@ pub(crate) struct Server {
 }
 
 impl Cluster {
-    /// Starts the API server alone.
+    /// Starts only the API server.
     pub(crate) fn bare() -> Self {
         let directory = tempfile::Builder::new().prefix("k8s-").tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
@@ -79,7 +79,7 @@ impl Cluster {
         cluster
     }
 
-    /// Starts all of it.
+    /// Starts all parts.
     pub(crate) fn start() -> Self {
         let mut cluster = Self::bare();
         let kubeconfig = cluster.path("admin.kubeconfig");
@@ -108,13 +108,13 @@ impl Cluster {
         self.directory.path().join(name).to_string_lossy().into_owned()
     }
 
-    /// Kills the API server, as a lost control plane would be.
+    /// Kills the API server, like the loss of a control plane.
     pub(crate) fn kill_apiserver(&mut self) {
         self.apiserver.as_ref().expect("it runs").signal("KILL");
         self.apiserver = None;
     }
 
-    /// Starts it, on the same port with the same certificate, and waits until it is ready.
+    /// Starts the API server with the same port and certificate, and waits until it is ready.
     pub(crate) fn start_apiserver(&mut self) {
         let etcd = format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port);
         let (port, certs) = (self.server.port.to_string(), self.path("certs"));
@@ -136,9 +136,9 @@ impl Cluster {
             "--authorization-mode=RBAC",
             "--service-cluster-ip-range=10.96.0.0/24",
             "--endpoint-reconciler-type=none",
-            // Daemons are.
+            // Daemons run as privileged pods.
             "--allow-privileged=true",
-            // Without controllers nobody makes the accounts that this would ask for.
+            // Without the controllers, nobody makes the accounts that this admission plugin asks for.
             "--disable-admission-plugins=ServiceAccount",
         ];
         self.apiserver = Some(Guarded::start(&tool("kube-apiserver"), &args));
@@ -153,7 +153,7 @@ impl Cluster {
         });
     }
 
-    /// How to reach the API server.
+    /// The API server's address.
     pub(crate) fn server(&self) -> &Server {
         &self.server
     }
@@ -163,8 +163,8 @@ impl Cluster {
         self.server.kubectl(&["create", "namespace", name]);
     }
 
-    /// The service account that the chart makes in `namespace`, with the rights it has there by the
-    /// chart's values `set`, as `KEY=VALUE`; its kubeconfig.
+    /// The kubeconfig of the service account that the chart makes in `namespace`. The values `set`, each as
+    /// `KEY=VALUE`, decide its rights.
     pub(crate) fn account(&self, namespace: &str, set: &[&str]) -> PathBuf {
         self.install(namespace, set, &["--show-only", "templates/rbac.yaml"]);
         let scope = format!("--namespace={namespace}");
@@ -175,8 +175,8 @@ impl Cluster {
         kubeconfig
     }
 
-    /// Applies what the chart renders for `namespace` with values `set` and further arguments of helm's;
-    /// the documents.
+    /// Applies what the chart renders for `namespace`, with values `set` and further arguments of helm. Returns the
+    /// documents.
     pub(crate) fn install(&self, namespace: &str, set: &[&str], args: &[&str]) -> Vec<Value> {
         let mut helm = Command::new(tool("helm"));
         helm.args(["template", "buildkit-lb", CHART, "--namespace", namespace]);
@@ -192,7 +192,7 @@ impl Cluster {
         let mut objects: Vec<Value> = serde_saphyr::from_multiple(&rendered).expect("YAML");
         objects.retain(Value::is_object);
         for object in &mut objects {
-            // As `helm install --namespace` would; a Role for another namespace says so itself.
+            // `helm install --namespace` does the same; a Role for another namespace names that namespace itself.
             let own = &mut object["metadata"]["namespace"];
             *own = own.as_str().unwrap_or(namespace).into();
         }
@@ -201,7 +201,7 @@ impl Cluster {
     }
 }
 
-/// The kubeconfig of an API server that is not there.
+/// A kubeconfig that leads to no API server.
 pub(crate) fn unreachable_kubeconfig() -> NamedTempFile {
     let kubeconfig = NamedTempFile::new().expect("a file");
     let config = json!({
@@ -245,7 +245,7 @@ impl Server {
         self.command(args).output().expect("kubectl runs")
     }
 
-    /// Runs kubectl, which must succeed; its output.
+    /// Runs kubectl, which must succeed, and returns its output.
     pub(crate) fn kubectl(&self, args: &[&str]) -> String {
         let output = self.run(args);
         let told = String::from_utf8_lossy(&output.stderr);
@@ -253,13 +253,14 @@ impl Server {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// What the Secret `name` has under the key `token`.
+    /// The value of the key `token` in the Secret `name`.
     pub(crate) fn token(&self, namespace: &str, name: &str) -> String {
         let template = "go-template={{.data.token | base64decode}}";
         self.kubectl(&["--namespace", namespace, "get", "secret", name, "-o", template])
     }
 
-    /// Gives `object` to kubectl, `verb` as `apply -f -`; whether it succeeded.
+    /// Runs kubectl with `verb`, for example `apply -f -`, and `object` as its input. Returns whether kubectl
+    /// succeeded.
     pub(crate) fn send(&self, verb: &[&str], object: &Value) -> Output {
         self.feed(verb, &object.to_string())
     }
@@ -274,13 +275,13 @@ impl Server {
             .spawn()
             .expect("kubectl runs");
         let mut stdin = kubectl.stdin.take().expect("a pipe");
-        // kubectl may end before it has read all; its exit code tells.
+        // kubectl may end before it has read all input; its exit code says why.
         let _ = stdin.write_all(input.as_bytes());
         drop(stdin);
         kubectl.wait_with_output().expect("kubectl ends")
     }
 
-    /// Applies `objects`, strictly.
+    /// Applies `objects` with strict validation.
     pub(crate) fn apply(&self, objects: &[Value]) {
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         let output = self.send(&["apply", "--validate=strict", "-f", "-"], &list);

@@ -1,5 +1,5 @@
-//! Fixtures: real daemons, the real proxy, real clients. Each has working defaults, and dies with the
-//! test process however that ends.
+//! Fixtures: real daemons, the real proxy, real clients. Each has working defaults, and dies with the test process,
+//! however that ends.
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
@@ -25,7 +25,7 @@ use std::{
 
 /// Waits until `condition` gives a value, and fails the test after `limit`.
 ///
-/// For any test: inside a runtime of several threads, another one takes over its tasks meanwhile.
+/// Any test may call this: in a runtime of several threads, another thread takes over the tasks of the waiting one.
 pub(crate) fn eventually<T>(
     what: &str,
     limit: Duration,
@@ -41,10 +41,10 @@ pub(crate) fn eventually<T>(
     }
 }
 
-/// A port nobody listens on at the moment, below those that the system gives to clients.
+/// A port that nobody uses at the moment, below the ports that the system gives to clients.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Test binaries that run at once start at different places.
+    // Test binaries that run at the same time begin with different ports.
     let start = std::process::id().wrapping_mul(37);
     for _ in 0..12_000 {
         let offset = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;

@@ -13,7 +13,7 @@ use tempfile::{NamedTempFile, TempDir};
 
 use super::{buildkitd::Buildkitd, child::Guarded, eventually, free_port, tools::tool};
 
-/// The proxy, to be started.
+/// The proxy before it is started.
 #[derive(Debug, Default)]
 pub(crate) struct Builder {
     args: Vec<String>,
@@ -26,7 +26,7 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// Lets it open so many files and sockets at most.
+    /// Limits the number of files and sockets that the proxy may open.
     pub(crate) fn descriptors(self, limit: u32) -> Self {
         Self { descriptors: Some(limit), ..self }
     }
@@ -48,39 +48,39 @@ impl Builder {
         self
     }
 
-    /// Lets the admin port listen there.
+    /// Sets the address of the admin port.
     pub(crate) fn admin(self, address: &str) -> Self {
         Self { admin: Some(address.to_owned()), ..self }
     }
 
-    /// Lets the control listener listen there instead of at a socket of its own.
+    /// Sets the address of the control listener, in place of a socket of its own.
     pub(crate) fn control(self, address: &str) -> Self {
         Self { control: Some(address.to_owned()), ..self }
     }
 
-    /// Reads this configuration, which says where to listen.
+    /// Uses this configuration file, which has the addresses to listen on.
     pub(crate) fn file(self, text: &str) -> Self {
         let file = NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), text).expect("written");
         Self { file: Some(file), ..self }
     }
 
-    /// Finds the daemons of a Service, with these credentials.
+    /// Finds the daemons of a Service, with this kubeconfig.
     pub(crate) fn discover(self, service: &str, kubeconfig: &Path) -> Self {
         self.args(&["--discover", &format!("kubernetes://{service}")]).kubeconfig(kubeconfig)
     }
 
-    /// Uses these credentials for the Kubernetes API.
+    /// Uses this kubeconfig for the Kubernetes API.
     pub(crate) fn kubeconfig(self, kubeconfig: &Path) -> Self {
         Self { kubeconfig: Some(kubeconfig.to_owned()), ..self }
     }
 
-    /// Lets this redirection of bash's decide what becomes of its log, which tells nothing then.
+    /// Redirects the log as bash writes it. The test cannot read the log then.
     pub(crate) fn stderr(self, redirection: &str) -> Self {
         Self { stderr: Some(redirection.to_owned()), ..self }
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts the proxy and waits until it listens.
     pub(crate) fn start(self) -> Proxy {
         let binary = env!("CARGO_BIN_EXE_buildkit-lb");
         let (listen, own_admin) = match self.stderr {
@@ -142,26 +142,26 @@ pub(crate) struct Proxy {
     addr: String,
     admin: String,
     control: PathBuf,
-    /// Its process.
+    /// The proxy's process.
     pub(crate) process: Guarded,
     _directory: TempDir,
     _file: Option<NamedTempFile>,
 }
 
 impl Proxy {
-    /// A proxy for `fleet`, least-builds unless told otherwise.
+    /// A proxy for `fleet` with the policy least-builds, unless the test chooses another.
     pub(crate) fn in_front_of<'a>(fleet: impl IntoIterator<Item = &'a Buildkitd>) -> Builder {
         fleet
             .into_iter()
             .fold(Builder::default(), |builder, daemon| builder.backend(&daemon.backend()))
     }
 
-    /// Where clients connect, as `tcp://HOST:PORT`.
+    /// The address for clients, as `tcp://HOST:PORT`.
     pub(crate) fn addr(&self) -> String {
         self.addr.clone()
     }
 
-    /// Where the clients of one pool connect.
+    /// The address for clients of one pool.
     pub(crate) fn addr_of(&self, pool: &str) -> String {
         eventually("the pool listens", Duration::from_secs(5), || {
             let records = self.records("listening").into_iter();
@@ -175,12 +175,12 @@ impl Proxy {
         self.addr.trim_start_matches("tcp://").to_owned()
     }
 
-    /// Where Prometheus connects, as `HOST:PORT`.
+    /// The address of the admin port, as `HOST:PORT`.
     pub(crate) fn admin_socket(&self) -> &str {
         &self.admin
     }
 
-    /// Log records with this message: their fields.
+    /// The fields of the log records with this message.
     pub(crate) fn records(&self, message: &str) -> Vec<Value> {
         records(&self.process.log(), message)
     }
@@ -192,7 +192,7 @@ impl Proxy {
         })
     }
 
-    /// Asks the admin port: status code and body.
+    /// Sends a request to the admin port. Returns status code and body.
     pub(crate) fn admin(&self, method: &str, path: &str) -> (u16, String) {
         self.admin_with(method, path, "")
     }
@@ -200,18 +200,18 @@ impl Proxy {
     /// The same with further header lines, each with its CRLF.
     pub(crate) fn admin_with(&self, method: &str, path: &str, headers: &str) -> (u16, String) {
         let stream = TcpStream::connect(&self.admin).expect("the admin port");
-        // An answer that does not come is a failure, not a test that hangs.
+        // A missing answer must fail the test, not hang it.
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
         ask(stream, method, path, headers)
     }
 
-    /// Asks the control listener, where things may be changed.
+    /// Sends a request to the control listener, where nobody needs a token.
     pub(crate) fn control(&self, method: &str, path: &str) -> (u16, String) {
         let stream = UnixStream::connect(&self.control).expect("the control listener");
         ask(stream, method, path, "")
     }
 
-    /// The file that the control listener is.
+    /// The path of the control listener's socket.
     pub(crate) fn control_socket(&self) -> &Path {
         &self.control
     }
@@ -221,7 +221,7 @@ impl Proxy {
         serde_json::from_str(&self.admin("GET", "/status.json").1).expect("JSON")
     }
 
-    /// Waits until so many backends are ready, at most `limit`.
+    /// Waits until `count` backends are ready, at most `limit`.
     pub(crate) fn wait_ready(&self, count: u32, limit: Duration) {
         eventually("the backends are ready", limit, || {
             let ready = self.metric("buildkit_lb_backend_state", &["state=\"ready\""]);
@@ -241,7 +241,7 @@ impl Proxy {
     }
 }
 
-/// One HTTP/1.1 request: status code and body of the answer.
+/// Sends one HTTP/1.1 request. Returns status code and body of the answer.
 fn ask(mut stream: impl Read + Write, method: &str, path: &str, headers: &str) -> (u16, String) {
     let request =
         format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");

@@ -1,4 +1,4 @@
-//! A client that speaks a build's calls one by one, each over any connection.
+//! A client that makes a build's calls one by one, each over any connection.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use tokio::{
 const CONTROL: &str = "/moby.buildkit.v1.Control/";
 const BRIDGE: &str = "/moby.buildkit.v1.frontend.LLBBridge/";
 
-/// How long any answer may take.
+/// The longest time that any answer may take.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// One connection.
@@ -51,19 +51,19 @@ pub(crate) struct Answered {
 pub(crate) struct Ended {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
-    /// Empty for a trailers-only response.
+    /// Empty for a response of trailers only.
     pub(crate) trailers: HeaderMap,
     pub(crate) reset: Option<Reason>,
 }
 
 impl Ended {
-    /// grpc-status, from wherever it is.
+    /// The grpc-status, from headers or trailers.
     pub(crate) fn code(&self) -> Option<i32> {
         let value = self.trailers.get("grpc-status").or_else(|| self.headers.get("grpc-status"))?;
         value.to_str().ok()?.parse().ok()
     }
 
-    /// grpc-message, from wherever it is.
+    /// The grpc-message, from headers or trailers.
     pub(crate) fn message(&self) -> String {
         let value = self.trailers.get("grpc-message").or_else(|| self.headers.get("grpc-message"));
         value
@@ -71,7 +71,7 @@ impl Ended {
             .unwrap_or_default()
     }
 
-    /// The proxy's marker.
+    /// The header that marks the proxy's own errors.
     pub(crate) fn marker(&self) -> Option<&str> {
         let name = "buildkit-lb-error";
         self.trailers.get(name).or_else(|| self.headers.get(name))?.to_str().ok()
@@ -84,24 +84,24 @@ impl RawClient {
         Self::over(TcpStream::connect(socket).await.expect("the proxy accepts")).await
     }
 
-    /// Connects to `socket`, and gives no answer room for a byte of its body.
+    /// Connects to `socket`, and gives no answer a window for its body.
     pub(crate) async fn reading_nothing(socket: &str) -> Self {
         let stream = TcpStream::connect(socket).await.expect("the proxy accepts");
         Self::with_window(stream, 0).await
     }
 
-    /// Connects to `socket` from this address of the machine's.
+    /// Connects to `socket` from this address of the machine.
     pub(crate) async fn connect_from(address: &str, socket: &str) -> Self {
         Self::over(stream_from(address, socket).await).await
     }
 
-    /// Connects to `socket` with the certificate in `directory`, to a server that is called by its address.
+    /// Connects to `socket` with the certificate in `directory`. The server's certificate must have its address.
     pub(crate) async fn connect_tls(socket: &str, directory: &Path) -> Self {
         let stream = TcpStream::connect(socket).await.expect("the proxy accepts");
         Self::over_tls(stream, directory).await
     }
 
-    /// [`Self::connect_tls`] from this address of the machine's.
+    /// [`Self::connect_tls`] from this address of the machine.
     pub(crate) async fn connect_tls_from(address: &str, socket: &str, directory: &Path) -> Self {
         Self::over_tls(stream_from(address, socket).await, directory).await
     }
@@ -127,7 +127,7 @@ impl RawClient {
         Self::speak(stream, 65_535).await
     }
 
-    /// Speaks on `stream`.
+    /// Makes a client on `stream`.
     pub(crate) async fn over(stream: TcpStream) -> Self {
         Self::with_window(stream, 65_535).await
     }
@@ -145,7 +145,7 @@ impl RawClient {
             .max_header_list_size(16 << 20)
             .initial_max_send_streams(100)
             .initial_window_size(stream_window)
-            // As grpc-go does, the connection's window is not what a slow reader of one stream fills.
+            // As in grpc-go, a slow reader of one stream does not fill the window of the connection.
             .initial_connection_window_size(64 << 20)
             .handshake(stream)
             .await
@@ -159,7 +159,7 @@ impl RawClient {
         self.try_call(path, headers).await.expect("an open connection")
     }
 
-    /// Opens a stream, unless the connection takes no more.
+    /// Opens a stream, unless the connection takes no more streams.
     pub(crate) async fn try_call(&self, path: &str, headers: &[(&str, &str)]) -> Option<Call> {
         let mut request = Request::post(format!("http://build.example:1234{path}"))
             .header("content-type", "application/grpc")
@@ -178,7 +178,7 @@ impl RawClient {
     /// Opens a stream, sends one message and half-closes.
     pub(crate) async fn send(&self, path: &str, headers: &[(&str, &str)], message: Bytes) -> Call {
         let mut call = self.call(path, headers).await;
-        // It may have been answered, and reset, before all of it went.
+        // The proxy may have answered and reset the call before all of the message was sent.
         if super::fake_daemon::send(&mut call.upload, message).await.is_ok() {
             let _ = call.upload.send_data(Bytes::new(), true);
         }
@@ -217,7 +217,7 @@ impl RawClient {
         self.send(&format!("{CONTROL}Solve"), headers, wire::encode(&request)).await
     }
 
-    /// A call of Control with a ref as its first field, as Status has it.
+    /// A call of Control whose first field is a ref, such as Status.
     pub(crate) async fn by_ref(&self, method: &str, build: &str) -> Call {
         let request = RefRequest { r#ref: Bytes::copy_from_slice(build.as_bytes()) };
         self.send(&format!("{CONTROL}{method}"), &[], wire::encode(&request)).await
@@ -237,7 +237,7 @@ impl RawClient {
     }
 }
 
-/// A connection to `socket` from this address of the machine's.
+/// Opens a connection to `socket` from this address of the machine.
 async fn stream_from(address: &str, socket: &str) -> TcpStream {
     let own = TcpSocket::new_v4().expect("a socket");
     own.bind(format!("{address}:0").parse().expect("an address")).expect("bound");
@@ -246,7 +246,7 @@ async fn stream_from(address: &str, socket: &str) -> TcpStream {
 }
 
 impl Call {
-    /// The request's body, and the response to come.
+    /// The body of the request, and the future response.
     pub(crate) fn into_parts(self) -> (SendStream<Bytes>, ResponseFuture) {
         (self.upload, self.response)
     }
@@ -259,7 +259,7 @@ impl Call {
         Ok(Answered { headers: head.headers, body, upload: self.upload })
     }
 
-    /// Waits for the end.
+    /// Waits for the end of the call.
     pub(crate) async fn ended(self) -> Ended {
         match self.answered().await {
             Ok(answered) => answered.ended().await,
@@ -274,7 +274,7 @@ impl Call {
 }
 
 impl Answered {
-    /// Waits for the end.
+    /// Waits for the end of the answer.
     pub(crate) async fn ended(mut self) -> Ended {
         let read = async {
             let mut all = Vec::new();

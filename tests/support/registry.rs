@@ -22,12 +22,12 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Starts one for `user` with the password `secret`.
+    /// Starts a registry for `user` with the password `secret`.
     pub(crate) fn start() -> Self {
         Self::start_for("user", "secret")
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts the registry and waits until it listens.
     pub(crate) fn start_for(user: &str, password: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
@@ -62,17 +62,17 @@ impl Registry {
         format!("127.0.0.1:{}/{name}", self.port)
     }
 
-    /// Its users and their passwords, which it reads again when they change.
+    /// The file of users and passwords. The registry reads it again when it changes.
     pub(crate) fn users(&self) -> PathBuf {
         self.directory.path().join("users")
     }
 
-    /// A DOCKER_CONFIG with the password.
+    /// A DOCKER_CONFIG directory with the password.
     pub(crate) fn docker_config(&self) -> &Path {
         self.directory.path()
     }
 
-    /// The manifest of an image, as the registry has it.
+    /// The manifest of an image in the registry.
     pub(crate) fn manifest(&self, name: &str, tag: &str) -> String {
         let url = format!("http://127.0.0.1:{}/v2/{name}/manifests/{tag}", self.port);
         let accept = "Accept: application/vnd.oci.image.manifest.v1+json, \

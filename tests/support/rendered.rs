@@ -1,4 +1,4 @@
-//! What `deploy/` gives: the chart with its values files, the kustomizations, the agents' manifests.
+//! What `deploy/` renders: the chart with its values files, the kustomizations, the agents' manifests.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -12,7 +12,7 @@ use super::{
 
 pub(crate) const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
 
-/// One rendering: what it is called, and its documents as YAML.
+/// One rendering: its name, and its documents as YAML.
 #[derive(Debug)]
 pub(crate) struct Rendered {
     pub(crate) name: String,
@@ -20,13 +20,13 @@ pub(crate) struct Rendered {
 }
 
 impl Rendered {
-    /// The documents that say anything.
+    /// The documents that are not empty.
     pub(crate) fn documents(&self) -> Vec<Value> {
         let documents: Vec<Value> = serde_saphyr::from_multiple(&self.yaml).expect(&self.name);
         documents.into_iter().filter(Value::is_object).collect()
     }
 
-    /// The one object of that kind and name.
+    /// The only object of that kind and name.
     pub(crate) fn find(&self, kind: &str, name: &str) -> Value {
         let wanted = |document: &Value| {
             document["kind"] == kind && document["metadata"]["name"].as_str() == Some(name)
@@ -36,7 +36,7 @@ impl Rendered {
         found.unwrap_or_default()
     }
 
-    /// The one container of the proxy's Deployment, whatever its name.
+    /// The only container of the proxy's Deployment, whatever its name is.
     pub(crate) fn proxy(&self) -> Value {
         let proxies = self.documents().into_iter().filter_map(|document| {
             let container = &document["spec"]["template"]["spec"]["containers"][0];
@@ -47,7 +47,7 @@ impl Rendered {
         proxies[0].clone()
     }
 
-    /// The file that the proxy reads.
+    /// The proxy's configuration file.
     pub(crate) fn configuration(&self) -> String {
         let files = self.documents();
         let file = files.iter().find_map(|document| document["data"]["buildkit-lb.toml"].as_str());
@@ -55,12 +55,12 @@ impl Rendered {
     }
 }
 
-/// The chart with the values of `files`, for a namespace of that name.
+/// Renders the chart with the values of `files` for a namespace of that name.
 pub(crate) fn chart(namespace: &str, files: &[PathBuf]) -> Rendered {
     chart_set(namespace, files, &[])
 }
 
-/// The same with values `set` as well, each as `KEY=VALUE`.
+/// The same with the values `set` as well, each as `KEY=VALUE`.
 pub(crate) fn chart_set(namespace: &str, files: &[PathBuf], set: &[&str]) -> Rendered {
     let mut helm = Command::new(tool("helm"));
     helm.args(["template", "buildkit-lb"]).arg(format!("{DEPLOY}/chart"));
@@ -77,7 +77,7 @@ pub(crate) fn chart_set(namespace: &str, files: &[PathBuf], set: &[&str]) -> Ren
     Rendered { name: namespace.to_owned(), yaml: String::from_utf8_lossy(&output.stdout).into() }
 }
 
-/// The chart with each values file that is in the tree, and without one.
+/// Renders the chart with each values file of the repository, and without one.
 pub(crate) fn charts() -> Vec<Rendered> {
     let in_chart = |name: &str| PathBuf::from(format!("{DEPLOY}/chart/{name}"));
     let azure = [in_chart("values-aks.yaml"), format!("{DEPLOY}/azure/values.yaml").into()];
@@ -97,7 +97,7 @@ pub(crate) fn charts() -> Vec<Rendered> {
     rendered
 }
 
-/// What a kustomization gives.
+/// Renders a kustomization.
 pub(crate) fn kustomization(path: &str) -> Rendered {
     let output = run(Command::new(tool("kubectl")).arg("kustomize").arg(path));
     assert!(output.status.success(), "{path}: {}", text(&output));
@@ -128,7 +128,7 @@ pub(crate) fn agents() -> [Rendered; 3] {
     })
 }
 
-/// The same without a personal access token: as the comments in the manifests say.
+/// The same without a personal access token, as the comments in the manifests describe.
 pub(crate) fn with_identity(agents: &Rendered) -> Rendered {
     let comment = Regex::new(r"^( *)# (.*)$").expect("valid");
     let (mut wanted, mut unwanted) = (false, false);

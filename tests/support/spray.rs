@@ -17,7 +17,7 @@ pub(crate) async fn start(proxy: String) -> String {
     start_noting(proxy).await.0
 }
 
-/// The same, and what passes is noted.
+/// The same; the metadata of each call is recorded.
 pub(crate) async fn start_noting(proxy: String) -> (String, Noted) {
     let noted = Noted::default();
     let notes = Arc::clone(&noted);
@@ -45,7 +45,7 @@ async fn serve(socket: TcpStream, proxy: String, notes: Noted) {
     }
 }
 
-/// Relays one call over a connection of its own; either side's reset becomes the other's.
+/// Relays one call over a connection of its own. A reset on one side becomes a reset on the other.
 async fn relay(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,

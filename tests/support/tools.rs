@@ -1,4 +1,4 @@
-//! The programs that tests start: installed first, so that a fresh machine has them too.
+//! The programs that tests start. Each is installed first, so that a fresh machine has it too.
 
 use std::{
     collections::HashMap,
@@ -10,19 +10,19 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// The path of a program, which is installed now if the machine lacks it.
+/// The path of a program. If the machine lacks the program, it is installed now.
 ///
-/// Every program that a test starts comes from here, except the project's own and cargo; a test that
-/// starts one at a time that counts asks for it before.
+/// Every program that a test starts comes from here, except the project's own and cargo. A test that measures times
+/// asks for its programs before.
 pub(crate) fn tool(name: &str) -> PathBuf {
     static FOUND: LazyLock<Mutex<HashMap<String, PathBuf>>> = LazyLock::new(Mutex::default);
-    // Locked while it is installed: other threads want the same programs.
+    // Other threads may want the same program, so a lock is held during the installation.
     let mut found = FOUND.lock();
     let path = found.entry(name.to_owned()).or_insert_with(|| ask("tests/tools/program", &[name]));
     path.clone()
 }
 
-/// A shell that runs `script`, whose programs beyond those of every Debian are `programs`.
+/// A shell that runs `script`. `programs` are those that not every Debian has.
 pub(crate) fn shell(script: impl AsRef<OsStr>, programs: &[&str]) -> Command {
     for program in programs {
         tool(program);
@@ -38,7 +38,7 @@ pub(crate) fn definitions() -> PathBuf {
     DIRECTORY.get_or_init(|| ask("tests/tools/crds/install", &[])).clone()
 }
 
-/// Runs an install script; the path it prints last.
+/// Runs an install script and returns the last path that it prints.
 fn ask(script: &str, args: &[&str]) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
     let output = Command::new(path).args(args).output().expect("the script runs");

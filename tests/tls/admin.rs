@@ -1,4 +1,4 @@
-//! TLS on the admin port: who may change things there, and read, by a certificate.
+//! TLS on the admin port: who may change and read things with a certificate.
 
 use std::{
     fs,
@@ -17,14 +17,14 @@ use crate::support::{
 
 const TOKEN: &str = "0f8a3e1c9b7d4652a1c0e9f8b7d6a543";
 
-/// A proxy whose admin port speaks TLS, and what its clients show there.
+/// A proxy whose admin port speaks TLS, and the certificates of its clients.
 struct Fixture {
     authority: Authority,
     proxy: Proxy,
 }
 
 impl Fixture {
-    /// A proxy for a daemon that is not there: nothing is asked of the daemon.
+    /// A proxy for a daemon that does not run: nothing asks the daemon.
     fn new(args: &[&str]) -> Self {
         let authority = Authority::new("of the admin port");
         let own = authority.directory("proxy", &Request::SERVER);
@@ -39,8 +39,8 @@ impl Fixture {
         self.authority.directory(name, &Request { name, ..Request::CLIENT })
     }
 
-    /// Asks with curl, which trusts the authority and shows the certificate in `client`: status and body, or the
-    /// error that curl prints.
+    /// Sends a request with curl, which trusts the authority and shows the certificate in `client`. Returns status and
+    /// body, or the error that curl prints.
     fn ask(&self, client: Option<&Path>, method: &str, path: &str, args: &[&str]) -> (u16, String) {
         let trust = self.authority.directory("trust", &Request::CLIENT).join("ca.pem");
         let mut curl = Command::new(tool("curl"));
@@ -57,7 +57,7 @@ impl Fixture {
         (code.unwrap_or_default(), answer)
     }
 
-    /// What cordoning the daemon is answered with.
+    /// The answer to a request that cordons the daemon.
     fn cordon(&self, client: Option<&Path>) -> (u16, String) {
         self.ask(client, "POST", "/backends/b/cordon", &[])
     }
@@ -110,7 +110,7 @@ async fn a_certificate_that_is_not_good_gets_no_connection() {
             told.iter().any(|fields| fields["reason"] == reason).then_some(())
         });
     }
-    // Who speaks no TLS is told so.
+    // A client without TLS is told that the port speaks TLS.
     let (code, told) = fixture.proxy.admin("GET", "/livez");
     assert!(code == 400 && told.contains("HTTP over TLS"), "{told}");
     assert_eq!(fixture.ask(None, "GET", "/livez", &[]).0, 200);

@@ -20,7 +20,7 @@ impl Authorities {
         Self { clients: Authority::new("of clients"), daemons: Authority::new("of daemons") }
     }
 
-    /// A daemon that takes certificates of its authority alone.
+    /// A daemon that accepts only certificates of its authority.
     pub(crate) fn daemon(&self, name: &str, request: &Request<'_>) -> Buildkitd {
         daemon(&self.daemons, name, request)
     }
@@ -33,13 +33,13 @@ impl Authorities {
     }
 }
 
-/// A daemon that takes certificates of `authority` alone.
+/// A daemon that accepts only certificates of `authority`.
 pub(crate) fn daemon(authority: &Authority, name: &str, request: &Request<'_>) -> Buildkitd {
     let own = authority.directory(&format!("daemon-{name}"), request);
     Buildkitd::start_tls(name, &own, &authority.directory("tester", &Request::CLIENT))
 }
 
-/// A proxy with the certificates of these directories for clients and for daemons.
+/// A proxy with the certificates of these directories, for clients and for daemons.
 pub(crate) fn with_tls(daemons: &[Buildkitd], clients: &Path, backends: &Path) -> Builder {
     let text = |directory: &Path| directory.to_str().expect("UTF-8").to_owned();
     let (clients, backends) = (text(clients), text(backends));
@@ -51,7 +51,7 @@ pub(crate) fn workers(proxy: &Proxy, directory: &Path) -> Output {
     run(buildctl_tls(&proxy.addr(), directory).args(["debug", "workers"]))
 }
 
-/// Builds something, and must succeed.
+/// Builds something; the build must succeed.
 pub(crate) fn builds(proxy: &Proxy, directory: &Path, step: &str) {
     let context = Context::busybox(&format!("RUN echo {step}"));
     succeed(&mut build(buildctl_tls(&proxy.addr(), directory), &context));

@@ -1,4 +1,4 @@
-//! Who may connect: real clients with good certificates and bad ones, and daemons of both kinds.
+//! Who may connect: real clients and daemons, each with good and with bad certificates.
 
 use std::{
     io::{Read as _, Write as _},
@@ -99,11 +99,11 @@ async fn a_daemon_that_is_not_who_it_should_be_gets_no_call_and_the_log_says_why
     let server = |validity| Request { validity, ..Request::SERVER };
     let elsewhere = Request { names: &["elsewhere.test"], ..Request::SERVER };
     let own = stranger.directory("daemon", &Request::SERVER);
-    // It takes the proxy's certificate and has one that the proxy does not take.
+    // This client accepts the proxy's certificate and has one that the proxy does not accept.
     std::fs::write(own.join("ca.pem"), authorities.daemons.pem()).expect("written");
     let tester = authorities.daemons.directory("tester-of-stranger", &Request::CLIENT);
     std::fs::write(tester.join("ca.pem"), stranger.pem()).expect("written");
-    // It has a good one and takes none of the proxy's.
+    // This client has a good certificate and does not accept the proxy's.
     let distrusts = authorities.daemons.directory("distrusts", &Request::SERVER);
     std::fs::write(distrusts.join("ca.pem"), stranger.pem()).expect("written");
     let strangers_tester = stranger.directory("tester", &Request::CLIENT);
@@ -149,7 +149,7 @@ async fn a_daemon_that_is_not_who_it_should_be_gets_no_call_and_the_log_says_why
     }
 }
 
-/// What accepts and shakes hands with a certificate that no daemon starts with.
+/// A server that completes handshakes with a certificate with which no daemon starts.
 struct TlsServer {
     name: String,
     port: u16,
@@ -210,7 +210,7 @@ async fn what_does_not_speak_tls_is_told_apart_on_a_tls_port() {
         stream.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
         stream.write_all(bytes).expect("sent");
         let mut answer = String::new();
-        // A reset is a close too.
+        // A reset counts as closing.
         let _ = stream.read_to_string(&mut answer);
         assert_eq!(answer.ends_with("with TLS.\n"), kind == "http1", "{kind}: {answer}");
     }

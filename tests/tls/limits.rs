@@ -1,4 +1,4 @@
-//! Who begins handshakes and does not end them keeps nobody else from one, and no name takes all connections.
+//! Clients that begin handshakes and do not finish them keep nobody else from connecting, and no name takes all connections.
 
 use std::{
     io::Write as _,
@@ -13,10 +13,10 @@ use crate::{
     support::{certificates::Request, eventually, proxy::Proxy, raw_client::RawClient},
 };
 
-/// More than may be under way at once.
+/// More handshakes than may be under way at once.
 const BEGUN: usize = 1100;
 
-/// A handshake of another address that goes no further than its first bytes.
+/// A handshake from another address that stops after its first bytes.
 fn begun(proxy: &Proxy) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     let from: SocketAddr = "127.0.0.2:0".parse().expect("an address");

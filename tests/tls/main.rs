@@ -1,4 +1,4 @@
-//! TLS to clients and to daemons, with real ones of both.
+//! TLS to clients and to daemons, with real clients and real daemons.
 
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 

@@ -1,4 +1,4 @@
-//! Certificates that are renewed under a running proxy, as the kubelet does it.
+//! Certificates that are renewed while the proxy runs, as the kubelet renews them.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// A Secret as the kubelet mounts it: files that are symlinks through `..data`, which is swapped as a whole.
+/// A Secret as the kubelet mounts it: the files are symlinks through `..data`, which is replaced as a whole.
 struct Secret {
     directory: tempfile::TempDir,
     versions: usize,
@@ -42,7 +42,7 @@ impl Secret {
         self.directory.path()
     }
 
-    /// Puts other contents in place of all files at once.
+    /// Replaces the contents of all files at once.
     fn swap(&mut self, contents: [&str; 3]) {
         self.versions += 1;
         let version = PathBuf::from(format!("..version{}", self.versions));
@@ -55,7 +55,7 @@ impl Secret {
     }
 }
 
-/// What a step of a build waits for.
+/// The gate that a step of a build waits for.
 struct Gate {
     listener: TcpListener,
 }

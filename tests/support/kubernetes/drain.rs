@@ -1,4 +1,4 @@
-//! The container of a daemon's pod that drains the daemon when the pod ends, with its volumes.
+//! The container of a daemon's pod that drains the daemon when the pod ends, and the volumes of that container.
 
 use std::{collections::BTreeMap, fs};
 
@@ -10,10 +10,10 @@ use super::{
 };
 use crate::support::{child::Guarded, tools::tool};
 
-/// What the pod calls it.
+/// The name of the container in the pod.
 const NAME: &str = "drain";
 
-/// It runs, in the network of its pod.
+/// A container that runs in the network of its pod.
 #[derive(Debug)]
 pub(crate) struct DrainContainer {
     process: Guarded,
@@ -21,10 +21,10 @@ pub(crate) struct DrainContainer {
 }
 
 impl DrainContainer {
-    /// Starts what `pod` says, if it has such a container.
+    /// Starts the container of `pod`, if the pod has one.
     ///
-    /// There are no cluster's name server and no Service: the proxies' name is this machine, and their port what
-    /// the pod's annotation `test/admin-port` says.
+    /// There is no name server of a cluster and no Service. The name of the proxies leads to this machine, and the
+    /// pod's annotation `test/admin-port` has their port.
     pub(crate) fn start(server: &Server, pod: &Value, daemon: &PodDaemon) -> Option<Self> {
         let container = container(pod, NAME)?;
         let volumes = Volumes::of(server, pod);
@@ -52,12 +52,12 @@ impl DrainContainer {
         Some(Self { process, volumes })
     }
 
-    /// Tells it that the pod ends.
+    /// Tells the container that the pod ends.
     pub(crate) fn terminate(&self) {
         self.process.signal("TERM");
     }
 
-    /// A command of `buildkitd`'s container, with its volumes where they are.
+    /// A command of the container `buildkitd`, with the paths of its volumes on this machine.
     pub(crate) fn locate(&self, pod: &Value, command: &[String]) -> Vec<String> {
         let daemon = container(pod, "buildkitd").expect("a daemon");
         command.iter().map(|word| self.volumes.locate(daemon, word)).collect()
@@ -68,7 +68,7 @@ fn container<'a>(pod: &'a Value, name: &str) -> Option<&'a Value> {
     pod["spec"]["containers"].as_array()?.iter().find(|container| container["name"] == name)
 }
 
-/// A directory for each volume that is a Secret or empty.
+/// Makes a directory for each volume that is a Secret or empty.
 #[derive(Debug)]
 struct Volumes {
     names: BTreeMap<String, String>,
@@ -92,7 +92,7 @@ impl Volumes {
         Self { names, _directory: directory }
     }
 
-    /// `text` of `container`, with paths in its volumes as they are on this machine.
+    /// `text` of `container`, with the paths of its volumes on this machine.
     fn locate(&self, container: &Value, text: &str) -> String {
         let mounts = container["volumeMounts"].as_array().into_iter().flatten();
         mounts.fold(text.to_owned(), |text, mount| {

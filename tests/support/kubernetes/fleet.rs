@@ -11,10 +11,10 @@ use crate::support::{
     proxy::{Builder, Proxy},
 };
 
-/// What pods drain themselves with.
+/// The chart's settings with which pods drain themselves.
 const TOKEN: &str = "2c26b46b68ffc68ff99b453c1d304134";
 
-/// A namespace with a fleet and what a proxy in front of it needs.
+/// A namespace with a fleet, and what a proxy in front of the fleet needs.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     namespace: &'static str,
@@ -24,7 +24,7 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// A workload of `kind` in a namespace of its own, and the account of the chart for a proxy.
+    /// Makes a workload of `kind` in a namespace of its own, and the chart's account for a proxy.
     pub(crate) fn new(
         cluster: &Cluster,
         namespace: &'static str,
@@ -52,7 +52,7 @@ impl Fleet {
         Self { namespace, kubeconfig, admin: format!("0.0.0.0:{port}"), token }
     }
 
-    /// A proxy in front of it.
+    /// Starts a proxy in front of the fleet.
     pub(crate) fn proxy(&self, policy: &str) -> Proxy {
         self.proxy_with(policy, &[])
     }
@@ -64,14 +64,14 @@ impl Fleet {
         builder.discover(&service, &self.kubeconfig).start()
     }
 
-    /// One more proxy, which its pods do not ask before they end.
+    /// Starts one more proxy, which the pods do not ask before they end.
     pub(crate) fn another_proxy(&self, policy: &str, args: &[&str]) -> Proxy {
         let service = format!("{}/buildkitd", self.namespace);
         let builder = Builder::default().policy(policy).args(args);
         builder.discover(&service, &self.kubeconfig).start()
     }
 
-    /// A workload in another namespace, whose pods ask the same proxy before they end.
+    /// Makes a workload in another namespace, whose pods ask the same proxy before they end.
     pub(crate) fn beside(&self, cluster: &Cluster, namespace: &str, kind: &str, replicas: u32) {
         let admin = self.admin.replace("0.0.0.0", HOST);
         cluster.server().apply(&objects(namespace, kind, replicas, &admin));
@@ -82,13 +82,13 @@ impl Fleet {
         self.builder().file(file).kubeconfig(&self.kubeconfig).start()
     }
 
-    /// The proxy that its pods ask before they end.
+    /// The proxy that the pods ask before they end.
     fn builder(&self) -> Builder {
         let token = self.token.path().to_string_lossy().into_owned();
         Builder::default().admin(&self.admin).args(&["--admin-token-file", &token])
     }
 
-    /// kubectl in its namespace.
+    /// kubectl in the fleet's namespace.
     pub(crate) fn kubectl(&self, cluster: &Cluster, args: &[&str]) -> String {
         cluster.server().kubectl(&[&["-n", self.namespace], args].concat())
     }
@@ -99,7 +99,7 @@ pub(crate) fn objects(namespace: &str, kind: &str, replicas: u32, admin: &str) -
     let metadata = json!({"name": "buildkitd", "namespace": namespace});
     let labels = json!({"app": "buildkitd"});
     let pod_labels = json!({"app": "buildkitd", "app.kubernetes.io/version": "v0.32.2"});
-    // New builds stop when the proxy hears of the end; those that run are waited for.
+    // New builds stop when the proxy hears that the pod ends. Running builds are waited for.
     let hook = "until [ -e /drained/drained ]; do sleep 0.1; done";
     let drained = json!({"name": "drained", "mountPath": "/drained"});
     let container = json!({
@@ -153,7 +153,7 @@ pub(crate) fn objects(namespace: &str, kind: &str, replicas: u32, admin: &str) -
     vec![token, service, workload]
 }
 
-/// Waits until so many backends are ready.
+/// Waits until `count` backends are ready.
 pub(crate) fn ready(proxy: &Proxy, count: u32) {
     proxy.wait_ready(count, Duration::from_secs(120));
 }

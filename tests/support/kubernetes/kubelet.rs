@@ -1,4 +1,4 @@
-//! What stands for scheduler and kubelet: every pod gets a real buildkitd in a network of its own.
+//! A replacement for scheduler and kubelet: every pod gets a real buildkitd in a network of its own.
 
 use std::{
     collections::HashMap,
@@ -19,10 +19,10 @@ use serde_json::{Value, json};
 use super::{Server, drain::DrainContainer, pod::PodDaemon};
 use crate::support::eventually;
 
-/// The one node; there is nothing behind it.
+/// The name of the only node. No machine is behind it.
 const NODE: &str = "node-a";
 
-/// Runs until it is dropped.
+/// The thread that runs pods until the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Kubelet {
     stop: Arc<AtomicBool>,
@@ -31,7 +31,7 @@ pub(crate) struct Kubelet {
 }
 
 impl Kubelet {
-    /// Starts it.
+    /// Starts the thread.
     pub(crate) fn start(server: Server) -> Self {
         PodDaemon::install();
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}});
@@ -62,7 +62,7 @@ impl Drop for Kubelet {
     }
 }
 
-/// The pods it runs, by uid: where each is told that it has to go, and its thread.
+/// The running pods by uid: the channel that tells each pod to end, and its thread.
 struct Pods {
     server: Server,
     stop: Arc<AtomicBool>,
@@ -70,7 +70,7 @@ struct Pods {
 }
 
 impl Pods {
-    /// Follows the pods until the API server ends the watch. All pods come first, as new ones.
+    /// Follows the pods until the API server ends the watch. At first all pods arrive as new ones.
     fn follow(&mut self, current: &Mutex<Option<Child>>) {
         let args = ["get", "pods", "-A", "-o", "json", "--watch", "--output-watch-events"];
         let mut command = self.server.command(&args);
@@ -120,12 +120,12 @@ impl Pods {
     }
 }
 
-/// Whether it is a new pod with a daemon: proxies run elsewhere.
+/// Whether this is a new pod with a daemon. Proxies run elsewhere.
 fn is_daemon(pod: &Value) -> bool {
     pod["spec"]["nodeName"].is_null() && pod["spec"]["containers"][0]["name"] == "buildkitd"
 }
 
-/// The life of one pod. That its deletion is not announced any more means: end at once.
+/// The life of one pod. If the channel for its deletion closes, the pod ends at once.
 fn live(server: &Server, pod: &Value, told: &Receiver<Duration>) {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (name, namespace) = (text(&pod["metadata"]["name"]), text(&pod["metadata"]["namespace"]));
@@ -148,7 +148,7 @@ fn live(server: &Server, pod: &Value, told: &Receiver<Duration>) {
     }});
     let (scope, status) = (format!("--namespace={namespace}"), status.to_string());
     let patch = ["patch", "pod", &name, &scope, "--subresource=status", "--type=merge", "-p"];
-    // The API server may be away for a while; the pod may be deleted already.
+    // The API server may be away for a while, and the pod may be deleted already.
     let grace =
         eventually("the pod is ready", Duration::from_secs(120), || match told.try_recv() {
             Ok(grace) => Some(Some(grace)),

@@ -1,6 +1,6 @@
 //! A real buildkitd in a network namespace of its own, with an address that this machine reaches.
 //!
-//! The namespace has no name: it and its link are gone when the daemon's process is.
+//! The namespace has no name, so namespace and link are gone when the daemon's process is gone.
 
 use std::{
     process::Command,
@@ -15,10 +15,10 @@ use crate::support::{
     tools::tool,
 };
 
-/// Waits for the link, then becomes the daemon.
+/// The script that waits for the link and then becomes the daemon.
 const ENTRY: &str = r#"until ip link show eth0 >/dev/null 2>&1; do sleep 0.02; done; exec "$@""#;
 
-/// This machine's end of each link.
+/// The address of this machine's end of each link.
 pub(crate) const HOST: &str = "10.213.0.1";
 
 /// The daemon of one pod.
@@ -30,14 +30,14 @@ pub(crate) struct PodDaemon {
 }
 
 impl PodDaemon {
-    /// Installs what it needs, before anybody waits for one.
+    /// Installs the programs before anybody waits for a daemon.
     pub(crate) fn install() {
         for program in ["buildkitd", "curl", "ip"] {
             tool(program);
         }
     }
 
-    /// Starts it and waits until it answers.
+    /// Starts the daemon and waits until it answers.
     pub(crate) fn start(name: &str) -> Self {
         let root = tempfile::Builder::new().prefix("pod-").tempdir().expect("a directory");
         let directory = root.path().to_string_lossy().into_owned();
@@ -58,16 +58,16 @@ impl PodDaemon {
         Self { ip, process: Some(process), root }
     }
 
-    /// Its address.
+    /// The daemon's address.
     pub(crate) fn ip(&self) -> &str {
         &self.ip
     }
 
-    /// Lets it answer for a network of 4096 addresses too, as many daemons would; the third number
-    /// of the first, 10.214.THIRD.0.
+    /// Lets the daemon answer for a network of 4096 addresses too, like many daemons. Returns the third number of the
+    /// first address, 10.214.THIRD.0.
     pub(crate) fn answer_for_many(&self) -> u8 {
         let pid = self.process.as_ref().expect("it runs").pid().to_string();
-        // Networks that other tests have taken are skipped.
+        // Networks that other tests use are skipped.
         let start = u8::try_from(std::process::id() % 16).expect("below 16");
         let third = (0..16).map(|n| (start + n) % 16 * 16).find(|third| {
             let network = format!("10.214.{third}.0/20");
@@ -82,7 +82,7 @@ impl PodDaemon {
         third
     }
 
-    /// A command in its network.
+    /// A command in the daemon's network.
     pub(crate) fn inside(&self, args: &[&str]) -> Command {
         let mut command = Command::new(tool("nsenter"));
         let pid = self.process.as_ref().expect("it runs").pid().to_string();
@@ -90,14 +90,14 @@ impl PodDaemon {
         command
     }
 
-    /// Lets nothing out of its network any more, without a word to anyone: a node that is lost.
+    /// Drops every packet that leaves the network, without an error to anybody, like the loss of a node.
     pub(crate) fn cut_off(&self) {
         let output = self.inside(&["ip", "route", "replace", "blackhole", HOST]).output();
         let output = output.expect("nsenter runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Ends it as a kubelet does: the hook, then TERM, then KILL, all within the grace period.
+    /// Ends the daemon like a kubelet: the hook, then TERM, then KILL, all within the grace period.
     pub(crate) fn stop(&mut self, hook: &[String], grace: Duration) {
         let start = Instant::now();
         let process = self.process.as_mut().expect("it runs");
@@ -127,7 +127,7 @@ impl Drop for PodDaemon {
     }
 }
 
-/// Links the network of process `pid` with ours; its address there.
+/// Links the network of process `pid` with this machine's. Returns its address there.
 fn link(pid: u32) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let network = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
@@ -139,7 +139,7 @@ fn link(pid: u32) -> String {
     let pid = pid.to_string();
     run(&["ip", "link", "add", &end, "type", "veth", "peer", "name", "peer", "netns", &pid]);
     let inside = |args: &[&str]| run(&[&["nsenter", "--net", "--target", &pid], args].concat());
-    // Addresses start at a place of this process's own, and those in use are skipped.
+    // Each process begins with another address, and skips addresses that are in use.
     let start = std::process::id().wrapping_mul(97);
     let ip = (0..60_000).find_map(|_| {
         let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 60_000 + 300;
