@@ -1,4 +1,4 @@
-//! What rules allow a client, with real clients and daemons; and what `explain-access` says of it.
+//! What `[[access]]` rules allow real clients at real daemons, and what `explain-access` prints about it.
 
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
@@ -19,7 +19,7 @@ use support::{
     registry::Registry,
 };
 
-/// Nobody but these clients may do anything; `strict` may do little, `ops` much.
+/// Only these clients may do anything: `strict` may do little, `ops` may do much.
 const RULES: &str = "
 listen = 'tcp://127.0.0.1:0'
 
@@ -38,7 +38,7 @@ push = ['*/own/*']
 max-builds = 1
 ";
 
-/// A proxy with these rules in front of one daemon, and clients by their names.
+/// A proxy with these rules in front of one daemon, and its clients by name.
 struct Fixture {
     proxy: Proxy,
     authority: Authority,
@@ -61,12 +61,12 @@ impl Fixture {
         self.authority.directory(name, &Request { name, ..Request::CLIENT })
     }
 
-    /// What becomes of `buildctl` with these arguments by this client.
+    /// The result of `buildctl` with these arguments, run by this client.
     fn buildctl(&self, name: &'static str, args: &[&str]) -> Output {
         run(buildctl_tls(&self.proxy.addr(), &self.certificate(name)).args(args))
     }
 
-    /// What becomes of a build of this client's with more arguments.
+    /// The result of a build of this client with more arguments.
     fn build(&self, name: &'static str, args: &[&str]) -> Output {
         let context = Context::busybox("RUN echo built");
         let command = buildctl_tls(&self.proxy.addr(), &self.certificate(name));
@@ -75,7 +75,7 @@ impl Fixture {
     }
 }
 
-/// Fails unless the client prints the refusal as that of its Solve, and nothing else went wrong.
+/// Fails unless the client prints the refusal as the error of its Solve, and no other error.
 fn denied(output: &Output, what: &str) {
     let told = text(output);
     assert!(

@@ -1,4 +1,4 @@
-//! Who may change what on the admin port, and how it says so.
+//! Who may change what on the admin port, and how a client shows that it may.
 
 mod support;
 
@@ -14,7 +14,7 @@ use support::{
 const OLD: &str = "0f8a3e1c9b7d4652a1c0e9f8b7d6a543";
 const NEW: &str = "77aa3e1c9b7d4652a1c0e9f8b7d6a500";
 
-/// A proxy for a daemon that is not there: nothing is asked of it.
+/// A proxy for a daemon that does not run: nothing asks the daemon.
 fn proxy(args: &[&str]) -> Proxy {
     Builder::default().backend(&format!("b=tcp://127.0.0.1:{}", free_port())).args(args).start()
 }
@@ -74,7 +74,7 @@ fn a_token_is_taken_while_it_is_in_the_file() {
     assert_eq!(cordon(&bearer(OLD)).0, 200, "for as long as both are there");
     fs::write(file.path(), NEW).expect("written");
     becomes(OLD, 401);
-    // What is no token any more leaves the last ones in force, and is told once.
+    // After a token file becomes invalid, the last tokens stay in force, and one record says so.
     fs::write(file.path(), "").expect("written");
     eventually("the loss is told", Duration::from_secs(20), || {
         assert_eq!(cordon(&bearer(NEW)).0, 200);

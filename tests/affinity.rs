@@ -1,4 +1,4 @@
-//! Two builds of one project land on one daemon, whoever builds it from wherever, and the log says why.
+//! Two builds of one project run on one daemon, whoever builds the project and from wherever, and the log says why.
 
 mod support;
 
@@ -59,7 +59,7 @@ fn two_agents_with_checkouts_of_one_project_build_on_one_daemon() {
         "git@ssh.dev.azure.com:v3/contoso/Shop/api",
         "https://token:x@DEV.azure.com/contoso/Shop/_git/api.git",
     ] {
-        // A new agent: its own directory, builder and node id.
+        // A new agent has its own directory, builder and node id.
         let context = Context::busybox("RUN echo agents > /agents");
         checkout(&context, origin);
         let buildx = Buildx::new(&proxy.addr());
@@ -96,7 +96,7 @@ fn buildctl_and_a_replica_of_the_proxy_agree_by_the_images_name() {
     }
     assert_eq!(distinct(&records, "backend").len(), 1, "{records:?}");
     assert_eq!(distinct(&records, "key"), ["shop/api"].into());
-    // What explain-key says without talking to anyone is what was done.
+    // explain-key, which opens no connection, prints what the proxy has done.
     let mut explain = Command::new(env!("CARGO_BIN_EXE_buildkit-lb"));
     explain.args(["explain-key", "--output", "type=image,name=registry.example/shop/api:19"]);
     for daemon in &fleet {
@@ -148,7 +148,7 @@ fn a_hot_project_spills_to_its_second_daemon_and_the_status_page_says_why() {
     for build in &listed {
         assert_eq!((&build["key"], &build["key_source"]), (&json!("hot"), &json!("hint")));
     }
-    // With room again it is at home.
+    // Once its home has room again, the key is built there.
     drop(builds);
     status(&proxy, 0);
     let _build = running(&proxy, &context, "hot");
@@ -170,7 +170,7 @@ fn a_key_stays_where_it_is_warm_unless_that_is_turned_off() {
     };
     for (args, expected) in [(vec![], "warm"), (vec!["--config", off.as_str()], "home")] {
         let proxy = hashed(&fleet).args(&args).start();
-        // Its home does not take builds, as if it were not yet there.
+        // The key's home does not take builds, as if the home had not joined yet.
         let probe = hashed(&fleet).start();
         let home = build(&probe, 1)["backend"].as_str().expect("a name").to_owned();
         assert_eq!(proxy.control("POST", &format!("/backends/{home}/cordon")).0, 200);
@@ -184,7 +184,7 @@ fn a_key_stays_where_it_is_warm_unless_that_is_turned_off() {
     }
 }
 
-/// Bakes targets with a key each, and returns their records.
+/// Bakes targets that each have a key, and returns their records.
 fn bake(proxy: &Proxy, contexts: &[Context], link: bool) -> Vec<Value> {
     let target = |(number, context): (usize, &Context)| {
         let mut target = json!({
@@ -232,7 +232,7 @@ fn a_bake_stays_together_against_its_keys_and_spreads_only_if_told() {
     assert!(records.iter().all(|record| record["outcome"] != "pinned"), "{records:?}");
 }
 
-/// Values that are no name of anything, and no text some of them.
+/// Values that are the name of nothing; some are not even text.
 fn hostile() -> Vec<Vec<u8>> {
     let mut values: Vec<Vec<u8>> = [
         "",
@@ -265,8 +265,8 @@ fn hostile() -> Vec<Vec<u8>> {
     values
 }
 
-/// A Solve whose every attribute that a key is made of has this value. It builds nothing: without a
-/// definition a daemon would wait for the client's own frontend.
+/// A Solve in which every attribute that can give a key has this value. It has no definition and so builds nothing: a
+/// daemon waits for the client's own frontend.
 fn solve(build: String, value: &[u8]) -> SolveRequest {
     let attr =
         |key: &str| Attr { key: key.to_owned().into(), value: Bytes::copy_from_slice(value) };
@@ -279,7 +279,7 @@ fn solve(build: String, value: &[u8]) -> SolveRequest {
             r#type: "image".into(),
             attrs: vec![attr("name"), attr("ref")],
         }],
-        // One operation, of which nothing is said.
+        // One operation without any content.
         definition: Bytes::from_static(&[0x0a, 0x00]),
         ..Default::default()
     }
@@ -311,7 +311,7 @@ fn hostile_options_of_a_real_client_never_fail_its_build() {
     let proxy = hashed(&fleet[1..]).start();
     let context = Context::busybox("RUN true");
     for value in hostile() {
-        // A command line holds text without NUL, and less than all of it.
+        // A command line takes only text without NUL, and not all of that.
         let Ok(text) = String::from_utf8(value) else { continue };
         let text: String = text.replace('\0', "").chars().take(100_000).collect();
         let options = ["buildkit-lb-key", "vcs:source", "vcs:localdir:context"];

@@ -1,4 +1,4 @@
-//! What allocates no memory, or only so much whatever a client sends.
+//! Functions that allocate no memory, or a bounded amount whatever a client sends.
 
 use std::{num::NonZeroU32, sync::Arc, time::Instant};
 
@@ -25,7 +25,7 @@ fn no_policy_allocates_memory_to_choose_among_a_thousand_backends() {
     for policy in [PolicyKind::Random, PolicyKind::LeastBuilds, PolicyKind::ConsistentHash] {
         let config = Policy::default().with(policy);
         let mut memory = WarmMemory::new(warm::Config::default(), now);
-        // A few keys only, so that they are hot: homes are full and most builds spill.
+        // With only a few keys, homes are full and most builds spill.
         let allocations = |memory: &WarmMemory, rng: &mut StdRng| {
             allocation_counter::measure(|| {
                 for key in keys.iter().cycle().take(2 * BACKENDS) {
@@ -45,14 +45,14 @@ fn no_policy_allocates_memory_to_choose_among_a_thousand_backends() {
     }
 }
 
-/// What reading a Solve may take at once: its values are cut, and its attributes counted.
+/// The most memory that reading a Solve may take at once: values are cut, and attributes are counted.
 const SOLVE_LIMIT: u64 = 1 << 20;
 
 #[test]
 fn a_solve_takes_little_memory_whatever_it_is_made_of() {
     let field = |number: u8, inner: &[u8]| {
         let len = u32::try_from(inner.len()).expect("short");
-        // A varint of five bytes, of which any may be zero.
+        // A varint of five bytes, each of which may be zero.
         let len = [0, 7, 14, 21].map(|shift| (len >> shift) as u8 & 0x7f | 0x80);
         [&[number << 3 | 2], &len[..], &[0], inner].concat()
     };
@@ -91,7 +91,7 @@ fn a_million_warm_keys_fit_into_a_hundred_megabytes() {
     let taken = allocation_counter::measure(|| {
         let config = warm::Config { max_keys, ..warm::Config::default() };
         let memory = memory.insert(WarmMemory::new(config, now));
-        // Twice as many, so that the oldest half is forgotten on the way.
+        // Twice as many keys as fit, so that the oldest half is forgotten meanwhile.
         (0..2 * KEYS).for_each(|id| memory.note(key(id), &candidate, now));
     });
     assert!(taken.bytes_current <= 100_000_000, "{taken:?}");

@@ -1,9 +1,9 @@
-//! The Azure kit does what it says: the steps of its pipelines build, push and cache through the proxy as
-//! an agent would run them, and its agent comes and goes in order.
+//! The Azure kit works as documented: the steps of its pipelines build, push and cache through the proxy, run as an
+//! agent runs them, and its agent starts and ends in order.
 //!
-//! The registry, the daemons and the clients are real. `az` is a few lines that print a token, and `curl` a few that
-//! answer for Entra and ACR, because there is no Azure to ask; so are the agent's programs, which only Azure DevOps
-//! could talk to.
+//! The registry, the daemons and the clients are real. There is no Azure in a test: `az` is a short script that prints
+//! a token, `curl` is one that answers for Entra and ACR, and scripts replace the agent's programs, which can talk to
+//! Azure DevOps only.
 
 mod support;
 
@@ -36,10 +36,10 @@ const KIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/azure");
 /// Where the agent's image has the steps.
 const STEPS: &str = "/opt/buildkit-lb/steps";
 
-/// ACR's user for those who have a token.
+/// ACR's user name for clients that have a token.
 const USER: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Answers what the steps ask of the Azure CLI, and nothing else.
+/// Answers the calls of the steps to the Azure CLI, and no others.
 const AZ: &str = r#"#!/bin/sh
 case "$*" in
 "acr login --name "*" --expose-token --query accessToken --output tsv") echo "$FAKE_TOKEN" ;;
@@ -48,8 +48,8 @@ case "$*" in
 esac
 "#;
 
-/// Answers what a workload identity is asked for: Entra with an access token, ACR with one of its own, which is another
-/// each time and the only one that `$USERS` of the registry then takes.
+/// Answers the calls for a workload identity: Entra with an access token, ACR with a token of its own. ACR's token is
+/// another one each time, and from then on the only one that the registry takes for `$USERS`.
 const CURL: &str = r#"#!/bin/sh
 for argument; do
     case $argument in
@@ -73,7 +73,7 @@ https://*/oauth2/exchange)
 esac
 "#;
 
-/// Three daemons: one to compare with, two behind each proxy.
+/// Three daemons: one to compare with, and two that are behind every proxy.
 fn fleet() -> &'static [Buildkitd] {
     static FLEET: OnceLock<Vec<Buildkitd>> = OnceLock::new();
     FLEET.get_or_init(|| Buildkitd::fleet(3))
@@ -97,7 +97,7 @@ struct Agent {
 }
 
 impl Agent {
-    /// An agent with a checkout of `project` at `branch`; the project's build has a step of its own.
+    /// An agent with a checkout of `project` at `branch`. The project's build has a step of its own.
     fn new(project: &str, branch: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
@@ -142,7 +142,7 @@ impl Agent {
         self
     }
 
-    /// One step: its script in the checkout, with nothing in the environment but what an agent gives.
+    /// Runs one step: its script in the checkout, with only the environment that an agent gives.
     fn step(&self, script: &str) -> Command {
         let mut step = shell(script.replace(STEPS, &format!("{KIT}/steps")), &[]);
         step.env_clear();
@@ -150,12 +150,12 @@ impl Agent {
         step
     }
 
-    /// The steps of a pipeline, until one fails; returns the output of all.
+    /// Runs the steps of a pipeline until one fails. Returns the output of all.
     fn pipeline(&mut self, name: &str) -> Output {
         let pipeline = yaml(&format!("pipelines/{name}.yaml")).remove(0);
         for (variable, value) in pipeline["variables"].as_object().expect("variables") {
             let value = value.as_str().expect("text").to_owned();
-            // The test's own registry and fleet stand for those of the example.
+            // The test's own registry and fleet replace those of the example.
             self.env.entry(variable.to_uppercase()).or_insert(value);
         }
         let mut told = String::new();
@@ -170,7 +170,7 @@ impl Agent {
         Output { status: Default::default(), stdout: told.into(), stderr: Vec::new() }
     }
 
-    /// Variables that a step set are those of the steps after it.
+    /// A variable that a step sets is there for later steps.
     fn learn(&mut self, output: &str) {
         let set =
             Regex::new(r"(?m)^##vso\[task\.setvariable variable=(\w+)\](.*)$").expect("valid");
@@ -179,7 +179,7 @@ impl Agent {
         }
     }
 
-    /// `$(name)` is replaced before a script runs, unless there is no such variable.
+    /// `$(name)` is replaced before a script runs, if there is a variable of that name.
     fn expand(&self, script: &str) -> String {
         let variable = Regex::new(r"\$\((\w+)\)").expect("valid");
         let value = |found: &regex::Captures| {
@@ -195,7 +195,7 @@ fn yaml(name: &str) -> Vec<Value> {
     serde_saphyr::from_multiple(&text).expect(name)
 }
 
-/// What the steps of a pipeline run, in order.
+/// The scripts of a pipeline's steps, in order.
 fn scripts(pipeline: &Value) -> Vec<String> {
     let steps = pipeline["steps"].as_array().expect("steps").iter();
     let script = |step: &Value| {
@@ -205,7 +205,7 @@ fn scripts(pipeline: &Value) -> Vec<String> {
     steps.filter_map(script).collect()
 }
 
-/// Records of a proxy's builds that had a key, the oldest first.
+/// The records of a proxy's builds that had a key, the oldest first.
 fn keyed(proxy: &Proxy, count: usize) -> Vec<Value> {
     eventually("the builds' records", Duration::from_secs(5), || {
         let records = proxy.records("build ended").into_iter();
@@ -214,8 +214,8 @@ fn keyed(proxy: &Proxy, count: usize) -> Vec<Value> {
     })
 }
 
-/// Runs a pipeline on two agents, the second for a new branch and on a daemon that has not seen the
-/// project, and looks at what the registry has then.
+/// Runs a pipeline on two agents. The second builds a new branch on a daemon that has never seen the project. Then
+/// looks at what the registry has.
 fn build_push_and_cache(client: &str) {
     let proxy = Proxy::in_front_of(&fleet()[1..]).start();
     let project = format!("web-{client}");
@@ -253,7 +253,7 @@ fn build_push_and_cache(client: &str) {
     registry().manifest(&format!("cache/{image}"), tag.trim());
 }
 
-/// A script that has the functions of names.sh.
+/// A script with the functions of names.sh.
 fn names(script: &str) -> String {
     let set = "REGISTRY=r SYSTEM_TEAMPROJECT=s BUILD_REPOSITORY_NAME=p BUILD_BUILDID=1";
     format!(
@@ -278,7 +278,7 @@ fn a_fleet_that_asks_for_certificates_builds_for_both_clients() {
     let proxy = Proxy::in_front_of(&fleet()[1..]);
     let proxy = proxy.args(&["--tls-dir", own.to_str().expect("UTF-8")]).start();
     let client = authority.directory("client", &Request::CLIENT);
-    // One habit of names for each client.
+    // Each client has its own convention of file names.
     for (client_name, gone) in [("buildctl", "cert.pem"), ("buildx", "tls.crt")] {
         let directory = tempfile::tempdir().expect("a directory");
         succeed(Command::new(tool("cp")).arg("-a").arg(client.join(".")).arg(directory.path()));
@@ -302,7 +302,8 @@ fn a_wrong_password_gives_the_text_that_a_daemon_gives() {
     for client in ["buildctl", "buildx"] {
         let agents = [&direct, &proxy.addr()].map(|addr| {
             let agent = Agent::new("secret", "main").set("BUILDKIT_ADDR", addr);
-            // A fork's run, which exports no cache: that would fail beside the push, or be cut by it.
+            // The run of a fork exports no cache. Otherwise the export would also fail, or be cut off when the push
+            // fails, and the text would differ from run to run.
             agent.set("FAKE_TOKEN", "wrong").set("SYSTEM_PULLREQUEST_ISFORK", "True")
         });
         let (refused, _) = same(&direct, &proxy.addr(), |addr| {
@@ -328,7 +329,7 @@ fn credentials_come_from_a_password_or_a_workload_identity() {
     };
     let login = format!("{STEPS}/login.sh");
     succeed(&mut agent.step(&login));
-    // user:secret
+    // user:secret in base64
     assert_eq!(config(&agent), "dXNlcjpzZWNyZXQ=");
 
     let agent = agent.set("REGISTRY_PASSWORD", "$(registryPassword)");
@@ -372,7 +373,7 @@ fn a_build_that_outlives_a_token_pushes_with_the_next_one() {
         told.unwrap_or_default().lines().count()
     };
     assert_eq!(exchanges(), 1, "what is wrong shows at once");
-    // The registry takes no token that was given before.
+    // The registry takes no earlier token.
     let config = format!("{}/docker", agent.env["AGENT_TEMPDIRECTORY"]);
     let build = "buildctl --addr \"$BUILDKIT_ADDR\" build --frontend dockerfile.v0 --local context=. \
                  --local dockerfile=. --output type=image,name=\"$REGISTRY/late:1\",push=true";
@@ -552,7 +553,7 @@ fn all_kinds_of_agent_run_the_same_pod() {
     };
     alike(&pods, &["securityContext", "serviceAccountName"]);
     alike(&containers, &["image", "securityContext", "resources"]);
-    // A placeholder registers and never builds, so it has no client's certificate.
+    // A placeholder registers and never builds, so it has no client certificate.
     alike(&pods[..2], &["volumes"]);
     alike(&containers[..2], &["volumeMounts"]);
     assert_eq!(pods[2]["volumes"], serde_json::json!([pods[0]["volumes"][0]]));
@@ -563,7 +564,7 @@ fn all_kinds_of_agent_run_the_same_pod() {
     }
 }
 
-/// An agent's programs that take no part in a real pool: they write down what they are told.
+/// Replacements of the agent's programs, which take no part in a real pool and write down their arguments.
 #[derive(Debug)]
 struct Pool {
     directory: tempfile::TempDir,
@@ -575,7 +576,7 @@ impl Pool {
         let path = |name: &str| directory.path().join(name);
         fs::write(path("token"), "pat").expect("written");
         executable(&path("config.sh"), "#!/bin/sh\necho config \"$@\" >>told\n");
-        // A job runs while there is a file `job`; the agent waits while there is none.
+        // A job runs while the file `job` exists; otherwise the agent waits.
         let worker = "#!/bin/sh\ntouch working\nwhile [ -e job ]; do sleep 0.1; done\n";
         executable(&path("Agent.Worker"), worker);
         let run = "#!/bin/sh\necho run \"$@\" >>told\nmkdir -p _work/1\n\
@@ -598,7 +599,7 @@ impl Pool {
         let start = format!("{KIT}/agent/start");
         let url = "AZP_URL=https://dev.azure.com/contoso";
         let args = [&[url, "AZP_AGENT_NAME=pod-1", &directory, &token], env, &[&start]].concat();
-        // The agent's image has it.
+        // The agent's image has this program.
         tool("pgrep");
         Guarded::start(&tool("env"), &args)
     }
@@ -687,8 +688,8 @@ fn a_placeholder_stays_in_the_pool() {
 
 #[test]
 fn the_agents_image_has_the_clients_and_the_steps() {
-    // Debian and the agent's download cannot be had in a test: busybox with an apt-get and a useradd
-    // that do nothing stands for the one, a file for the other.
+    // A test cannot download Debian or the agent. busybox with an apt-get and a useradd that do nothing replaces
+    // Debian, and a file replaces the agent.
     let base = Context::busybox("");
     let stages = tempfile::tempdir().expect("a directory");
     let stage = |name: &str| {

@@ -1,4 +1,4 @@
-//! Whatever a client sends: a clear error for it, a count, and no harm to anybody else's build.
+//! Bad input of any kind gets a clear error, is counted, and harms nobody else's build.
 
 mod support;
 
@@ -29,7 +29,7 @@ use support::{
 
 const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";
 
-/// A proxy with a build that runs while the test does its worst.
+/// A proxy with a build that runs while the test sends bad input.
 struct Victim {
     daemon: FakeDaemon,
     proxy: Proxy,
@@ -99,7 +99,7 @@ async fn a_solve_above_sixteen_mebibytes_is_refused_and_one_below_passes() {
     for ended in futures_util::future::join_all(refused).await {
         assert_refused(&ended, 8, "message_too_large");
     }
-    // What was announced together is 320 MiB.
+    // The announced messages have 320 MiB together.
     let grown = victim.proxy.process.memory_kib("VmHWM").saturating_sub(before);
     assert!(grown < 64 << 10, "grew by {grown} KiB for messages that were never read");
     let large = SolveRequest {
@@ -166,7 +166,7 @@ async fn a_solve_that_is_sent_twice_goes_to_the_same_daemon_for_its_error() {
         fleet.iter().any(|daemon| daemon.seen("Control/Solve").len() == 1).then_some(())
     });
     for _ in 0..5 {
-        // With its session from elsewhere, or from its own connection: both say that it is the same build.
+        // Either with its session from elsewhere, or on its own connection: both identify the same build.
         let other = RawClient::connect(&proxy.socket()).await;
         calls.push(other.solve("twice", "s").await);
         calls.push(client.solve("twice", "other").await);
@@ -184,10 +184,10 @@ async fn metadata_above_the_limit_is_refused() {
     let path = "/moby.buildkit.v1.Control/Info";
     let ended = victim.client.send(path, &[("x-large", &large)], empty.clone()).await.ended().await;
     assert_refused(&ended, 8, "limit");
-    // Above what the HTTP/2 library takes, its own answer is 431.
+    // Above the limit of the HTTP/2 library, the library answers 431.
     let huge = "x".repeat(300 << 10);
     let refused = victim.client.send(path, &[("x-huge", &huge)], empty).await.ended().await;
-    // The proxy's own probes ask for Info too, whenever they are due.
+    // The proxy's own probes ask for Info too, whenever a probe is due.
     let passed_on = |seen: &Seen| seen.headers.contains_key("x-huge");
     assert!(
         refused.code().is_none() && !victim.daemon.seen("Control/Info").iter().any(passed_on),
@@ -202,7 +202,7 @@ async fn metadata_above_the_limit_is_refused() {
 async fn ids_that_are_too_long_do_not_hurt() {
     let victim = Victim::start().await;
     let id = "x".repeat(10_000);
-    // No id of ours: the daemon answers.
+    // The proxy takes this for no id, so the daemon answers.
     let bridge = victim.client.bridge("Ping", &id).await.ended().await;
     assert_eq!(bridge.code(), Some(0));
     let mut session = victim.client.session(&id).await;
@@ -233,7 +233,7 @@ async fn malformed_http2_ends_its_connection_alone() {
         stream.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
         stream.write_all(&bad).expect("sent");
         let mut answer = Vec::new();
-        // The proxy closes; a reset is a close too.
+        // The proxy closes the connection; a reset counts as closing.
         let closed = match stream.read_to_end(&mut answer) {
             Ok(_) => true,
             Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
@@ -282,7 +282,7 @@ async fn a_flood_of_streams_that_are_reset_at_once_costs_little() {
         let id = format!("flood{sent}");
         let headers = [("x-docker-expose-session-uuid", id.as_str())];
         let path = "/moby.buildkit.v1.Control/Session";
-        // The connection may be closed for it (ENHANCE_YOUR_CALM).
+        // The proxy may close the connection because of the flood (ENHANCE_YOUR_CALM).
         let Some(mut call) = flooder.try_call(path, &headers).await else { break };
         call.upload.send_reset(Reason::CANCEL);
         sent += 1;
@@ -294,7 +294,7 @@ async fn a_flood_of_streams_that_are_reset_at_once_costs_little() {
     eventually("nothing stays parked", Duration::from_secs(5), || {
         (victim.proxy.metric("buildkit_lb_parked_streams", &[]) == 0.0).then_some(())
     });
-    // As many streams as a connection may have open take some KB each while they are, and no longer.
+    // Each open stream takes some KB, but only while it is open.
     eventually("the memory is the system's again", Duration::from_secs(20), || {
         let grown = victim.proxy.process.memory_kib("VmRSS").saturating_sub(before);
         (grown < 32 << 10).then_some(())
@@ -370,7 +370,7 @@ async fn floods_of_small_frames_take_no_memory() {
         let mut flooder = RawFrames::handshaken(&victim.proxy.socket()).await;
         flooder.write(&first).await;
         let many = frame.encode().repeat(1000);
-        // It reads nothing, and may be cut off or kept from sending more.
+        // The flooder reads nothing. The proxy may close its connection or stop reading from it.
         let flood = async {
             for _ in 0..200 {
                 flooder.write(&many).await;
@@ -386,7 +386,7 @@ async fn floods_of_small_frames_take_no_memory() {
     victim.unharmed().await;
 }
 
-/// What a client may send for a build, as frames.
+/// The frames that a client may send for a build.
 fn conversation() -> Vec<Vec<u8>> {
     let session = [("x-docker-expose-session-uuid", "fuzzed")];
     let bridge = [("buildkit-controlapi-buildid", "fuzzed"), ("grpc-timeout", "15S")];

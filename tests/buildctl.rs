@@ -1,4 +1,4 @@
-//! buildctl works through the proxy as it does against one daemon: same exit code, text, artefacts.
+//! buildctl works through the proxy as it does at one daemon: same exit code, text and artefacts.
 
 mod support;
 
@@ -22,7 +22,7 @@ use support::{
     tools::{shell, tool},
 };
 
-/// Three daemons behind a proxy that spreads at random, and one more to compare with.
+/// Three daemons behind a proxy that chooses at random, and one more daemon to compare with.
 #[derive(Debug)]
 struct Setup {
     direct: Buildkitd,
@@ -40,7 +40,7 @@ fn setup() -> &'static Setup {
     })
 }
 
-/// Exports of both runs: first the direct one's, then the proxied one's.
+/// The exports of both runs: first that of the direct run, then that of the run through the proxy.
 fn exports(context: &Context, output: &str, args: &[&str]) -> [tempfile::TempDir; 2] {
     let setup = setup();
     let directories = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
@@ -126,7 +126,7 @@ fn a_git_context_is_fetched() {
     );
 }
 
-/// A web server of static files, enough for git's dumb protocol.
+/// A web server for static files, which suffices for git's dumb protocol.
 fn serve_files(root: &Path) -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("bound").port();
@@ -149,7 +149,7 @@ fn serve_files(root: &Path) -> u16 {
             let head = format!(
                 "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
             );
-            // A client that hung up needs no answer.
+            // A client that has hung up needs no answer.
             let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
         }
     });
@@ -159,7 +159,7 @@ fn serve_files(root: &Path) -> u16 {
 #[test]
 fn ten_mebibytes_of_llb_on_standard_input_are_built() {
     let setup = setup();
-    // A file operation that makes one file of ten MiB: LLB of that size, in protobuf.
+    // A file operation that makes one file of ten MiB, so its LLB in protobuf has that size.
     let content = vec![b'x'; 10 << 20];
     let llb = llb_with_file("/big", &content);
     let outputs = [&setup.direct.addr(), &setup.proxy.addr()].map(|addr| {
@@ -293,7 +293,7 @@ fn a_cache_is_exported_and_imported() {
         let mut export = buildctl_build(&setup.proxy.addr(), &context);
         export.args(["--export-cache", &to]).env("DOCKER_CONFIG", registry.docker_config());
         succeed(&mut export);
-        // A daemon that has never seen the project takes its steps from the cache.
+        // A daemon that has never seen the project takes the steps from the cache.
         let fresh = Buildkitd::start("fresh");
         let proxy = Proxy::in_front_of([&fresh]).start();
         let mut import = buildctl_build(&proxy.addr(), &context);
@@ -336,7 +336,7 @@ fn a_failure_in_a_large_dockerfile_tells_the_same_error() {
 #[test]
 fn a_dockerfile_of_any_size_that_cannot_be_read_tells_the_same_error_and_harms_no_daemon() {
     let setup = setup();
-    // Of the last one the error is nearly as large as the proxy relays.
+    // The last error is nearly as long as the longest that the proxy relays.
     for kib in [1_000, 1_500, 2_200] {
         let comment = format!("#{}\n", "x".repeat(98));
         let dockerfile = format!("{}BOGUS x\n", comment.repeat(kib * 1024 / 100));
@@ -378,7 +378,7 @@ fn a_gibibyte_up_and_down_leaves_the_proxys_memory_flat() {
     assert!(record["bytes_down"].as_u64() > Some(1 << 30), "{record}");
 }
 
-/// One test at a time looks for processes by their arguments.
+/// Tests that look for processes by their arguments run one at a time.
 static SLEEPERS: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -453,7 +453,7 @@ fn fleet_commands_see_every_daemon() {
 #[test]
 fn logs_of_an_ended_build_come_from_its_daemon_even_after_a_restart_of_the_proxy() {
     let setup = setup();
-    // Every daemon has one build to tell of, with words of its own.
+    // Every daemon has one build with a text of its own.
     let builds: Vec<_> = setup
         .fleet
         .iter()

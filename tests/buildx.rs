@@ -1,4 +1,4 @@
-//! docker buildx with the remote driver works through the proxy as it does against one daemon.
+//! docker buildx with the remote driver works through the proxy as it does at one daemon.
 
 mod support;
 
@@ -32,7 +32,7 @@ fn setup() -> &'static Setup {
     })
 }
 
-/// The same buildx command on both sides must succeed alike.
+/// Runs the same buildx command on both sides. Both must succeed with the same result.
 fn same(args: impl Fn(&Buildx) -> Vec<String>) {
     let setup = setup();
     same_success("direct", "proxied", |side| {

@@ -155,7 +155,7 @@ fn version_and_help_are_told() {
     assert!(text(&help).contains("BUILDKIT_LB_BACKEND"));
 }
 
-/// A document's fenced blocks in this language.
+/// The fenced blocks in this language in a document.
 fn blocks(document: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
     let blocks = document.split(&fence).skip(1);
@@ -220,7 +220,7 @@ fn every_example_of_a_key_is_what_explain_key_says() {
 fn a_captured_solve_is_explained() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("solve");
-    // Ref "r", then a frontend attribute (field 7 of SolveRequest): vcs:source, made of two strings.
+    // Ref "r", then a frontend attribute (field 7 of SolveRequest): vcs:source, which consists of two strings.
     let attr = [&[10, 10][..], b"vcs:source", &[18, 12], b"http://h/x/y"].concat();
     let length = u8::try_from(attr.len()).expect("short");
     let solve = [&[10, 1][..], b"r", &[58, length], &attr].concat();
@@ -309,7 +309,7 @@ fn a_command_s_own_flags_come_first_in_its_help() {
     assert!(place("\nClients:\n") < place("\nLog:\n"));
 }
 
-/// Writes the output of the command into a file and gives its path.
+/// Writes the output of the command into a file, and returns the path of the file.
 fn written(directory: &Path, name: &str, args: &[&str]) -> String {
     let path = directory.join(name);
     let output = lb(args);
@@ -358,7 +358,7 @@ fn manual_pages_name_every_command_and_flag() {
         let page = written(directory.path(), "page.1", args);
         let shown =
             succeed(Command::new(tool("mandoc")).args(["-T", "ascii", "-W", "error", &page]));
-        // Bold and underlined letters are struck twice.
+        // mandoc prints bold and underlined letters as two letters with a backspace between them.
         Regex::new(r".\x08").expect("valid").replace_all(&shown, "").into_owned()
     };
     let table = buildkit_lb::cli::command();

@@ -1,4 +1,4 @@
-//! `buildkit-lb drain-backend`, which a daemon's pod or machine runs before the daemon ends.
+//! `buildkit-lb drain-backend`, which the pod or machine of a daemon runs before the daemon ends.
 
 mod support;
 

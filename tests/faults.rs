@@ -1,4 +1,4 @@
-//! What a relay can break, one fault at a time: nothing is split, reordered, hidden or made up.
+//! Faults that a relay meets, one at a time: the relay splits, reorders, hides or invents nothing.
 
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
@@ -36,10 +36,10 @@ use tokio::{
 
 const EMPTY: Bytes = Bytes::from_static(&[0, 0, 0, 0, 0]);
 
-/// How long whatever must come may take, on a busy machine too.
+/// The longest time that anything expected may take, also on a busy machine.
 const WAIT: Duration = Duration::from_secs(20);
 
-/// What every build calls.
+/// The calls of every build.
 const CALLS: [&str; 4] = ["Control/Session", "Control/Solve", "Control/Status", "LLBBridge/Ping"];
 
 fn proxy(fleet: &[FakeDaemon]) -> Proxy {
@@ -96,7 +96,8 @@ async fn large_metadata_and_trailers_pass_byte_for_byte() {
     }
 }
 
-/// Answers `Health/Check` with error details of `len` bytes, as its trailers or as all of the answer.
+/// Answers `Health/Check` with error details of `len` bytes, in trailers after headers or in a response of trailers
+/// only.
 fn answer_with_details(daemon: &FakeDaemon, len: usize, alone: bool) {
     daemon.on("Health/Check", move |mut stream| async move {
         stream.read().await;
@@ -173,7 +174,7 @@ async fn reset(mut stream: Stream, reason: Reason, read: Option<Arc<Notify>>) {
     out.send_reset(reason);
 }
 
-/// How many bytes of a call came before its reset, and the reset's reason.
+/// How many bytes of a call came before its reset, and the reason of the reset.
 async fn reset_of(call: Call, read: Option<Arc<Notify>>) -> (usize, Option<Reason>) {
     let Some(read) = read else {
         let ended = call.ended().await;
@@ -245,7 +246,7 @@ async fn a_half_close_is_passed_on_while_the_other_half_goes_on() {
         async move {
             let mut out = stream.headers();
             let _ = told.send(stream.read().await);
-            // The client has half-closed; the daemon still has something to say.
+            // The client has half-closed; the daemon still has something to send.
             for _ in 0..3 {
                 let _ = send(&mut out, EMPTY).await;
             }
@@ -292,7 +293,7 @@ async fn after_a_goaway_streams_go_on_and_new_calls_reach_the_same_daemon() {
         fleet.iter().find(|daemon| !daemon.seen("Control/Solve").is_empty()).expect("bound");
     let number = daemon.seen("Control/Solve")[0].connection;
     daemon.go_away(number);
-    // Until the proxy has read the GOAWAY, calls go over the old connection, or are left out by the GOAWAY.
+    // Until the proxy has read the GOAWAY, calls go over the old connection, or the GOAWAY leaves them out.
     tokio::time::timeout(WAIT, async {
         loop {
             let ended = client.bridge("Evaluate", "r").await.ended().await;
@@ -329,7 +330,7 @@ async fn a_connection_that_breaks_is_unavailable_and_names_the_daemon() {
     eventually("it is counted", WAIT, || {
         (proxy.metric("buildkit_lb_builds_total", &["only", "Unavailable"]) == 1.0).then_some(())
     });
-    // Nothing was sent a second time.
+    // Nothing was sent twice.
     assert_eq!(daemon.seen("Control/Solve").len(), 1);
 }
 
@@ -342,7 +343,7 @@ async fn a_reader_that_stops_holds_up_nobody_else_and_no_memory() {
     daemon.on("Control/Session", move |mut stream| {
         let counter = Arc::clone(&counter);
         async move {
-            // Sends without end and reads nothing.
+            // The daemon sends without end and reads nothing.
             let mut out = stream.headers();
             while send(&mut out, Bytes::from(vec![7; PIECE])).await.is_ok() {
                 counter.fetch_add(PIECE, Ordering::Relaxed);
@@ -351,7 +352,7 @@ async fn a_reader_that_stops_holds_up_nobody_else_and_no_memory() {
     });
     let solve = client.solve("r", "s").await;
     let mut stuck = client.session("s").await.answered().await.expect("headers");
-    // The client reads nothing either, and sends until it may not.
+    // The client reads nothing either, and sends as much as its windows allow.
     let mut sent = 0;
     let upload = async {
         while send(&mut stuck.upload, Bytes::from(vec![1; PIECE])).await.is_ok() {
@@ -365,7 +366,7 @@ async fn a_reader_that_stops_holds_up_nobody_else_and_no_memory() {
         let ended = client.bridge("Ping", "r").await.ended().await;
         assert_eq!(ended.code(), Some(0), "the build's other calls go on");
     }
-    // What is neither at the client nor refused to the daemon is in the proxy, or in sockets.
+    // Bytes that have left one side and have not reached the other are in the proxy, or in sockets.
     let taken = from_daemon.load(Ordering::Relaxed);
     assert!(taken < 8 << 20, "{taken} bytes were taken from a daemon whose client reads nothing");
     drop(solve);
@@ -649,7 +650,7 @@ async fn short_builds_leave_no_memory_behind() {
         async move {
             for build in from..from + count {
                 let id = format!("short-build-number-{build}");
-                // With a key of its own a Solve does not wait for what its Session tells.
+                // A Solve with a key of its own does not wait for the shared key of its Session.
                 let attrs = [("filename", "x"), ("buildkit-lb-key", "x")];
                 let call = client.solve_with(&id, &id, &attrs, &[]).await;
                 assert_eq!(call.ended().await.code(), Some(0));
@@ -665,7 +666,8 @@ async fn short_builds_leave_no_memory_behind() {
         (gauges.iter().map(open).sum::<f64>() == 0.0 && proxy.process.descriptors() <= descriptors)
             .then_some(())
     });
-    // The proxy remembers some 500 bytes of a build. A connection that stayed would be 25 KiB, so 75 MiB here.
+    // The proxy remembers some 500 bytes of a build. If each connection stayed, they would take 25 KiB each and 75 MiB
+    // together.
     let grown = proxy.process.memory_kib("VmRSS").saturating_sub(before);
     assert!(grown < 16 << 10, "3000 builds left {grown} KiB");
 }
@@ -707,7 +709,7 @@ async fn each_call_of_a_build_is_reset_as_the_daemon_resets_it() {
             drop(solve);
         }
     }
-    // No call was made a second time.
+    // No call was made twice.
     for method in ["Control/Session", "Control/Status", "LLBBridge/Ping"] {
         assert_eq!(daemon.seen(method).len(), reasons.len() * 2, "{method}");
     }
@@ -762,7 +764,7 @@ async fn a_parked_call_whose_client_goes_reaches_no_daemon() {
     }
     eventually("none is", WAIT, || (parked() == 0.0).then_some(()));
     let solve = client.solve("r", "s").await;
-    // What the proxy would have sent before is on the same connection as the Solve and this.
+    // Anything that the proxy sent before would be on the same connection as the Solve and this call.
     assert_eq!(client.bridge("Evaluate", "r").await.ended().await.code(), Some(0));
     for method in ["Control/Session", "Control/Status", "LLBBridge/Ping"] {
         assert!(daemon.seen(method).is_empty(), "{method}");
@@ -798,7 +800,7 @@ async fn a_session_carries_every_byte_in_order_both_ways() {
     let (mut upload, mut body) = (session.upload, session.body);
     let outgoing = Bytes::from(sent.clone());
     let sender = tokio::spawn(async move {
-        // Pieces of every size, far from any frame's.
+        // Pieces of every size, so that they end anywhere in a frame.
         let mut rest = outgoing;
         for len in [1, 4095, 77_777, 300_001].into_iter().cycle() {
             if rest.is_empty() {
@@ -875,7 +877,7 @@ async fn a_build_that_needs_sessions_of_two_daemons_is_told_of() {
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     let told = ["ref", "backend", "key", "elsewhere"].map(|field| &warnings[0][field]);
     let [here, there] = [&fleet[0].name, &fleet[1].name];
-    // A session is told by a hash of its id: the one whose own Solve runs there.
+    // The record shows a hash instead of a session's id; it belongs to the session whose own Solve runs there.
     let record = proxy.status()["builds"].as_array().expect("a list").clone();
     let of = |build: &str| {
         record.iter().find(|one| one["ref"] == build).expect("it runs")["session"].clone()
@@ -905,7 +907,7 @@ async fn a_daemon_that_is_not_there_is_passed_over() {
     });
 }
 
-/// Ten builds at once, of which each must end well though one of two daemons is at `port`.
+/// Starts ten builds at once. Each must end well, although one of two daemons is at `port`.
 async fn ten_builds_beside(port: u16) {
     let fleet = FakeDaemon::fleet(1).await;
     let proxy = Builder::default()
@@ -925,7 +927,7 @@ async fn ten_builds_beside(port: u16) {
         assert_eq!(ended.expect("a bounded wait").code(), Some(0));
     }
     assert_eq!(fleet[0].seen("Control/Solve").len(), 10);
-    // It has passed no probe, so no build had to find out.
+    // The daemon has passed no probe, so no build had to try it.
     let took_none = ["backend=\"odd\",state=\"ready\""];
     assert_eq!(proxy.metric("buildkit_lb_backend_state", &took_none), 0.0);
     eventually("a probe fails", Duration::from_secs(20), || {
@@ -935,7 +937,7 @@ async fn ten_builds_beside(port: u16) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_accepts_and_says_nothing_is_passed_over() {
-    // The system accepts for it, as for a daemon that is stopped or stuck.
+    // The system accepts connections for it, as for a daemon that is stopped or stuck.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     ten_builds_beside(silent.local_addr().expect("bound").port()).await;
 }
@@ -1009,14 +1011,14 @@ async fn a_session_is_served_though_its_solve_comes_after_it_was_bound_alone() {
         let at = |daemon: &FakeDaemon, method: &str| {
             daemon.seen(method).iter().any(|seen| seen.id() == id)
         };
-        // A Session that has ended by then would draw no Solve.
+        // A Session that has ended by then would not draw a Solve to its daemon.
         eventually("both are on one daemon", WAIT, || {
             (fleet.iter().any(|d| at(d, "Control/Session") && at(d, "Control/Solve"))).then_some(())
         });
         let mut session = session.answered().await.expect("headers");
         send(&mut session.upload, EMPTY).await.expect("sent");
         session.upload.send_data(Bytes::new(), true).expect("half-closed");
-        // The proxy has begun the connection inside, so that the client did not close it.
+        // The proxy has accepted the connection inside the tunnel, so it was not the client that closed it.
         let begun = inner(&[PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat());
         assert_eq!(session.ended().await.body, [begun, EMPTY].concat());
         drop(solve);

@@ -1,5 +1,5 @@
-//! Questions to the fleet as a whole: one daemon that refuses, is silent or fails changes nothing that the
-//! others say, and what all say is what one would have said.
+//! Questions to the whole fleet. A daemon that refuses, is silent or fails does not change what the others say, and
+//! all daemons together say what a single one would have said.
 
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
@@ -31,7 +31,7 @@ fn proxy(fleet: &[FakeDaemon]) -> Proxy {
     proxy
 }
 
-/// Refs in the history of a daemon or a fleet, the first first.
+/// The refs in the history of a daemon or a fleet, the oldest first.
 fn refs(addr: &str) -> Vec<String> {
     let list = succeed(buildctl(addr).args(["debug", "histories"]));
     let refs = list.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1));
@@ -120,8 +120,8 @@ fn whoever_asks_for_a_deleted_record_is_told() {
         (output.status.code(), text(&output))
     };
     let holder = fleet.iter().find(|daemon| daemon.histories().contains(build)).expect("one");
-    // Whoever has read a record leaves a mark in its daemon: the record is only hidden then.
-    // The trace is there some seconds after the build.
+    // Reading a record leaves a mark in its daemon, so that a deletion only hides the record. The trace is there some
+    // seconds after the build.
     eventually("the trace is read", Duration::from_secs(20), || {
         (logs(&builder.addr()).0 == Some(0)).then_some(())
     });
@@ -170,7 +170,7 @@ async fn what_all_daemons_refuse_is_refused() {
             }
         }
     }
-    // One that answers is enough.
+    // One daemon that answers is enough.
     fleet[1].on("ListenBuildHistory", |stream| tell(stream, vec![event("one", 1)]));
     let request = BuildHistoryRequest { early_exit: true, ..Default::default() };
     let ended = history(&proxy, request).await.ended().await;
@@ -331,7 +331,7 @@ fn an_error_names_a_few_backends_and_counts_the_others() {
     assert!(text(&output).contains("and 3 more"), "{}", text(&output));
 }
 
-/// Three daemons with records whose descriptions are long: more than one message may have.
+/// Three daemons with records whose descriptions are longer together than one message may be.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_usage_above_one_message_is_cut_and_complete() {
     let fleet = FakeDaemon::fleet(3).await;

@@ -1,4 +1,4 @@
-//! What goes over the wire, frame by frame: what an HTTP/2 library hides from both of its users.
+//! What goes over the wire, frame by frame. An HTTP/2 library hides this from both of its users.
 
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
@@ -34,7 +34,7 @@ const EMPTY: Bytes = Bytes::from_static(&[0, 0, 0, 0, 0]);
 /// The largest frame that grpc-go sends and accepts.
 const FRAME_LEN: usize = 16 << 10;
 
-/// The largest that the proxy accepts.
+/// The largest frame that the proxy accepts.
 const ANNOUNCED_LEN: usize = 64 << 10;
 
 /// A daemon, a proxy in front of it, and a tap on each side of the proxy.
@@ -66,7 +66,7 @@ impl Tapped {
         })
     }
 
-    /// A Solve and a Status of `build`, both at the daemon.
+    /// A Solve and a Status of `build` that have both reached the daemon.
     async fn build(&self, client: &RawClient, build: &str) -> [Call; 2] {
         let calls = [client.solve(build, build).await, client.by_ref("Status", build).await];
         self.connection(build);
@@ -77,7 +77,7 @@ impl Tapped {
     }
 }
 
-/// What the client got on its `number`th stream.
+/// What the client received on its `number`th stream.
 fn answer(passed: &[Passed], number: u32) -> Vec<(u8, bool)> {
     passed
         .iter()
@@ -132,7 +132,7 @@ async fn the_proxys_own_errors_are_trailers_only() {
     for call in 1..=3 {
         let frames = answer(&passed, call);
         assert_eq!(frames.first(), Some(&(HEADERS, true)), "call {call}");
-        // A request that was answered before it was read is told to stop (RFC 9113 section 8.1).
+        // If a request was answered before it was read, a RST_STREAM tells the sender to stop (RFC 9113 section 8.1).
         assert!(frames[1..].iter().all(|(kind, _)| *kind == RST_STREAM), "call {call}: {frames:?}");
     }
 }
@@ -161,13 +161,13 @@ async fn no_frame_is_larger_than_grpc_go_accepts() {
         client.send(path, &[("x-large", &large[..40_000])], message.into()).await.ended().await;
     assert_eq!((ended.code(), ended.body.len()), (Some(2), (2 << 20) + 5));
     for (way, tap) in [(Way::Down, &tapped.down), (Way::Up, &tapped.up)] {
-        // What others send to the proxy may be larger: it announces more.
+        // Frames to the proxy may be larger, because the proxy announces a larger size.
         let passed = tap.passed();
         let sent: Vec<_> =
             passed.iter().filter(|frame| frame.way == way).map(|frame| frame.len).collect();
         let largest = sent.iter().max();
         assert!(largest <= Some(&FRAME_LEN), "{way:?}: {largest:?}");
-        // A header list and a body really went this way.
+        // A header list and a body really went in this direction.
         let total: usize = sent.iter().sum();
         assert!(total > 2 << 20, "{way:?}: {total}");
     }
@@ -181,14 +181,14 @@ async fn a_clients_pings_are_answered_and_the_daemon_gets_none() {
     let mut session = client.session("r").await.answered().await.expect("headers");
     let mut raw = RawFrames::handshaken(&tapped.proxy.socket()).await;
     for number in 0..300_u64 {
-        // grpc-go measures its bandwidth with a ping after every burst of data.
+        // grpc-go measures its bandwidth with a PING after every burst of data.
         let payload = number.to_be_bytes().to_vec();
         raw.send(&Frame::new(PING, 0, 0, payload.clone())).await;
         let pong = raw.until(|frame| frame.kind == PING).await.expect("an open connection");
         assert_eq!((pong.flags, &pong.payload[..]), (ACK, &payload[..]));
         send(&mut session.upload, EMPTY).await.expect("sent");
     }
-    // What the proxy would send to the daemon because of them is there before this call.
+    // Anything that the proxy sends to the daemon because of these frames arrives before this call.
     assert_eq!(client.bridge("Ping", "r").await.ended().await.code(), Some(0));
     let pings = tapped.up.passed().iter().filter(|f| f.kind == PING && f.flags & ACK == 0).count();
     assert_eq!(pings, 0, "a daemon closes a connection that is pinged (too_many_pings)");
@@ -219,7 +219,7 @@ async fn a_call_that_a_goaway_left_out_can_be_sent_again_and_the_others_go_on() 
     let client = tapped.client().await;
     let [solve, status] = tapped.build(&client, "r").await;
     let connection = tapped.connection("r");
-    // The Ping is on its way when the daemon says that it takes no more.
+    // The Ping is on its way when the daemon announces that it takes no more calls.
     tapped.up.hold(connection, true);
     let ping = client.bridge("Ping", "r").await;
     eventually("the Ping is on its way", Duration::from_secs(10), || {
@@ -227,7 +227,7 @@ async fn a_call_that_a_goaway_left_out_can_be_sent_again_and_the_others_go_on() 
     });
     tapped.up.inject(connection, Frame::go_away(3, Reason::NO_ERROR).encode());
     let ping = ping.ended().await;
-    // It has not been served for certain (RFC 9113 section 6.8), and the client may do it again.
+    // The call was certainly not processed (RFC 9113 section 6.8), so the client may repeat it.
     assert_eq!(ping.reset, Some(Reason::REFUSED_STREAM), "{ping:?}");
     tapped.up.hold(connection, false);
     let later = client.bridge("Evaluate", "r").await.ended().await;
@@ -284,7 +284,7 @@ async fn a_link_that_breaks_in_any_way_costs_its_own_build_alone() {
         broken.push((format!("{cut:?}"), Box::new(move |on| tap.cut(on, cut))));
     }
     for (number, (what, break_it)) in broken.iter().enumerate() {
-        // Builds of one client may belong together, and share their link.
+        // Builds of one client may belong together and share their link.
         let client = tapped.client().await;
         let build = format!("r{number}");
         let calls = tapped.build(&client, &build).await;
@@ -328,7 +328,7 @@ async fn a_client_whose_connection_breaks_cancels_all_its_calls() {
             tapped.daemon.on(method, move |mut stream| {
                 let told = told.clone();
                 async move {
-                    // No answer yet, as for the hours of a build.
+                    // There is no answer yet, as during the hours of a long build.
                     let _ = std::future::poll_fn(|cx| stream.respond.poll_reset(cx)).await;
                     let _ = told.send(method);
                 }
@@ -355,7 +355,7 @@ async fn a_client_whose_connection_breaks_cancels_all_its_calls() {
     }
 }
 
-/// SETTINGS_INITIAL_WINDOW_SIZE, if `settings` has it.
+/// SETTINGS_INITIAL_WINDOW_SIZE, if `settings` contains it.
 fn window(settings: &Frame) -> Option<u32> {
     let window = settings.payload.chunks_exact(6).find(|setting| setting[..2] == [0, 4])?;
     Some(u32::from_be_bytes(window[2..].try_into().expect("four bytes")))
@@ -365,7 +365,7 @@ fn is_settings(frame: &Frame) -> bool {
     frame.kind == SETTINGS && !frame.has(ACK)
 }
 
-/// A daemon that reads each Session to its end, and a proxy before it.
+/// A daemon that reads each Session to its end, and a proxy in front of it.
 async fn with_a_reader() -> (FakeDaemon, Proxy) {
     let daemon = FakeDaemon::start("only").await;
     daemon.on("Control/Session", |mut stream| async move {
@@ -409,13 +409,13 @@ async fn windows_are_small_until_something_is_bound_and_large_from_then_on() {
         SolveRequest { r#ref: "r".into(), session: "s".into(), ..SolveRequest::default() };
     client.send(&Frame::new(DATA, END_STREAM, 3, wire::encode(&request))).await;
     client.until(|frame| frame.kind == HEADERS && frame.stream == 1).await.expect("the session");
-    // The session has been read, so that at least half of its window is free again.
+    // The session has been read, so at least half of its window is free again.
     send_data(&mut client, 1, SMALL / 2).await;
     let second = client.until(is_settings).await.expect("settings");
     assert_eq!(window(&second), Some(LARGE as u32));
     client.send(&Frame::new(SETTINGS, ACK, 0, Bytes::new())).await;
     client.until(|frame| frame.kind == WINDOW_UPDATE && frame.stream == 0).await.expect("more");
-    // At once, without another look at the windows.
+    // Sent at once, without a check of the windows.
     send_data(&mut client, 1, LARGE - SMALL).await;
     client.send(&Frame::new(DATA, END_STREAM, 1, Bytes::new())).await;
     let ends =
@@ -460,7 +460,7 @@ async fn a_client_that_reads_nothing_holds_up_nobody_else() {
     let mut stuck = RawFrames::handshaken(&proxy.socket()).await;
     let block = call_block("/containerd.services.content.v1.Content/Status", &[]);
     for number in 0..STREAMS {
-        // Its window of 64 KiB, shared by all its streams, is all it ever grants.
+        // The client never grants more than its window of 64 KiB, which all its streams share.
         let stream = number * 2 + 1;
         stuck.send(&Frame::new(HEADERS, END_HEADERS, stream, block.clone())).await;
         stuck.send(&Frame::new(DATA, END_STREAM, stream, EMPTY)).await;
@@ -486,7 +486,7 @@ async fn a_drain_says_goodbye_and_takes_the_calls_on_their_way() {
     let tapped = Tapped::start().await;
     let client = tapped.client().await;
     let [solve, _status] = tapped.build(&client, "r").await;
-    // An idle connection shows when the drain has got so far as to close those without a build.
+    // The closed idle connection shows that the drain has come to closing connections without builds.
     let idle = tapped.client().await;
     assert_eq!(idle.control("Info").await.ended().await.code(), Some(0));
     tapped.proxy.process.signal("TERM");
@@ -502,7 +502,7 @@ async fn a_drain_says_goodbye_and_takes_the_calls_on_their_way() {
     eventually("GOAWAY", Duration::from_secs(20), || said(0).then_some(()));
 }
 
-/// What a daemon may answer to a Solve (stream 1) and a Status (stream 3), as frames.
+/// The frames of a daemon's answers to a Solve (stream 1) and a Status (stream 3).
 fn answers() -> Vec<Vec<u8>> {
     let head = header_block(&[(":status", "200"), ("content-type", "application/grpc")]);
     let end = header_block(&[("grpc-status", "2"), ("grpc-message", "no"), ("x-bin", "AAE")]);
@@ -540,7 +540,7 @@ async fn a_daemon_that_answers_nonsense_harms_no_other_build() {
                 let nonsense = mutated(&answers(), &mut rng).concat();
                 tapped.up.inject(tapped.connection(&build), nonsense);
                 for call in calls {
-                    // Some are left open: nothing in the frames ended them.
+                    // Some calls stay open, because no frame ended them.
                     let _ = tokio::time::timeout(Duration::from_millis(100), call.ended()).await;
                 }
             }

@@ -1,4 +1,4 @@
-//! The proxy's own image is built by a fleet behind the proxy, and what is in it works alone.
+//! A fleet behind the proxy builds the proxy's own image, and the image works by itself.
 
 mod support;
 
@@ -22,7 +22,7 @@ use support::{
     tools::tool,
 };
 
-/// What the image may weigh, as it is pulled and, as it is released, unpacked.
+/// The largest size of the image: compressed as it is pulled, and unpacked as it is released.
 const MAX_BYTES: u64 = 30_000_000;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -48,7 +48,7 @@ impl Image {
             let mut build = image_build(&proxy);
             build.env("BINARY", static_binary(directory.path()));
             succeed(build.args(["--output", &layout, "--output", &root]));
-            // The export's own directory is for its owner alone; a runtime's root is not.
+            // Only its owner can read the directory of the export; a runtime's root is readable.
             let open = fs::Permissions::from_mode(0o755);
             fs::set_permissions(directory.path().join("root"), open).expect("changed");
             let record = eventually("the build's record", Duration::from_secs(5), || {
@@ -73,12 +73,12 @@ impl Image {
         self.blob(&index["manifests"][0]["digest"])
     }
 
-    /// What the image tells a runtime.
+    /// The image's configuration for a runtime.
     fn config(&self) -> Value {
         self.blob(&self.manifest()["config"]["digest"])["config"].clone()
     }
 
-    /// The image's binary, in `root` and as its user.
+    /// The command that runs the image's binary in `root`, as the image's user.
     fn command(&self, root: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(tool("chroot"));
         let user = self.config()["User"].as_str().expect("a user").to_owned();
@@ -92,7 +92,7 @@ fn json(path: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(path).expect("a file")).expect("JSON")
 }
 
-/// The script that builds the image, by the fleet behind `proxy`.
+/// The script that builds the image with the fleet behind `proxy`.
 fn image_build(proxy: &Proxy) -> Command {
     let mut build = Command::new(Path::new(ROOT).join("deploy/image/build"));
     build.env("BUILDCTL", tool("buildctl")).env("BUILDKIT_HOST", proxy.addr());
@@ -100,8 +100,8 @@ fn image_build(proxy: &Proxy) -> Command {
     build
 }
 
-/// The program under test, linked as the Dockerfile does it. Compiling it again for release, with
-/// whole-program optimisation, would take minutes; `BUILDKIT_LB_IMAGE_BINARY` names one to test instead.
+/// The program under test, linked as the Dockerfile links it. A release build with whole-program optimisation takes
+/// minutes, so this is a debug build; `BUILDKIT_LB_IMAGE_BINARY` names another program to test.
 fn static_binary(directory: &Path) -> PathBuf {
     if let Some(binary) = given_binary() {
         return binary;
@@ -183,7 +183,7 @@ fn the_binary_runs_alone_in_its_root() {
     assert_eq!(wrong.status.code(), Some(64), "{}", text(&wrong));
 }
 
-/// Answers every question with 127.0.0.1; on port 53, since resolv.conf cannot name another.
+/// Answers every question with 127.0.0.1. It uses port 53, because resolv.conf cannot name another port.
 fn name_server() -> Ipv4Addr {
     let process = std::process::id().to_be_bytes();
     let addr = Ipv4Addr::new(127, 53, process[2], process[3].clamp(1, 254));
@@ -191,7 +191,7 @@ fn name_server() -> Ipv4Addr {
     std::thread::spawn(move || {
         let mut packet = [0; 512];
         while let Ok((length, client)) = socket.recv_from(&mut packet) {
-            // One question: header, name, type, class. Other records that came with it are left out.
+            // One question: header, name, type, class. Other records in the message are ignored.
             let name = packet[12..length].iter().position(|byte| *byte == 0).expect("a name");
             let end = 12 + name + 5;
             let is_a = packet[end - 4..end - 2] == [0, 1];
@@ -214,7 +214,7 @@ fn daemons_are_found_by_name_with_nothing_else_in_the_root() {
     let mut pod = tempfile::Builder::new();
     let pod = pod.permissions(fs::Permissions::from_mode(0o755)).tempdir().expect("a directory");
     succeed(Command::new(tool("cp")).arg("-a").arg(image.root().join("usr")).arg(pod.path()));
-    // As a container runtime makes them; a static binary has no other source of random numbers.
+    // A container runtime makes these devices too; a static binary has no other source of random numbers.
     let dev = pod.path().join("dev");
     fs::create_dir(&dev).expect("made");
     for (name, minor) in [("random", "8"), ("urandom", "9")] {
@@ -248,7 +248,7 @@ fn daemons_are_found_by_name_with_nothing_else_in_the_root() {
 fn the_context_holds_what_the_binary_is_compiled_from_and_little_else() {
     let daemon = Buildkitd::start("source");
     let proxy = Proxy::in_front_of([&daemon]).start();
-    // At one place, so that cargo knows it again.
+    // Always in the same directory, so that cargo recognises what it has compiled.
     let source = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image-source");
     let _ = fs::remove_dir_all(&source);
     let mut build = image_build(&proxy);

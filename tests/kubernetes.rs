@@ -1,4 +1,4 @@
-//! Daemons that a real Kubernetes runs: found, followed, and replaced without the loss of a build.
+//! Daemons that a real Kubernetes runs: the proxy finds and follows them, and no build fails when they are replaced.
 
 mod support;
 
@@ -24,13 +24,13 @@ use support::{
     proxy::{Builder, Proxy},
 };
 
-/// One cluster for the tests that leave its API server alone.
+/// One cluster for the tests that do not restart its API server.
 fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(Cluster::start)
 }
 
-/// Builds without pause, two at a time, until `stop`; each has to succeed. How many did.
+/// Builds without pause, two at a time, until `stop`. Each build has to succeed. Returns how many did.
 fn load(proxy: &Proxy, stop: &AtomicBool) -> u32 {
     let (built, number) = (AtomicU32::new(0), AtomicU32::new(0));
     std::thread::scope(|scope| {
@@ -49,7 +49,7 @@ fn load(proxy: &Proxy, stop: &AtomicBool) -> u32 {
     built.into_inner()
 }
 
-/// Does `work` while builds run; how many did.
+/// Does `work` while builds run. Returns how many builds succeeded.
 fn under_load(proxy: &Proxy, work: impl FnOnce()) -> u32 {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -108,8 +108,9 @@ fn a_roll_out_of_a_stateful_set_under_load_loses_no_build() {
     }
 }
 
-/// Installs the chart with these values, and starts the proxy as it says: its configuration, arguments and rights. Only
-/// the proxy runs outside, as the kubelet of the tests has no images; `tls` has what its Secret of certificates would.
+/// Installs the chart with these values, and starts the proxy with the chart's configuration, arguments and rights.
+/// Only the proxy runs outside the cluster, because the kubelet of the tests has no images. `tls` has the files of the
+/// chart's Secret of certificates.
 fn installed(cluster: &Cluster, namespace: &str, set: &[&str], tls: Option<&Path>) -> Proxy {
     cluster.namespace(namespace);
     let port = free_port();
@@ -158,7 +159,7 @@ fn what_the_chart_installs_with_tls_builds_for_who_has_a_certificate() {
     assert!(text(&nobody).contains("certificate required"), "{}", text(&nobody));
 }
 
-/// The chart as it is, all of it: its objects, rights, configuration, arguments and its daemons' hook.
+/// The whole chart as it is: its objects, rights, configuration, arguments and the hook of its daemons.
 #[test]
 fn what_the_chart_installs_builds_through_a_roll_out() {
     let cluster = cluster();
@@ -181,7 +182,7 @@ fn what_the_chart_installs_builds_through_a_roll_out() {
     let status = proxy.status();
     let backends = status["backends"].as_array().expect("a list");
     assert_eq!(backends.len(), 3);
-    // What the pod is labelled with, and what the daemon in it says.
+    // The labels of the pod, and the version that the daemon in it reports.
     for version in ["version", "buildkit_version"] {
         assert!(backends.iter().all(|backend| backend[version] == "v0.32.2"), "{status}");
     }
@@ -225,7 +226,7 @@ fn a_pod_that_terminates_finishes_its_bake() {
     });
     let status = bake.wait().expect("buildx ends");
     assert!(status.success() && told().contains("second"), "{}", told());
-    // The pod of the same name that follows is a new daemon.
+    // The next pod of the same name is a new daemon.
     ready(&proxy, 2);
     succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo next")));
 }
@@ -263,7 +264,7 @@ fn missing_rights_are_named_once_with_verb_and_resource() {
     let proxy = Builder::default().discover("no-rights/buildkitd", &kubeconfig).start();
     let failed = || proxy.records("discovery failed, the fleet stays as it is");
     eventually("the error is told", Duration::from_secs(20), || {
-        // It has been tried more than once by then.
+        // The proxy has tried more than once by then.
         let tries = proxy.metric("buildkit_lb_discovery_errors_total", &["forbidden"]);
         (tries >= 3.0).then_some(())
     });
@@ -316,7 +317,7 @@ fn each_service_is_the_pool_of_its_own_address() {
     ready(&proxy, 2);
     let context = Context::busybox("RUN true");
     for (name, count) in [("a", 1), ("b", 2)] {
-        // The pods have one name, and are two daemons all the same.
+        // The pods have the same name, but are two daemons.
         for _ in 0..count {
             succeed(&mut buildctl_build(&proxy.addr_of(name), &context));
         }
@@ -324,7 +325,7 @@ fn each_service_is_the_pool_of_its_own_address() {
         let built = proxy.metric("buildkit_lb_builds_total", &[&pool, "backend=\"buildkitd-0\""]);
         assert_eq!(built, f64::from(count), "{name}");
     }
-    // The pod of one pool ends; the other's, of the same name, stays in use.
+    // The pod of one pool ends. The other pool's pod of the same name stays in use.
     let pods = ["-n", "pool-b", "scale", "statefulset/buildkitd", "--replicas=0"];
     cluster.server().kubectl(&pods);
     ready(&proxy, 1);

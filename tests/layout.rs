@@ -1,13 +1,13 @@
-//! The order of the modules in `src/lib.rs` is kept: nothing uses what stands above it.
+//! The code keeps the order of the modules in `src/lib.rs`: no module uses one that stands above it.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The modules as `src/lib.rs` lists them.
 #[derive(Debug)]
 struct Order {
-    /// Each may use those after it.
+    /// Each may use the modules after it.
     rooms: Vec<String>,
-    /// Each may use the other leaves, and no room.
+    /// Each may use the other leaves, and none of the rooms.
     leaves: Vec<String>,
 }
 
@@ -35,10 +35,10 @@ impl Order {
     }
 }
 
-/// A word or a mark of a source file, with its line.
+/// A word or a mark of a source file, with the number of its line.
 type Token<'a> = (usize, &'a str);
 
-/// The source without space, comments, and what stands in quotes.
+/// The tokens of a source file, without space, comments and quoted text.
 fn tokens(source: &str) -> Vec<Token<'_>> {
     let (mut tokens, mut line, mut rest) = (Vec::new(), 1, source);
     while let Some(first) = rest.chars().next() {
@@ -64,7 +64,7 @@ fn tokens(source: &str) -> Vec<Token<'_>> {
     tokens
 }
 
-/// Length of the string or character that begins here.
+/// The length of the string or character literal that begins here.
 fn quoted_len(text: &str) -> Option<usize> {
     if let Some(raw) = text.strip_prefix('r').or_else(|| text.strip_prefix("br")) {
         let hashes = raw.len() - raw.trim_start_matches('#').len();
@@ -82,7 +82,7 @@ fn quoted_len(text: &str) -> Option<usize> {
         closes
     };
     let end = 1 + text[1..].find(close)? + 1;
-    // `'a` of a lifetime is no quote.
+    // The quote in a lifetime such as `'a` begins no literal.
     let is_character = text[1..end - 1].chars().count() == 1 || text[1..].starts_with('\\');
     (quote == '"' || is_character).then_some(end)
 }
@@ -90,7 +90,7 @@ fn quoted_len(text: &str) -> Option<usize> {
 /// One use of a module of this crate: the line, and the module's name.
 type Use = (usize, String);
 
-/// What a source file uses of this crate. `depth` is how many modules it lies in: that many times
+/// The uses of this crate's modules in a source file. `depth` is the number of modules around the file: that many
 /// `super` lead to the crate.
 fn uses(source: &str, depth: usize) -> Vec<Use> {
     let (tokens, mut found, mut at) = (tokens(source), Vec::new(), 0);
@@ -112,7 +112,7 @@ fn starts_with(tokens: &[Token<'_>], words: &[&str]) -> bool {
     tokens.len() >= words.len() && tokens.iter().zip(words).all(|((_, token), word)| token == word)
 }
 
-/// Tokens up to the end of the item that begins here.
+/// The number of tokens up to the end of the item that begins here.
 fn item_len(tokens: &[Token<'_>]) -> usize {
     let mut depth = 0;
     let ends = |(_, token): &Token<'_>| {
@@ -126,7 +126,7 @@ fn item_len(tokens: &[Token<'_>]) -> usize {
     tokens.iter().position(ends).map_or(tokens.len(), |end| end + 1)
 }
 
-/// Tokens of the `crate::`, or of the chain of `super::` that leads there, which begins here.
+/// The number of tokens of the `crate::`, or of the chain of `super::`, that begins here.
 fn root_len(tokens: &[Token<'_>], depth: usize) -> Option<usize> {
     if starts_with(tokens, &["crate", ":", ":"]) {
         return Some(3);
@@ -156,7 +156,7 @@ fn names(tokens: &[Token<'_>]) -> Vec<Use> {
     found
 }
 
-/// Each source file with the modules it lies in, but those that are only compiled for tests.
+/// Each source file with the modules around it, without files that are compiled only for tests.
 fn sources(directory: &Path, within: &[String]) -> Vec<(String, Vec<String>, String)> {
     let mut all = Vec::new();
     for entry in fs::read_dir(directory).expect("a directory") {
@@ -173,7 +173,7 @@ fn sources(directory: &Path, within: &[String]) -> Vec<(String, Vec<String>, Str
     all
 }
 
-/// What of the code is against the order.
+/// The uses in the code that break the order.
 fn offences(order: &Order, sources: &[(String, Vec<String>, String)]) -> Vec<String> {
     let mut offences = Vec::new();
     for (file, modules, text) in sources {

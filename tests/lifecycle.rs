@@ -1,4 +1,4 @@
-//! Daemons that die and return, a proxy that drains: nothing hangs, and errors name who is at fault.
+//! Daemons die and return, and the proxy drains: nothing hangs, and each error names who is at fault.
 
 mod support;
 
@@ -18,9 +18,9 @@ use support::{
     tools::tool,
 };
 
-/// Waits until the proxy lists a running build, and says where it runs.
+/// Waits until the proxy lists a running build, and returns the build's backend.
 ///
-/// A client's first questions are no builds, but for a moment they count as load.
+/// The probes of a client are no builds, but for a moment they count as load.
 fn running_on(proxy: &Proxy, fleet: &[Buildkitd]) -> usize {
     eventually("a build runs", Duration::from_secs(20), || {
         let status = proxy.status();
@@ -61,7 +61,7 @@ fn a_daemon_that_dies_is_named_and_the_next_build_goes_elsewhere() {
     eventually("the daemon is used again", Duration::from_secs(40), || {
         (proxy.metric("buildkit_lb_backend_state", &[&state]) > 0.0).then_some(())
     });
-    // Projects that are new, so that none is warm elsewhere: one of them has its home there.
+    // New projects are warm nowhere. The home of one of them is this backend.
     let mut keys = 0..20;
     eventually("a build goes there", Duration::from_secs(60), || {
         let key = format!("buildkit-lb-key=new-{}", keys.next().expect("a home among 20 keys"));
@@ -106,7 +106,7 @@ fn a_drain_waits_for_the_build_and_serves_its_later_calls() {
         (proxy.admin("GET", "/readyz").0 == 503).then_some(())
     });
     assert_eq!(proxy.metric("buildkit_lb_drain_in_progress", &[]), 1.0);
-    // It says so before it stops, so that load balancers are told no later than clients.
+    // The proxy is unready before it stops accepting, so that load balancers know no later than clients.
     eventually("a draining proxy accepts nobody", Duration::from_secs(5), || {
         std::net::TcpStream::connect(proxy.socket()).err()
     });
@@ -181,7 +181,7 @@ fn a_drain_waits_for_nobody_who_can_have_no_build() {
     let fleet = Buildkitd::fleet(1);
     let mut proxy = Proxy::in_front_of(&fleet).start();
     let silent = std::net::TcpStream::connect(proxy.socket()).expect("accepted");
-    // Sends its preface, and then answers neither the GOAWAY nor the PING behind it.
+    // The client sends its preface, and then answers neither the GOAWAY nor the PING behind it.
     let mut deaf = std::net::TcpStream::connect(proxy.socket()).expect("accepted");
     let preface = [PREFACE, &[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]].concat();
     deaf.write_all(&preface).expect("sent");
@@ -291,7 +291,7 @@ fn a_drain_that_nobody_renews_ends_and_an_operators_cordon_stays() {
     assert_eq!(proxy.control("POST", &drain).0, 200);
     becomes("ready");
     assert_eq!(proxy.records("drain lease expired, cordon ended").len(), 1);
-    // The same beside a cordon: the drain's part of it ends, the operator's does not.
+    // The same with a cordon in addition: the drain's cordon ends, the operator's stays.
     assert_eq!(proxy.control("POST", &format!("/backends/{name}/cordon")).0, 200);
     assert_eq!(proxy.control("POST", &drain).0, 200);
     eventually("the second lease is over", Duration::from_secs(20), || {
@@ -314,7 +314,7 @@ fn unix_sockets_work_on_both_sides() {
     for addr in [&socket, &outer.addr()] {
         succeed(&mut buildctl_build(addr, &context));
     }
-    // The outer proxy asks its backend what it can do, by a build of its own that has no session.
+    // The outer proxy asks its backend for its capabilities with a build of its own that has no session.
     let mut told = inner.records("build ended");
     told.retain(|record| record["session"] != "");
     assert_eq!(told.len(), 2, "{told:?}");

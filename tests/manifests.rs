@@ -1,5 +1,5 @@
-//! What `deploy/` renders: the real API server takes all of it, the proxy takes its configuration, and
-//! the chart's values, schema and templates name the same keys.
+//! What `deploy/` renders is correct: the real API server accepts all objects, the proxy accepts its configuration,
+//! and values, schema and templates of the chart name the same keys.
 
 mod support;
 
@@ -25,10 +25,10 @@ use support::{
     tools::{definitions, tool},
 };
 
-/// The namespace of the agents: one that nothing of the fleet has a right in.
+/// The namespace of the agents, in which the fleet has no rights.
 const AGENTS: &str = "azure-agents";
 
-/// What the proxy's container has of Secrets.
+/// The Secrets that the proxy's container mounts.
 struct Secrets(tempfile::TempDir);
 
 impl Secrets {
@@ -44,7 +44,7 @@ impl Secrets {
         Self(directory)
     }
 
-    /// The same text with files that are here.
+    /// The same text with files of this machine.
     fn locate(&self, text: &str) -> String {
         let here = self.0.path().display().to_string();
         ["buildkit-lb", "backend-tls", "admin-tls", "tls"]
@@ -54,8 +54,8 @@ impl Secrets {
     }
 }
 
-/// KEDA's, the Prometheus operator's and cert-manager's kinds as these projects define them, and Azure's copies of the
-/// latter's monitors, which differ by their group. Azure has no rules of that kind.
+/// The kinds of KEDA, the Prometheus operator and cert-manager as these projects define them, and Azure's copies of
+/// the monitors, which differ in their group. Azure has no copy of PrometheusRule.
 fn further_kinds() -> Vec<(String, String)> {
     let mut kinds = Vec::new();
     for entry in fs::read_dir(definitions()).expect("a directory") {
@@ -91,7 +91,7 @@ fn the_api_server_takes_everything_without_an_unknown_field() {
     let apply = ["apply", "--server-side", "--validate=strict", "--filename", "-"];
     for Rendered { name, yaml } in charts() {
         must(&["create", "namespace", &name], "", &name);
-        // A default, not --namespace: that refuses the Role which belongs into another one.
+        // The namespace is a default. With --namespace, kubectl would refuse the Role for another namespace.
         must(&["config", "set-context", "--current", "--namespace", &name], "", &name);
         must(&apply, &yaml, &name);
     }
@@ -162,7 +162,7 @@ fn the_proxy_takes_every_configuration_that_is_rendered() {
     }
 }
 
-/// The containers of a pod by name.
+/// The containers of a pod, by name.
 fn containers(pod: &Value) -> BTreeMap<String, Value> {
     let named = |container: &Value| {
         (container["name"].as_str().expect("a name").to_owned(), container.clone())
@@ -170,7 +170,7 @@ fn containers(pod: &Value) -> BTreeMap<String, Value> {
     pod["containers"].as_array().expect("containers").iter().map(named).collect()
 }
 
-/// The processes that this one has started and that run.
+/// The running child processes of a process.
 fn children(pid: u32) -> Vec<u32> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
@@ -187,7 +187,7 @@ fn a_daemon_of_the_chart_ends_when_its_drain_says_so() {
     let script = script.replace("/run/buildkit-lb", &directory.path().display().to_string());
     let mut shell = Command::new(tool("busybox"));
     let mut hook = shell.args(["sh", "-c", &script]).spawn().expect("busybox runs");
-    // It sleeps between two looks for the word: the second sleep comes after it has found none.
+    // The hook sleeps between two checks, so a second sleep means that one check has found nothing.
     let mut sleeps = BTreeSet::new();
     eventually("it waits for the word", Duration::from_secs(20), || {
         sleeps.extend(children(hook.id()));
@@ -209,7 +209,7 @@ fn a_daemon_of_the_chart_ends_when_its_drain_says_so() {
 
 #[test]
 fn the_token_is_in_containers_that_run_no_build_and_nowhere_else() {
-    // Kubernetes replaces them.
+    // Kubernetes replaces the variables.
     let variable = Regex::new(r"\$\([A-Z_]+\)").expect("valid");
     for rendered in charts().into_iter().chain(kustomizations()) {
         let mut drains = 0;
@@ -233,7 +233,7 @@ fn the_token_is_in_containers_that_run_no_build_and_nowhere_else() {
                 assert!(!container["env"].to_string().contains("secretKeyRef"), "{name}");
                 if name == "drain" {
                     drains += 1;
-                    // What the proxy's own binary takes.
+                    // The arguments that the proxy's own binary takes.
                     let args = container["args"].as_array().expect("args").iter();
                     let mut drain = Command::new(env!("CARGO_BIN_EXE_buildkit-lb"));
                     drain.args(args.map(|arg| {
@@ -276,7 +276,7 @@ fn a_pool_of_the_chart_has_its_port_and_its_rights() {
         document["kind"] == "Role" && document["metadata"]["namespace"] == "kube-public"
     };
     assert!(everything.documents().iter().any(allowed), "slices of the pool can be read");
-    // Daemons that a release makes for another one's pool ask that one's proxies.
+    // Daemons that a release makes for another release's pool ask the proxies of that other release.
     let daemons = chart("daemons", &[format!("{DEPLOY}/chart/ci/daemons-values.yaml").into()]);
     let daemons = daemons.find("StatefulSet", "buildkitd-arm64").to_string();
     let asked = "--proxy=buildkit-lb-admin.buildkit.svc.cluster.local.:9090";
@@ -393,7 +393,7 @@ fn probes_drains_and_monitors_speak_tls_where_the_admin_port_does() {
     let args = drain["args"].to_string();
     assert!(args.contains(&format!("--proxy-tls-server-name={name}")), "{args}");
     assert!(args.contains("--proxy-tls-dir=/run/secrets/admin-tls"), "{args}");
-    // The key of the admin port stays with the proxy.
+    // The key of the admin port stays in the proxy's pod.
     let mut volumes = pod["volumes"].as_array().expect("a list").iter();
     let volume = volumes.find(|volume| volume["name"] == "admin-tls").expect("a volume");
     let only = serde_json::json!([{"key": "ca.crt", "path": "ca.crt"}]);
@@ -452,7 +452,7 @@ fn certificates_are_for_the_names_that_are_asked_for() {
     let rendered = chart_set("secure", &[], &set);
     let spec = |name: &str| rendered.find("Certificate", name)["spec"].clone();
     let names = |name: &str| spec(name)["dnsNames"].to_string();
-    // The one that the chart's own test connects to, and the one that the proxy expects by default.
+    // The name that the chart's own test connects to, and the name that the proxy expects by default.
     assert!(names("buildkit-lb").contains("\"buildkit-lb\""), "{}", names("buildkit-lb"));
     assert!(names("buildkitd").contains("\"buildkitd.secure.svc\""), "{}", names("buildkitd"));
     assert!(spec("buildkit-lb-backend")["usages"].to_string().contains("client auth"));
@@ -475,7 +475,7 @@ fn probes_of_daemons_need_no_certificate() {
     let daemon = containers(&daemons["spec"]["template"]["spec"])["buildkitd"].clone();
     assert!(daemon["args"].to_string().contains("--tlscacert=/run/secrets/tls/ca.crt"));
     for probe in ["readinessProbe", "livenessProbe"] {
-        // The socket in the pod, which is the daemon's default, speaks without TLS.
+        // The socket in the pod, which is the daemon's default address, has no TLS.
         assert_eq!(
             daemon[probe]["exec"]["command"],
             serde_json::json!(["buildctl", "debug", "workers"])
@@ -503,7 +503,7 @@ fn a_mesh_leaves_the_calls_of_a_build_together() {
     for rendered in charts().into_iter().chain(kustomizations()) {
         for service in rendered.documents() {
             let ports = service["spec"]["ports"].as_array().into_iter().flatten();
-            // What is left are those of the admin port and of the scaler.
+            // The rest are the ports of the admin port and of the scaler.
             let builds = ports.filter(|port| {
                 service["kind"] == "Service" && port["port"] != 9090 && port["port"] != 9093
             });
@@ -520,7 +520,7 @@ fn azure_probes_the_ready_proxies_of_a_node() {
     let service = chart("aks", &aks).find("Service", "buildkit-lb");
     assert_eq!(service["spec"]["externalTrafficPolicy"], "Local");
     let annotations = service["metadata"]["annotations"].as_object().expect("annotations");
-    // A probe of a port's own takes the place of the health check node port's.
+    // A probe of a port of its own replaces the probe of the health check node port.
     let replaced = annotations.keys().find(|name| name.contains("/port_"));
     assert_eq!(replaced, None);
 }
@@ -578,7 +578,7 @@ fn daemons_trust_the_authorities_of_the_bundle_beside_their_images() {
     let daemons = chart_set("authorities", &[], &set).find("StatefulSet", "buildkitd");
     let pod = &daemons["spec"]["template"]["spec"];
     let bundle = &pod["initContainers"][0];
-    // What the container writes is the file that the daemon has.
+    // The file that the init container writes is the one that the daemon mounts.
     let [image, given, written] = ["image", "given", "written"]
         .map(|name| tempfile::Builder::new().prefix(name).tempdir().expect("a directory"));
     fs::write(image.path().join("ca-certificates.crt"), "theirs\n").expect("written");
@@ -656,7 +656,7 @@ fn pods_keep_to_nodes_that_can_run_them() {
             };
             let nodes = &pod["nodeSelector"];
             assert_eq!(nodes["kubernetes.io/os"], "linux", "{document}");
-            // buildctl's image is for every architecture.
+            // The image of buildctl exists for every architecture.
             let ours = document["kind"] != "Pod";
             assert_eq!(nodes["kubernetes.io/arch"] == "amd64", ours, "{document}");
             assert!(pod["containers"][0]["resources"]["limits"]["memory"].is_string() || ours);
@@ -676,7 +676,7 @@ fn the_proxys_image_has_a_registry() {
     let image = chart_set("whole", &[], &whole).proxy()["image"].clone();
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(image, format!("registry.example/team/proxy:{version}"));
-    // What is asked for in the docs is what a kustomization may rename.
+    // A kustomization can rename the image as the docs describe.
     let own = tempfile::tempdir_in(DEPLOY).expect("a directory");
     let text = "resources: [../kustomize/overlays/statefulset]\n\
                 images: [{name: registry.example/buildkit-lb, newName: registry.example/own}]\n";
@@ -785,7 +785,7 @@ fn values_schema_and_templates_name_the_same_keys() {
     assert_eq!(keys, used);
 }
 
-/// The keys that the schema knows and does not look into, each of which has a default.
+/// The keys that the schema names as a whole. Each has a default.
 fn leaves(schema: &Value, values: &Value, path: &str, keys: &mut BTreeSet<String>) {
     let Some(properties) = schema["properties"].as_object() else {
         keys.insert(path.to_owned());
@@ -793,7 +793,7 @@ fn leaves(schema: &Value, values: &Value, path: &str, keys: &mut BTreeSet<String
     };
     assert_eq!(schema["additionalProperties"], false, "{path} takes keys that nobody reads");
     for (key, schema) in properties {
-        // Helm's own, for charts that this one is a part of.
+        // Helm's own values, for charts that this chart is a part of.
         if path.is_empty() && key == "global" {
             continue;
         }

@@ -1,4 +1,4 @@
-//! Nodes that vanish without closing a connection: every packet is lost from then on.
+//! Nodes that vanish without closing a connection: all packets are lost from then on.
 
 mod support;
 
@@ -17,7 +17,7 @@ use support::{
     tools::tool,
 };
 
-/// TCP's keepalive takes a minute; the rest is for a busy machine.
+/// The keepalive of TCP takes a minute; the rest is for a busy machine.
 const FOUND: Duration = Duration::from_secs(100);
 
 /// The backends of the running builds.
@@ -42,7 +42,7 @@ fn a_daemon_whose_node_is_lost_is_named_and_the_others_go_on() {
         .backend(&backend("stays", &daemons[1]))
         .start();
     proxy.wait_ready(2, Duration::from_secs(10));
-    // Both daemons have a build: the second goes to the one that has none.
+    // Both daemons have a build, because the second build goes to the daemon that has none.
     let context = Context::busybox("RUN sleep 100000");
     let mut clients = Vec::new();
     for count in 1..=2 {
@@ -57,7 +57,7 @@ fn a_daemon_whose_node_is_lost_is_named_and_the_others_go_on() {
     let client = clients.remove(0);
     daemons[0].cut_off();
     let began = Instant::now();
-    // Long before the build is given up, new ones are taken by who still answers.
+    // New builds run on the daemon that still answers, long before the proxy gives up the lost build.
     let quick = Context::busybox("RUN echo quick");
     for _ in 0..3 {
         succeed(&mut buildctl_build(&proxy.addr(), &quick));

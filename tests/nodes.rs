@@ -1,4 +1,4 @@
-//! A builder of buildx whose nodes all lead to one pool: it gives the builds of all of them one ref.
+//! A buildx builder whose nodes all lead to one pool gives the builds of all nodes the same ref.
 
 mod support;
 
@@ -11,7 +11,7 @@ use support::{
     spray,
 };
 
-/// A builder whose two nodes are the proxy behind two names.
+/// A builder with two nodes, which are the proxy under two names.
 fn two_nodes(addr: &str) -> Buildx {
     let again = addr.replace("127.0.0.1", "localhost");
     Buildx::with_nodes(&[("linux/amd64", addr), ("linux/386", &again)])
@@ -39,7 +39,7 @@ fn builds_of_two_nodes_with_one_ref_run_side_by_side_and_are_never_mixed() {
             assert!(text.contains(platform), "{platform} is missing in:\n{text}");
         }
     }
-    // By ref, the backends where a build with it ran.
+    // For each ref, the backends that ran a build of this ref.
     let mut refs: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for record in proxy.records("build ended") {
         assert_eq!(record["code"], "OK", "{record}");
@@ -55,7 +55,7 @@ fn builds_of_two_nodes_with_one_ref_run_side_by_side_and_are_never_mixed() {
 fn where_there_is_one_daemon_the_second_build_with_a_ref_is_told_what_to_do() {
     let fleet = Buildkitd::fleet(1);
     let proxy = Proxy::in_front_of(&fleet).start();
-    // Long enough that the two are there at once.
+    // Long enough that both builds run at the same time.
     let context = Context::busybox("RUN sleep 5");
     let output = build(&two_nodes(&proxy.addr()), &context);
     let text = text(&output);

@@ -1,4 +1,4 @@
-//! What is one client's is nobody else's: two clients with certificates, and every call that has an id in it.
+//! Nobody can use what belongs to another client: two clients with certificates make every call that contains an id.
 
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
@@ -30,7 +30,7 @@ use support::{
 
 const CONTROL: &str = "/moby.buildkit.v1.Control/";
 
-/// Methods of LLBBridge; a newer client may know more.
+/// The methods of LLBBridge. A newer client may have more.
 const BRIDGE: [&str; 18] = [
     "Evaluate",
     "ExecProcess",
@@ -55,14 +55,14 @@ const BRIDGE: [&str; 18] = [
 /// The id of the owner's build, session and blob.
 const OWN: &str = "x7h2k9-of-the-owner";
 
-/// Clients `a` and `b` of one authority, each with a directory of its certificate.
+/// Clients `a` and `b` of one authority, each with a directory for its certificate.
 struct Clients {
     a: PathBuf,
     b: PathBuf,
     _authority: Authority,
 }
 
-/// A proxy that asks its clients for certificates, and two of them.
+/// A proxy that demands certificates, and two clients.
 fn start(builder: Builder) -> (Proxy, Clients) {
     let authority = Authority::new("of clients");
     let own = authority.directory("proxy", &Request::SERVER);
@@ -72,7 +72,7 @@ fn start(builder: Builder) -> (Proxy, Clients) {
     (proxy, Clients { a, b, _authority: authority })
 }
 
-/// A call with an id in it: what it is, and how it ends for a client that makes it with the id given.
+/// A call that contains an id: its name, and how it ends for a client that makes it with the given id.
 type Case = (String, Box<dyn Fn(RawClient, &'static str) -> BoxFuture<'static, Ended>>);
 
 fn case<F>(name: &str, call: impl Fn(RawClient, &'static str) -> F + 'static) -> Case
@@ -86,7 +86,7 @@ fn attr(key: &str, value: &str) -> Attr {
     Attr { key: key.to_owned().into(), value: value.to_owned().into() }
 }
 
-/// A Solve of a build and a session of its own that names the session `id` in one way or another.
+/// A Solve with a build and a session of its own that also names the session `id` in some way.
 fn naming(id: &'static str, way: &str) -> SolveRequest {
     let mut request = SolveRequest {
         r#ref: format!("own-{way}-{id}").into(),
@@ -105,7 +105,7 @@ async fn ask(client: RawClient, path: String, headers: Vec<(&str, &str)>, messag
     client.send(&path, &headers, message).await.ended().await
 }
 
-/// Every call that may have the id of somebody else's build, session or blob in it.
+/// Every call that may contain the id of somebody else's build, session or blob.
 fn cases() -> Vec<Case> {
     let mut cases = vec![
         case("Status", |client, id| async move { client.by_ref("Status", id).await.ended().await }),
@@ -156,10 +156,10 @@ fn cases() -> Vec<Case> {
 /// Code, text, marker and messages of an answer.
 type Told = (Option<i32>, String, Option<String>, Bytes);
 
-/// All that a client is told, without the id that it has asked for.
+/// All that a client is told, without the id for which it asked.
 fn told(ended: &Ended, id: &str) -> Told {
     let message = ended.message();
-    // A session is told by digits that stand for it.
+    // The text has a hash in place of the session's id.
     let message = match message.strip_prefix("no active session for ") {
         Some(_) => "no active session".to_owned(),
         None => message.replace(id, "ID"),
@@ -178,7 +178,7 @@ async fn what_is_anothers_is_answered_as_what_is_not_there() {
         (!daemon.seen("Solve").is_empty() && !daemon.seen("Session").is_empty()).then_some(())
     });
     let (cases, socket) = (cases(), proxy.socket());
-    // Each of both kinds at the same time, so that both meet the same machine.
+    // Calls of both kinds run at the same time, so that the machine is equally busy for both.
     let (foreign, unknown) = tokio::join!(
         join_all(cases.iter().map(|case| outcome(case, &socket, &clients.b, OWN))),
         join_all(cases.iter().map(|case| outcome(case, &socket, &clients.b, "unknown"))),
@@ -188,11 +188,11 @@ async fn what_is_anothers_is_answered_as_what_is_not_there() {
         let (shorter, longer) = (took.min(as_long_as), took.max(as_long_as));
         assert!(*longer < 2 * *shorter + Duration::from_secs(1), "{name}: {took:?} {as_long_as:?}");
     }
-    // Nothing of it came to the daemon, which knows ids alone.
+    // None of the other client's calls reached the daemon, which knows no clients, only ids.
     let reached = daemon.seen("").into_iter().filter(|seen| seen.id() == OWN).count();
     assert_eq!(reached, 2, "{:?}", daemon.seen(""));
-    // The owner is served. A blob is known to be its own once it has asked for the record.
-    // What lasts as long as a build is left out, too.
+    // The owner's calls succeed. The proxy knows a blob's owner once the owner has asked for the record. Calls that
+    // last as long as a build are left out, too.
     let others = ["Solve", "Status", "ExecProcess", "Content"];
     for (name, call) in
         cases.iter().filter(|(name, _)| !others.iter().any(|other| name.contains(other)))
@@ -202,7 +202,7 @@ async fn what_is_anothers_is_answered_as_what_is_not_there() {
     }
 }
 
-/// What a case is called, what the client of `directory` is told, and how long that took.
+/// The name of each case, the answer to the client of `directory`, and how long the answer took.
 async fn outcome(
     (name, call): &Case,
     socket: &str,
@@ -229,13 +229,13 @@ async fn a_session_with_anothers_uuid_is_another_session_in_the_daemon() {
     let other = RawClient::connect_tls(&proxy.socket(), b).await;
     let _other =
         other.session("s").await.answered().await.expect("a session, as any that nobody names");
-    // The proxy answers a Session that waits before it has come to a daemon.
+    // The proxy answers a Session that waits and has not reached a daemon yet.
     let ids: Vec<_> = eventually("it comes to the daemon", Duration::from_secs(20), || {
         let seen = daemon.seen("Session");
         (seen.len() == 2).then(|| seen.iter().map(support::fake_daemon::Seen::id).collect())
     });
     assert!(ids[0] == "s" && ids[1] != "s", "{ids:?}");
-    // And a build with the ref of the other's is none at all.
+    // A build with the ref of the other client's build is refused.
     let ended = other.solve("r", "").await.ended().await;
     assert_eq!((ended.code(), ended.marker()), (Some(6), Some("ref_taken")), "{ended:?}");
 }
@@ -266,7 +266,7 @@ async fn records_and_blobs_of_real_builds_are_their_owners() {
     let build = ended["ref"].as_str().expect("a ref");
     assert!(records(&proxy, &clients.a).contains(build));
     assert!(!records(&proxy, &clients.b).contains(build), "{}", records(&proxy, &clients.b));
-    // The blob of its trace comes a moment after the build.
+    // The blob of the trace comes a moment after the build.
     eventually("the build's trace", Duration::from_secs(20), || {
         let trace = control(&proxy, &clients.a, &["debug", "logs", "--trace", build]);
         trace.status.success().then_some(())

@@ -1,4 +1,4 @@
-//! How long it may take to find a place for a build, and what its calls are told meanwhile.
+//! How long the proxy may take to place a build, and what the build's calls are told meanwhile.
 
 mod support;
 
@@ -12,10 +12,10 @@ use support::{
     raw_client::RawClient,
 };
 
-/// How long BuildKit's clients wait for the answer to their build's Ping (grpcclient/client.go).
+/// The time that BuildKit's clients wait for the answer to their build's Ping (grpcclient/client.go).
 const PING_DEADLINE: Duration = Duration::from_secs(15);
 
-/// Backends whose connections the system accepts, and nobody ever reads.
+/// Backends whose connections the system accepts and nobody ever reads.
 fn silent(count: usize) -> Vec<TcpListener> {
     (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect()
 }
@@ -58,7 +58,7 @@ async fn a_ping_whose_client_could_not_send_its_solve_waits_no_longer_than_at_a_
     let proxy = Builder::default().backend(&daemon.backend()).start();
     let patient = RawClient::connect(&proxy.socket()).await;
     let patient = patient.bridge("Ping", "still-to-come").await;
-    // What a client does that finds its message too large: the stream is open, and nothing will come.
+    // A client whose message is too large does this: the stream is open, and no message comes.
     let client = RawClient::connect(&proxy.socket()).await;
     let mut solve = client.call("/moby.buildkit.v1.Control/Solve", &[]).await;
     solve.upload.send_reset(Reason::CANCEL);

@@ -1,4 +1,4 @@
-//! What the proxy reads of daemons' pods and tells them, on a real Kubernetes with the chart's rights.
+//! What the proxy reads from the pods of daemons and writes to them, on a real Kubernetes with the chart's rights.
 
 mod support;
 
@@ -22,7 +22,7 @@ use support::{
 const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 const SAFE: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
 
-/// What one pod has to do with the proxy: name, both annotations.
+/// The part of a pod that concerns the proxy: its name and both annotations.
 type Told = (String, Option<String>, Option<String>);
 
 fn cluster() -> &'static Cluster {
@@ -45,7 +45,7 @@ fn pods(fleet: &Fleet) -> Vec<Told> {
     told.collect()
 }
 
-/// A build that runs, and its context, which it reads for as long as it does.
+/// A running build, and the context that the build reads while it runs.
 fn build(proxy: &Proxy, step: &str) -> (Child, Context) {
     let context = Context::busybox(step);
     let mut build = buildctl_build(&proxy.addr(), &context);
@@ -82,7 +82,7 @@ fn a_deployment_that_shrinks_ends_the_idle_pod_and_keeps_the_one_that_builds() {
     let [(old, ..), (young, ..)] = &both[..] else { unreachable!("two pods: {both:?}") };
     told(&fleet, &[(old, None, "true"), (young, None, "true")]);
 
-    // By itself Kubernetes ends the youngest.
+    // Without the annotation, Kubernetes ends the youngest pod.
     assert_eq!(proxy.control("POST", &format!("/backends/{old}/cordon")).0, 200);
     let (mut first, _context) = build(&proxy, "RUN sleep 25");
     told(&fleet, &[(old, None, "true"), (young, Some("1"), "false")]);
@@ -100,11 +100,11 @@ fn a_deployment_that_shrinks_ends_the_idle_pod_and_keeps_the_one_that_builds() {
     let patches = proxy.metric("buildkit_lb_pod_patches_total", &[]);
     assert!((5.0..=12.0).contains(&patches), "only what changed is written: {patches}");
 
-    // A proxy that ends takes back what it has said; one that is killed leaves it to the next.
+    // A proxy that ends removes its annotations; a killed proxy leaves them to its successor.
     let (mut third, _its_context) = build(&proxy, "RUN sleep 60; echo cut");
     told(&fleet, &[(young, Some("1"), "false")]);
     proxy.process.signal("TERM");
-    // Two signals at once are one.
+    // Two signals at the same moment could arrive as one.
     eventually("the proxy drains", Duration::from_secs(10), || {
         (!proxy.records("draining").is_empty()).then_some(())
     });
@@ -133,7 +133,7 @@ fn two_proxies_with_builds_on_one_pod_do_not_answer_each_other() {
     let (mut second, _context_too) = build(&old, "RUN sleep 91");
     told(&fleet, &[(pod, Some("2"), "false")]);
 
-    // Its successor takes the pod for idle, and the one that knows better says so again.
+    // The successor takes the pod for idle. The proxy that knows of the build writes its number again.
     let new = fleet.another_proxy("random", &args);
     ready(&new, 1);
     let patches = |proxy: &Proxy| proxy.metric("buildkit_lb_pod_patches_total", &[]);
@@ -142,7 +142,7 @@ fn two_proxies_with_builds_on_one_pod_do_not_answer_each_other() {
     });
     told(&fleet, &[(pod, Some("2"), "false")]);
 
-    // Both have builds: each says its own number, and neither answers the other.
+    // Both proxies have builds. Each writes its own number, and neither reacts to the other's.
     let (mut third, _context_three) = build(&new, "RUN sleep 92");
     told(&fleet, &[(pod, Some("1"), "false")]);
     let before = patches(&old) + patches(&new);
@@ -171,7 +171,7 @@ fn what_pods_say_is_in_the_status_and_in_the_log() {
         proxy.records("build ended").into_iter().find(|record| record["version"] == "v0.32.2")
     });
     assert_eq!(record["node"], "node-a");
-    // A label that changes is followed, and so is a label that goes.
+    // The proxy follows a label that changes, and a label that is removed.
     fleet.kubectl(cluster, &["label", "pod", "buildkitd-0", "kubernetes.io/arch=arm64"]);
     fleet.kubectl(cluster, &["label", "pod", "buildkitd-0", "app.kubernetes.io/version-"]);
     eventually("the change is followed", Duration::from_secs(20), || {

@@ -1,4 +1,4 @@
-//! Several fleets behind one proxy: each has its address and its policy, and none sees another's builds.
+//! Several fleets behind one proxy: each has its own address and policy, and no fleet sees another's builds.
 
 mod support;
 
@@ -13,10 +13,10 @@ use support::{
     tools::tool,
 };
 
-/// How long the first probes may take.
+/// The longest time for the first probes.
 const READY: Duration = Duration::from_secs(20);
 
-/// A proxy with a pool for each fleet: the first by the key, the second by load.
+/// A proxy with a pool for each fleet. The first pool places builds by key, the second by load.
 fn start(amd: &[Buildkitd], arm: &[Buildkitd]) -> Proxy {
     let pool = |name: &str, policy: &str, fleet: &[Buildkitd]| {
         let backends: Vec<_> = fleet.iter().map(Buildkitd::backend).collect();
@@ -59,7 +59,7 @@ fn each_pool_builds_on_its_own_daemons_by_its_own_policy() {
         assert_eq!(proxy.metric("buildkit_lb_builds_total", &labels[..1]), 4.0);
         assert!(proxy.metric("buildkit_lb_connections_total", &labels[..1]) >= 4.0);
     }
-    // What asks the whole fleet asks that of its pool.
+    // A question to the whole fleet goes to the fleet of the client's pool only.
     let told = |pool: &str| {
         let mut histories = std::process::Command::new(tool("buildctl"));
         succeed(histories.args(["--addr", &proxy.addr_of(pool), "debug", "histories"]))

@@ -1,5 +1,5 @@
-//! What the tests stand on: every program is installed before it is started, since a fresh machine has none,
-//! and a run tells at its end what failed.
+//! The ground of the tests: every program is installed before a test starts it, because a fresh machine has none, and
+//! a run tells at its end which tests failed.
 
 mod support;
 
@@ -31,15 +31,15 @@ fn sources(directory: &Path) -> Vec<PathBuf> {
     found.collect()
 }
 
-/// What `text` starts without having it from `tool`.
+/// The programs that `text` starts without asking `tool` for them.
 fn found_elsewhere(text: &str) -> Vec<String> {
     let start = Regex::new(
         r"(?:Command::new|Guarded::start(?:_in)?|Process::start)\(\s*([^\s,;()]+\(?[^\s,;()]*)",
     );
     let known = Regex::new(concat!(
-        // From there, the project's own binary and scripts, or cargo, which runs the test.
+        // A program from `tool`, the project's own binary or scripts, or cargo, which runs the test.
         r#"^&?tool\(|^env!\("CARGO|^Path::new\(ROOT|^std::env::current_exe\("#,
-        // The benchmarks' lists of words, whose first is checked where the list is made.
+        // Lists of words in the benchmarks. The first word is checked where the list is made.
         r"|^&command$",
     ));
     let (start, known) = (start.expect("valid"), known.expect("valid"));
@@ -64,11 +64,11 @@ fn every_program_that_is_started_is_installed_first() {
     let sources: Vec<_> = directories.iter().flat_map(|path| sources(path)).collect();
     assert!(sources.len() > 40, "{}", sources.len());
     let own = [
-        // Runs the scripts that install.
+        // These files run the scripts that install programs.
         ("tests/support/tools.rs", "path"),
         // Comes with cargo.
         ("tests/image.rs", "\"rustc\""),
-        // Envoy, which benches/run installs, or what `tool` gave.
+        // Envoy, which benches/run installs, or a path from `tool`.
         ("benches/peers/candidate.rs", "program"),
     ];
     for source in sources {
@@ -122,7 +122,7 @@ fn the_tools_tell_the_version_that_their_module_asks_for() {
     }
 }
 
-/// What cargo and the test binaries print when a test of the second of three files fails.
+/// The output of cargo and the test binaries if a test of the second of three files fails.
 const RUN: &str = "     Running unittests src/lib.rs (target/debug/deps/lib-0)\n\
     test a::works ... ok\n\
     test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\

@@ -1,5 +1,5 @@
-//! A real Prometheus scrapes the proxy, understands every metric, and has an answer to whatever the
-//! dashboard and the alerts ask.
+//! A real Prometheus scrapes the proxy, understands every metric, and answers every query of the dashboard and the
+//! alerts.
 
 mod support;
 
@@ -23,7 +23,7 @@ use support::{
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart");
 
-/// Prometheus, which scrapes one proxy as the chart's monitor would have it.
+/// A Prometheus that scrapes one proxy as the chart's monitor configures it.
 struct Prometheus {
     url: String,
     _process: Guarded,
@@ -53,7 +53,7 @@ impl Prometheus {
         Self { url, _process: process, _directory: directory }
     }
 
-    /// The whole answer, once there is one.
+    /// The whole answer, once it is not empty.
     fn ask(&self, query: &str) -> Option<Value> {
         let url = format!("http://{}/api/v1/query", self.url);
         let query = format!("query={query}");
@@ -62,7 +62,7 @@ impl Prometheus {
         serde_json::from_slice(&curl.ok()?.stdout).ok()
     }
 
-    /// Waits until the first value is that.
+    /// Waits until the first value equals this one.
     fn is(&self, query: &str, value: &str) {
         eventually(query, Duration::from_secs(30), || {
             let answer = self.ask(query)?;
@@ -83,13 +83,13 @@ fn prometheus_scrapes_the_metrics_of_a_build_and_fills_the_dashboard() {
     prometheus.is("sum(buildkit_lb_builds_total{grpc_code=\"OK\",backend=\"d0\"})", "1");
     prometheus.is("sum(buildkit_lb_build_duration_seconds_count)", "1");
     prometheus.is("count(buildkit_lb_backend_state == 1)", "1");
-    // An increase from nothing to one is none to an alert.
+    // To an alert, a series that begins with one has not increased.
     prometheus.is("sum(buildkit_lb_binding_conflicts_total)", "0");
     prometheus.is("count(buildkit_lb_upstream_errors_total{backend=\"d0\"})", "5");
     let version = env!("CARGO_PKG_VERSION");
     prometheus.is(&format!("buildkit_lb_build_info{{version=\"{version}\"}}"), "1");
 
-    // What nothing happened of has no series yet: no discovery, no fault, no drain.
+    // A metric has no series before its first event: no discovery, no fault, no drain.
     let quiet = [
         "Builds at home, 1 h",
         "Builds failed, 1 h",
@@ -111,8 +111,8 @@ fn prometheus_scrapes_the_metrics_of_a_build_and_fills_the_dashboard() {
 
 #[test]
 fn dashboard_and_alerts_know_no_metric_that_the_proxy_does_not_have() {
-    // What nothing has happened of has no series, so something has to: a build, a daemon and an API server
-    // that are not there, a client that speaks something else, a call for nothing.
+    // A metric has no series before its first event, so every event must happen: a build, a daemon and an API server
+    // that do not exist, a client with another protocol, a call that is refused.
     let fleet = Buildkitd::fleet(1);
     let kubeconfig = unreachable_kubeconfig();
     let proxy = Proxy::in_front_of(&fleet).backend("a=tcp://127.0.0.1:1").args(&["--pod-details"]);
@@ -163,7 +163,7 @@ fn dashboard_and_alerts_know_no_metric_that_the_proxy_does_not_have() {
     assert!(used.len() > 20, "{used:?}");
 }
 
-/// The dashboard's queries with the titles of their panels, for all that its variables may be.
+/// The dashboard's queries with the titles of their panels, for all values of its variables.
 fn panels() -> Vec<(String, String)> {
     let dashboard = fs::read_to_string(format!("{CHART}/dashboards/buildkit-lb.json"));
     let dashboard: Value = serde_json::from_str(&dashboard.expect("a file")).expect("JSON");
@@ -201,7 +201,7 @@ fn rules() -> Value {
     rule.expect("there are rules")["spec"].clone()
 }
 
-/// A minute of each series for an hour, and which alerts there are at its end.
+/// Evaluates the alerts after an hour with a value of each series every minute. Returns the alerts that fire.
 fn alerts_after_an_hour(series: &[(&str, &str)]) -> BTreeSet<String> {
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| -> PathBuf { directory.path().join(name) };
@@ -218,7 +218,7 @@ fn alerts_after_an_hour(series: &[(&str, &str)]) -> BTreeSet<String> {
             json!({"series": format!("{name}{{{labels},{own}}}"), "values": values})
         })
         .collect();
-    // Of each alert the test says that there is none; promtool tells which there are.
+    // The test says that no alert fires, and promtool reports those that do.
     let names = rules()["groups"][0]["rules"].as_array().expect("a list").clone();
     let none: Vec<_> = names
         .iter()

@@ -1,4 +1,5 @@
-//! Clients behind a hop that tells their addresses: real builds through one, and whoever has no right to tell any.
+//! Clients behind a hop that tells their addresses: real builds through a hop, and hops that have no right to tell
+//! addresses.
 
 mod support;
 
@@ -16,7 +17,7 @@ use support::{
     proxy::Proxy,
 };
 
-/// A hop that sends `header` before what its clients send, from 127.0.0.1.
+/// A hop at 127.0.0.1 that sends `header` before the bytes of each client.
 struct Hop {
     port: u16,
 }
@@ -79,7 +80,7 @@ async fn a_client_behind_a_hop_is_known_by_its_own_address() {
     let v2 = Hop::new(&proxy, &v2());
     succeed(&mut build(buildctl(&v2.addr()), &Context::busybox("RUN echo two")));
     assert_eq!(clients(&proxy, 2), ["10.1.2.3", "10.9.8.7"]);
-    // The hop's own health check.
+    // The health check of the hop itself.
     let own = Hop::new(&proxy, b"PROXY UNKNOWN\r\n");
     succeed(buildctl(&own.addr()).args(["debug", "workers"]));
 }
@@ -114,7 +115,7 @@ async fn who_should_send_a_header_and_does_not_is_refused_and_so_is_who_should_n
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
         stream.write_all(bytes).expect("sent");
         let mut answer = Vec::new();
-        // A reset is a close too.
+        // A reset counts as closing.
         match stream.read_to_end(&mut answer) {
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
             Ok(_len) => assert_eq!(answer, b""),

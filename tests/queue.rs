@@ -23,7 +23,7 @@ use tokio::{
 
 const WAIT: Duration = Duration::from_secs(20);
 
-/// A proxy whose only daemon is yet to start on `port`.
+/// A proxy whose only daemon will start on `port` later.
 fn before_its_daemon(port: u16, args: &[&str]) -> Proxy {
     Builder::default().backend(&format!("late=tcp://127.0.0.1:{port}")).args(args).start()
 }
@@ -71,12 +71,12 @@ async fn a_build_that_has_waited_as_long_as_it_may_is_refused_with_the_reason() 
     assert_eq!(session.ended().await.code(), Some(0));
 }
 
-/// A build on a connection of its own, so that it belongs to no other.
+/// A build on a connection of its own, so that it belongs together with no other build.
 async fn build(proxy: &Proxy, id: &str) -> Call {
     RawClient::connect(&proxy.socket()).await.solve(id, &format!("session-{id}")).await
 }
 
-/// The same from another address than most.
+/// The same from another address.
 async fn build_from(address: &str, proxy: &Proxy, id: &str) -> Call {
     let client = RawClient::connect_from(address, &proxy.socket()).await;
     client.solve(id, &format!("session-{id}")).await
@@ -95,7 +95,7 @@ fn seen(daemon: &FakeDaemon, count: usize) -> Vec<String> {
     eventually(&format!("{count} builds arrive"), WAIT, || {
         let seen = daemon.seen("Control/Solve");
         let ids: Vec<_> = seen.iter().map(support::fake_daemon::Seen::id).collect();
-        // A call is seen before its message has come.
+        // The daemon sees a call before the message of the call has come.
         (ids.len() == count && ids.iter().all(|id| !id.is_empty())).then_some(ids)
     })
 }
@@ -123,7 +123,7 @@ async fn a_daemon_runs_as_many_builds_as_it_has_slots_and_the_next_when_one_ends
     assert_eq!((told("cause"), told("text")), ("busy".into(), "2 of 2 slots are taken".into()));
     assert_eq!((told("client"), told("pool")), ("127.0.0.1".into(), "default".into()));
     assert_eq!(proxy.metric("buildkit_lb_queue_depth", &[]), 1.0);
-    // The client of the first goes away.
+    // The client of the first build goes away.
     drop(first);
     assert_eq!(seen(&daemon, 3)[2], "r3");
     assert!(queued(&proxy, 0).is_empty());
@@ -154,10 +154,10 @@ async fn the_one_build_of_a_client_is_next_whatever_another_has_sent() {
     assert_eq!((&queue[0]["ref"], &queue[0]["client"]), (&"b".into(), &"127.0.0.2".into()));
     drop(all.remove(0));
     assert_eq!(seen(&daemon, 2)[1], "b");
-    // Of one client whoever came first is first.
+    // Of the builds of one client, the oldest is first.
     drop(one);
     assert_eq!(seen(&daemon, 3)[2], "a1");
-    // All leave at once: each frees its place.
+    // All clients leave at once, and each frees its place.
     drop(all);
     assert!(queued(&proxy, 0).is_empty());
     eventually("nobody runs", WAIT, || {
@@ -239,7 +239,7 @@ async fn a_proxy_that_ends_refuses_the_builds_that_wait() {
     assert_eq!(daemon.seen("Control/Solve").len(), 1, "no daemon has seen it");
 }
 
-/// A way to a daemon that can be closed: connections that are open stay, no new one is accepted.
+/// A way to a daemon that can be closed: open connections stay, and no new one is accepted.
 struct Door {
     port: u16,
     to: String,

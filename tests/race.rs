@@ -1,4 +1,4 @@
-//! Many builds at once, each call of a client over another connection: none may fail.
+//! Many builds at once, and each call of a client over another connection: no build may fail.
 
 mod support;
 
@@ -110,7 +110,7 @@ fn a_bake_with_sprayed_calls_and_no_shared_context_succeeds() {
         for context in &contexts {
             bake.arg(format!("--allow=fs.read={}", context.path().display()));
         }
-        // No session is common to the targets: only their trace says that they belong together.
+        // The targets share no session. Only their trace shows that they belong together.
         let output = run(bake.args(["one", "two", "three"]));
         assert!(output.status.success(), "{}", text(&output));
     }

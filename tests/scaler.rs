@@ -1,4 +1,4 @@
-//! KEDA's external scaler, asked by a client that is made from KEDA's own protocol definition.
+//! A client generated from KEDA's own protocol definition asks the external scaler.
 
 mod support;
 
@@ -26,7 +26,7 @@ use support::{
 
 const ARGS: [&str; 2] = ["--scaler-listen", "127.0.0.1:0"];
 
-/// Where KEDA connects.
+/// The address for KEDA.
 fn scaler(proxy: &Proxy) -> String {
     eventually("the scaler listens", Duration::from_secs(10), || {
         let records = proxy.records("listening");
@@ -66,11 +66,11 @@ impl Answers {
         Self(Guarded::start(&tool("keda-client"), &args))
     }
 
-    /// All there were, `true` or `false`.
+    /// All values so far, `true` or `false`.
     fn told(&self) -> Vec<bool> {
         let log = self.0.log();
         let answers = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        // Go leaves false out.
+        // Go omits a field that is false.
         answers.map(|answer| answer["result"].as_bool().unwrap_or_default()).collect()
     }
 
@@ -96,7 +96,7 @@ fn keda_is_told_of_builds_and_of_a_client_that_is_about_to_build() {
     let mut answers = Answers::open(&proxy, &[]);
     answers.wait_for(&[false]);
 
-    // The first thing that a client of a build asks.
+    // The first call of a build's client.
     succeed(buildctl(&proxy.addr()).args(["debug", "workers"]));
     answers.wait_for(&[false, true]);
     assert_eq!(answer(&proxy, "is-active", &[])["result"], true);
@@ -112,7 +112,7 @@ fn keda_is_told_of_builds_and_of_a_client_that_is_about_to_build() {
     build.kill().expect("it runs");
     build.wait().expect("it ends");
 
-    // In a drain the stream ends well, so that KEDA asks another proxy.
+    // During a drain the stream ends with OK, so that KEDA asks another proxy.
     proxy.process.signal("TERM");
     let status = answers.0.wait(Duration::from_secs(20));
     assert!(status.success(), "{}", answers.0.log());
@@ -134,7 +134,7 @@ fn what_cannot_be_answered_is_refused_in_words() {
     let target = refusal(&proxy, "spec", &["pool=arm64", "buildsPerDaemon=0"]);
     assert!(target.starts_with("InvalidArgument: buildsPerDaemon"), "{target}");
     assert!(refusal(&proxy, "stream-spec", &["pool=arm64"]).starts_with("Unimplemented"));
-    // Pools know nothing of each other.
+    // Each pool has its own builds.
     succeed(buildctl(&proxy.addr_of("arm64")).args(["debug", "workers"]));
     assert_eq!(answer(&proxy, "is-active", &["pool=arm64"])["result"], true);
     assert_eq!(answer(&proxy, "is-active", &["pool=amd64"])["result"], Value::Null);
@@ -172,8 +172,8 @@ fn keda_shows_a_certificate_where_the_scaler_asks_for_one() {
     assert!(!ask(&[]).status.success());
 }
 
-/// A Deployment of no daemon is raised by what the scaler says, as KEDA would raise it, and the daemon that comes
-/// builds what has waited for it.
+/// Raises a Deployment without daemons as KEDA would by the answers of the scaler. The new daemon then builds what has
+/// waited.
 #[test]
 fn a_build_wakes_a_fleet_of_no_daemon() {
     let cluster = Cluster::start();

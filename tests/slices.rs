@@ -1,5 +1,5 @@
-//! Endpoint slices that the test writes itself, on a real API server: what they say is what the proxy
-//! does, however many they are and however often they change.
+//! Endpoint slices that the test itself writes to a real API server. The proxy follows them, however many there are
+//! and however often they change.
 
 mod support;
 
@@ -24,7 +24,7 @@ use support::{
 };
 use tokio::runtime::Runtime;
 
-/// An API server without controllers: nobody else writes slices.
+/// An API server without controllers, so that nobody else writes slices.
 fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(Cluster::bare)
@@ -107,10 +107,10 @@ fn slices_mean_what_kubernetes_means_by_them() {
         entry("not-serving", &ip(4), "tff"),
         entry("ending", &ip(5), "ftt"),
         entry("ended", &ip(6), "fft"),
-        // As with publishNotReadyAddresses: ready is no more than a promise.
+        // As with publishNotReadyAddresses: `ready` promises nothing.
         entry("published", &ip(7), "ttt"),
     ];
-    // One pod in two slices that do not agree, and one address under two names.
+    // One pod in two slices that contradict each other, and one address under two names.
     let more = [
         entry("ready", &ip(2), "fff"),
         entry("ended-too", &ip(1), "fft"),
@@ -146,7 +146,7 @@ fn slices_mean_what_kubernetes_means_by_them() {
     assert_eq!(found.len(), expected.len() + 1, "{found:?}");
     succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo found")));
 
-    // What changes is followed; what leaves with nothing bound to it is gone at once.
+    // The proxy follows changes. A backend that leaves with nothing bound to it is gone at once.
     let change = json!([
         {"op": "replace", "path": "/endpoints/2/conditions", "value": {"ready": true}},
         {"op": "remove", "path": "/endpoints/4"},
@@ -158,11 +158,11 @@ fn slices_mean_what_kubernetes_means_by_them() {
     });
 }
 
-/// Slices, endpoints in each, and changes of each in a second.
+/// The number of slices, the endpoints in each, and the changes of each per second.
 const SLICES: usize = 10;
 const ENDPOINTS: usize = 100;
 const RATE: u64 = 10;
-/// How long they go on.
+/// How long the changes go on.
 const BURST: Duration = Duration::from_secs(10);
 
 #[test]
@@ -174,7 +174,7 @@ fn a_thousand_endpoints_with_a_hundred_changes_a_second_are_followed_within_a_se
     let third = daemon.answer_for_many();
     let ip = move |n: usize| format!("10.214.{}.{}", usize::from(third) + n / 250, n % 250 + 1);
     let proxy = Builder::default().discover("many/buildkitd", &kubeconfig).start();
-    // What there is to be at the end: name, address, whether it is ready.
+    // The expected backends at the end: name, address, whether it is ready.
     let mut expected = Vec::new();
     for slice in 0..SLICES {
         let pods = (0..ENDPOINTS).map(|at| {
@@ -213,7 +213,7 @@ fn a_thousand_endpoints_with_a_hundred_changes_a_second_are_followed_within_a_se
                 for n in 0..BURST.as_secs() * RATE {
                     tick.tick().await;
                     let n = usize::try_from(n).expect("small");
-                    // Every fourth change is a new pod, the others are a readiness that turns.
+                    // Every fourth change replaces a pod; the others change its readiness.
                     let at = n * 37 % ENDPOINTS;
                     let (pod, new) = (&mut pods[at], n % 4 == 0);
                     *pod = match new {

@@ -1,4 +1,4 @@
-//! A daemon that fails builds for reasons of its own is avoided, and no client can bring that about for others.
+//! The proxy avoids a daemon that fails builds for reasons of its own, and no client can bring that about for others.
 
 mod support;
 
@@ -67,7 +67,7 @@ fn a_daemon_with_a_full_disk_fails_few_builds_and_comes_back_when_it_is_told_to(
     assert!(told["probation_seconds"].as_u64().is_some_and(|left| (1..=3600).contains(&left)));
     assert_eq!(proxy.admin("GET", "/readyz").0, 200);
 
-    // Its disk is cleaned up, and an operator does not wait.
+    // The daemon's disk is cleaned up, and an operator does not want to wait.
     std::fs::remove_file(filler).expect("removed");
     let (code, told) = proxy.control("DELETE", "/backends/full/cordon");
     assert_eq!((code, state(&proxy, "full").as_str()), (200, "ready"), "{told}");
@@ -92,7 +92,7 @@ fn projects_that_fail_their_own_builds_degrade_nobody() {
     proxy.wait_ready(2, Duration::from_secs(1));
 }
 
-/// A client at an address of its own that lets its builds end as it likes.
+/// A client with an address of its own that decides how its builds end.
 struct Attacker {
     client: RawClient,
     builds: u32,
@@ -104,7 +104,7 @@ impl Attacker {
         Self { client, builds: 0 }
     }
 
-    /// Builds the project `key`, which ends with `code`; where it was built.
+    /// Builds the project `key`; the build ends with `code`. Returns the build's backend.
     async fn build(&mut self, proxy: &Proxy, key: &str, code: Code) -> String {
         self.builds += 1;
         let build = format!("attack-{}", self.builds);
@@ -121,12 +121,12 @@ impl Attacker {
     }
 }
 
-/// A `Return` message: an empty result, or an error of this code.
+/// A `Return` message: an empty result, or an error with this code.
 fn returning(code: Code) -> Bytes {
     let mut message = BytesMut::from(&[0, 0, 0, 0][..]);
     match code {
         Code::Ok => message.put_slice(&[2, 0x0a, 0]),
-        // Field 2, a status with the code in field 1.
+        // Field 2 is a status with the code in field 1.
         code => message.put_slice(&[4, 0x12, 2, 0x08, code as u8]),
     }
     message.freeze()
@@ -149,7 +149,7 @@ async fn one_client_degrades_no_daemon_for_others_whatever_its_builds_end_with()
     let codes = [Code::ResourceExhausted, Code::Internal, Code::Unavailable];
     let degraded = || proxy.metric("buildkit_lb_backend_degraded_total", &[]);
 
-    // As long as nobody else builds, its word counts: it may be the only address of all clients.
+    // As long as nobody else builds, the failures of one address count: all clients may have this address.
     let attack = at_victim.iter().cycle().zip(codes.iter().cycle());
     for (key, code) in attack.clone().take(40) {
         if tokio::task::block_in_place(|| state(&proxy, "d0")) == "degraded" {
@@ -191,7 +191,7 @@ fn fail_attacks(daemon: &FakeDaemon) {
 async fn build_as(directory: &Path, address: &str, proxy: &Proxy, id: &str) {
     let client = RawClient::connect_tls_from(address, &proxy.socket(), directory).await;
     let session = format!("s-{id}");
-    // Who has a name may name sessions of its own alone.
+    // A client with a name may use only sessions of its own.
     let _open = client.session(&session).await;
     let solve = client.solve_with(id, &session, &[("buildkit-lb-key", id)], &[]).await;
     let ended = solve.ended().await;
@@ -211,7 +211,7 @@ async fn a_client_with_a_name_is_one_client_however_many_addresses_it_has() {
     let args = ["--tls-dir", own.to_str().expect("UTF-8")];
     let proxy = builder.policy("random").args(&args).start();
     proxy.wait_ready(2, Duration::from_secs(20));
-    // Another client builds, so that the word of one alone does not count.
+    // Another client builds, so the failures of one client alone do not count.
     build_as(&certificate("honest"), "127.0.0.1", &proxy, "honest").await;
     let attacker = certificate("attacker");
     for number in 0..40 {

@@ -1,4 +1,4 @@
-//! A fleet whose daemons have different versions, as in an upgrade, promises only what all of them can.
+//! A fleet of daemons with different versions, as during an upgrade, promises only what all of them can do.
 
 mod support;
 
@@ -11,7 +11,7 @@ use support::{
     proxy::Proxy,
 };
 
-/// A daemon of today, one of v0.16, and a proxy in front of both.
+/// A daemon of the current version, one of v0.16, and a proxy in front of both.
 #[derive(Debug)]
 struct Setup {
     new: Buildkitd,
@@ -77,7 +77,7 @@ fn a_client_uses_nothing_that_only_some_daemons_can() {
         let refused = run(&mut proxied.command(&limited));
         assert_eq!((refused.status.code(), text(&refused)), (direct.status.code(), text(&direct)));
     }
-    // What all can works, wherever it runs.
+    // A feature that all daemons have works on any of them.
     for _ in 0..4 {
         succeed(&mut proxied.command(&["build", "-o", "type=cacheonly", &path]));
     }
@@ -94,7 +94,7 @@ fn a_limit_that_a_daemon_does_not_know_costs_it_no_cache() {
     }
     let usage = |daemon: &Buildkitd| succeed(buildctl(&daemon.addr()).arg("du"));
     let before = usage(&old);
-    // MB: less than anything takes, so that a daemon that does as it is told keeps nothing either.
+    // In MB: less than anything takes, so that a daemon that obeys keeps nothing either.
     let limit = ["prune", "--keep-storage", "0.000001"];
     let pruned = run(buildctl(&proxy.addr()).args(limit));
     assert_eq!(usage(&old), before);
@@ -107,7 +107,7 @@ fn a_limit_that_a_daemon_does_not_know_costs_it_no_cache() {
     let refused = run(buildctl(&alone.addr()).args(limit));
     assert_eq!((refused.status.code(), usage(&old)), (Some(1), before));
     assert!(text(&refused).contains("not sent to old (v0.16.0)"), "{}", text(&refused));
-    // What it does know, it does.
+    // The old daemon does what it knows.
     succeed(buildctl(&alone.addr()).args(["prune", "--all"]));
     assert!(!usage(&old).contains("kept"));
 }

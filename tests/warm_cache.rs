@@ -1,4 +1,4 @@
-//! Builds of one project find what its earlier builds left in a cache.
+//! A build of a project finds what earlier builds left in a cache.
 
 mod support;
 
@@ -13,7 +13,7 @@ use support::{
 
 const STEPS: usize = 3;
 
-/// One build of a project, as its checkout would be built by buildx.
+/// One build of a project, as buildx builds a checkout of it.
 #[derive(Debug)]
 struct Built {
     record: Value,
@@ -52,7 +52,7 @@ fn every_later_build_of_a_project_finds_all_its_steps_cached_on_its_first_daemon
     let projects = names.map(|name| (name, project(name)));
     let mut homes: HashMap<&str, Value> = HashMap::new();
     for round in 0..3 {
-        // One at a time: load makes none of them spill.
+        // One build at a time, so that load makes none of them spill.
         for (name, context) in &projects {
             let Built { record, cached } = build(&proxy, name, context);
             assert_eq!(

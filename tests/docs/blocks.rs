@@ -1,5 +1,5 @@
-//! What pages tell people to type or to write down: shell passes `bash -n`, files parse, and Helm renders each
-//! release that is installed from this chart.
+//! Whatever pages tell people to type or to write into files: shell passes `bash -n`, files parse, and Helm renders
+//! each release that a page installs from this chart.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use regex::Regex;
 
 use super::{pages, support::tools::tool};
 
-/// A piece of code of a page.
+/// A block of code of a page.
 #[derive(Debug)]
 struct Block {
     page: PathBuf,
@@ -34,7 +34,7 @@ fn blocks() -> Vec<Block> {
     found
 }
 
-/// What is typed, without the prompts and without what comes out.
+/// The commands of a block, without prompts and without output.
 fn typed(block: &Block) -> Option<String> {
     match &*block.language {
         "sh" => Some(block.text.clone()),
@@ -43,7 +43,7 @@ fn typed(block: &Block) -> Option<String> {
     }
 }
 
-/// The lines after a prompt, each with those that it goes on in: the line ends with a backslash, or is a loop.
+/// The lines after a prompt. Each has the lines that continue it, after a backslash or in a loop.
 fn commands(console: &str) -> String {
     let (mut script, mut goes_on, mut in_loop) = (String::new(), false, false);
     for line in console.lines() {
@@ -109,7 +109,7 @@ fn releases_that_are_installed_from_the_chart_render() {
         let script = script.replace("\\\n", " ");
         for line in script.lines().filter(|line| is_installed(line)) {
             count += 1;
-            // In the page's own directory if it says so, as the chart's page does.
+            // The command runs in the page's own directory if the page says so, as the chart's page does.
             let chart = if line.contains(" deploy/chart") { "." } else { "deploy/chart" };
             let shell = format!(
                 "cd {chart}; helm() {{ shift; '{helm}' template --kube-version 1.36.3 \"$@\"; }}\n{line}"
@@ -123,7 +123,7 @@ fn releases_that_are_installed_from_the_chart_render() {
     assert!(count >= 7, "{count}");
 }
 
-/// Whether the line is Helm's, with values that are in this repository.
+/// Whether the line is a helm command with values files of this repository.
 fn is_installed(line: &str) -> bool {
     ["helm install ", "helm template "].iter().any(|start| line.starts_with(start))
 }

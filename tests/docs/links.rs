@@ -1,5 +1,5 @@
-//! Every link of a page leads to a file and a heading that are there, and so does every mention of a page in
-//! the code, the scripts and the manifests.
+//! Every link of a page leads to an existing file and heading. So does every mention of a page in code, scripts and
+//! manifests.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -39,7 +39,7 @@ fn anchors(page: &str) -> BTreeSet<String> {
     anchors
 }
 
-/// What is wrong with a link of the page at `path`.
+/// The problem with a link of the page at `path`, if there is one.
 fn trouble(path: &Path, page: &str, link: &str) -> Option<String> {
     if link.contains("://") || link.starts_with("mailto:") {
         return None;
@@ -79,18 +79,18 @@ fn a_link_that_leads_nowhere_is_found() {
     assert_eq!(bad.collect::<Vec<_>>(), ["no.svg", "#three", "README.md#no"]);
 }
 
-/// The pages that a text names, each with the section that it names behind it in quotes.
+/// The pages that a text names, each with the section that follows in quotes.
 fn mentions(text: &str) -> Vec<(String, Option<String>)> {
     let mention = Regex::new(r#"([\w./-]*\w\.md)\b(?:,\s+"([^"]+)")?"#).expect("valid");
     let found = mention.captures_iter(text).filter(|found| {
-        // Addresses lead elsewhere, and what stands behind a variable is not known here.
+        // Links to other sites lead elsewhere, and a path with a variable is not known here.
         let before = &text[..found.get(0).expect("all of it").start()];
         !before.ends_with([':', '}'])
     });
     found.map(|found| (found[1].to_owned(), found.get(2).map(|s| s.as_str().to_owned()))).collect()
 }
 
-/// What is wrong with a mention in the file at `path`, which counts from its directory or from the root.
+/// The problem with a mention in the file at `path`. A mention is relative to the file's directory or to the root.
 fn wrong_mention(path: &Path, page: &str, section: Option<&str>) -> Option<String> {
     let places = [path.parent().expect("a directory").join(page), Path::new(".").join(page)];
     let Some(page) = places.iter().find_map(|place| fs::read_to_string(place).ok()) else {

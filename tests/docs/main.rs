@@ -1,5 +1,5 @@
-//! The pages say what is so: what they tell people to type is shell, their links lead somewhere, their tables are
-//! those of the code, and the list of dependencies is the build's.
+//! The pages are correct: commands are valid shell, links lead somewhere, tables match the code, and the list of
+//! dependencies matches the build.
 
 mod blocks;
 mod dependencies;

@@ -1,5 +1,5 @@
-//! The tables of flags, metrics and values of the chart, which are made from the code: `make tables` writes them into the pages,
-//! and without it the test fails where a page says something else.
+//! The tables of flags, metrics and values of the chart are generated from the code. `make tables` writes them into
+//! the pages; otherwise the test fails if a page differs.
 //!
 //! A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`.
 
@@ -86,7 +86,7 @@ fn own_flag_table(args: &[&Arg]) -> String {
     table
 }
 
-/// `--flag VALUE`, or `NAME` without a flag.
+/// `--flag VALUE`, or `NAME` for a positional argument.
 fn usage(arg: &Arg) -> String {
     let values = arg.get_value_names().unwrap_or_default().join(" ");
     match arg.get_long() {
@@ -96,8 +96,7 @@ fn usage(arg: &Arg) -> String {
     }
 }
 
-/// What a flag does, and its default: clap's, or the words in brackets at the end where a setting of the
-/// file comes before the default.
+/// The help text of a flag, and its default: clap's own, or the words in brackets at the end of the text.
 fn help(arg: &Arg) -> (String, String) {
     let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string);
     let help = help.expect("a text").split_whitespace().collect::<Vec<_>>().join(" ");
@@ -128,7 +127,7 @@ fn metric_table() -> String {
     table
 }
 
-/// Plain text as Markdown: addresses, flags and paths become code.
+/// Plain text as Markdown. Addresses, flags and paths become code.
 fn prose(text: &str) -> String {
     let word = |word: &str| {
         let core = word.trim_end_matches([',', '.', ':', ';']);
@@ -142,7 +141,7 @@ fn prose(text: &str) -> String {
     text.split(' ').map(word).collect::<Vec<_>>().join(" ").replace('|', "\\|")
 }
 
-/// The page with every table as it should be, and the names of its tables.
+/// The page with all tables replaced, and the names of its tables.
 fn with_tables(
     page: &str,
     tables: &BTreeMap<String, String>,

@@ -1,4 +1,4 @@
-//! The table of the chart's values: each is described in values.yaml, by a comment `# -- TEXT` above it.
+//! The table of the chart's values. values.yaml describes each value in a comment `# -- TEXT` above it.
 
 use std::{collections::BTreeSet, fmt::Write as _, fs, mem};
 
@@ -6,10 +6,10 @@ use serde_json::Value;
 
 const CHART: &str = "deploy/chart";
 
-/// A default that is longer is left to values.yaml.
+/// A longer default is not shown; values.yaml has it.
 const LONGEST_DEFAULT: usize = 60;
 
-/// A row for each value that the schema names and does not look into, in the order of values.yaml.
+/// A row for each value that the schema names as a whole, in the order of values.yaml.
 pub(super) fn table() -> String {
     let read = |name: &str| fs::read_to_string(format!("{CHART}/{name}")).expect("a file");
     let yaml = read("values.yaml");
@@ -43,7 +43,7 @@ fn find_leaves(schema: &Value, path: &str, leaves: &mut BTreeSet<String>) {
     }
 }
 
-/// Each key of the file with the text above it, which is empty where there is none.
+/// Each key of the file with the text above it, which may be empty.
 fn descriptions(yaml: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut path: Vec<(usize, &str)> = Vec::new();
