@@ -15,7 +15,10 @@ use futures_util::{
 };
 use h2::client::SendRequest;
 use rustls::pki_types::ServerName;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::{Instant as Deadline, timeout_at},
+};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
@@ -123,25 +126,8 @@ async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
     let Dialer { backend, windows, tasks, owner } = dialer;
     let share = owner.map(|owner| owner.share()).transpose()?;
     let started = Instant::now();
-    let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
-    let timeout = |what| {
-        DialError::Fault(Fault::Timeout, format!("{what} within {CONNECT_TIMEOUT:?}").into())
-    };
-    let socket = match tokio::time::timeout_at(deadline, connect(backend.address())).await {
-        Ok(Ok(socket)) => socket,
-        Ok(Err(error)) => {
-            let cause = chain(&error).into();
-            return Err(match is_shortage(&error) {
-                true => DialError::Shortage(cause),
-                false => DialError::Fault(Fault::Refused, cause),
-            });
-        }
-        Err(_elapsed) => return Err(timeout("no connection")),
-    };
-    let socket = match tokio::time::timeout_at(deadline, secure(socket, &backend)).await {
-        Ok(secured) => secured.map_err(|cause| DialError::Fault(Fault::Tls, cause.into()))?,
-        Err(_elapsed) => return Err(timeout("it accepted, but sent no answer to a TLS handshake")),
-    };
+    let deadline = Deadline::now() + CONNECT_TIMEOUT;
+    let socket = open_socket(&backend, deadline).await?;
     backend.metrics().connect.observe(started.elapsed().as_secs_f64());
     let io = Batched::with_daemon(socket);
     let handshake = h2::client::Builder::new()
@@ -172,19 +158,48 @@ async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
         }
         ended.store(true, Ordering::Relaxed);
     }));
-    // The system accepts connections for a daemon that is stopped or hangs. Only the SETTINGS show that the daemon is
-    // there. Once a Solve has been sent, it is too late to try another daemon.
-    match tokio::time::timeout_at(deadline, io.first_read()).await {
-        Ok(()) if io.received() > 0 => Ok(connected),
+    settings_received(&io, deadline).await.map(|()| connected)
+}
+
+/// Connects to `backend` and makes the TLS handshake, if there is one.
+async fn open_socket(backend: &Backend, deadline: Deadline) -> Result<Socket, DialError> {
+    let socket = match timeout_at(deadline, connect(backend.address())).await {
+        Ok(Ok(socket)) => socket,
+        Ok(Err(error)) => {
+            let cause = chain(&error).into();
+            return Err(match is_shortage(&error) {
+                true => DialError::Shortage(cause),
+                false => DialError::Fault(Fault::Refused, cause),
+            });
+        }
+        Err(_elapsed) => return Err(timed_out("no connection")),
+    };
+    match timeout_at(deadline, secure(socket, backend)).await {
+        Ok(secured) => secured.map_err(|cause| DialError::Fault(Fault::Tls, cause.into())),
+        Err(_elapsed) => Err(timed_out("it accepted, but sent no answer to a TLS handshake")),
+    }
+}
+
+/// Waits for the SETTINGS of the daemon.
+///
+/// The system accepts connections for a daemon that is stopped or hangs. Only the SETTINGS show that the daemon is there.
+/// Once a Solve has been sent, it is too late to try another daemon.
+async fn settings_received(io: &Batched, deadline: Deadline) -> Result<(), DialError> {
+    match timeout_at(deadline, io.first_read()).await {
+        Ok(()) if io.received() > 0 => Ok(()),
         Ok(()) => Err(match io.refusal() {
             Some(cause) => DialError::Fault(Fault::Tls, cause),
-            None => DialError::Fault(
-                Fault::Lost,
-                "closed the connection before sending SETTINGS".into(),
-            ),
+            None => {
+                let cause = "closed the connection before sending SETTINGS";
+                DialError::Fault(Fault::Lost, cause.into())
+            }
         }),
-        Err(_elapsed) => Err(timeout("it accepted, but sent no SETTINGS")),
+        Err(_elapsed) => Err(timed_out("it accepted, but sent no SETTINGS")),
     }
+}
+
+fn timed_out(what: &str) -> DialError {
+    DialError::Fault(Fault::Timeout, format!("{what} within {CONNECT_TIMEOUT:?}").into())
 }
 
 /// Makes a TLS handshake over `socket`, if the connections to `backend` use TLS.
