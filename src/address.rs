@@ -52,7 +52,7 @@ pub enum AddressError {
 pub struct HostPort {
     /// Name, IPv4, or IPv6 without brackets.
     pub host: String,
-    /// Port.
+    /// The port, from 0 to 65535. If it is 0, the system chooses one when listening.
     pub port: u16,
 }
 

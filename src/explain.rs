@@ -62,9 +62,9 @@ pub enum ExplainError {
     /// The captured file cannot be read.
     #[error("read `{file}`")]
     Read {
-        /// Its name.
+        /// The path of the file.
         file: String,
-        /// Why.
+        /// Why the file cannot be used.
         source: io::Error,
     },
     /// The configuration has several pools, or no pool of the given name.

@@ -33,17 +33,17 @@ pub enum ExplainAccessError {
     /// The file cannot be read.
     #[error("read `{}`", file.display())]
     Read {
-        /// Its name.
+        /// The path of the file.
         file: PathBuf,
-        /// Why.
+        /// Why the file cannot be used.
         source: io::Error,
     },
     /// The file has no certificate, or no rule finds a name in the certificate.
     #[error("find a name in `{}`", file.display())]
     Name {
-        /// Its name.
+        /// The path of the file.
         file: PathBuf,
-        /// Why.
+        /// Why the file cannot be used.
         source: NoName,
     },
 }

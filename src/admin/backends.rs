@@ -83,7 +83,7 @@ pub(super) async fn drain(
     Ok((worst, texts.concat()))
 }
 
-/// Cordons a backend.
+/// Cordons a backend, which then gets no new builds.
 pub(super) async fn cordon(
     _allowed: Allowed,
     State(admin): State<Admin>,
