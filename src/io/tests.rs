@@ -1,4 +1,4 @@
-//! What this room saves, counted through the real HTTP/2 library.
+//! What batching saves, counted through the real HTTP/2 library.
 //!
 //! A new release of the library may write frame by frame, copy payloads into its own buffer before it
 //! writes them, or take DATA in other pieces. Nothing would fail, and every byte would cost more.
@@ -10,6 +10,7 @@ use std::future::poll_fn;
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest};
 use http::{Request, Response};
+use tokio::net::UnixStream;
 
 use super::*;
 use crate::http2_limits::{CONNECTION_WINDOW, FRAME_LEN, SEND_BUFFER_LEN, STREAM_WINDOW};
