@@ -18,7 +18,7 @@ pub struct Waiting {
     pub total: usize,
     /// What the Solve waits for.
     pub cause: Cause,
-    /// What its client is told meanwhile of what its daemon can do.
+    /// What the client was told that the build's daemon can do.
     pub promise: Promise,
 }
 

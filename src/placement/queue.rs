@@ -1,7 +1,7 @@
 //! Builds that wait for their turn: for a backend that takes builds, or for a free slot.
 //!
-//! Nothing of such a build has been sent to a daemon, so it can wait as long as its client does. `order`
-//! says whose turn it is; this gives out the slots.
+//! Nothing of such a build has been sent to a daemon, so it can wait as long as its client does. `order` decides whose
+//! turn it is, `turn` is the way of one build through the queue, and `serve` gives out the slots.
 
 mod config;
 pub mod order;
@@ -47,17 +47,17 @@ use crate::{
 pub(super) struct Queue {
     pub(super) config: Config,
     state: Mutex<State>,
-    /// Builds that wait for their turn.
+    /// How many builds wait for their turn.
     waiting: AtomicUsize,
-    /// Probes and sessions that wait for a backend.
+    /// How many probes and sessions wait for a backend.
     unordered: AtomicUsize,
-    /// Builds that run, the probes of clients not counted.
+    /// How many builds run, without the probes of clients.
     running: AtomicUsize,
-    /// A build has come, which may have to wait.
+    /// Notified when a build has come that may have to wait.
     entered: Notify,
-    /// What [`Placement::demand`] tells has changed.
+    /// Notified when the answer of [`Placement::demand`] has changed.
     changed: Notify,
-    /// The proxy accepts no builds any more.
+    /// Cancelled when the proxy accepts no more builds.
     closed: CancellationToken,
     metrics: Arc<Metrics>,
 }
@@ -68,7 +68,7 @@ struct State {
     entries: HashMap<Ticket, Entry>,
 }
 
-/// A build that waits.
+/// An entry for one waiting build.
 #[derive(Debug)]
 struct Entry {
     request: Request,
@@ -76,27 +76,27 @@ struct Entry {
     turn: watch::Sender<Waiting>,
 }
 
-/// What is known of a build that waits.
+/// What is known about a waiting build.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Its ref.
+    /// The ref of the build.
     pub build: Option<Id>,
-    /// Address of its client.
+    /// The address of its client.
     pub client: Option<IpAddr>,
-    /// What its cache is known by.
+    /// The affinity key.
     pub affinity: Option<Arc<AffinityKey>>,
-    /// When its wait began.
+    /// When the wait began.
     pub since: SystemTime,
     key: Option<KeyHash>,
     owner: Owner,
     policy: policy::Policy,
-    /// Not there.
+    /// The backends that the build must not go to.
     avoid: Vec<Arc<Backend>>,
-    /// What its daemon must be able to do.
+    /// What the daemon of the build must be able to do.
     promise: Promise,
 }
 
-/// A build's turn: a slot that is counted as taken.
+/// A build's turn: a slot that is already counted as taken.
 #[derive(Debug)]
 pub(super) struct Grant {
     pub(super) count: BuildCount,
@@ -104,11 +104,11 @@ pub(super) struct Grant {
     pub(super) started: Started,
 }
 
-/// One build that runs, as its owner's.
+/// Counts one running build for its owner.
 #[derive(Debug)]
 pub struct Started {
     queue: Arc<Queue>,
-    /// Whose it is, where that matters.
+    /// The owner; `None` if slots are not limited, because the owner then does not matter.
     owner: Option<Owner>,
 }
 
@@ -122,14 +122,14 @@ impl Drop for Started {
     }
 }
 
-/// What the builds of a pool ask of its fleet.
+/// What the builds of a pool need from its fleet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
-    /// Builds that run, the probes of clients not counted.
+    /// How many builds run, without the probes of clients.
     pub running: usize,
-    /// Builds that wait for their turn.
+    /// How many builds wait for their turn.
     pub waiting: usize,
-    /// Builds that a backend of capacity 1 runs at once; `None` without a limit.
+    /// How many builds a backend of capacity 1 runs at once; `None` without a limit.
     pub slots: Option<NonZeroU32>,
 }
 
@@ -174,13 +174,13 @@ impl Queue {
         }
     }
 
-    /// Whether a build that comes now has others before it.
+    /// Whether no build waits, so that a new one need not wait for others.
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) == 0
     }
 
-    /// Counts a build of `client` that runs. Whose it is matters to the order alone, so without slots no
-    /// lock is taken.
+    /// Counts a running build of `client`. The owner matters only to the order, so no lock is taken if slots are not
+    /// limited.
     pub(super) fn start(self: &Arc<Self>, client: &Client) -> Started {
         let owner = self.config.max_builds.map(|_| client.owner());
         if let Some(owner) = &owner {
@@ -195,7 +195,7 @@ impl Queue {
         Started { queue: Arc::clone(self), owner }
     }
 
-    /// Puts `request` in the queue, which waits since `began`; one that comes `back` is the first of its
+    /// Puts `request`, which has waited since `began`, into the queue. A build that comes `back` is the first of its
     /// owner again.
     fn enter(
         self: &Arc<Self>,
@@ -251,7 +251,7 @@ impl Placement {
         &self.queue.config
     }
 
-    /// The builds that wait, the next one first.
+    /// The waiting builds, the next one first.
     pub fn queued(&self) -> Vec<(Request, Waiting)> {
         let state = self.queue.state.lock();
         let entries = state.order.in_order().into_iter();
@@ -263,13 +263,13 @@ impl Placement {
         told.collect()
     }
 
-    /// Whether a build that comes now, and finds no backend or slot, could wait.
+    /// Whether a new build could wait if it found no backend or no slot.
     pub fn has_room_to_wait(&self) -> bool {
         let Config { max_wait, max_waiting, .. } = self.queue.config;
         !max_wait.is_zero() && self.queue.waiting.load(Ordering::Relaxed) < max_waiting
     }
 
-    /// What the builds ask of the fleet now.
+    /// What the builds need from the fleet now.
     pub fn demand(&self) -> Demand {
         Demand {
             running: self.queue.running.load(Ordering::Relaxed),

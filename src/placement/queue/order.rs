@@ -1,11 +1,11 @@
 //! Whose turn it is: a state machine without I/O, lock or clock.
 //!
-//! Owners take turns by what they run (max-min fairness): the next slot goes to the owner with the fewest
-//! running builds, and among equals to the one that was served longest ago. Of one owner the
-//! affinity keys take turns, and of one key the build that has waited longest is first.
+//! Owners take turns by what they run (max-min fairness). The next slot goes to the owner with the fewest running
+//! builds; of several such owners, to the one that was served longest ago. The affinity keys of one owner take turns,
+//! and of one key the build that has waited longest comes first.
 //!
-//! A build whose cache is on a daemon that has no free slot lets others pass it for a bounded time (delay
-//! scheduling: Zaharia et al., EuroSys 2010).
+//! A build whose cache is on a daemon without a free slot lets others pass for a limited time (delay scheduling:
+//! Zaharia et al., EuroSys 2010).
 
 use std::{
     cmp::Ordering,
@@ -16,40 +16,40 @@ use std::{
 
 use crate::policy::KeyHash;
 
-/// A build that waits.
+/// The number of a waiting build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(u64);
 
-/// What the fleet has for a build that waits.
+/// What the fleet can offer to a waiting build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Offer {
-    /// No slot that it could take.
+    /// No slot that the build could take.
     Nothing,
-    /// A slot, while its cache is on a daemon that has none free.
+    /// A slot on a daemon without the build's cache. The daemon with the cache has no free slot.
     Cold,
-    /// As good a slot as it could get.
+    /// As good a slot as the build could get.
     Good,
 }
 
-/// All builds that wait in one pool, and how many of each owner run.
+/// All waiting builds of one pool, and how many builds of each owner run.
 #[derive(Debug)]
 pub struct Order<O> {
     owners: HashMap<O, Owner>,
     waiting: HashMap<Ticket, Waiter<O>>,
-    /// How long a build lets others pass it for the sake of its cache.
+    /// How long a build lets others pass in order to wait for its cache.
     patience: Duration,
     next_ticket: u64,
     grants: u64,
 }
 
-/// What one owner has.
+/// The builds of one owner.
 #[derive(Debug, Default)]
 struct Owner {
     running: usize,
-    /// Its lines, the one whose turn it is first; none is empty.
+    /// The lines of the owner, the next one first. No line is empty.
     lines: VecDeque<Line>,
     waiting: usize,
-    /// Which grant was its last one.
+    /// The number of the grant that the owner got last.
     served: u64,
 }
 
@@ -65,18 +65,18 @@ struct Waiter<O> {
     owner: O,
     key: Option<KeyHash>,
     since: Instant,
-    /// When it first let another pass.
+    /// When the build first let another build pass.
     passed: Option<Instant>,
 }
 
 impl<O: Clone + Eq + Hash> Order<O> {
-    /// An order in which nobody waits or runs; a build lets others pass it for `patience` for the sake of its cache.
+    /// An order without any builds. A build lets others pass for `affinity_wait` in order to wait for its cache.
     pub fn new(patience: Duration) -> Self {
         let (owners, waiting) = (HashMap::new(), HashMap::new());
         Self { owners, waiting, patience, next_ticket: 0, grants: 0 }
     }
 
-    /// Builds that wait.
+    /// How many builds wait.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
@@ -86,14 +86,14 @@ impl<O: Clone + Eq + Hash> Order<O> {
         self.waiting.is_empty()
     }
 
-    /// Builds of `owner` that wait.
+    /// How many builds of `owner` wait.
     pub fn waiting_of(&self, owner: &O) -> usize {
         self.owners.get(owner).map_or(0, |owner| owner.waiting)
     }
 
-    /// Puts a build of `owner`, which waits since `since`, in line.
+    /// Adds a build of `owner` that has waited since `since`.
     ///
-    /// One that comes `back`, because it could not use its slot, is the first of its owner again.
+    /// A build that comes `back`, because it could not use its slot, is the first of its owner again.
     pub fn enter(&mut self, owner: &O, key: Option<KeyHash>, since: Instant, back: bool) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
@@ -117,7 +117,7 @@ impl<O: Clone + Eq + Hash> Order<O> {
         ticket
     }
 
-    /// Takes a build out that waits no longer; nothing happens if it is out.
+    /// Removes a build that no longer waits. Nothing happens if it has been removed already.
     pub fn leave(&mut self, ticket: Ticket) {
         let Some(waiter) = self.waiting.remove(&ticket) else { return };
         let Some(owner) = self.owners.get_mut(&waiter.owner) else { return };
@@ -131,7 +131,7 @@ impl<O: Clone + Eq + Hash> Order<O> {
         self.forget_idle(&waiter.owner);
     }
 
-    /// Counts a build of `owner` that runs and did not wait: it has had its turn.
+    /// Counts a running build of `owner` that did not wait. It counts as the owner's turn.
     pub fn start(&mut self, owner: &O) {
         self.grants += 1;
         let served = self.grants;
@@ -139,7 +139,7 @@ impl<O: Clone + Eq + Hash> Order<O> {
         (of.running, of.served) = (of.running + 1, served);
     }
 
-    /// Counts one less.
+    /// Counts one running build less.
     pub fn end(&mut self, owner: &O) {
         if let Some(of) = self.owners.get_mut(owner) {
             of.running = of.running.saturating_sub(1);
@@ -147,8 +147,8 @@ impl<O: Clone + Eq + Hash> Order<O> {
         self.forget_idle(owner);
     }
 
-    /// The next build to be given a slot, out of line and counted as running; `offer` says what the fleet
-    /// has for a build.
+    /// Removes the next build that gets a slot, and counts it as running. `offer` tells what the fleet can offer to a
+    /// build.
     pub fn grant(
         &mut self,
         now: Instant,
@@ -167,7 +167,7 @@ impl<O: Clone + Eq + Hash> Order<O> {
         if let Some(of) = self.owners.get_mut(&owner) {
             of.running += 1;
             of.served = self.grants;
-            // Its key has had its turn.
+            // The key has had its turn.
             if let Some(at) = of.lines.iter().position(|line| line.key == key)
                 && let Some(line) = of.lines.remove(at)
             {
@@ -178,7 +178,7 @@ impl<O: Clone + Eq + Hash> Order<O> {
         Some(ticket)
     }
 
-    /// The next build to be given a slot; or those that let others pass, where nobody takes one.
+    /// The next build that gets a slot. If no build takes one, the builds that let others pass.
     fn next(
         &mut self,
         now: Instant,
@@ -189,7 +189,7 @@ impl<O: Clone + Eq + Hash> Order<O> {
             for (_, ticket) in &line.tickets {
                 let Some(waiter) = self.waiting.get_mut(ticket) else { continue };
                 match offer(*ticket) {
-                    // Another build of its key may find one.
+                    // Another build of the same key may find a slot.
                     Offer::Nothing => {}
                     Offer::Cold if now < *waiter.passed.get_or_insert(now) + self.patience => {
                         passing.push(*ticket);
@@ -202,8 +202,8 @@ impl<O: Clone + Eq + Hash> Order<O> {
         Err(passing)
     }
 
-    /// A slot stays free for the sake of the line of `head`: all in it let it pass, and their patience
-    /// begins, or a slot would be idle for as long as the line lasts.
+    /// A slot stays free for the builds of the line of `head`. The wait of all of them begins now; otherwise a slot
+    /// could be idle for as many waits as the line has builds.
     fn pass_line(&mut self, head: Ticket, now: Instant) {
         let Some(waiter) = self.waiting.get(&head) else { return };
         let Some(owner) = self.owners.get(&waiter.owner) else { return };
@@ -215,13 +215,13 @@ impl<O: Clone + Eq + Hash> Order<O> {
         }
     }
 
-    /// When the patience of a build that lets others pass is over next, after `now`.
+    /// When the next build stops letting others pass, after `now`.
     pub fn patience_ends(&self, now: Instant) -> Option<Instant> {
         let passed = self.waiting.values().filter_map(|waiter| waiter.passed);
         passed.map(|passed| passed + self.patience).filter(|ends| *ends > now).min()
     }
 
-    /// All that wait, in the order in which they would be served if nothing else ran, came or ended.
+    /// All waiting builds, in the order in which they would be served if nothing else ran, came or ended.
     pub fn in_order(&self) -> Vec<Ticket> {
         let mut all = Vec::with_capacity(self.waiting.len());
         for owner in self.owners.values() {
@@ -239,7 +239,7 @@ impl<O: Clone + Eq + Hash> Order<O> {
         self.owners.entry(owner.clone()).or_default()
     }
 
-    /// Who runs nothing and waits for nothing is unknown, so that memory is bounded.
+    /// Forgets an owner who runs nothing and waits for nothing, so that memory is bounded.
     fn forget_idle(&mut self, owner: &O) {
         if self.owners.get(owner).is_some_and(|of| of.running == 0 && of.waiting == 0) {
             self.owners.remove(owner);
@@ -248,7 +248,7 @@ impl<O: Clone + Eq + Hash> Order<O> {
 }
 
 impl Owner {
-    /// Its builds in the order in which its keys take turns.
+    /// The owner's builds, in the order in which the keys take turns.
     fn in_order(&self) -> Vec<Ticket> {
         let mut lines: Vec<_> = self.lines.iter().map(|line| line.tickets.iter()).collect();
         let mut all = Vec::with_capacity(self.waiting);
@@ -258,20 +258,20 @@ impl Owner {
         all
     }
 
-    /// The first of its builds that came, and when.
+    /// The owner's build that came first, and when it came.
     fn first(&self) -> Option<(Instant, Ticket)> {
         self.lines.iter().filter_map(|line| line.tickets.first()).min().copied()
     }
 }
 
-/// All lines: those of the owner whose turn it is, then of the next owner.
+/// All lines, beginning with those of the owner whose turn it is.
 fn lines<O>(owners: &HashMap<O, Owner>) -> Vec<&Line> {
     let mut owners: Vec<&Owner> = owners.values().filter(|of| of.waiting > 0).collect();
     owners.sort_by(|a, b| compare((a.running, a), (b.running, b)));
     owners.into_iter().flat_map(|owner| &owner.lines).collect()
 }
 
-/// Whose turn it is first of two owners that run so many builds.
+/// Which of two owners comes first if they run this many builds.
 fn compare((a, of_a): (usize, &Owner), (b, of_b): (usize, &Owner)) -> Ordering {
     a.cmp(&b).then(of_a.served.cmp(&of_b.served)).then(of_a.first().cmp(&of_b.first()))
 }

@@ -1,4 +1,4 @@
-//! Gives out slots as they become free, and tells the builds that wait where they stand.
+//! Gives out slots as they become free, and tells the waiting builds their positions.
 
 use std::{
     sync::Arc,
@@ -16,15 +16,15 @@ use crate::{
     policy,
 };
 
-/// How often those that wait are told where they stand.
+/// How often the waiting builds are told their positions.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 impl Placement {
-    /// Gives out slots as they become free until `stop`.
+    /// Gives out slots as they become free, until `stop`.
     pub async fn serve_queue(&self, stop: CancellationToken) {
         let mut told = Instant::now();
         loop {
-            // Before the look, so that no change is missed.
+            // Subscribed before the check, so that no change is missed.
             let changed = self.fleet.changed();
             self.grant_all();
             if self.queue.is_empty() {
@@ -49,10 +49,11 @@ impl Placement {
         }
     }
 
-    /// Grants what can be granted now.
+    /// Grants all slots that can be granted now.
     pub(super) fn grant_all(&self) {
         while let Some((granted, grant)) = self.grant() {
-            // Who has gone gives it back; outside of the lock, which that takes.
+            // If the build has gone, dropping the grant gives the slot back. That takes the lock, so it must not be
+            // held here.
             let _ = granted.send(grant);
         }
     }
@@ -89,7 +90,7 @@ impl Placement {
         Some((granted, Grant { count, decision, started }))
     }
 
-    /// The best free slot for a build that waits.
+    /// The best free slot for a waiting build.
     fn best(&self, roster: &Roster, request: &Request, now: Instant) -> Option<policy::Choice> {
         let at = |backend: &Arc<Backend>| roster.position(backend);
         let mut tried: Vec<usize> = request.avoid.iter().filter_map(at).collect();
@@ -104,12 +105,12 @@ impl Placement {
         if unable.is_empty() {
             return Some(choice);
         }
-        // Seldom: only then are all of them looked at.
+        // This is rare, so all backends are checked only then.
         tried.extend(self.unable(&request.promise, roster.backends()).iter().filter_map(at));
         choose(&tried)
     }
 
-    /// Tells all that wait where they stand.
+    /// Tells all waiting builds their positions.
     fn tell_all(&self) {
         let cause = self.cause();
         let state = self.queue.state.lock();
@@ -127,7 +128,7 @@ impl Placement {
         }
     }
 
-    /// What those that wait wait for.
+    /// What the waiting builds wait for.
     pub(super) fn cause(&self) -> Cause {
         match self.queue.config.max_builds {
             Some(slots) if self.fleet.is_ready() => {

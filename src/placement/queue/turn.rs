@@ -1,4 +1,4 @@
-//! One build's way through the queue: from its arrival to a link to its backend.
+//! The way of one build through the queue: from its arrival to a link to its backend.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Where a build that waits says so.
+/// Publishes what one build waits for.
 #[derive(Debug)]
 pub(in crate::placement) struct Tell<'a> {
     pub(in crate::placement) wish: &'a Wish,
@@ -29,12 +29,12 @@ pub(in crate::placement) struct Tell<'a> {
     pub(in crate::placement) told: &'a Told,
 }
 
-/// How long a build waited for its turn, and for what at first.
+/// How long a build waited for its turn, and what it waited for first.
 #[derive(Debug, Clone, Copy)]
 pub struct Waited {
-    /// How long.
+    /// How long the build waited.
     pub wait: Duration,
-    /// For what.
+    /// What the build waited for.
     pub cause: Cause,
 }
 
@@ -43,15 +43,15 @@ pub struct Waited {
 struct Stay {
     began: Instant,
     since: SystemTime,
-    /// What it waited for at first, if it did.
+    /// What the build waited for first; `None` if it did not wait.
     cause: Option<Cause>,
-    /// It had its turn and could not use it.
+    /// Whether the build had its turn and could not use it.
     back: bool,
-    /// What its client is told of what its daemon can do.
+    /// What the client was told that the build's daemon can do.
     promise: Promise,
 }
 
-/// A probe or a session that waits for a backend.
+/// Counts a probe or a session that waits for a backend.
 #[derive(Debug)]
 struct Unordered<'a>(&'a Queue);
 
@@ -74,7 +74,7 @@ impl Queue {
 }
 
 impl Placement {
-    /// Opens a link for a build; waits until there is a backend that takes it.
+    /// Opens a link for a build. Waits until a backend takes the build.
     ///
     /// # Errors
     /// No backend could be reached, none was there in time, or too many builds wait.
@@ -85,7 +85,7 @@ impl Placement {
         mut deadline: Instant,
     ) -> Result<(Opened, Option<Waited>), ProxyError> {
         let (began, since) = (Instant::now(), SystemTime::now());
-        // It may have waited for another's turn before.
+        // The build may have waited for another build's turn before.
         let promise = tell.told.borrow().as_ref().map(|waiting| waiting.promise.renewed());
         let promise = promise.unwrap_or_default();
         let mut stay = Stay { began, since, cause: None, back: false, promise };
@@ -94,7 +94,7 @@ impl Placement {
         loop {
             let was_ready = self.fleet.is_ready();
             if may_wait && !was_ready && grant.is_none() {
-                // It waits already while the backends that are not ready are tried.
+                // The build already counts as waiting while backends that are not ready are tried.
                 self.tell(tell, &self.estimate(&stay));
             }
             stay.back = grant.is_some();
@@ -107,7 +107,7 @@ impl Placement {
                 Ok(opened) => return Ok((opened, stay.waited())),
                 Err(Failed::Other(error)) => return Err(error),
                 Err(failed) if !may_wait => return Err(self.refusal(failed)),
-                // It did not fail for want of a backend.
+                // The build failed for another reason than a missing backend.
                 Err(Failed::Nobody(error)) if was_ready && self.fleet.is_ready() => {
                     return Err(error);
                 }
@@ -182,7 +182,7 @@ impl Placement {
         }
     }
 
-    /// Lets a build have what was opened for it, unless its client has been told of more meanwhile.
+    /// Accepts what was opened for a build, unless its client has meanwhile been told more than the backend can do.
     fn promised(&self, opened: Opened, tell: &Tell<'_>, stay: &Stay) -> Result<Opened, Failed> {
         let backend = opened.count.backend();
         let keeps =
@@ -194,7 +194,7 @@ impl Placement {
         Err(Failed::Unable(error))
     }
 
-    /// Of `backends`, those that cannot do all that was promised, or of which that is not known.
+    /// Those of `backends` that cannot do everything that was promised, or of which that is unknown.
     pub(in crate::placement) fn unable(
         &self,
         promise: &Promise,
@@ -234,7 +234,7 @@ impl Placement {
         }
     }
 
-    /// Where a build stands that is not in line yet.
+    /// The position of a build that is not in the queue yet.
     fn estimate(&self, stay: &Stay) -> Waiting {
         let total = self.queue.waiting.load(Ordering::Relaxed) + 1;
         let (since, promise) = (stay.since, stay.promise.clone());
@@ -246,7 +246,7 @@ impl Placement {
         publish(told, Some(waiting));
         publish(claim.told(), Some(waiting));
         if first {
-            // The calls beside it do not know yet that it waits.
+            // The other calls of the build do not know yet that it waits.
             self.directory.look_again(&wish.ties.own);
         }
     }

@@ -10,8 +10,8 @@ fn key(text: &str) -> Option<KeyHash> {
     Some(KeyHash::new(text))
 }
 
-/// The owners of all builds in the order in which they are granted while `slots` builds run at once and the
-/// one that started first ends first.
+/// The owners of all builds, in the order in which they are granted. `slots` builds run at once, and the one that
+/// started first ends first.
 fn served(order: &mut Order<char>, owners: &HashMap<Ticket, char>, slots: usize) -> Vec<char> {
     let (now, mut running, mut served) = (Instant::now(), VecDeque::new(), Vec::new());
     while order.len() > 0 {
