@@ -119,7 +119,7 @@ async fn alive() -> &'static str {
 async fn ready(MayRead(may_read): MayRead, State(admin): State<Admin>) -> (StatusCode, String) {
     let is_ready = |pool: &Pool| pool.proxy.fleet.is_ready();
     let takes_builds =
-        |pool: &Pool| is_ready(pool) || pool.is_synced() && pool.proxy.placement.has_room_to_wait();
+        |pool: &Pool| is_ready(pool) || pool.is_synced() && pool.proxy.placement.can_wait();
     let (code, word) = if admin.leaving.is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining")
     } else if admin.pools.iter().any(takes_builds) {
@@ -149,7 +149,7 @@ async fn ready(MayRead(may_read): MayRead, State(admin): State<Admin>) -> (Statu
 /// Says that builds wait if no backend is ready. Empty if they do not.
 fn waiting(pool: &Pool) -> String {
     let placement = &pool.proxy.placement;
-    if !placement.has_room_to_wait() {
+    if !placement.can_wait() {
         return String::new();
     }
     let max_wait = format_duration(placement.queue().max_wait);

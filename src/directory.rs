@@ -25,7 +25,7 @@ use tokio::{
 pub use self::{
     claim::{Claim, Claimed, Lease, Placing, Ties},
     namesakes::Caller,
-    waiting::{Cause, Told, Waiting, publish},
+    waiting::{Cause, WaitSender, Waiting, publish},
 };
 use self::{
     live::{BindingState, Live},

@@ -19,7 +19,7 @@ use tracing::warn;
 
 pub use self::decision::Decision;
 use self::{
-    queue::{Grant, Queue, Started, Tell, Waited},
+    queue::{Grant, Publisher, Queue, Started, Waited},
     tries::{Opened, Tries},
     warm::WarmMemory,
 };
@@ -27,7 +27,7 @@ use crate::{
     affinity::AffinityKey,
     capabilities::{Capabilities, Promise},
     client::Client,
-    directory::{Binding, Claimed, Directory, Lease, Ties, Told},
+    directory::{Binding, Claimed, Directory, Lease, Ties, WaitSender},
     error::ProxyError,
     fleet::{Backend, BuildCount, Fleet},
     ids::Id,
@@ -153,7 +153,7 @@ impl Placement {
         &self.policy
     }
 
-    /// Joins the binding of the wish's ties, or makes one for `client`. `told` publishes what the build waits for.
+    /// Joins the binding of the wish's ties, or makes one for `client`. `sender` publishes what the build waits for.
     ///
     /// # Errors
     /// No backend could be reached in time. The calls that wait for the wish's own keys have been told.
@@ -161,13 +161,13 @@ impl Placement {
         &self,
         wish: Wish,
         client: &Client,
-        told: &Told,
+        sender: &WaitSender,
     ) -> Result<Placed, ProxyError> {
-        let claimed = self.directory.claim(&wish.ties, told, LIMIT).await;
+        let claimed = self.directory.claim(&wish.ties, sender, LIMIT).await;
         let placed = match claimed {
             Some(Claimed::Decide(claim)) => {
-                let tell = Tell { wish: &wish, claim: &claim, told };
-                return match self.open_in_turn(&tell, client, Self::deadline()).await {
+                let publisher = Publisher { wish: &wish, claim: &claim, sender };
+                return match self.open_in_turn(&publisher, client, Self::deadline()).await {
                     Ok((Opened { link, count, decision, started }, waited)) => {
                         let binding = Arc::new(Binding::new(link));
                         let lease = claim.bind(&binding);

@@ -229,7 +229,7 @@ impl Run<'_> {
     fn until(&mut self, end: Option<Instant>) {
         loop {
             let ends = self.ends.peek().map(|Reverse(end)| end.at);
-            let next = ends.into_iter().chain(self.order.patience_ends(self.now)).min();
+            let next = ends.into_iter().chain(self.order.affinity_wait_ends(self.now)).min();
             let Some(next) = next.filter(|next| end.is_none_or(|end| *next <= end)) else { break };
             self.pass(next);
             while let Some(Reverse(ended)) = self.ends.peek().copied().filter(|e| e.0.at <= next) {

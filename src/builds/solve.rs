@@ -98,7 +98,7 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyErr
     let wish = solve.wish(&placing, caller, scattered, spread);
     let place = async {
         let claimed = claim(proxy, &client, &solve, &placing).await?;
-        let placed = proxy.placement.place(wish, &client, placing.told()).await?;
+        let placed = proxy.placement.place(wish, &client, placing.wait_sender()).await?;
         Ok((placed, claimed))
     };
     let placed = async { message.during(place).await? };

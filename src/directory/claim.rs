@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Binding, Directory, Inner, Told, Waiting, live::BindingState, waiting::publish};
+use super::{Binding, Directory, Inner, WaitSender, Waiting, live::BindingState, waiting::publish};
 use crate::{error::ProxyError, ids::BindingKey};
 
 /// The keys of a Solve, or of a Session that no Solve names, and the builds that it belongs with.
@@ -51,16 +51,21 @@ enum Attempt {
 impl Directory {
     /// Finds the binding that a stream with these `ties` must join, or lets the caller decide.
     ///
-    /// While another Solve decides for one of the keys, the call waits and publishes in `told` what that Solve waits
+    /// While another Solve decides for one of the keys, the call waits and publishes with `sender` what that Solve waits
     /// for. Returns `None` if there is no decision within `limit`. The time that the other Solve spends in the queue
     /// does not count.
-    pub async fn claim(&self, ties: &Arc<Ties>, told: &Told, limit: Duration) -> Option<Claimed> {
+    pub async fn claim(
+        &self,
+        ties: &Arc<Ties>,
+        sender: &WaitSender,
+        limit: Duration,
+    ) -> Option<Claimed> {
         let mut deadline = Instant::now() + limit;
         loop {
             match self.try_claim(ties) {
                 Attempt::Done(claimed) => return Some(claimed),
                 Attempt::Wait(decision) => {
-                    self.decided(decision, ties, told, &mut deadline, limit).await?;
+                    self.decided(decision, ties, sender, &mut deadline, limit).await?;
                 }
             }
         }
@@ -71,13 +76,13 @@ impl Directory {
         &self,
         mut decision: watch::Receiver<Option<Waiting>>,
         ties: &Ties,
-        told: &Told,
+        sender: &WaitSender,
         deadline: &mut Instant,
         limit: Duration,
     ) -> Option<()> {
         loop {
             let waiting = decision.borrow_and_update().clone();
-            publish(told, waiting.as_ref());
+            publish(sender, waiting.as_ref());
             let changed = if waiting.is_some() {
                 self.look_again(&ties.own);
                 let changed = decision.changed().await;
@@ -107,14 +112,14 @@ impl Directory {
                 Attempt::Done(Claimed::Join(binding, lease))
             }
             None => {
-                let (told, decision) = watch::channel(None);
+                let (wait_sender, decision) = watch::channel(None);
                 let mut keys = ties.keys.clone();
                 // A key that only attracts later builds is not worth a wait of those builds.
                 let both = ties.attracts.iter().filter(|key| ties.follows.contains(key));
                 keys.extend(both.cloned());
                 keys.iter().for_each(|key| inner.live.decide(key, &decision));
                 let directory = self.clone();
-                let claim = Claim { directory, ties: Arc::clone(ties), keys, told };
+                let claim = Claim { directory, ties: Arc::clone(ties), keys, wait_sender };
                 Attempt::Done(Claimed::Decide(claim))
             }
         }
@@ -185,13 +190,13 @@ pub struct Claim {
     /// The keys for which others wait.
     keys: Vec<BindingKey>,
     /// Closes on drop, and other claims then try again.
-    told: Told,
+    wait_sender: WaitSender,
 }
 
 impl Claim {
     /// The channel that tells other claims what this one waits for.
-    pub fn told(&self) -> &Told {
-        &self.told
+    pub fn wait_sender(&self) -> &WaitSender {
+        &self.wait_sender
     }
 
     /// Binds the claimed keys to `binding`, and answers the calls that wait for them.
@@ -243,7 +248,7 @@ pub struct Placing {
     apart: Vec<BindingKey>,
     placed: watch::Receiver<Option<Waiting>>,
     /// Closes on drop, and the waiting calls then look again.
-    told: Told,
+    wait_sender: WaitSender,
 }
 
 impl Placing {
@@ -252,14 +257,14 @@ impl Placing {
         own: Vec<BindingKey>,
         apart: Vec<BindingKey>,
         placed: watch::Receiver<Option<Waiting>>,
-        told: Told,
+        wait_sender: WaitSender,
     ) -> Self {
-        Self { directory: directory.clone(), own, apart, placed, told }
+        Self { directory: directory.clone(), own, apart, placed, wait_sender }
     }
 
     /// The channel that tells the calls of the Solve what it waits for.
-    pub fn told(&self) -> &Told {
-        &self.told
+    pub fn wait_sender(&self) -> &WaitSender {
+        &self.wait_sender
     }
 
     /// The Solve's own keys: first that of its session, then that of its build.

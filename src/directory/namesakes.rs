@@ -66,11 +66,11 @@ impl Directory {
                 inner.live.add_namesake(build, caller.connection)
             });
         }
-        let (told, placed) = watch::channel(None);
+        let (wait_sender, placed) = watch::channel(None);
         for key in &keys {
             inner.live.arrive(key, caller.connection, &placed);
         }
-        Ok(Placing::new(self, keys, apart, placed, told))
+        Ok(Placing::new(self, keys, apart, placed, wait_sender))
     }
 }
 

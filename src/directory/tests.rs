@@ -149,12 +149,12 @@ async fn the_calls_of_a_solve_that_waits_are_told() {
     let after = queued(key("r"));
     tokio::task::yield_now().await;
     assert!(!after.is_finished(), "it does not wait yet");
-    let told = waiting();
-    publish(placing.told(), Some(&told));
+    let known = waiting();
+    publish(placing.wait_sender(), Some(&known));
     directory.look_again(placing.own());
     for call in [before, after] {
         let waits = call.await.expect("no panic");
-        assert_eq!(waits.borrow().as_ref(), Some(&told));
+        assert_eq!(waits.borrow().as_ref(), Some(&known));
     }
     let mut waits = queued(key("r")).await.expect("no panic");
     drop(placing);
@@ -167,16 +167,16 @@ async fn who_waits_for_a_decision_waits_as_long_as_that_one_waits_for_its_turn()
     let limit = Duration::from_secs(12);
     let directory = Directory::default();
     let first = decide(&directory, &[session("shared"), key("a")], &[]);
-    let told = Told::new(None);
-    publish(first.told(), Some(&waiting()));
+    let sender = WaitSender::new(None);
+    publish(first.wait_sender(), Some(&waiting()));
     let second = ties(&[session("shared"), key("b")], &[]);
-    let mut second = pin!(directory.claim(&second, &told, limit));
+    let mut second = pin!(directory.claim(&second, &sender, limit));
     let wait = tokio::time::timeout(limit * 100, second.as_mut());
     assert!(wait.await.is_err(), "its own time has not begun");
-    assert!(told.borrow().is_some());
-    publish(first.told(), None);
+    assert!(sender.borrow().is_some());
+    publish(first.wait_sender(), None);
     assert!(tokio::time::timeout(limit / 2, second.as_mut()).await.is_err());
-    assert!(told.borrow().is_none());
+    assert!(sender.borrow().is_none());
     let ended = tokio::time::timeout(limit, second.as_mut()).await.expect("its time is over");
     assert!(ended.is_none());
 }

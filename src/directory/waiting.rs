@@ -57,7 +57,7 @@ impl fmt::Display for Cause {
 
 /// Publishes what a Solve waits for, and `None` while it does not wait. A Solve that had its turn may wait again, if
 /// its backend does not accept the connection.
-pub type Told = watch::Sender<Option<Waiting>>;
+pub type WaitSender = watch::Sender<Option<Waiting>>;
 
 impl Directory {
     /// Waits until the Solve of a call from `caller` with `key` is queued, which may never happen. The channel tells
@@ -92,9 +92,9 @@ impl Directory {
     }
 }
 
-/// Publishes in `told` what a Solve waits for, unless that has not changed.
-pub fn publish(told: &Told, waiting: Option<&Waiting>) {
-    told.send_if_modified(|known| {
+/// Publishes with `sender` what a Solve waits for, unless that has not changed.
+pub fn publish(sender: &WaitSender, waiting: Option<&Waiting>) {
+    sender.send_if_modified(|known| {
         let changes = known.as_ref() != waiting;
         *known = waiting.cloned();
         changes

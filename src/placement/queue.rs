@@ -24,7 +24,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::order::{Order, Ticket};
-pub(super) use self::turn::Tell;
+pub(super) use self::turn::Publisher;
 pub use self::{
     config::{Config, default_max_wait},
     turn::Waited,
@@ -206,23 +206,23 @@ impl Queue {
     ) -> Result<QueuedGuard, ProxyError> {
         let mut state = self.state.lock();
         let State { order, entries } = &mut *state;
-        self.check_room(order, &request.owner, cause)?;
+        self.check_limits(order, &request.owner, cause)?;
         let ticket = order.enter(&request.owner, request.key, began, back);
         let total = order.len();
         let promise = request.promise.clone();
         let waiting = Waiting { since: request.since, position: total, total, cause, promise };
         let (granted, receiver) = oneshot::channel();
-        let (turn, told) = watch::channel(waiting);
+        let (turn, positions) = watch::channel(waiting);
         entries.insert(ticket, Entry { request, granted, turn });
         drop(state);
         self.waiting.fetch_add(1, Ordering::Relaxed);
         self.metrics.queue_depth.inc();
         self.changed.notify_waiters();
         let (queue, exit) = (Arc::clone(self), QueueExit::ClientGone);
-        Ok(QueuedGuard { queue, ticket, granted: receiver, turn: told, began, exit })
+        Ok(QueuedGuard { queue, ticket, granted: receiver, turn: positions, began, exit })
     }
 
-    fn check_room(
+    fn check_limits(
         &self,
         order: &Order<Owner>,
         owner: &Owner,
@@ -237,8 +237,8 @@ impl Queue {
         }
         if order.waiting_of(owner) >= max_waiting_per_client {
             return Err(ProxyError::QueueFull(format!(
-                "{max_waiting_per_client} builds of this client wait already in the queue of pool {pool}, as \
-                 many as may: {cause}"
+                "{max_waiting_per_client} builds of this client already wait in the queue of pool {pool}, and one \
+                 client may have no more there: {cause}"
             )));
         }
         Ok(())
@@ -256,15 +256,15 @@ impl Placement {
         let state = self.queue.state.lock();
         let entries = state.order.in_order().into_iter();
         let entries = entries.filter_map(|ticket| state.entries.get(&ticket)).enumerate();
-        let told = entries.map(|(before, entry)| {
+        let queued = entries.map(|(before, entry)| {
             let waiting = Waiting { position: before + 1, ..entry.turn.borrow().clone() };
             (entry.request.clone(), waiting)
         });
-        told.collect()
+        queued.collect()
     }
 
     /// Whether a new build could wait if it found no backend or no slot.
-    pub fn has_room_to_wait(&self) -> bool {
+    pub fn can_wait(&self) -> bool {
         let Config { max_wait, max_waiting, .. } = self.queue.config;
         !max_wait.is_zero() && self.queue.waiting.load(Ordering::Relaxed) < max_waiting
     }

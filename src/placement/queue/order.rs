@@ -37,7 +37,7 @@ pub struct Order<O> {
     owners: HashMap<O, Owner>,
     waiting: HashMap<Ticket, Waiter<O>>,
     /// How long a build lets others pass in order to wait for its cache.
-    patience: Duration,
+    affinity_wait: Duration,
     next_ticket: u64,
     grants: u64,
 }
@@ -71,9 +71,9 @@ struct Waiter<O> {
 
 impl<O: Clone + Eq + Hash> Order<O> {
     /// An order without any builds. A build lets others pass for `affinity_wait` in order to wait for its cache.
-    pub fn new(patience: Duration) -> Self {
+    pub fn new(affinity_wait: Duration) -> Self {
         let (owners, waiting) = (HashMap::new(), HashMap::new());
-        Self { owners, waiting, patience, next_ticket: 0, grants: 0 }
+        Self { owners, waiting, affinity_wait, next_ticket: 0, grants: 0 }
     }
 
     /// How many builds wait.
@@ -191,7 +191,7 @@ impl<O: Clone + Eq + Hash> Order<O> {
                 match offer(*ticket) {
                     // Another build of the same key may find a slot.
                     Offer::Nothing => {}
-                    Offer::Cold if now < *waiter.passed.get_or_insert(now) + self.patience => {
+                    Offer::Cold if now < *waiter.passed.get_or_insert(now) + self.affinity_wait => {
                         passing.push(*ticket);
                         break;
                     }
@@ -216,9 +216,9 @@ impl<O: Clone + Eq + Hash> Order<O> {
     }
 
     /// When the next build stops letting others pass, after `now`.
-    pub fn patience_ends(&self, now: Instant) -> Option<Instant> {
+    pub fn affinity_wait_ends(&self, now: Instant) -> Option<Instant> {
         let passed = self.waiting.values().filter_map(|waiter| waiter.passed);
-        passed.map(|passed| passed + self.patience).filter(|ends| *ends > now).min()
+        passed.map(|passed| passed + self.affinity_wait).filter(|ends| *ends > now).min()
     }
 
     /// All waiting builds, in the order in which they would be served if nothing else ran, came or ended.

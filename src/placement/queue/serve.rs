@@ -17,12 +17,12 @@ use crate::{
 };
 
 /// How often the waiting builds are told their positions.
-const TOLD_EVERY: Duration = Duration::from_secs(1);
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Placement {
     /// Gives out slots as they become free, until `stop`.
     pub async fn serve_queue(&self, stop: CancellationToken) {
-        let mut told = Instant::now();
+        let mut publish_at = Instant::now();
         loop {
             // Subscribed before the check, so that no change is missed.
             let changed = self.fleet.changed();
@@ -34,12 +34,12 @@ impl Placement {
                 }
             }
             let now = Instant::now();
-            if told <= now {
-                self.tell_all();
-                told = now + TOLD_EVERY;
+            if publish_at <= now {
+                self.publish_positions();
+                publish_at = now + PUBLISH_INTERVAL;
             }
-            let patience_ends = self.queue.state.lock().order.patience_ends(now);
-            let next = patience_ends.map_or(told, |at| at.min(told));
+            let affinity_wait_ends = self.queue.state.lock().order.affinity_wait_ends(now);
+            let next = affinity_wait_ends.map_or(publish_at, |at| at.min(publish_at));
             tokio::select! {
                 () = changed => {}
                 () = self.queue.entered.notified() => {}
@@ -111,7 +111,7 @@ impl Placement {
     }
 
     /// Tells all waiting builds their positions.
-    fn tell_all(&self) {
+    fn publish_positions(&self) {
         let cause = self.cause();
         let state = self.queue.state.lock();
         let total = state.order.len();
@@ -120,9 +120,9 @@ impl Placement {
             let Request { since, promise, .. } = &entry.request;
             let (since, promise) = (*since, promise.clone());
             let now = Waiting { since, position: before + 1, total, cause, promise };
-            entry.turn.send_if_modified(|told| {
-                let changes = *told != now;
-                *told = now;
+            entry.turn.send_if_modified(|known| {
+                let changes = *known != now;
+                *known = now;
                 changes
             });
         }

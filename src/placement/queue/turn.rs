@@ -11,7 +11,7 @@ use super::{Grant, Queue, QueuedGuard, Request};
 use crate::{
     capabilities::{Answers, Promise},
     client::Client,
-    directory::{Cause, Claim, Told, Waiting, publish},
+    directory::{Cause, Claim, WaitSender, Waiting, publish},
     error::ProxyError,
     fleet::Backend,
     metrics::QueueExit,
@@ -23,10 +23,10 @@ use crate::{
 
 /// Publishes what one build waits for.
 #[derive(Debug)]
-pub(in crate::placement) struct Tell<'a> {
+pub(in crate::placement) struct Publisher<'a> {
     pub(in crate::placement) wish: &'a Wish,
     pub(in crate::placement) claim: &'a Claim,
-    pub(in crate::placement) told: &'a Told,
+    pub(in crate::placement) sender: &'a WaitSender,
 }
 
 /// How long a build waited for its turn, and what it waited for first.
@@ -40,7 +40,7 @@ pub struct Waited {
 
 /// The wait of one build, over all its turns.
 #[derive(Debug)]
-struct Stay {
+struct Wait {
     began: Instant,
     since: SystemTime,
     /// What the build waited for first; `None` if it did not wait.
@@ -66,7 +66,7 @@ impl Queue {
         let before = self.unordered.fetch_add(1, Ordering::Relaxed);
         let waiting = Unordered(self);
         if before >= self.config.max_waiting {
-            let full = format!("{before} probes and sessions wait for a backend");
+            let full = format!("{before} probes and sessions already wait for a backend");
             return Err(ProxyError::QueueFull(full));
         }
         Ok(waiting)
@@ -80,31 +80,31 @@ impl Placement {
     /// No backend could be reached, none was there in time, or too many builds wait.
     pub(in crate::placement) async fn open_in_turn(
         &self,
-        tell: &Tell<'_>,
+        publisher: &Publisher<'_>,
         client: &Client,
         mut deadline: Instant,
     ) -> Result<(Opened, Option<Waited>), ProxyError> {
         let (began, since) = (Instant::now(), SystemTime::now());
         // The build may have waited for another build's turn before.
-        let promise = tell.told.borrow().as_ref().map(|waiting| waiting.promise.renewed());
+        let promise = publisher.sender.borrow().as_ref().map(|waiting| waiting.promise.renewed());
         let promise = promise.unwrap_or_default();
-        let mut stay = Stay { began, since, cause: None, back: false, promise };
+        let mut wait = Wait { began, since, cause: None, back: false, promise };
         let may_wait = !self.queue.config.max_wait.is_zero();
         let mut grant = None;
         loop {
             let was_ready = self.fleet.is_ready();
             if may_wait && !was_ready && grant.is_none() {
                 // The build already counts as waiting while backends that are not ready are tried.
-                self.tell(tell, &self.estimate(&stay));
+                self.publish_wait(publisher, &self.estimate(&wait));
             }
-            stay.back = grant.is_some();
-            let tries = self.tries(tell.wish, client, grant.take(), &stay.promise, deadline);
+            wait.back = grant.is_some();
+            let tries = self.tries(publisher.wish, client, grant.take(), &wait.promise, deadline);
             let error = match self
                 .open(tries)
                 .await
-                .and_then(|opened| self.promised(opened, tell, &stay))
+                .and_then(|opened| self.promised(opened, publisher, &wait))
             {
-                Ok(opened) => return Ok((opened, stay.waited())),
+                Ok(opened) => return Ok((opened, wait.waited())),
                 Err(Failed::Other(error)) => return Err(error),
                 Err(failed) if !may_wait => return Err(self.refusal(failed)),
                 // The build failed for another reason than a missing backend.
@@ -113,29 +113,29 @@ impl Placement {
                 }
                 Err(failed) => self.refusal(failed),
             };
-            let cause = *stay.cause.get_or_insert_with(|| self.cause());
-            grant = if tell.wish.takes_turns() {
-                Some(self.wait_for_slot(tell, client, &stay, cause, &error).await?)
+            let cause = *wait.cause.get_or_insert_with(|| self.cause());
+            grant = if publisher.wish.takes_turns() {
+                Some(self.wait_for_slot(publisher, client, &wait, cause, &error).await?)
             } else {
-                self.wait_for_backend(tell, &stay, &error).await?;
+                self.wait_for_backend(publisher, &wait, &error).await?;
                 None
             };
-            publish(tell.told, None);
-            publish(tell.claim.told(), None);
+            publish(publisher.sender, None);
+            publish(publisher.claim.wait_sender(), None);
             deadline = Self::deadline();
         }
     }
 
     async fn wait_for_slot(
         &self,
-        tell: &Tell<'_>,
+        publisher: &Publisher<'_>,
         client: &Client,
-        stay: &Stay,
+        wait: &Wait,
         cause: Cause,
         error: &ProxyError,
     ) -> Result<Grant, ProxyError> {
-        let request = self.request(tell.wish, client, stay);
-        let mut queued = self.queue.enter(request, stay.began, stay.back, cause)?;
+        let request = self.request(publisher.wish, client, wait);
+        let mut queued = self.queue.enter(request, wait.began, wait.back, cause)?;
         self.grant_all();
         self.queue.entered.notify_one();
         if let Ok(grant) = queued.granted.try_recv() {
@@ -144,14 +144,14 @@ impl Placement {
         }
         loop {
             let waiting = queued.turn.borrow_and_update().clone();
-            self.tell(tell, &waiting);
+            self.publish_wait(publisher, &waiting);
             let QueuedGuard { granted, turn, .. } = &mut queued;
             let (exit, outcome) = tokio::select! {
                 biased;
                 granted = granted => {
                     (QueueExit::Granted, granted.map_err(|_dropped| self.waited_out(error)))
                 }
-                () = sleep_until((stay.began + self.queue.config.max_wait).into()) => {
+                () = sleep_until((wait.began + self.queue.config.max_wait).into()) => {
                     (QueueExit::WaitedOut, Err(self.waited_out(error)))
                 }
                 () = self.queue.closed.cancelled() => {
@@ -166,16 +166,16 @@ impl Placement {
 
     async fn wait_for_backend(
         &self,
-        tell: &Tell<'_>,
-        stay: &Stay,
+        publisher: &Publisher<'_>,
+        wait: &Wait,
         error: &ProxyError,
     ) -> Result<(), ProxyError> {
         let _waiting = self.queue.enter_unordered()?;
-        self.tell(tell, &self.estimate(stay));
+        self.publish_wait(publisher, &self.estimate(wait));
         tokio::select! {
             biased;
             () = self.fleet.ready() => Ok(()),
-            () = sleep_until((stay.began + self.queue.config.max_wait).into()) => {
+            () = sleep_until((wait.began + self.queue.config.max_wait).into()) => {
                 Err(self.waited_out(error))
             }
             () = self.queue.closed.cancelled() => Err(ProxyError::Draining),
@@ -183,11 +183,16 @@ impl Placement {
     }
 
     /// Accepts what was opened for a build, unless its client has meanwhile been told more than the backend can do.
-    fn promised(&self, opened: Opened, tell: &Tell<'_>, stay: &Stay) -> Result<Opened, Failed> {
+    fn promised(
+        &self,
+        opened: Opened,
+        publisher: &Publisher<'_>,
+        wait: &Wait,
+    ) -> Result<Opened, Failed> {
         let backend = opened.count.backend();
         let keeps =
             |promised: &Answers| self.capabilities.keeps(promised, backend.version().as_deref());
-        if !tell.wish.takes_turns() || stay.promise.settle(keeps) {
+        if !publisher.wish.takes_turns() || wait.promise.settle(keeps) {
             return Ok(opened);
         }
         let error = ProxyError::NoBackend(less(backend));
@@ -209,7 +214,7 @@ impl Placement {
 
     fn waited_out(&self, error: &ProxyError) -> ProxyError {
         let waiting = self.queue.waiting.load(Ordering::Relaxed);
-        let cause = format!("{error}; builds that wait: {waiting}");
+        let cause = format!("{error}; waiting builds: {waiting}");
         ProxyError::WaitedOut { waited: self.queue.config.max_wait, cause }
     }
 
@@ -220,31 +225,31 @@ impl Placement {
         }
     }
 
-    fn request(&self, wish: &Wish, client: &Client, stay: &Stay) -> Request {
+    fn request(&self, wish: &Wish, client: &Client, wait: &Wait) -> Request {
         Request {
             build: wish.build.clone(),
             client: client.address,
             affinity: wish.affinity.clone(),
-            since: stay.since,
+            since: wait.since,
             key: wish.key,
             owner: client.owner(),
             policy: self.policy,
             avoid: self.directory.backends(&wish.ties.apart),
-            promise: stay.promise.clone(),
+            promise: wait.promise.clone(),
         }
     }
 
     /// The position of a build that is not in the queue yet.
-    fn estimate(&self, stay: &Stay) -> Waiting {
+    fn estimate(&self, wait: &Wait) -> Waiting {
         let total = self.queue.waiting.load(Ordering::Relaxed) + 1;
-        let (since, promise) = (stay.since, stay.promise.clone());
+        let (since, promise) = (wait.since, wait.promise.clone());
         Waiting { since, position: total, total, cause: self.cause(), promise }
     }
 
-    fn tell(&self, Tell { wish, claim, told }: &Tell<'_>, waiting: &Waiting) {
-        let first = told.borrow().is_none();
-        publish(told, Some(waiting));
-        publish(claim.told(), Some(waiting));
+    fn publish_wait(&self, Publisher { wish, claim, sender }: &Publisher<'_>, waiting: &Waiting) {
+        let first = sender.borrow().is_none();
+        publish(sender, Some(waiting));
+        publish(claim.wait_sender(), Some(waiting));
         if first {
             // The other calls of the build do not know yet that it waits.
             self.directory.look_again(&wish.ties.own);
@@ -252,7 +257,7 @@ impl Placement {
     }
 }
 
-impl Stay {
+impl Wait {
     fn waited(&self) -> Option<Waited> {
         self.cause.map(|cause| Waited { wait: self.began.elapsed(), cause })
     }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const AFFINITY_WAIT: Duration = Duration::from_secs(10);
 
 fn key(text: &str) -> Option<KeyHash> {
     Some(KeyHash::new(text))
@@ -27,7 +27,7 @@ fn served(order: &mut Order<char>, owners: &HashMap<Ticket, char>, slots: usize)
 
 #[test]
 fn the_one_build_of_an_owner_is_next_however_many_another_has() {
-    let (mut order, now) = (Order::new(PATIENCE), Instant::now());
+    let (mut order, now) = (Order::new(AFFINITY_WAIT), Instant::now());
     let mut enter = |owner| order.enter(&owner, None, now, false);
     let mut owners: HashMap<_, _> = (0..200).map(|_| (enter('a'), 'a')).collect();
     (0..4).for_each(|_| assert!(order.grant(now, |_| Offer::Good).is_some()));
@@ -41,7 +41,7 @@ fn the_one_build_of_an_owner_is_next_however_many_another_has() {
 
 #[test]
 fn a_build_that_did_not_wait_was_a_turn_too() {
-    let (mut order, now) = (Order::new(PATIENCE), Instant::now());
+    let (mut order, now) = (Order::new(AFFINITY_WAIT), Instant::now());
     order.start(&'a');
     order.enter(&'a', None, now, false);
     let late = order.enter(&'b', None, now, false);
@@ -51,7 +51,7 @@ fn a_build_that_did_not_wait_was_a_turn_too() {
 
 #[test]
 fn owners_take_turns_and_so_do_the_keys_of_one() {
-    let (mut order, now) = (Order::new(PATIENCE), Instant::now());
+    let (mut order, now) = (Order::new(AFFINITY_WAIT), Instant::now());
     let mut owners = HashMap::new();
     for owner in ['a', 'a', 'a', 'b', 'b', 'c'] {
         owners.insert(order.enter(&owner, None, now, false), owner);
@@ -67,7 +67,7 @@ fn owners_take_turns_and_so_do_the_keys_of_one() {
 
 #[test]
 fn who_could_not_use_its_turn_is_first_of_its_owner_again() {
-    let (mut order, now) = (Order::new(PATIENCE), Instant::now());
+    let (mut order, now) = (Order::new(AFFINITY_WAIT), Instant::now());
     let since = now - Duration::from_secs(1);
     order.enter(&'a', key("x"), since, false);
     let other = order.enter(&'a', key("y"), now, false);
@@ -79,46 +79,46 @@ fn who_could_not_use_its_turn_is_first_of_its_owner_again() {
 }
 
 #[test]
-fn a_build_lets_others_pass_for_its_cache_and_no_longer_than_its_patience() {
-    let (mut order, now) = (Order::new(PATIENCE), Instant::now());
+fn a_build_lets_others_pass_for_its_cache_and_no_longer_than_its_wait() {
+    let (mut order, now) = (Order::new(AFFINITY_WAIT), Instant::now());
     let first = order.enter(&'a', key("x"), now, false);
     let second = order.enter(&'b', key("y"), now, false);
     let third = order.enter(&'b', key("y"), now, false);
     let offer = |ticket| if ticket == first { Offer::Cold } else { Offer::Good };
-    // It has waited long before there was a slot that it could have had.
-    let now = now + PATIENCE * 10;
-    assert_eq!(order.patience_ends(now), None);
+    // The build has waited long before there was a slot that it could have had.
+    let now = now + AFFINITY_WAIT * 10;
+    assert_eq!(order.affinity_wait_ends(now), None);
     assert_eq!(order.grant(now, offer), Some(second));
-    assert_eq!(order.patience_ends(now), Some(now + PATIENCE));
-    assert_eq!(order.grant(now + PATIENCE, offer), Some(first));
+    assert_eq!(order.affinity_wait_ends(now), Some(now + AFFINITY_WAIT));
+    assert_eq!(order.grant(now + AFFINITY_WAIT, offer), Some(first));
     assert_eq!(order.grant(now, offer), Some(third));
     assert_eq!(order.grant(now, offer), None);
 }
 
 #[test]
 fn who_finds_no_slot_keeps_nobody_waiting() {
-    let (mut order, now) = (Order::new(PATIENCE), Instant::now());
+    let (mut order, now) = (Order::new(AFFINITY_WAIT), Instant::now());
     let stuck = order.enter(&'a', key("x"), now, false);
     let same = order.enter(&'a', key("x"), now, false);
     let free = order.enter(&'a', key("y"), now, false);
     let offer = |ticket| if ticket == stuck { Offer::Nothing } else { Offer::Good };
     assert_eq!([order.grant(now, offer), order.grant(now, offer)], [Some(same), Some(free)]);
     assert_eq!(order.grant(now, offer), None);
-    assert_eq!(order.patience_ends(now), None);
+    assert_eq!(order.affinity_wait_ends(now), None);
 }
 
 #[test]
-fn a_patience_that_is_over_hides_no_later_one() {
-    let (mut order, now) = (Order::new(PATIENCE), Instant::now());
+fn a_wait_that_is_over_hides_no_later_one() {
+    let (mut order, now) = (Order::new(AFFINITY_WAIT), Instant::now());
     order.enter(&'a', key("x"), now, false);
     assert_eq!(order.grant(now, |_| Offer::Cold), None);
-    let later = now + PATIENCE / 2;
+    let later = now + AFFINITY_WAIT / 2;
     order.enter(&'b', key("y"), later, false);
     assert_eq!(order.grant(later, |_| Offer::Cold), None);
-    // No slot is free when the first one would take any.
-    let over = now + PATIENCE;
+    // No slot is free when the first build would take any.
+    let over = now + AFFINITY_WAIT;
     assert_eq!(order.grant(over, |_| Offer::Nothing), None);
-    assert_eq!(order.patience_ends(over), Some(later + PATIENCE));
+    assert_eq!(order.affinity_wait_ends(over), Some(later + AFFINITY_WAIT));
 }
 
 /// What may happen to a queue.
@@ -128,13 +128,13 @@ enum Step {
         owner: u8,
         key: u8,
     },
-    /// The client of one that waits goes away.
+    /// The client of a waiting build goes away.
     Leave(prop::sample::Index),
-    /// A slot is free: is there one that it fits?
+    /// A slot is free. Is there a build that it fits?
     Grant,
-    /// One that runs ends.
+    /// A running build ends.
     End(prop::sample::Index),
-    /// One could not use its slot.
+    /// A build could not use its slot.
     Back(prop::sample::Index),
 }
 
@@ -148,7 +148,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What is known of a build outside of the queue.
+/// What the test knows about a build.
 type Known = (u8, u8, Instant);
 
 proptest! {
@@ -156,7 +156,7 @@ proptest! {
     fn turns_are_fair_first_come_first_served_in_a_key_and_never_lost(
         steps in prop::collection::vec(step(), 1..200),
     ) {
-        let (mut order, mut now) = (Order::new(PATIENCE), Instant::now());
+        let (mut order, mut now) = (Order::new(AFFINITY_WAIT), Instant::now());
         let mut waiting: BTreeMap<Ticket, Known> = BTreeMap::new();
         let mut running: Vec<Known> = Vec::new();
         for step in steps {
@@ -205,7 +205,7 @@ proptest! {
             told.sort();
             prop_assert_eq!(told, waiting.keys().copied().collect::<Vec<_>>());
         }
-        // Nobody starves: with one slot, all that wait are served.
+        // Nobody starves: with one slot, all waiting builds are served.
         while let Some(ticket) = order.grant(now, |_| Offer::Good) {
             waiting.remove(&ticket).expect("it waits");
         }
@@ -214,11 +214,11 @@ proptest! {
     }
 
     #[test]
-    fn of_two_daemons_none_is_idle_longer_than_a_builds_patience(
+    fn of_two_daemons_none_is_idle_longer_than_a_builds_wait(
         homes in prop::collection::vec((0..3_u8, 0..2_usize), 1..40),
     ) {
-        // Each build's cache is on one of two daemons with one slot; every build takes a second.
-        let (mut order, mut now) = (Order::new(PATIENCE), Instant::now());
+        // The cache of each build is on one of two daemons with one slot, and every build takes a second.
+        let (mut order, mut now) = (Order::new(AFFINITY_WAIT), Instant::now());
         let mut home = HashMap::new();
         for (owner, daemon) in homes {
             let ticket = order.enter(&owner, key(&daemon.to_string()), now, false);
@@ -235,7 +235,7 @@ proptest! {
                 let granted = order.grant(now, warm);
                 daemons[daemon] = granted.map(|ticket| home[&ticket].0);
                 idle[daemon] = if granted.is_some() || order.len() == 0 { 0 } else { idle[daemon] + 1 };
-                prop_assert!(idle[daemon] <= PATIENCE.as_secs(), "{daemon} is idle");
+                prop_assert!(idle[daemon] <= AFFINITY_WAIT.as_secs(), "{daemon} is idle");
             }
             now += Duration::from_secs(1);
         }
