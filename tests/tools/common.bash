@@ -2,11 +2,11 @@
 # What the scripts beside this one share; they source it.
 
 cache=${BUILDKIT_LB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/buildkit-lb}
-# An ordinary user's path may lack them.
+# The path of an ordinary user may lack these directories.
 PATH=$PATH:/usr/sbin:/sbin
 
-# Programs, and one module, as PROGRAM:PACKAGE of Debian: those that a Debian may be without. What
-# the tests and the demo start, and what only benchmarks and checks do.
+# Programs, and one module, that a Debian may lack, as PROGRAM:PACKAGE: those that the tests and the demo start, and
+# those that only benchmarks and checks start.
 packages_of_tests=(busybox:busybox-static curl:curl docker-registry:docker-registry etcd:etcd-server
 	fish:fish git:git htpasswd:apache2-utils ip:iproute2 kill:procps mandoc:mandoc openssl:openssl pgrep:procps
 	prometheus:prometheus promtool:prometheus runc:runc ssh-keygen:openssh-client zsh:zsh)
@@ -30,18 +30,18 @@ fail() {
 	exit 1
 }
 
-# one_of WORD LIST... : is the word in the list?
+# one_of WORD LIST... : whether the word is in the list
 one_of() {
 	local word=$1
 	shift
 	[[ " $* " == *" $word "* ]]
 }
 
-# on_path PROGRAM : prints where it is.
+# on_path PROGRAM : prints the program's path.
 on_path() { type -P "$1" || { [[ $1 == /* && -e $1 ]] && echo "$1"; }; }
 
-# debian PROGRAM... : installs the packages of those that are missing. A program without a known package is
-# a failure where the machine happens to have it, too: another one does not.
+# debian PROGRAM... : installs the packages of the programs that are missing. A program without a known package is a
+# failure even if this machine has the program, because another machine lacks it.
 debian() {
 	local program entry package packages=()
 	for program in "$@"; do
@@ -57,17 +57,17 @@ debian() {
 	echo "installing Debian packages: ${packages[*]}" >&2
 	mkdir -p "$cache"
 	(
-		# One caller installs, others wait for it; a service that a package starts does not hold the lock.
+		# One caller installs and the others wait. A service that a package starts must not hold the lock.
 		flock 9
 		get() { DEBIAN_FRONTEND=noninteractive apt-get -qq "$@" >&2 9>&-; }
 		install() { get install -y --no-install-recommends "${packages[@]}"; }
-		# A fresh image has no package lists, an old one has stale ones: fetched only when they are needed.
+		# A fresh image has no package lists and an old one has outdated ones, so they are fetched only when needed.
 		install 2>/dev/null || { get update && install; }
 	) 9>"$cache/debian.lock"
 }
 
-# version_flag MODULE DEPENDENCY : -X of the version that go.mod of directory MODULE asks of DEPENDENCY, which
-# programs of that print.
+# version_flag MODULE DEPENDENCY : prints a -X flag with the version of DEPENDENCY in the go.mod of directory MODULE,
+# for programs that print it.
 version_flag() {
 	local version
 	version=$(awk -v module="$2" '$1 != "tool" { for (i = 1; i < NF; i++) if ($i == module) print $(i + 1) }' "$1/go.mod")
@@ -75,13 +75,13 @@ version_flag() {
 	echo "-X $2/version.Version=$version"
 }
 
-# go_tools MODULE BIN FLAGS PROGRAM... : builds the tools of the Go module in directory MODULE into BIN,
-# with FLAGS for the linker, unless all programs are there.
+# go_tools MODULE BIN FLAGS PROGRAM... : builds the tools of the Go module in directory MODULE into BIN, with FLAGS
+# for the linker, unless BIN has all programs.
 go_tools() {
 	local module=$1 bin=$2 flags=$3 program
 	shift 3
 	mkdir -p "$bin"
-	# One caller builds, others wait for it.
+	# One caller builds and the others wait.
 	(
 		flock 9
 		for program in "$@"; do
@@ -95,7 +95,7 @@ go_tools() {
 	) 9>"$bin/../lock"
 }
 
-# key FILE... : a short name for what the files hold.
+# key FILE... : prints a short name for the contents of the files.
 key() {
 	local sum
 	sum=$(cat "$@" | sha256sum)

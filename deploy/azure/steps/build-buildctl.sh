@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Builds and pushes an image with buildctl. Arguments go to `buildctl build`.
 #
-#   BUILDKIT_ADDR     the fleet, as tcp://buildkit-lb.build.svc:1234
+#   BUILDKIT_ADDR     the fleet, for example tcp://buildkit-lb.build.svc:1234
 #   BUILDKIT_TLS_DIR  see tls.sh
-#   REGISTRY          as contoso.azurecr.io; sign in with login.sh first
-#   IMAGE             repository in it; default: the project's and the repository's name, PROJECT/REPOSITORY
+#   REGISTRY          for example contoso.azurecr.io; sign in with login.sh first
+#   IMAGE             repository in the registry; default: PROJECT/REPOSITORY, by the names in Azure DevOps
 #   TAG               default: the run's id
 #   BUILD_CONTEXT     default: the checkout
 #   DOCKERFILE        default: Dockerfile in the context
-#   DEFAULT_BRANCH    whose cache a new branch starts from; default: main
+#   DEFAULT_BRANCH    the branch from whose cache a new branch starts; default: main
 #   CACHE_REPOSITORY  default: cache/IMAGE
 
 set -euo pipefail
@@ -32,8 +32,8 @@ args=(
     --output "type=image,name=$image,push=true"
     --metadata-file "$metadata"
 )
-# What buildx reads from the checkout by itself: it tells the fleet which project this is, and the
-# image's provenance where it comes from.
+# buildx reads this from the checkout by itself. It tells the fleet which project is built, and says in the image's
+# provenance where the image comes from.
 if [ -n "${BUILD_REPOSITORY_URI:-}" ]; then
     args+=(
         --opt "vcs:source=$BUILD_REPOSITORY_URI" --opt "vcs:revision=${BUILD_SOURCEVERSION:-}"

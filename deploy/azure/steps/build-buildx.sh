@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds and pushes an image with buildx and its remote driver; no docker, no Docker daemon. The
+# Builds and pushes an image with buildx and its remote driver, without docker and without a Docker daemon. The
 # variables are those of build-buildctl.sh. Arguments go to `buildx build`.
 #
-# buildx reads the project's address from the checkout's git remote, unless BUILDX_GIT_INFO=0; that is
-# how the fleet knows the project, as each one is checked out to the same path.
+# buildx reads the project's address from the git remote of the checkout, unless BUILDX_GIT_INFO=0. The fleet knows
+# the project by this address, because every project is checked out to the same path.
 
 set -euo pipefail
 # shellcheck source=deploy/azure/steps/names.sh
@@ -13,7 +13,7 @@ set -euo pipefail
 
 : "${BUILDKIT_ADDR:?is not set: the fleet, as tcp://buildkit-lb.build.svc:1234}"
 export DOCKER_CONFIG=${DOCKER_CONFIG:-$AGENT_TEMPDIRECTORY/docker}
-# For this job alone: builders of another one may point elsewhere.
+# A builder for this job only: the builders of another job may point elsewhere.
 export BUILDX_CONFIG=$AGENT_TEMPDIRECTORY/buildx
 context=${BUILD_CONTEXT:-${BUILD_SOURCESDIRECTORY:-$PWD}}
 metadata=$AGENT_TEMPDIRECTORY/image.json

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What identity-token and docker-credential-acr-identity share.
+# Functions that identity-token and docker-credential-acr-identity share.
 
-# A program that asked for a token prints what is on its output.
+# The client that asks for a token shows what the program prints to its output.
 fail() {
     echo "$(basename "$0"): $*"
     exit 1
 }
 
-# post URL NAME=VALUE... : what the address answers to the form; NAME@FILE sends a file's text.
+# post URL NAME=VALUE... : sends the form, and prints the answer. NAME@FILE sends the text of a file.
 post() {
     local url=$1 form=() field
     shift
@@ -15,7 +15,7 @@ post() {
     curl --silent --show-error --fail-with-body --max-time 30 "${form[@]}" "$url" 2>&1
 }
 
-# token NAME JSON : the text of that name. Tokens hold no quotes.
+# token NAME JSON : prints the text of that name. Tokens contain no quotes.
 token() {
     local found
     found=$(tr -d '\n' <<<"$2" | sed -n "s/.*\"$1\" *: *\"\([^\"]*\)\".*/\1/p")

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Writes the registry's credentials where buildctl and buildx look for them. Needs no docker.
+# Writes the registry's credentials to the file that buildctl and buildx read. It needs no docker.
 #
-#   REGISTRY                              as contoso.azurecr.io
-#   REGISTRY_USERNAME, REGISTRY_PASSWORD  of a registry that is no ACR, or of an ACR token
+#   REGISTRY                              for example contoso.azurecr.io
+#   REGISTRY_USERNAME, REGISTRY_PASSWORD  for a registry other than ACR, or for an ACR token
 #
-# Without a password the service connection of an AzureCLI@2 task gives a token. It lasts three hours, and a push asks
-# for it at the end of the build, so sign in right before the build. Elsewhere than in such a task it is the workload
-# identity of the agent's pod, for which a credential helper gets a new token at the push: such a build may take as
-# long as it likes.
+# Without a password, an AzureCLI@2 task gets a token by its service connection. The token lasts three hours and is
+# needed for the push at the end of the build, so sign in right before the build. Outside such a task, a credential
+# helper uses the workload identity of the agent's pod to get a new token at the time of the push, so a build may take
+# as long as it needs.
 
 set -euo pipefail
 
-: "${REGISTRY:?is not set: the registry, as contoso.azurecr.io}"
+: "${REGISTRY:?is not set: the registry, for example contoso.azurecr.io}"
 : "${AGENT_TEMPDIRECTORY:?is not set: does this run in a pipeline?}"
 
 fail() {
@@ -21,7 +21,7 @@ fail() {
 
 readonly HELPER=docker-credential-acr-identity
 
-# The agent empties this directory after the job.
+# The agent empties this directory after each job.
 config=$AGENT_TEMPDIRECTORY/docker
 
 # signed_in JSON : writes the client's configuration.
@@ -41,17 +41,17 @@ by_identity() {
 username=${REGISTRY_USERNAME:-}
 password=${REGISTRY_PASSWORD:-}
 case $password in
-# What a pipeline leaves where a variable does not exist.
+# A pipeline leaves this text if a variable does not exist.
 '$'\(*) fail "REGISTRY_PASSWORD is the text $password: the pipeline has no such variable" ;;
 '')
     if by_identity; then
         command -v "$HELPER" >/dev/null || fail "$HELPER is not on the path: the agent's image has it"
-        # What it cannot get now it cannot get later.
+        # If the helper gets no token now, it gets none at the push either.
         told=$("$HELPER" get <<<"$REGISTRY") || fail "$told"
         signed_in "{\"credHelpers\":{\"$REGISTRY\":\"${HELPER#docker-credential-}\"}}"
         exit
     fi
-    # The user that ACR expects with a token.
+    # The user name that ACR expects with a token.
     username=00000000-0000-0000-0000-000000000000
     password=$(az acr login --name "${REGISTRY%%.*}" --expose-token --query accessToken --output tsv) ||
         fail "no token for $REGISTRY: see the message of az above"
@@ -60,7 +60,7 @@ case $password in
 esac
 
 auth=$(printf '%s:%s' "$username" "$password" | base64 -w0)
-# The agent hides these in the log; a terminal would show them.
+# The agent hides these values in its log. A terminal would show them.
 if [ -n "${TF_BUILD:-}" ]; then
     echo "##vso[task.setsecret]$password"
     echo "##vso[task.setsecret]$auth"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Names of images and caches, made from what Azure Pipelines tells about the run. To be sourced.
+# The names of images and caches, made from the variables of Azure Pipelines. Source this file.
 
 # shellcheck disable=SC2034  # the names are for the script that sources this one
 
-# tag_of TEXT: a valid tag. A text that is none is changed, and then carries a piece of its checksum,
-# so that two branches never share a tag.
+# tag_of TEXT: prints a valid tag. If the text is not valid, it is changed and gets a part of its checksum, so that
+# two branches never share a tag.
 tag_of() {
     local LC_ALL=C tag
     tag=$(printf %s "$1" | tr -c 'A-Za-z0-9._-' - | sed 's/^[.-]*//' | cut -c1-100)
@@ -14,7 +14,7 @@ tag_of() {
     printf '%s\n' "$tag"
 }
 
-# repository_of TEXT: a valid repository name: lower case, single separators inside each part.
+# repository_of TEXT: prints a valid repository name, in lower case and with single separators inside each part.
 repository_of() {
     local LC_ALL=C name
     name=$(printf %s "$1" | tr 'A-Z\n' 'a-z-' | sed -E '
@@ -26,7 +26,7 @@ repository_of() {
     printf '%s\n' "${name:-x}"
 }
 
-# The whole branch: BUILD_SOURCEBRANCHNAME is its last part alone, the same for a/fix and b/fix.
+# The whole branch: BUILD_SOURCEBRANCHNAME is only the last part, which a/fix and b/fix share.
 branch_of_run() {
     local branch=${SYSTEM_PULLREQUEST_SOURCEBRANCH:-${BUILD_SOURCEBRANCH:-${BUILD_SOURCEBRANCHNAME:-}}}
     : "${branch:?BUILD_SOURCEBRANCH is not set: does this run in a pipeline?}"
@@ -34,7 +34,7 @@ branch_of_run() {
     printf '%s\n' "${branch#refs/}"
 }
 
-# Where a branch that has no cache of its own yet finds one.
+# The cache from which a branch starts that has no cache of its own yet.
 parent_branch() {
     local branch=${SYSTEM_PULLREQUEST_TARGETBRANCH:-${DEFAULT_BRANCH:-main}}
     printf '%s\n' "${branch#refs/heads/}"
@@ -42,7 +42,7 @@ parent_branch() {
 
 : "${REGISTRY:?is not set: the registry, as contoso.azurecr.io}"
 
-# A repository's name is its own only within its project: many projects have a `web`.
+# The name of a repository is unique only within its project: many projects have a `web`.
 if [ -z "${IMAGE:-}" ]; then
     : "${SYSTEM_TEAMPROJECT:?is not set, nor is IMAGE}" "${BUILD_REPOSITORY_NAME:?is not set, nor is IMAGE}"
     IMAGE=$SYSTEM_TEAMPROJECT/$BUILD_REPOSITORY_NAME
@@ -56,8 +56,8 @@ cache_from=("type=registry,ref=$cache:$(tag_of "$branch")")
 if [ "$(parent_branch)" != "$branch" ]; then
     cache_from+=("type=registry,ref=$cache:$(tag_of "$(parent_branch)")")
 fi
-# One manifest instead of an index of layers: registries store and clean it like an image. A cache that
-# cannot be pushed costs the next build time; it is no reason to fail this one.
+# One manifest instead of an index of layers: registries store and clean it like an image. If the cache cannot be
+# pushed, the next build takes longer, and this build must not fail.
 cache_to=("type=registry,ref=$cache:$(tag_of "$branch"),mode=max,image-manifest=true,oci-mediatypes=true,ignore-error=true")
-# What a fork's pull request built must not end up in the builds of others.
+# Builds of others must not use what the pull request of a fork has built.
 if [ "${SYSTEM_PULLREQUEST_ISFORK:-False}" = True ]; then cache_to=(); fi

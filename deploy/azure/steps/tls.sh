@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# The certificate with which builds connect to the fleet: of a directory with tls.crt, tls.key and ca.crt as cert-manager
-# writes them, or with cert.pem, key.pem and ca.pem. Nothing if there is no such directory: the fleet takes builds
-# without TLS. Sets tls to what buildctl takes, and tls_options to what a builder of buildx does.
+# The certificate with which builds connect to the fleet. Its directory has tls.crt, tls.key and ca.crt as cert-manager
+# writes them, or cert.pem, key.pem and ca.pem. Without the directory, builds connect without TLS. Sets tls to the flags
+# for buildctl, and tls_options to those for a buildx builder. Source this file.
 #
-#   BUILDKIT_TLS_DIR  default: /run/secrets/buildkit-client, where the agents' pods have the Secret buildkit-client
+#   BUILDKIT_TLS_DIR  default: /run/secrets/buildkit-client, where the pods of the agents mount the Secret buildkit-client
 
 tls=() tls_options=()
 tls_dir=${BUILDKIT_TLS_DIR:-/run/secrets/buildkit-client}

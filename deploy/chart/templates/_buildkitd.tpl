@@ -78,7 +78,8 @@ runtimeClassName: {{ . }}
 {{- if or $ca $root.Values.buildkitd.initContainers }}
 initContainers:
   {{- if $ca }}
-  # The image's own authorities and yours in the one file that buildkitd and its git both read; git has no other.
+  # The file of authorities that buildkitd and its git both read: those of the image and yours. git has no second
+  # file.
   - name: ca-bundle
     image: {{ include "buildkit-lb.buildkitdImage" $root }}
     imagePullPolicy: {{ $root.Values.buildkitd.image.pullPolicy }}
@@ -115,7 +116,7 @@ containers:
       {{- end }}
       - --addr=tcp://{{ $root.Values.listenAddress }}:1234
       {{- if $root.Values.buildkitd.rootless }}
-      # A process namespace of their own for build steps needs an unmasked /proc.
+      # The process namespaces of build steps need an unmasked /proc.
       - --oci-worker-no-process-sandbox
       {{- end }}
       {{- if include "buildkit-lb.daemonTLSSecret" $root }}
@@ -137,8 +138,8 @@ containers:
       {{- toYaml $root.Values.buildkitd.readinessProbe | nindent 6 }}
     livenessProbe:
       {{- toYaml $root.Values.buildkitd.livenessProbe | nindent 6 }}
-    # buildkitd that was told to end accepts no further calls, not even of builds that run. So it waits for
-    # the word of the container "drain", which asks the proxies.
+    # A buildkitd that was told to end accepts no further calls, even of running builds. So it waits until the
+    # container "drain", which asks the proxies, says that it may end.
     lifecycle:
       preStop:
         exec:
@@ -156,7 +157,7 @@ containers:
       runAsUser: 1000
       runAsGroup: 1000
       runAsNonRoot: true
-      # Namespaces and mounts of the builds are made without privileges, which the default profiles forbid.
+      # Builds make namespaces and mounts without privileges, which the default profiles forbid.
       seccompProfile:
         type: Unconfined
       appArmorProfile:
@@ -191,9 +192,9 @@ containers:
       {{- with $root.Values.buildkitd.extraVolumeMounts }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
-  # When the pod has to end, this container is told so at once: it asks every proxy to send no more builds here
-  # and says when those that are here have ended. It is one of its own because of the token, which neither
-  # buildkitd nor any build step finds in its files, environment or processes.
+  # This container hears of the end of the pod at once. It asks every proxy to send no more builds to this daemon, and
+  # says when the daemon's builds have ended. The container is separate because of the token: neither buildkitd nor
+  # any build step can find the token in its files, environment or processes.
   - name: drain
     image: {{ include "buildkit-lb.image" $root }}
     imagePullPolicy: {{ $root.Values.image.pullPolicy }}
@@ -260,7 +261,7 @@ volumes:
       {{- toYaml $root.Values.buildkitd.emptyDir | nindent 6 }}
   {{- end }}
   {{- with $root.Values.adminTLS.existingSecret }}
-  # What signs the certificates of the admin ports, and nothing that opens anything.
+  # The authority that signs the certificates of the admin ports. It holds no key.
   - name: admin-tls
     secret:
       secretName: {{ . }}

@@ -167,22 +167,22 @@ tlsConfig:
 {{- $everyone := or (has "0.0.0.0/0" $ranges) (has "::/0" $ranges) }}
 {{- $limited := or $certificates (and $ranges (not $everyone)) (include "buildkit-lb.internal" .) .Values.acknowledgeUnauthenticated }}
 {{- if and (eq .Values.service.type "LoadBalancer") (gt (int .Values.replicaCount) 0) (not $limited) }}
-{{- fail "service.type is LoadBalancer, and whoever reaches it could build: set tls with clientAuth required, service.loadBalancerSourceRanges, or an annotation that makes the load balancer internal. If the network keeps others out, set acknowledgeUnauthenticated=true" }}
+{{- fail "service.type is LoadBalancer, and everybody who reaches it could build: set tls with clientAuth required, service.loadBalancerSourceRanges, or an annotation that makes the load balancer internal. If the network keeps others out, set acknowledgeUnauthenticated=true" }}
 {{- end }}
 {{- if and .Values.tls.certManager.enabled .Values.tls.existingSecret }}
 {{- fail "tls: name a Secret or let cert-manager make one, not both" }}
 {{- end }}
 {{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerRef.name) }}
-{{- fail "tls.certManager.issuerRef has to name who signs the certificate" }}
+{{- fail "tls.certManager.issuerRef has to name the issuer that signs the certificate" }}
 {{- end }}
 {{- if and .Values.backendTLS.certManager.enabled (or .Values.backendTLS.existingSecret .Values.backendTLS.daemonSecret) }}
 {{- fail "backendTLS: name Secrets or let cert-manager make them, not both" }}
 {{- end }}
 {{- if and .Values.backendTLS.certManager.enabled (not .Values.backendTLS.certManager.issuerRef.name) }}
-{{- fail "backendTLS.certManager.issuerRef has to name who signs the certificates" }}
+{{- fail "backendTLS.certManager.issuerRef has to name the issuer that signs the certificates" }}
 {{- end }}
 {{- if and (ne .Values.buildkitd.mode "none") (ne (empty .Values.backendTLS.existingSecret) (empty .Values.backendTLS.daemonSecret)) }}
-{{- fail "backendTLS: existingSecret is the proxy's side and daemonSecret that of the daemons: one without the other cannot connect" }}
+{{- fail "backendTLS: existingSecret is for the proxy and daemonSecret for the daemons: set both, or they cannot connect" }}
 {{- end }}
 {{- end }}
 
@@ -292,7 +292,7 @@ no cidr, since policies know only addresses.
 {{- fail "buildkitd.mode is none, so backends or discover has to name the daemons" }}
 {{- end }}
 {{- if and (eq .Values.buildkitd.mode "pod") (eq (toString .Values.buildkitd.replicas) "<nil>") }}
-{{- fail "buildkitd.replicas is null, but nothing else says how many bare pods there are" }}
+{{- fail "buildkitd.replicas is null, but the number of bare pods has to be set" }}
 {{- end }}
 {{- if .Values.buildkitd.autoscaling.enabled }}
 {{- if not (has .Values.buildkitd.mode (list "statefulset" "deployment")) }}
@@ -309,10 +309,10 @@ no cidr, since policies know only addresses.
 {{- end }}
 {{- end }}
 {{- if and (ne .Values.buildkitd.mode "none") .Values.buildkitd.drain.proxies (not .Values.adminToken.existingSecret) }}
-{{- fail "buildkitd.drain.proxies are another release's, so adminToken.existingSecret has to name a Secret with the token of those" }}
+{{- fail "buildkitd.drain.proxies belong to another release, so adminToken.existingSecret has to name a Secret with their token" }}
 {{- end }}
 {{- if and (or .Values.adminTLS.clients .Values.adminTLS.scraperSecret) (not .Values.adminTLS.existingSecret) }}
-{{- fail "adminTLS.existingSecret has to name the certificates of the admin port, or nobody can show one there" }}
+{{- fail "adminTLS.existingSecret has to name the certificates of the admin port, or no client can show a certificate there" }}
 {{- end }}
 {{- if and .Values.adminRestrictReading (or .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled) (not .Values.adminTLS.scraperSecret) }}
 {{- fail "adminRestrictReading: Prometheus could not read: adminTLS.scraperSecret has to name the certificate that it shows" }}
@@ -336,7 +336,7 @@ no cidr, since policies know only addresses.
 {{- fail "podDisruptionBudget needs maxUnavailable or minAvailable" }}
 {{- end }}
 {{- if and .Values.metrics.prometheusRule.enabled (hasPrefix "azmonitoring" .Values.metrics.apiVersion) }}
-{{- fail "metrics.prometheusRule: Azure's managed Prometheus knows no such kind. Read docs/kubernetes/README.md, Monitoring, for its rule groups" }}
+{{- fail "metrics.prometheusRule: Azure's managed Prometheus has no such kind. Read docs/kubernetes/README.md, Monitoring, for its rule groups" }}
 {{- end }}
 {{- if and .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled }}
 {{- fail "metrics.serviceMonitor and metrics.podMonitor would scrape the same twice: enable one" }}
