@@ -91,7 +91,10 @@ pub enum StartError {
     AdminTls(#[source] TlsError),
     /// The token file became invalid after the configuration was checked.
     #[error("read the admin tokens")]
-    Tokens(#[from] TokenError),
+    AdminTokens(#[source] TokenError),
+    /// The file of the clients' tokens has broken since the configuration was read.
+    #[error("read the clients' tokens")]
+    ClientTokens(#[source] TokenError),
 }
 
 /// A running proxy.
@@ -136,7 +139,10 @@ impl App {
             bind_control(process.control_listen.as_ref().map(|LocalAddress(address)| address))
                 .await?;
         let scaler = bind_scaler(&process).await?;
-        let tokens = process.admin_token_file.as_deref().map(TokenFile::open).transpose()?;
+        let tokens = process.admin_token_file.as_deref().map(TokenFile::open).transpose();
+        let tokens = tokens.map_err(StartError::AdminTokens)?;
+        let client_tokens = process.client_token_file.as_deref().map(TokenFile::open).transpose();
+        let client_tokens = client_tokens.map_err(StartError::ClientTokens)?;
         let identities = Arc::new(identities);
         let AdminAccess { admin_tls_dir, admin_client, admin_restrict_reading } = admin_access;
         let admin_tls = admin_tls_dir.as_deref().map(tls::Server::for_admin_port).transpose();
@@ -166,6 +172,7 @@ impl App {
                 windows: large_windows(process.memory_budget()),
                 drain: drain.clone(),
                 identities,
+                tokens: client_tokens.map(Arc::new),
                 access: Arc::new(access),
                 quota: access::Quota::default(),
             },

@@ -21,14 +21,16 @@ pub struct Client {
     pub address: Option<IpAddr>,
     /// The identity of the client. `None` if it has not shown any.
     pub identity: Option<Arc<Identity>>,
+    /// Whether the connection speaks TLS.
+    pub secured: bool,
     /// The calls that are open on the connection.
     pub active: Arc<ActiveStreams>,
 }
 
 impl Client {
-    /// A client without identity and without calls.
+    /// A client without identity, without TLS and without calls.
     pub fn new(connection: u64, address: Option<IpAddr>) -> Self {
-        Self { connection, address, identity: None, active: Arc::default() }
+        Self { connection, address, identity: None, secured: false, active: Arc::default() }
     }
 
     /// The owner of what this client uses: its identity if it has one, else its address.

@@ -6,6 +6,7 @@ mod metadata;
 mod pace;
 mod server;
 mod stream;
+mod token;
 mod windows;
 
 use std::{
@@ -108,10 +109,11 @@ pub async fn refuse(socket: Socket, client: Client, cause: TooManyConnections, c
 
 fn drive(
     socket: Socket,
-    client: Client,
+    mut client: Client,
     context: Context,
     refused: Option<ProxyError>,
 ) -> impl Future<Output = Ended> + Send {
+    client.secured = matches!(socket, Socket::Tls(_));
     let io = Batched::with_client(socket);
     let (active, drain) = (Arc::clone(&client.active), context.drain.clone());
     let deadline = Instant::now() + HANDSHAKE_TIMEOUT;

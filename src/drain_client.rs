@@ -21,7 +21,13 @@ use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 use self::request::{Credentials, ProxyAddress, RequestError};
-use crate::{address::Address, error::chain, shutdown::Signals, tls, token::Tokens};
+use crate::{
+    address::Address,
+    error::chain,
+    shutdown::Signals,
+    tls,
+    token::{AdminTokens, TokenList as _},
+};
 
 /// How soon a proxy that has finished is asked again: well within the lease of its cordon.
 const RENEW: Duration = Duration::from_secs(20);
@@ -254,7 +260,7 @@ async fn ask(address: &ProxyAddress, options: &Options, timeout: Duration) -> Re
 
 /// What to show to the proxies. The files are read again for each request, because they may have changed.
 fn credentials(options: &Options) -> Result<Credentials, String> {
-    let tokens = options.token_file.as_deref().map(Tokens::read).transpose();
+    let tokens = options.token_file.as_deref().map(AdminTokens::read).transpose();
     let tokens = tokens.map_err(|error| error.to_string())?;
     let tls = options.proxy_tls_dir.as_deref().map(tls::to_admin_port).transpose();
     Ok(Credentials {

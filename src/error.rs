@@ -150,6 +150,9 @@ pub enum ProxyError {
     /// A Solve names a session that its client has not opened.
     #[error("no active session for {0}: context deadline exceeded")]
     NoSession(String),
+    /// The call shows a token that gives no identity.
+    #[error("{0}")]
+    Unauthenticated(&'static str),
     /// An access rule forbids the call.
     #[error(transparent)]
     Denied(#[from] access::Denied),
@@ -239,6 +242,7 @@ impl ProxyError {
             Self::TooOld { .. } => Code::FailedPrecondition,
             Self::UnknownBuild(_) | Self::UnknownContent(_) => Code::NotFound,
             Self::BadMessage { .. } => Code::InvalidArgument,
+            Self::Unauthenticated(_) => Code::Unauthenticated,
             Self::Denied(_) => Code::PermissionDenied,
             Self::SessionOpen(_) | Self::RefTaken { .. } => Code::AlreadyExists,
             Self::MessageTooLarge { .. }
@@ -279,6 +283,7 @@ impl ProxyError {
             Self::SessionOpen(_) => ErrorReason::SessionOpen,
             Self::RefTaken { .. } => ErrorReason::RefTaken,
             Self::NoSession(_) => ErrorReason::NoSession,
+            Self::Unauthenticated(_) => ErrorReason::Unauthenticated,
             Self::Denied(_) => ErrorReason::Denied,
             Self::TooManyBuilds { .. } => ErrorReason::TooManyBuilds,
             Self::Parked(_) => ErrorReason::Parked,

@@ -40,6 +40,12 @@ impl Identity {
         Ok(Self { name: name.to_owned(), source, tag: tag(name) })
     }
 
+    /// The client that has a token and is called `name` in the file of tokens. `None` if nobody can be called so. Only a
+    /// certificate has a SPIFFE ID.
+    pub fn of_token(name: &str) -> Option<Self> {
+        Self::new(name, "token").ok().filter(|_valid| !certificate::is_spiffe(name))
+    }
+
     /// The name as it is in the certificate, for comparisons. Use `Display` to show it.
     pub fn name(&self) -> &str {
         &self.name

@@ -36,6 +36,7 @@ use crate::{
     relay::{self, Body, ByteCounts, End, OnEnd, ResetError},
     running::Running,
     shares::Shares,
+    token::{ClientTokens, TokenFile},
     upstream::{Link, SendError, SharedLinks},
 };
 
@@ -68,6 +69,8 @@ pub struct Proxy {
     pub rules: Arc<Rules>,
     /// The rules that find the name of a client in its certificate.
     pub identities: Arc<identity::Rules>,
+    /// The tokens that give clients a name, if there are any.
+    pub tokens: Option<Arc<TokenFile<ClientTokens>>>,
     /// The rules that say what a client may do.
     pub access: Arc<access::Rules>,
     quota: access::Quota,
@@ -94,6 +97,8 @@ pub struct Commons {
     pub drain: CancellationToken,
     /// The rules that find the name of a client in its certificate.
     pub identities: Arc<identity::Rules>,
+    /// The tokens that give clients a name, if there are any.
+    pub tokens: Option<Arc<TokenFile<ClientTokens>>>,
     /// The rules that say what a client may do.
     pub access: Arc<access::Rules>,
     /// Counts the builds of clients for which a rule limits their number.
@@ -110,7 +115,8 @@ impl Proxy {
         commons: Commons,
         tasks: TaskTracker,
     ) -> Self {
-        let Commons { connections, reader, windows, drain, identities, access, quota } = commons;
+        let Commons { connections, reader, windows, drain, identities, tokens, access, quota } =
+            commons;
         let directory = Directory::default();
         let shared = Arc::new(SharedLinks::new(connections, tasks.clone()));
         let capabilities = Arc::<Capabilities>::default();
@@ -138,6 +144,7 @@ impl Proxy {
             ownership: Ownership::default(),
             rules,
             identities,
+            tokens,
             access,
             quota,
             shared_keys: SharedKeys::default(),

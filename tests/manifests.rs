@@ -35,6 +35,8 @@ impl Secrets {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(directory.path().join("token"), "a".repeat(64)).expect("written");
+        let tokens = format!("{} api\n", "0".repeat(64));
+        fs::write(directory.path().join("tokens"), tokens).expect("written");
         let authority = Authority::new("of the tests");
         let (certificate, key) = authority.sign(&Request::SERVER);
         let files = [("tls.crt", &*certificate), ("tls.key", &key), ("ca.crt", authority.pem())];
@@ -47,7 +49,7 @@ impl Secrets {
     /// The same text with files of this machine.
     fn locate(&self, text: &str) -> String {
         let here = self.0.path().display().to_string();
-        ["buildkit-lb", "backend-tls", "admin-tls", "tls"]
+        ["buildkit-lb", "backend-tls", "admin-tls", "client-tokens", "tls"]
             .map(|secret| format!("/run/secrets/{secret}"))
             .iter()
             .fold(text.to_owned(), |text, path| text.replace(path, &here))

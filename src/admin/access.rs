@@ -30,7 +30,7 @@ use crate::{
     access::Pattern,
     metrics::{AdminRefusal, Families},
     telemetry::Throttle,
-    token::TokenFile,
+    token::{AdminTokens, TokenFile, bearer},
 };
 
 /// How often a refusal is logged, for each reason. A client that tries a thousand tokens a second must not fill the
@@ -150,7 +150,7 @@ impl IntoResponse for Denied {
 #[derive(Debug, Default)]
 pub struct Rights {
     /// The tokens with which a client may do everything.
-    pub tokens: Option<TokenFile>,
+    pub tokens: Option<TokenFile<AdminTokens>>,
     /// The names of certificates with which a client may do everything.
     pub clients: Vec<Pattern>,
     /// Whether a client needs a token or any certificate to read.
@@ -211,15 +211,10 @@ impl Access {
     }
 }
 
-async fn check_token(tokens: &TokenFile, shown: &[u8]) -> Result<(), AdminRefusal> {
-    let (scheme, token) = shown.split_at_checked(BEARER.len()).ok_or(AdminRefusal::WrongToken)?;
-    if scheme.eq_ignore_ascii_case(BEARER) && tokens.admit(token.trim_ascii()).await {
-        return Ok(());
-    }
-    Err(AdminRefusal::WrongToken)
+async fn check_token(tokens: &TokenFile<AdminTokens>, shown: &[u8]) -> Result<(), AdminRefusal> {
+    let token = bearer(shown).ok_or(AdminRefusal::WrongToken)?;
+    if tokens.current().await.admit(token) { Ok(()) } else { Err(AdminRefusal::WrongToken) }
 }
-
-const BEARER: &[u8] = b"Bearer ";
 
 #[cfg(test)]
 mod tests {

@@ -14,13 +14,18 @@ use crate::{
     annotations,
     telemetry::{LogFormat, LogLevel},
     tls,
-    token::Tokens,
+    token::{AdminTokens, ClientTokens, TokenList as _},
 };
 
 /// The settings of the process. A field is a key of the file, a flag and a variable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(rename_all = "kebab-case")]
 pub struct Process {
+    /// File of tokens by which clients without a certificate have a name: each line has the SHA-256 of a token, a space
+    /// and a name. Calls show their token in `authorization`, over TLS only. The file is read again when it changes
+    /// [default: none].
+    #[arg(help_heading = "Clients", long, value_name = "FILE")]
+    pub client_token_file: Option<FilePath>,
     /// DNS server for --discover dns://NAME [default: those of /etc/resolv.conf].
     #[arg(help_heading = "Daemons", long, value_name = "HOST:PORT")]
     pub dns_server: Option<HostPort>,
@@ -94,9 +99,14 @@ impl Process {
         self.memory_budget.get_or_insert_with(|| Budget(default_budget()));
         self.worker_threads.get_or_insert_with(|| Count::nearest(default_worker_threads()));
         if let Some(FilePath(path)) = &self.admin_token_file
-            && let Err(error) = Tokens::read(path)
+            && let Err(error) = AdminTokens::read(path)
         {
             problems.push(format!("admin-token-file: {error}"));
+        }
+        if let Some(FilePath(path)) = &self.client_token_file
+            && let Err(error) = ClientTokens::read(path)
+        {
+            problems.push(format!("client-token-file: {error}"));
         }
         if let Some(FilePath(path)) = &self.scaler_tls_dir
             && let Err(error) = tls::Server::for_scaler(path)

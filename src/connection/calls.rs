@@ -8,7 +8,7 @@ use futures_util::{
 };
 use http::Request;
 
-use super::{metadata::Charged, pace::Pace};
+use super::{metadata::Charged, pace::Pace, token};
 use crate::{
     access::{Denied, Grant, Reach, denied},
     builds,
@@ -49,11 +49,29 @@ impl Calls {
         match admitted {
             Ok(()) => {
                 let call = Call::new(request, self.client.clone());
-                handle(Arc::clone(&self.proxy), method, call)
+                identify(Arc::clone(&self.proxy), method, call)
             }
             Err(error) => ready(Err(error.into())).boxed(),
         }
     }
+}
+
+/// Lets a call that shows a token be its client's. Other calls are those of the connection's client.
+fn identify(
+    proxy: Arc<Proxy>,
+    method: &'static Method,
+    mut call: Call,
+) -> BoxFuture<'static, CallResult> {
+    let Some(tokens) = &proxy.tokens else { return handle(proxy, method, call) };
+    let Some(shown) = token::take(&mut call.parts.headers) else {
+        return handle(proxy, method, call);
+    };
+    let tokens = Arc::clone(tokens);
+    async move {
+        call.client.identity = Some(token::identify(&tokens, &call.client, shown).await?);
+        handle(proxy, method, call).await
+    }
+    .boxed()
 }
 
 /// Boxed, so that an open stream keeps only the future of its own handler, and only until the answer begins.

@@ -28,6 +28,7 @@ label_set! {
         SessionOpen = "session_open",
         RefTaken = "ref_taken",
         NoSession = "no_session",
+        Unauthenticated = "unauthenticated",
         Denied = "denied",
         TooManyBuilds = "too_many_builds",
         Parked = "parked",

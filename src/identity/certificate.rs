@@ -11,6 +11,11 @@ use super::NoName;
 /// purpose must not identify a client.
 const SPIFFE_SCHEME: &str = "spiffe://";
 
+/// Whether `name` is a SPIFFE ID.
+pub(super) fn is_spiffe(name: &str) -> bool {
+    name.starts_with(SPIFFE_SCHEME)
+}
+
 /// The part of a certificate that contains a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
@@ -67,7 +72,6 @@ impl<'a> Certificate<'a> {
             Source::Spiffe | Source::Dns | Source::Email => self.alternative_names(source)?,
             Source::CommonName | Source::Organization => texts(self.0.subject(), source)?,
         };
-        let is_spiffe = |value: &String| value.starts_with(SPIFFE_SCHEME);
         let fits = |value: &String| is_spiffe(value) == (source == Source::Spiffe);
         let values: Vec<_> = values.into_iter().filter(fits).collect();
         match values.len() {

@@ -13,7 +13,8 @@ use h2::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, ConfigBuilder, RootCertStore,
+    client::WantsClientCert,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 use tokio::{
@@ -31,6 +32,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub(crate) struct RawClient {
     sender: SendRequest<Bytes>,
+    /// Metadata of each call.
+    always: Vec<(String, String)>,
 }
 
 /// A call in flight.
@@ -106,20 +109,29 @@ impl RawClient {
         Self::over_tls(stream_from(address, socket).await, directory).await
     }
 
+    /// Connects to `socket`, whose authority is in `directory`, and shows no certificate.
+    pub(crate) async fn connect_tls_anonymous(socket: &str, directory: &Path) -> Self {
+        let stream = TcpStream::connect(socket).await.expect("the proxy accepts");
+        let config = trusting(directory).with_no_client_auth();
+        Self::shake(stream, config).await
+    }
+
+    /// The same connection, with this metadata on each call besides that of before.
+    pub(crate) fn with(&self, name: &str, value: &str) -> Self {
+        let mut always = self.always.clone();
+        always.push((name.to_owned(), value.to_owned()));
+        Self { sender: self.sender.clone(), always }
+    }
+
     async fn over_tls(stream: TcpStream, directory: &Path) -> Self {
-        let file = |name: &str| std::fs::read(directory.join(name)).expect("a file");
-        let mut roots = RootCertStore::empty();
-        let ca = CertificateDer::from_pem_slice(&file("ca.crt")).expect("a certificate");
-        roots.add(ca).expect("an authority");
-        let certificate = CertificateDer::from_pem_slice(&file("tls.crt")).expect("a certificate");
-        let key = PrivateKeyDer::from_pem_slice(&file("tls.key")).expect("a key");
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(roots)
-            .with_client_auth_cert(vec![certificate], key)
-            .expect("a key of the certificate");
+        let (certificate, key) = (read(directory, "tls.crt"), read(directory, "tls.key"));
+        let certificate = CertificateDer::from_pem_slice(&certificate).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_slice(&key).expect("a key");
+        let config = trusting(directory).with_client_auth_cert(vec![certificate], key);
+        Self::shake(stream, config.expect("a key of the certificate")).await
+    }
+
+    async fn shake(stream: TcpStream, config: ClientConfig) -> Self {
         let _ = stream.set_nodelay(true);
         let address = stream.peer_addr().expect("connected").ip();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
@@ -151,7 +163,7 @@ impl RawClient {
             .await
             .expect("an HTTP/2 handshake");
         tokio::spawn(connection);
-        Self { sender }
+        Self { sender, always: Vec::new() }
     }
 
     /// Opens a stream.
@@ -166,7 +178,8 @@ impl RawClient {
             .header("te", "trailers")
             .body(())
             .expect("a request");
-        for (name, value) in headers {
+        let always = self.always.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in always.chain(headers.iter().copied()) {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a header name");
             request.headers_mut().append(name, HeaderValue::from_str(value).expect("a value"));
         }
@@ -235,6 +248,23 @@ impl RawClient {
         let path = format!("{CONTROL}{method}");
         self.send(&path, &[], Bytes::from_static(&[0, 0, 0, 0, 0])).await
     }
+}
+
+/// What trusts the authority in `directory`.
+fn trusting(directory: &Path) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    let mut roots = RootCertStore::empty();
+    let authority = read(directory, "ca.crt");
+    let authority = CertificateDer::from_pem_slice(&authority).expect("a certificate");
+    roots.add(authority).expect("an authority");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+}
+
+fn read(directory: &Path, name: &str) -> Vec<u8> {
+    std::fs::read(directory.join(name)).expect("a file")
 }
 
 /// Opens a connection to `socket` from this address of the machine.

@@ -9,3 +9,4 @@ mod limits;
 mod renewal;
 #[path = "../support/mod.rs"]
 mod support;
+mod tokens;

@@ -175,6 +175,9 @@ tlsConfig:
 {{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerRef.name) }}
 {{- fail "tls.certManager.issuerRef has to name the issuer that signs the certificate" }}
 {{- end }}
+{{- if and .Values.clientTokens.existingSecret (or (not (include "buildkit-lb.tlsSecret" .)) (eq .Values.tls.clientAuth "required")) }}
+{{- fail "clientTokens: tokens are taken over TLS only, and of clients that need no certificate: set tls with clientAuth optional or off" }}
+{{- end }}
 {{- if and .Values.backendTLS.certManager.enabled (or .Values.backendTLS.existingSecret .Values.backendTLS.daemonSecret) }}
 {{- fail "backendTLS: name Secrets or let cert-manager make them, not both" }}
 {{- end }}
