@@ -1,6 +1,6 @@
-//! What a decision costs: one choice for a key among 1 to 1 000 backends.
+//! The cost of a decision: one choice for a key among 1 to 1000 backends.
 //!
-//! The goal is 2 µs at the median for 1 000. That nothing is allocated is tested in tests/allocation.rs.
+//! The goal is a median of 2 µs for 1000 backends. tests/allocation.rs tests that a choice allocates nothing.
 
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 
@@ -12,7 +12,7 @@ use buildkit_lb::policy::{
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-/// Builds on each backend, on average: some homes are at their bound, as in a busy fleet.
+/// Builds on each backend, on average. As in a busy fleet, some homes are at their limit.
 const LOAD: usize = 4;
 
 fn busy_fleet(count: usize, rng: &mut StdRng) -> (Vec<Arc<Candidate>>, Candidates) {
@@ -26,7 +26,7 @@ fn busy_fleet(count: usize, rng: &mut StdRng) -> (Vec<Arc<Candidate>>, Candidate
     (candidates.clone(), Candidates::new(candidates, &totals))
 }
 
-/// What is remembered of the keys: nothing, or that a backend somewhere in the ranking has built it.
+/// What is remembered of the keys: nothing, or that a backend somewhere in the ranking has built each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Memory {
     Empty,

@@ -1,4 +1,4 @@
-//! Real daemons behind a real proxy, new for each policy.
+//! Real daemons behind a real proxy, new ones for each policy.
 
 use std::{
     collections::HashMap,
@@ -21,20 +21,20 @@ use crate::{
     tools::tool,
 };
 
-/// How often the daemons' disks are brought back to their limit. buildkitd's own collection comes at
-/// most once a minute; here a day's builds are squeezed into a minute or two.
+/// How often the disks of the daemons are pruned to their limit. buildkitd's own collection comes at most once a
+/// minute, and here the builds of a day take a minute or two.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The proxy logs a build when its Solve ends, which may be after its client has gone.
 const LOG_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the proxy's log tells of a build.
+/// What the proxy's log says about a build.
 #[derive(Debug, Clone)]
 pub(crate) struct Placement {
     pub(crate) backend: String,
-    /// Why there.
+    /// Why the build was placed there.
     pub(crate) reason: String,
-    /// Builds that ran there.
+    /// The builds that ran on the backend.
     pub(crate) load: u64,
 }
 
@@ -43,13 +43,13 @@ pub(crate) struct Placement {
 pub(crate) struct Fleet {
     address: SocketAddr,
     log: PathBuf,
-    // The proxy goes first.
+    // The proxy is dropped before its daemons.
     _proxy: Process,
     _daemons: Vec<Buildkit>,
 }
 
 impl Fleet {
-    /// Starts everything, with its files in `dir`.
+    /// Starts daemons and proxy, with their files in `dir`.
     pub(crate) fn start(
         proxy: &Path,
         daemons: usize,
@@ -78,12 +78,12 @@ impl Fleet {
         Ok(Self { address, log, _proxy: process, _daemons: daemons })
     }
 
-    /// Where clients connect.
+    /// The address for clients.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where each of `builds` builds was placed, by the build's ref.
+    /// The backend of each of `builds` builds, by the build's ref.
     pub(crate) fn placements(&self, builds: usize) -> Result<HashMap<String, Placement>> {
         let started = Instant::now();
         loop {
@@ -98,10 +98,10 @@ impl Fleet {
         }
     }
 
-    /// Keeps every daemon's cache below `limit` bytes, until the sender of `ended` goes.
+    /// Keeps every daemon's cache below `limit` bytes until the sender of `ended` is dropped.
     pub(crate) fn keep_below(&self, limit: f64, ended: &Receiver<()>) -> Result<()> {
         while ended.recv_timeout(PRUNE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-            // The proxy passes it to each daemon.
+            // The proxy passes the prune to each daemon.
             let output = Command::new(tool("buildctl"))
                 .arg(format!("--addr=tcp://{}", self.address))
                 .args(["prune", "--all", "--keep-storage", &format!("{:.1}", limit / 1e6)])
@@ -115,7 +115,7 @@ impl Fleet {
     }
 }
 
-/// The name by which the proxy knows a daemon.
+/// The name of a daemon for the proxy.
 fn backend_name(number: usize) -> String {
     format!("buildkitd-{number}")
 }

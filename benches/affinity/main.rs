@@ -1,8 +1,7 @@
-//! Builds many small projects again and again on real daemons, by each policy, and counts what was
-//! found in the caches.
+//! Builds many small projects repeatedly on real daemons, with each policy, and counts the steps that were found in
+//! caches.
 //!
-//! Every policy has daemons of its own that have built nothing, and the same order of builds. See
-//! benches/README.md.
+//! For every policy the daemons are new and the order of the builds is the same. See benches/README.md.
 
 #[path = "../support/buildkit.rs"]
 mod buildkit;
@@ -39,25 +38,25 @@ use project::Project;
 use schedule::{Job, Schedule};
 use table::Table;
 
-/// How many projects fit on one daemon's disk, of those that would be its share.
+/// How many times its share of the projects a daemon's disk has room for.
 const DISK_SLACK: f64 = 1.4;
 
-/// What the daemons can keep.
+/// How much the daemons can keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Disk {
-    /// All projects, on every daemon.
+    /// Every daemon can keep all projects.
     Ample,
-    /// A daemon's share of the projects and a bit more: the fleet as a whole can keep everything.
+    /// A daemon can keep its share of the projects and a bit more, so that the fleet as a whole can keep everything.
     Scarce,
 }
 
 #[derive(Debug, Parser)]
 #[command(about = "Builds projects again and again by each policy, on real daemons")]
 struct Arguments {
-    /// Policies to compare, comma separated
+    /// Policies to compare, separated by commas
     #[arg(long, value_delimiter = ',', default_values = ["random", "least-builds", "consistent-hash"])]
     policy: Vec<PolicyKind>,
-    /// Sizes of the daemons' disks, comma separated
+    /// Sizes of the daemons' disks, separated by commas
     #[arg(long, value_delimiter = ',', default_values = ["ample", "scarce"])]
     disk: Vec<Disk>,
     #[arg(long, default_value_t = 3)]
@@ -70,19 +69,19 @@ struct Arguments {
     /// Builds at once
     #[arg(long, default_value_t = 6)]
     parallel: usize,
-    /// Determines the order of the builds
+    /// Seed of the order of the builds
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// 9 projects, 3 builds each, ample disks, for development
     #[arg(long)]
     quick: bool,
-    /// The proxy [default: as built with this program]
+    /// The proxy [default: the one that was built with this program]
     #[arg(long, default_value = env!("CARGO_BIN_EXE_buildkit-lb"), hide_default_value = true)]
     lb: PathBuf,
-    /// File for a line about every build, with the proxy's reason for its place
+    /// File for one line about each build, with the proxy's reason for its place
     #[arg(long)]
     records: Option<PathBuf>,
-    /// Directory on a memory file system for everything that is written
+    /// Directory on a memory file system for all files
     #[arg(long, default_value = "/dev/shm")]
     scratch: PathBuf,
     /// Passed by cargo
@@ -125,7 +124,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// All policies with daemons of one kind.
+/// Runs all policies with daemons of one kind.
 struct Bench<'a> {
     arguments: &'a Arguments,
     projects: &'a [Project],
@@ -146,7 +145,7 @@ impl Bench<'_> {
         Ok(table)
     }
 
-    /// What a daemon's cache may hold, in bytes.
+    /// The limit of a daemon's cache, in bytes.
     fn disk_limit(&self) -> Option<f64> {
         let all: u64 = self.projects.iter().map(Project::cache_len).sum();
         let share = all as f64 / self.arguments.daemons as f64;
@@ -234,7 +233,7 @@ impl Bench<'_> {
     }
 }
 
-/// What a client knows of its build.
+/// What a client knows about its build.
 struct Build {
     job: Job,
     reference: String,

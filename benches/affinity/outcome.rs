@@ -1,4 +1,4 @@
-//! What came of the builds of one run, and the figures of it.
+//! The results of the builds of one run, and the figures made from them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) struct Outcome {
     pub(crate) job: Job,
     pub(crate) placement: Placement,
-    /// When it began, in seconds from the first.
+    /// When the build began, in seconds from the first build.
     pub(crate) began: f64,
     pub(crate) seconds: f64,
     pub(crate) steps: Steps,
@@ -33,7 +33,7 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
-    /// Counts them in buildctl's progress of the form `rawjson`.
+    /// Counts the steps in buildctl's progress of the form `rawjson`.
     pub(crate) fn read(progress: &str) -> Result<Self> {
         let mut all = HashSet::new();
         let mut cached = HashSet::new();
@@ -55,7 +55,7 @@ impl Steps {
     }
 }
 
-/// Whether this is a line of the Dockerfile: `[2/5] RUN …`, not `[internal] load …`.
+/// Whether this is a line of the Dockerfile, such as `[2/5] RUN …`, and not `[internal] load …`.
 fn is_step(name: &str) -> bool {
     let position = name.strip_prefix('[').and_then(|rest| rest.split(']').next());
     position.is_some_and(|position| position.contains('/'))
@@ -82,13 +82,13 @@ pub(crate) const FIGURES: &[Figure] = &[
     figure("time spent building on the busiest daemon ÷ mean", 2),
 ];
 
-/// What is asked of the consistent hash.
+/// The targets of the consistent hash.
 pub(crate) const GOALS: &[Goal] = &[
     goal("repeated builds on a warm daemon, % at least", 0, Limit::AtLeast(95.0)),
     goal("median a third of random's at most", 3, Limit::AtMostTimes(1.0 / 3.0, "random")),
 ];
 
-/// One line for each build, with the words of [`FIELDS`].
+/// One line for each build, with the columns of [`FIELDS`].
 pub(crate) fn records(run: &str, outcomes: &[Outcome]) -> String {
     let mut lines = String::new();
     for outcome in outcomes {
@@ -107,7 +107,7 @@ pub(crate) fn records(run: &str, outcomes: &[Outcome]) -> String {
 pub(crate) const FIELDS: &str =
     "disk,policy,began,seconds,project,turn,backend,reason,load,cached,steps\n";
 
-/// The values of [`FIGURES`], of builds in the order in which they began.
+/// The values of [`FIGURES`] for builds in the order in which they began.
 pub(crate) fn figures(outcomes: &[Outcome], daemons: usize, wall: f64) -> Vec<f64> {
     let mut seen: HashSet<(usize, &str)> = HashSet::new();
     let (mut repeated, mut warm, mut all_cached) = (Vec::new(), 0, 0);

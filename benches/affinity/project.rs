@@ -1,4 +1,4 @@
-//! The projects that are built: small Dockerfiles whose steps take time, no two alike.
+//! The projects that are built: small Dockerfiles whose steps take time. No two are alike.
 
 use std::{
     fmt::Write as _,
@@ -17,13 +17,13 @@ const STEP_KIB: u64 = 2048;
 #[derive(Debug)]
 pub(crate) struct Project {
     pub(crate) context: PathBuf,
-    /// What buildx would send as the checkout's remote.
+    /// The remote of the checkout, as buildx sends it.
     pub(crate) repository: String,
     steps: u64,
 }
 
 impl Project {
-    /// Creates the project with this number in `dir`.
+    /// Makes the project with this number in `dir`.
     pub(crate) fn create(number: usize, dir: &Path) -> Result<Self> {
         let name = format!("project-{number:02}");
         let context = dir.join(&name);
@@ -36,14 +36,14 @@ impl Project {
         Ok(Self { context, repository, steps: steps as u64 })
     }
 
-    /// What a daemon's cache holds of it, in bytes: the context twice, as sent and as copied.
+    /// The size of the project in a daemon's cache, in bytes: the context counts twice, as sent and as copied.
     pub(crate) fn cache_len(&self) -> u64 {
         let busybox = fs::metadata(self.context.join("busybox")).map_or(0, |file| file.len());
         2 * busybox + self.steps * STEP_KIB * 1024
     }
 }
 
-/// Steps of about a second: they sleep, so that the machine's load hardly counts.
+/// Steps of about a second. They sleep, so that the load of the machine hardly matters.
 fn dockerfile(number: usize, steps: usize) -> String {
     let mut text = String::from(
         "FROM scratch\nCOPY busybox name /bin/\nSHELL [\"/bin/busybox\", \"sh\", \"-c\"]\n",

@@ -1,4 +1,4 @@
-//! Which build comes when: a shuffled order, and several builds at once.
+//! The order of the builds: shuffled, and several at once.
 
 use std::{
     collections::HashSet,
@@ -11,14 +11,14 @@ use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Job {
     pub(crate) project: usize,
-    /// 0 for the project's first build.
+    /// 0 for the first build of the project.
     pub(crate) turn: usize,
 }
 
-/// The builds that have not been started.
+/// The builds that have not started yet.
 ///
-/// No project is built twice at the same time: the second would join the first one's steps on the same
-/// daemon, and whether it found them cached would be a matter of luck.
+/// No project is built twice at the same time. The second build would join the steps of the first on the same daemon,
+/// and luck would decide whether it finds them cached.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     state: Mutex<State>,
@@ -27,13 +27,13 @@ pub(crate) struct Schedule {
 
 #[derive(Debug)]
 struct State {
-    /// In reverse: the last comes first.
+    /// In reverse order, so that the next build is the last element.
     waiting: Vec<Job>,
     running: HashSet<usize>,
 }
 
 impl Schedule {
-    /// Every project `builds` times, in an order that `seed` alone determines.
+    /// Every project `builds` times, in an order that only `seed` determines.
     pub(crate) fn new(projects: usize, builds: usize, seed: u64) -> Self {
         let mut order: Vec<usize> = (0..projects * builds).map(|slot| slot % projects).collect();
         order.shuffle(&mut StdRng::seed_from_u64(seed));
@@ -50,7 +50,7 @@ impl Schedule {
         Self { state, changed: Condvar::new() }
     }
 
-    /// The next build of a project that is not being built; `None` when all have been started.
+    /// The next build of a project that is not being built, or `None` when all have started.
     pub(crate) fn take(&self) -> Option<Job> {
         let mut state = self.state.lock().expect("no holder panics");
         loop {
@@ -68,7 +68,7 @@ impl Schedule {
         }
     }
 
-    /// Notes that a build has ended.
+    /// Records that a build has ended.
     pub(crate) fn ended(&self, job: Job) {
         self.state.lock().expect("no holder panics").running.remove(&job.project);
         self.changed.notify_all();

@@ -1,4 +1,4 @@
-//! What is compared: buildkit-lb, its peers, and no proxy at all.
+//! What is compared: buildkit-lb, its peers, and a connection without a proxy.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ pub(crate) enum Candidate {
     HaproxyH2,
     NginxGrpc,
     EnvoyH2,
-    /// A binary of this project, by the name its column gets.
+    /// A binary of this project, with the title of its column.
     BuildkitLb {
         name: String,
         binary: PathBuf,
@@ -37,7 +37,7 @@ pub(crate) enum Candidate {
 pub(crate) const BUILDKIT_LB: &str = "buildkit-lb";
 
 impl Candidate {
-    /// All that need no binary of ours.
+    /// All candidates that need no binary of this project.
     pub(crate) const PEERS: [Self; 7] = [
         Self::Direct,
         Self::HaproxyTcp,
@@ -48,7 +48,7 @@ impl Candidate {
         Self::EnvoyH2,
     ];
 
-    /// How it is called on the command line.
+    /// The name on the command line.
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Direct => "direct",
@@ -62,7 +62,7 @@ impl Candidate {
         }
     }
 
-    /// How its column is called.
+    /// The title of the column.
     pub(crate) fn title(&self) -> &str {
         match self {
             Self::Direct => "direct",
@@ -76,7 +76,7 @@ impl Candidate {
         }
     }
 
-    /// Starts it in front of the daemon at `daemon`, on its `cores` if they are counted.
+    /// Starts the candidate in front of the daemon at `daemon`. If `cores` are counted, the candidate runs on those.
     pub(crate) fn start(
         &self,
         daemon: SocketAddr,
@@ -138,15 +138,15 @@ impl Candidate {
     }
 }
 
-/// `benches/run` puts it on the path: it comes from no package of Debian's.
+/// `benches/run` puts the program on the path, because no package of Debian has it.
 const ENVOY: &str = "envoy";
 
-/// Where a program of Debian's is.
+/// The path of a program from a Debian package.
 fn path_of(program: &str) -> String {
     tool(program).display().to_string()
 }
 
-/// One line that names the versions of all that take part.
+/// One line with the versions of all candidates.
 pub(crate) fn versions() -> String {
     let programs = [
         ("HAProxy", path_of("haproxy"), "-v"),
@@ -161,7 +161,7 @@ pub(crate) fn versions() -> String {
     versions.join(", ")
 }
 
-/// The first thing a program prints that looks like `1.2.3`.
+/// The first text in a program's output that looks like `1.2.3`.
 fn version_of(program: &str, flag: &str) -> Option<String> {
     let output = Command::new(program).arg(flag).output().ok()?;
     let text = [output.stdout, output.stderr].concat();
@@ -176,7 +176,7 @@ fn envoy(config: &str) -> Vec<String> {
     [ENVOY, "--disable-hot-restart", "-l", "warn", "-c", config].map(str::to_owned).to_vec()
 }
 
-/// Where a candidate listens, where its daemon is, and where its files go.
+/// The addresses of a candidate and of its daemon, and the directory for its files.
 struct Site<'a> {
     listen: SocketAddr,
     daemon: SocketAddr,
@@ -185,7 +185,7 @@ struct Site<'a> {
 }
 
 impl Site<'_> {
-    /// nginx does not ask which cores it may use; all others do.
+    /// nginx ignores which cores it may use; all other programs heed it.
     fn workers(&self) -> String {
         self.cores.map_or_else(|| "auto".to_owned(), |cores| cores.threads.to_string())
     }
@@ -213,7 +213,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// What the proxy has used so far: nothing when there is none.
+    /// What the proxy has used so far; nothing if there is no proxy.
     pub(crate) fn usage(&self) -> Result<Usage> {
         self.process.as_ref().map_or(Ok(Usage::default()), |process| Usage::of_tree(process.id()))
     }

@@ -1,4 +1,4 @@
-//! What is built: one file, as large as wanted.
+//! The context that is built: one file of any size.
 
 use std::{
     fs::{self, File},
@@ -11,7 +11,7 @@ use anyhow::Result;
 
 const CONTEXT_FILE: &str = "big";
 
-/// Makes `context` a Dockerfile and a file of `len` bytes, for an image that is that file.
+/// Writes a Dockerfile and a file of `len` bytes into `context`, for an image that consists of that file.
 pub(crate) fn create(context: &Path, len: u64) -> Result<()> {
     fs::create_dir_all(context)?;
     fs::write(context.join("Dockerfile"), format!("FROM scratch\nCOPY {CONTEXT_FILE} /\n"))?;
@@ -30,7 +30,7 @@ pub(crate) fn create(context: &Path, len: u64) -> Result<()> {
     Ok(())
 }
 
-/// Makes the context's file look changed, so that it is sent again.
+/// Makes the file of the context look changed, so that it is sent again.
 pub(crate) fn touch(context: &Path) -> Result<()> {
     let file = File::options().append(true).open(context.join(CONTEXT_FILE))?;
     Ok(file.set_modified(SystemTime::now())?)

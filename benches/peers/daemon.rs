@@ -1,4 +1,4 @@
-//! A daemon that answers builds with next to no work, so that what is measured is the way to it.
+//! A daemon that answers builds with almost no work, so that the way to it is what is measured.
 
 use std::{
     collections::HashMap,
@@ -18,13 +18,13 @@ use tokio::{
 
 use crate::grpc::{self, BULK_MESSAGE_LEN, CONNECTION_WINDOW, STREAM_WINDOW};
 
-/// Metadata of a Session that asks for this many bytes from the daemon.
+/// Metadata of a Session that asks the daemon for this many bytes.
 pub(crate) const DOWNLOAD: &str = "bench-download";
 
-/// Metadata of any call that names the build it belongs to.
+/// Metadata of a call that names the build of the call.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";
 
-/// Serves until the process is ended; prints its address first.
+/// Serves until the process is ended. Its first output is its address.
 pub(crate) async fn serve() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?);
@@ -33,7 +33,7 @@ pub(crate) async fn serve() -> Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         let builds = builds.clone();
-        // A connection that breaks is the client's to report.
+        // The client reports a connection that breaks.
         tokio::spawn(async move { connection(stream, builds).await });
     }
 }
@@ -65,7 +65,7 @@ async fn call(
     if method == "Session" {
         return session(&parts.headers, body, respond).await;
     }
-    // All others are one message. It is read to its end: to drop it unread would be a reset.
+    // All other calls have one message. It is read to its end, because dropping it unread would reset the stream.
     let message = grpc::read_message(body).await?;
     match method {
         "Solve" if path.contains("Control") => {
@@ -100,7 +100,7 @@ async fn call(
             Ok(())
         }
         "Check" => reply(&mut respond, &grpc::frame(&[0x08, 0x01])),
-        // A worker record without details, or some other message of a realistic size.
+        // A worker record without details, or another message of a realistic size.
         _ => reply(&mut respond, &grpc::frame(&grpc::field(1, &grpc::field(1, &[b'w'; 64])))),
     }
 }
@@ -120,7 +120,7 @@ async fn session(
     finish(&mut send)
 }
 
-/// Sends `len` bytes as the messages that a session's inner HTTP/2 makes.
+/// Sends `len` bytes in the messages that the inner HTTP/2 connection of a session makes.
 pub(crate) async fn send_bulk(send: &mut SendStream<Bytes>, len: u64) -> Result<()> {
     let message = grpc::bytes_message(&vec![0x5a; BULK_MESSAGE_LEN]);
     let mut sent = 0;
@@ -169,12 +169,12 @@ enum Phase {
     Ended,
 }
 
-/// The builds that have not ended.
+/// The builds that have not ended yet.
 #[derive(Debug, Default, Clone)]
 struct Builds(Arc<Mutex<HashMap<String, watch::Sender<Phase>>>>);
 
 impl Builds {
-    /// Notes that the build has come to `phase`, and returns a view of it.
+    /// Records that the build has reached `phase`, and returns a receiver of the phase.
     fn reach(&self, id: &str, phase: Phase) -> Build {
         let mut builds = self.0.lock().expect("no holder panics");
         let build = builds.entry(id.to_owned()).or_insert_with(|| watch::Sender::new(phase));
@@ -186,7 +186,7 @@ impl Builds {
         Build(build.subscribe())
     }
 
-    /// Ends a build: its client has seen the answers to Ping and Status, so all its calls are here.
+    /// Ends a build. Its client has seen the answers to Ping and Status, so all its calls have arrived.
     fn end(&self, id: &str) {
         if let Some(build) = self.0.lock().expect("no holder panics").remove(id) {
             build.send_replace(Phase::Ended);
@@ -198,7 +198,7 @@ struct Build(watch::Receiver<Phase>);
 
 impl Build {
     async fn reaches(mut self, phase: Phase) {
-        // An error means that the build was dropped, which is an end too.
+        // An error means that the build was dropped, which also ends it.
         let _ = self.0.wait_for(|current| *current >= phase).await;
     }
 }

@@ -1,4 +1,4 @@
-//! gRPC over HTTP/2, as far as a load generator needs it.
+//! The part of gRPC over HTTP/2 that a load generator needs.
 
 use std::{
     future::poll_fn,
@@ -15,14 +15,14 @@ use h2::{
 use http::{HeaderMap, Request};
 use tokio::{net::TcpStream, task::JoinHandle};
 
-/// Receive windows of client and daemon: what grpc-go's grow to under load, roughly.
+/// The receive windows of client and daemon. Those of grpc-go grow to about this size under load.
 pub(crate) const STREAM_WINDOW: u32 = 4 << 20;
 pub(crate) const CONNECTION_WINDOW: u32 = 16 << 20;
 
-/// A session's inner connection is cut into messages of about this size (io.Copy's buffer).
+/// The inner connection of a session is cut into messages of about this size, which is the buffer of io.Copy.
 pub(crate) const BULK_MESSAGE_LEN: usize = 32 * 1024;
 
-/// `message` with the five bytes that gRPC puts before it.
+/// `message` after the five bytes with which gRPC begins a message.
 pub(crate) fn frame(message: &[u8]) -> Bytes {
     let mut framed = BytesMut::with_capacity(message.len() + 5);
     framed.put_u8(0);
@@ -44,7 +44,7 @@ pub(crate) fn field(number: u8, value: &[u8]) -> Vec<u8> {
     field
 }
 
-/// A framed BytesMessage, which is what a Session carries.
+/// A framed BytesMessage, which a Session carries.
 pub(crate) fn bytes_message(data: &[u8]) -> Bytes {
     frame(&field(1, data))
 }
@@ -61,7 +61,7 @@ pub(crate) async fn read_message(mut body: RecvStream) -> Result<Bytes> {
     Ok(message.freeze().slice(5..))
 }
 
-/// Reads and drops a body; returns its length and trailers.
+/// Reads and drops a body. Returns its length and its trailers.
 pub(crate) async fn discard(mut body: RecvStream) -> Result<(u64, Option<HeaderMap>)> {
     let mut len = 0;
     while let Some(chunk) = body.data().await {
@@ -111,13 +111,13 @@ impl Client {
             .handshake(stream)
             .await?;
         let connection = tokio::spawn(async move {
-            // Its calls report a broken connection.
+            // The calls on the connection report if it breaks.
             let _ = connection.await;
         });
         Ok(Self { requests, authority: address.to_string(), connection })
     }
 
-    /// Opens a call; the request's body is still to be sent.
+    /// Opens a call whose request body is sent later.
     pub(crate) async fn open(
         &self,
         path: &str,
@@ -134,7 +134,7 @@ impl Client {
         Ok(requests.send_request(request.body(())?, false)?)
     }
 
-    /// Sends one message and waits for the answer's end; returns the answer's length.
+    /// Sends one message and waits for the end of the answer. Returns the length of the answer.
     pub(crate) async fn unary(
         &self,
         path: &str,
@@ -147,7 +147,7 @@ impl Client {
     }
 }
 
-/// Waits for the end of a call that must succeed; returns the length of its messages.
+/// Waits for the end of a call that must succeed. Returns the length of its messages.
 async fn finish(path: &str, response: ResponseFuture) -> Result<u64> {
     let (parts, body) = response.await.with_context(|| format!("call {path}"))?.into_parts();
     finish_body(path, &parts.headers, body).await
@@ -162,7 +162,7 @@ async fn finish_body(path: &str, headers: &HeaderMap, body: RecvStream) -> Resul
     }
 }
 
-/// Ids of a build and its session, as long as BuildKit's.
+/// Ids of a build and its session, with the same length as BuildKit's.
 fn ids() -> (String, String) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -200,13 +200,13 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Opens it; the answer may take a while, for the proxy waits for a Solve.
+    /// Opens the Session. The answer may take a while, because the proxy waits for a Solve.
     pub(crate) async fn open(client: &Client) -> Result<Self> {
         let (response, upload) = open_session(client, &ids().1, 0).await?;
         Ok(Self { response: Some(response), answer: None, upload })
     }
 
-    /// Waits until the daemon has it.
+    /// Waits until the daemon has the Session.
     pub(crate) async fn accepted(&mut self) -> Result<()> {
         if let Some(response) = self.response.take() {
             self.answer = Some(response.await.context("call Session")?.into_body());
@@ -226,7 +226,7 @@ pub(crate) struct Build {
 }
 
 impl Build {
-    /// Opens a build the way a client does; the daemon sends `download` bytes into its session.
+    /// Opens a build like a client. The daemon sends `download` bytes into its session.
     pub(crate) async fn open(client: &Client, download: u64) -> Result<Self> {
         let (id, session_id) = ids();
         let (session_response, session) = open_session(client, &session_id, download).await?;
@@ -257,19 +257,19 @@ impl Build {
         })
     }
 
-    /// What a client puts on this build's LLBBridge calls.
+    /// The metadata of a client for the LLBBridge calls of this build.
     pub(crate) fn metadata(&self) -> [(&'static str, &str); 1] {
         [("buildkit-controlapi-buildid", &self.id)]
     }
 
-    /// The session's way up.
+    /// The request body of the session.
     pub(crate) fn session(&mut self) -> &mut SendStream<Bytes> {
         &mut self.session
     }
 
-    /// Ends the build and waits until every call of it has ended well; returns what came down.
+    /// Ends the build and waits until each of its calls has ended with OK. Returns the length of the download.
     pub(crate) async fn end(mut self, client: &Client) -> Result<u64> {
-        // With an empty result: one that has neither result nor error would end a real daemon.
+        // The result is empty: a Return with neither result nor error would end a real daemon.
         let path = "/moby.buildkit.v1.frontend.LLBBridge/Return";
         client.unary(path, &self.metadata(), frame(&field(1, b""))).await?;
         self.status.await??;

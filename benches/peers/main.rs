@@ -1,7 +1,7 @@
 //! Compares buildkit-lb with its peers, side by side on one machine.
 //!
-//! Every candidate stands before the same daemon and is measured in turn, round after round, so
-//! that what else the machine does hits all of them. See benches/README.md.
+//! Every candidate stands in front of the same daemon. The candidates are measured in turn, round after round, so that
+//! other activity of the machine affects all of them. See benches/README.md.
 
 #![allow(clippy::disallowed_methods, reason = "no drain waits for a benchmark")]
 
@@ -39,7 +39,7 @@ use machine::Cores;
 use table::Table;
 use workload::{Size, Stage, Workload};
 
-/// The first argument of the process that plays the daemon.
+/// The first argument of the process that runs the daemon.
 const DAEMON_ROLE: &str = "daemon";
 
 #[derive(Debug, Parser)]
@@ -47,13 +47,13 @@ const DAEMON_ROLE: &str = "daemon";
 struct Arguments {
     /// Workloads to run [default: all]
     workloads: Vec<Workload>,
-    /// Candidates to run, comma separated [default: all]
+    /// Candidates to run, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Candidates to leave out, comma separated
+    /// Candidates to leave out, separated by commas
     #[arg(long, value_delimiter = ',')]
     without: Vec<String>,
-    /// Rounds of each workload; workloads of memory run a third of them
+    /// Rounds of each workload; workloads that measure memory run a third of them
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Cores of the proxy, and so its threads, in a storm of builds
@@ -62,10 +62,10 @@ struct Arguments {
     /// Small amounts, for development
     #[arg(long)]
     quick: bool,
-    /// A binary of this project to measure; may be repeated with different names
+    /// A binary of this project to measure. Repeatable, with different names
     #[arg(long = "lb", value_name = "[NAME=]PATH")]
     lb: Vec<String>,
-    /// Directory on a memory file system for everything that is written
+    /// Directory on a memory file system for all files
     #[arg(long, default_value = "/dev/shm")]
     scratch: PathBuf,
     /// Passed by cargo
@@ -80,14 +80,14 @@ fn main() -> Result<()> {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             return runtime.block_on(storm::role(rest));
         }
-        // On all the cores that it may use.
+        // The daemon has a thread for each core that it may use.
         Some((role, [storm])) if role == DAEMON_ROLE && storm == storm::ROLE => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             return runtime.block_on(daemon::serve());
         }
         _ => {}
     }
-    // One thread each for client and daemon, so that the proxy is the one that can use the rest.
+    // Client and daemon have one thread each, so that the proxy can use the other cores.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if words.first().map(String::as_str) == Some(DAEMON_ROLE) {
         return runtime.block_on(daemon::serve());
@@ -146,7 +146,7 @@ impl Arguments {
     }
 }
 
-/// One workload over all candidates.
+/// Runs one workload with all candidates.
 struct Bench<'a> {
     arguments: &'a Arguments,
     candidates: &'a [Candidate],
@@ -182,12 +182,12 @@ impl Bench<'_> {
         Ok(table)
     }
 
-    /// Who gets which cores, where they are kept apart.
+    /// Which process has which cores, where they are kept apart.
     fn cores(&self) -> Option<Cores> {
         self.workload.is_storm().then(|| Cores::for_proxy(self.arguments.threads))
     }
 
-    /// Each round begins with another candidate: whoever comes first may find a colder machine.
+    /// Each round begins with another candidate, because the first one may find a colder machine.
     fn order(&self, round: usize) -> impl Iterator<Item = usize> + use<> {
         let len = self.candidates.len();
         (0..len).map(move |position| (position + round) % len)
@@ -223,7 +223,7 @@ impl Bench<'_> {
     }
 }
 
-/// This program in the daemon's role, as a process of its own.
+/// This program in the role of the daemon, in a process of its own.
 #[derive(Debug)]
 struct FakeDaemon {
     child: Child,
@@ -231,7 +231,7 @@ struct FakeDaemon {
 }
 
 impl FakeDaemon {
-    /// Starts one; off the proxy's `cores` and on several threads, if it is to bear a storm.
+    /// Starts the daemon. For a storm it has several threads, on other cores than the proxy's `cores`.
     fn start(cores: Option<&Cores>) -> Result<Self> {
         let mut words = vec![DAEMON_ROLE.to_owned()];
         words.extend(cores.map(|_| storm::ROLE.to_owned()));

@@ -1,4 +1,4 @@
-//! The load of `build-storm`: short builds, one after the other on many lanes, from a process of many threads.
+//! The load of `build-storm`: many lanes of short builds one after the other, from a process with many threads.
 
 use std::{
     net::SocketAddr,
@@ -25,7 +25,7 @@ pub(crate) const ROLE: &str = "storm";
 /// Clients that build at the same time.
 const LANES: usize = 64;
 
-/// What a storm consists of.
+/// The size of a storm.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Storm {
     /// Builds of all clients together.
@@ -34,17 +34,17 @@ pub(crate) struct Storm {
     pub(crate) upload: u64,
 }
 
-/// What came of a storm.
+/// The results of a storm.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outcome {
     pub(crate) builds_per_second: f64,
-    /// Milliseconds.
+    /// The time of each build, in milliseconds.
     pub(crate) p50: f64,
     pub(crate) p99: f64,
 }
 
 impl Storm {
-    /// Runs it against `target` in a process of its own, off the proxy's `cores`.
+    /// Runs the storm against `target` in a process of its own, on other cores than the proxy's `cores`.
     pub(crate) fn run(self, target: SocketAddr, cores: &Cores) -> Result<Outcome> {
         let Self { builds, upload } = self;
         let words = [ROLE.to_owned(), target.to_string(), builds.to_string(), upload.to_string()];
@@ -58,7 +58,7 @@ impl Storm {
     }
 }
 
-/// The role of that process: `words` are the target, the number of builds and the bytes of each.
+/// The role of that process. `words` are the target, the number of builds and the bytes of each build.
 pub(crate) async fn role(words: &[String]) -> Result<()> {
     let [target, builds, upload] = words else { bail!("usage: {ROLE} TARGET BUILDS BYTES") };
     let (target, upload) = (target.parse()?, upload.parse()?);
@@ -79,7 +79,7 @@ pub(crate) async fn role(words: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Builds as long as there are some `left`; how long each took, in milliseconds.
+/// Builds while any are `left`. Returns how long each build took, in milliseconds.
 async fn lane(target: SocketAddr, upload: u64, left: Arc<AtomicUsize>) -> Result<Vec<f64>> {
     let mut times = Vec::new();
     let take =
@@ -92,7 +92,7 @@ async fn lane(target: SocketAddr, upload: u64, left: Arc<AtomicUsize>) -> Result
     Ok(times)
 }
 
-/// A build on a connection of its own, as every run of buildctl is one.
+/// One build on a connection of its own, like a run of buildctl.
 async fn build(target: SocketAddr, upload: u64) -> Result<()> {
     let client = Client::connect(target).await?;
     let workers = "/moby.buildkit.v1.Control/ListWorkers";

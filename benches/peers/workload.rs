@@ -1,4 +1,4 @@
-//! The workloads: what each does through a candidate, and which figures come out.
+//! The workloads: what each does with a candidate, and which figures it gives.
 
 use std::{
     net::SocketAddr,
@@ -28,19 +28,19 @@ const GIB: f64 = (1u64 << 30) as f64;
 const TCP_PROXIES: &[&str] = &["haproxy-tcp", "nginx-stream", "envoy-tcp"];
 const HTTP2_PROXIES: &[&str] = &["haproxy-h2", "nginx-grpc", "envoy-h2"];
 
-/// Calls that are open at once in `small-rpc`.
+/// The calls of `small-rpc` that are open at once.
 const STREAMS: usize = 100;
 
-/// Builds that run at once in `many-builds`.
+/// The builds of `many-builds` that run at once.
 const CONCURRENT_BUILDS: usize = 16;
 
-/// How long `idle-sessions` sends one message a second in every session.
+/// How long `idle-sessions` sends one message per second in every session.
 const CHATTER: Duration = Duration::from_secs(5);
 
-/// A read of a file's facts inside a build: small, and one of the calls of which a build makes many.
+/// A read of a file's metadata inside a build: a small call, of which a build makes many.
 const SMALL_CALL: &str = "/moby.buildkit.v1.frontend.LLBBridge/StatFile";
 
-/// What is done.
+/// What a workload does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Workload {
     /// A fully cached tiny build, real buildctl and buildkitd.
@@ -53,23 +53,23 @@ pub(crate) enum Workload {
     SmallRpc,
     /// Small calls of a build, one at a time.
     OneRpc,
-    /// Many sessions that are open and do nothing, then a little.
+    /// Many sessions that are open and idle, then a little traffic in each.
     IdleSessions,
-    /// Many builds that do the same.
+    /// Many open builds with the same traffic.
     OpenBuilds,
-    /// Many short builds one after the other.
+    /// Many short builds, one after the other.
     ManyBuilds,
     /// Short builds of 64 KiB from many clients, each on a connection of its own.
     BuildStorm,
-    /// The same of 8 MiB.
+    /// The same with builds of 8 MiB.
     BuildStormLarge,
-    /// Session messages to the daemon as fast as they go.
+    /// Session messages to the daemon, as fast as possible.
     BulkUp,
-    /// Session messages from the daemon as fast as they go.
+    /// Session messages from the daemon, as fast as possible.
     BulkDown,
 }
 
-/// How much of everything: the whole amounts, or a tenth or so while developing.
+/// The amounts of each workload: all of it, or about a tenth during development.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
     pub(crate) cached_builds: usize,
@@ -105,14 +105,14 @@ impl Size {
     };
 }
 
-/// The daemon behind all candidates, made ready for a workload.
+/// The daemon behind all candidates, prepared for a workload.
 #[derive(Debug)]
 pub(crate) enum Stage {
     Fake,
     Real { buildkit: Buildkit, files: Files },
 }
 
-/// Where the clients of a real daemon find what they need.
+/// The files that the clients of a real daemon need.
 #[derive(Debug)]
 pub(crate) struct Files {
     dir: PathBuf,
@@ -123,7 +123,7 @@ impl Files {
         self.dir.join("buildkit/context")
     }
 
-    /// Builds the context; returns how long that took.
+    /// Builds the context. Returns how long the build took.
     fn build(&self, address: SocketAddr, args: &[String]) -> Result<Duration> {
         Ok(buildkit::build(address, &self.context(), args)?.elapsed)
     }
@@ -155,17 +155,17 @@ impl Workload {
         }
     }
 
-    /// Whether buildkitd itself takes part.
+    /// Whether the daemon is a real buildkitd.
     pub(crate) fn is_real(self) -> bool {
         matches!(self, Self::CachedBuild | Self::ContextUp | Self::ExportDown)
     }
 
-    /// Whether the proxy gets cores that are counted.
+    /// Whether the proxy has a given number of cores.
     pub(crate) fn is_storm(self) -> bool {
         matches!(self, Self::BuildStorm | Self::BuildStormLarge)
     }
 
-    /// Whether memory is measured: then every round has a proxy that has seen nothing yet.
+    /// Whether memory is measured. If so, every round starts a new proxy.
     pub(crate) fn needs_fresh_proxy(self) -> bool {
         matches!(self, Self::IdleSessions | Self::OpenBuilds | Self::ManyBuilds)
     }
@@ -270,7 +270,7 @@ impl Workload {
         }
     }
 
-    /// Starts what is behind the candidates, and brings it into the state every round finds.
+    /// Starts the daemon and brings it into the state in which every round begins.
     pub(crate) fn prepare(self, size: &Size, dir: &Path) -> Result<Stage> {
         if !self.is_real() {
             return Ok(Stage::Fake);
@@ -279,14 +279,14 @@ impl Workload {
         let len = if self == Self::CachedBuild { 1000 } else { size.transfer };
         let files = Files { dir: dir.to_owned() };
         context::create(&files.context(), len)?;
-        // Fills the daemon's cache.
+        // This build fills the daemon's cache.
         for _ in 0..2 {
             files.build(buildkit.address(), &[])?;
         }
         Ok(Stage::Real { buildkit, files })
     }
 
-    /// One round through `target`: a value for each of the figures.
+    /// Runs one round through `target`. Returns a value for each figure.
     pub(crate) async fn measure(
         self,
         size: &Size,
@@ -438,13 +438,13 @@ async fn open_builds(builds: usize, target: &Target) -> Result<Vec<f64>> {
     chatter(&before, target, &mut open, Build::session).await
 }
 
-/// The first build pays for what every later one shares.
+/// The first build pays for what all later builds share.
 async fn warmed_up(target: &Target) -> Result<Usage> {
     short_build(target).await?;
     target.usage()
 }
 
-/// What each of `open` costs before and after it has sent a message a second for a while.
+/// The cost of each of `open`, before and after it has sent a message per second for a while.
 async fn chatter<T>(
     before: &Usage,
     target: &Target,
@@ -463,7 +463,7 @@ async fn chatter<T>(
         for (index, (_, each)) in open.iter_mut().enumerate() {
             grpc::send(upload(each), grpc::bytes_message(&[0; 60]), false).await?;
             messages += 1;
-            // Spread over the second, as sessions that know nothing of each other are.
+            // The messages are spread over the second, as those of independent sessions are.
             let due = Duration::from_secs(1).mul_f64(index as f64 / count);
             if let Some(early) = due.checked_sub(round.elapsed()) {
                 sleep(early).await;

@@ -1,4 +1,4 @@
-//! Daemons that run builds and keep caches, with the policies' own view of them.
+//! Daemons that run builds and keep caches, and the view of the policies on them.
 
 use std::{
     num::NonZeroUsize,
@@ -9,7 +9,7 @@ use std::{
 use buildkit_lb::policy::{Candidate, Candidates, Status, Totals};
 use lru::LruCache;
 
-/// Projects whose caches fit on one daemon's disk.
+/// The number of projects whose caches fit on one daemon's disk.
 const CACHED_PROJECTS: NonZeroUsize = NonZeroUsize::new(200).expect("not 0");
 
 /// One daemon.
@@ -17,11 +17,11 @@ pub(crate) struct Daemon {
     name: String,
     candidate: Arc<Candidate>,
     cache: LruCache<u32, ()>,
-    /// Changes with each restart: builds of an earlier life are over.
+    /// Changes with each restart: builds from before the restart have ended.
     life: u32,
 }
 
-/// Where a build runs.
+/// The daemon that runs a build, and the life of the daemon in which it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seat {
     pub(crate) daemon: usize,
@@ -33,12 +33,12 @@ pub(crate) struct Cluster {
     daemons: Vec<Daemon>,
     totals: Arc<Totals>,
     candidates: Candidates,
-    /// Daemon of each place among the candidates.
+    /// The daemon of each place among the candidates.
     places: Vec<usize>,
     present: Vec<bool>,
     builds: u64,
     epoch: Instant,
-    /// Daemons that never were before have names that never were before.
+    /// The number in the name of the next new daemon.
     next_name: usize,
 }
 
@@ -69,12 +69,12 @@ impl Cluster {
         self.daemons.len()
     }
 
-    /// What the policies choose from.
+    /// The candidates of the policies.
     pub(crate) fn candidates(&self) -> &Candidates {
         &self.candidates
     }
 
-    /// What the policies call the time this many seconds after the start.
+    /// The time, this many seconds after the start, as the policies see it.
     pub(crate) fn instant(&self, seconds: f64) -> Instant {
         self.epoch + Duration::from_secs_f64(seconds)
     }
@@ -88,9 +88,9 @@ impl Cluster {
         &self.daemons[daemon].candidate
     }
 
-    /// Starts a build; returns its seat and whether the daemon's cache was warm.
+    /// Starts a build. Returns its seat, and whether the daemon's cache was warm.
     ///
-    /// A build that runs counts: BuildKit joins equal steps of builds that run at the same time.
+    /// A running build counts, because BuildKit joins equal steps of builds that run at the same time.
     pub(crate) fn start_build(&mut self, daemon: usize, project: u32) -> (Seat, bool) {
         let entry = &mut self.daemons[daemon];
         entry.candidate.start_build();
@@ -107,18 +107,18 @@ impl Cluster {
         }
     }
 
-    /// Builds of every daemon that takes new ones.
+    /// The number of builds on each daemon that takes new ones.
     pub(crate) fn loads(&self) -> impl Iterator<Item = u32> {
         let ready = self.daemons.iter().zip(&self.present).filter(|(_, present)| **present);
         ready.map(|(daemon, _)| daemon.candidate.builds())
     }
 
-    /// Builds of all daemons that take new ones.
+    /// The number of builds on all daemons that take new ones.
     pub(crate) fn builds(&self) -> u64 {
         self.builds
     }
 
-    /// The daemon leaves the fleet. What runs on it may end there.
+    /// Removes the daemon from the fleet. Its running builds may finish.
     pub(crate) fn leave(&mut self, daemon: usize) {
         self.present[daemon] = false;
         self.builds -= u64::from(self.daemons[daemon].candidate.builds());
@@ -126,13 +126,13 @@ impl Cluster {
         self.enlist();
     }
 
-    /// A daemon of the same name, with the same cache, is back: a restart of a StatefulSet's pod.
+    /// A daemon with the same name and cache is back, like a restarted pod of a StatefulSet.
     pub(crate) fn come_back(&mut self, daemon: usize, seconds: f64) {
         let name = self.daemons[daemon].name.clone();
         self.begin(daemon, name, seconds);
     }
 
-    /// A daemon that has built nothing takes the place of one that left: a lost node.
+    /// A daemon with an empty cache replaces one that has left, like after the loss of a node.
     pub(crate) fn replace(&mut self, daemon: usize, seconds: f64) {
         let name = format!("buildkitd-{}", self.next_name);
         self.next_name += 1;

@@ -1,7 +1,7 @@
-//! Simulates fleets that no test has: 10 to 1 000 daemons, 100 000 projects, losses and a roll-out.
+//! Simulates fleets that are too large for a test: 10 to 1000 daemons, 100 000 projects, losses and a roll-out.
 //!
-//! The policies are the proxy's own; daemons, clients and time are made up. The same seed gives the same
-//! figures. Ends with an error if a target is missed. See benches/README.md.
+//! The policies are the proxy's own; daemons, clients and time are simulated. The same seed gives the same figures.
+//! Ends with an error if a target is missed. See benches/README.md.
 
 mod cluster;
 mod moves;
@@ -24,7 +24,7 @@ use table::{Figure, Table};
 
 const PROJECTS: usize = 100_000;
 
-/// Daemons, and builds enough to warm them.
+/// The number of daemons, and a number of builds that warms their caches.
 const FLEETS: [(usize, usize); 3] = [(10, 100_000), (100, 300_000), (1000, 800_000)];
 
 const FACTORS: [&str; 5] = ["1.1", "1.25", "1.5", "2", "off"];
@@ -35,10 +35,10 @@ struct Arguments {
     /// Only the smallest fleet
     #[arg(long)]
     quick: bool,
-    /// Determines all that is random
+    /// Seed of all random numbers
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where to write the plot
+    /// File for the plot
     #[arg(long)]
     plot: Option<PathBuf>,
     /// Passed by cargo
@@ -53,7 +53,7 @@ struct Column {
     config: Policy,
 }
 
-/// What came of one fleet: an outcome for each column, and the moves.
+/// The results of one fleet: an outcome for each column, and the moved keys.
 #[derive(Debug)]
 struct Fleet {
     daemons: usize,
@@ -159,7 +159,7 @@ impl Fleet {
         table
     }
 
-    /// Prints what was aimed at; returns whether all of it was met.
+    /// Prints each target and whether it was met. Returns whether all were.
     fn verdicts(&self, columns: &[Column]) -> bool {
         let outcome = |title: &str| {
             let at = columns.iter().position(|column| column.title == title);

@@ -1,25 +1,25 @@
-//! Which keys move when one daemon is lost.
+//! The keys that move when one daemon is lost.
 
 use std::{sync::Arc, time::Instant};
 
 use buildkit_lb::policy::{Candidate, Candidates, KeyHash, LoadFactor, Policy, Request, Totals};
 use rand::{SeedableRng as _, rngs::StdRng};
 
-/// Daemons that are lost, each on its own.
+/// The number of daemons that are lost, each by itself.
 const LOST: usize = 20;
 
-/// What losses of one daemon do.
+/// The effect of the loss of one daemon.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moves {
-    /// Mean share of the keys that moved.
+    /// The mean share of the keys that moved.
     pub(crate) mean: f64,
-    /// The most of any of the losses.
+    /// The largest share in any of the losses.
     pub(crate) most: f64,
-    /// Keys that moved though their home was still there.
+    /// Keys that moved although their home was still there.
     pub(crate) needless: usize,
 }
 
-/// Loses up to [`LOST`] of `daemons` daemons in turn, nothing else being different.
+/// Loses up to [`LOST`] of `daemons` daemons in turn, with everything else unchanged.
 pub(crate) fn measure(daemons: usize, keys: &[KeyHash]) -> Moves {
     let all: Vec<usize> = (0..daemons).collect();
     let before = homes(&all, keys);
@@ -38,7 +38,7 @@ pub(crate) fn measure(daemons: usize, keys: &[KeyHash]) -> Moves {
     Moves { mean: sum / lost.len() as f64, most, needless }
 }
 
-/// The home of each key when nothing runs.
+/// The home of each key when no builds run.
 fn homes(daemons: &[usize], keys: &[KeyHash]) -> Vec<usize> {
     let totals = Arc::new(Totals::default());
     let candidate =

@@ -1,4 +1,4 @@
-//! The plot: hits and spread of load, for each load factor and each size of the fleet.
+//! The plot: cache hits and spread of load for each load factor and each size of the fleet.
 
 use std::fmt::Write as _;
 
@@ -15,7 +15,7 @@ struct Panel {
     title: &'static str,
     left: f64,
     right: f64,
-    /// Labelled values of the vertical axis.
+    /// The labelled values of the vertical axis.
     ticks: &'static [f64],
     /// On a logarithmic axis.
     log: bool,

@@ -1,4 +1,4 @@
-//! One run: every arrival is placed by the policy, builds, and ends.
+//! One run: the policy places every arrival; the build runs and ends.
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -19,29 +19,29 @@ use crate::{
 /// A daemon is back this many seconds after it left.
 const AWAY: f64 = 60.0;
 
-/// Builds that a daemon runs at full speed; more would wait for processors.
+/// The builds that a daemon runs at full speed. With more builds, each waits for processors.
 const SLOTS: u32 = 8;
 
-/// Loads of all daemons are looked at once in this many arrivals.
+/// The loads of all daemons are sampled once in this many arrivals.
 const SAMPLE: usize = 50;
 
-/// Parts of a run, and the share of the arrivals at which each ends.
+/// The phases of a run, and the share of the arrivals at which each phase ends.
 const PHASES: [(Phase, f64); 4] =
     [(Phase::WarmUp, 0.4), (Phase::Steady, 0.7), (Phase::Losses, 0.85), (Phase::RollOut, 1.0)];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Caches fill; nothing is counted.
+    /// Caches fill, and nothing is counted.
     WarmUp,
-    /// The fleet stays as it is.
+    /// The fleet does not change.
     Steady,
-    /// One daemon in twenty is lost with its cache, and one of a new name comes.
+    /// One daemon in twenty is lost with its cache, and a daemon with a new name replaces it.
     Losses,
     /// Every daemon restarts, one in twenty at a time, and keeps its name and cache.
     RollOut,
 }
 
-/// What is counted in one phase.
+/// The counts of one phase.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Count {
     builds: u64,
@@ -56,38 +56,38 @@ pub(crate) struct Count {
 }
 
 impl Count {
-    /// Share of builds whose daemon had the project's cache.
+    /// The share of builds whose daemon had the project's cache.
     pub(crate) fn hits(&self) -> f64 {
         self.hits as f64 / self.builds as f64
     }
 
-    /// Share of repeated builds that went elsewhere than their project's last one.
+    /// The share of repeated builds that ran on another daemon than the project's last build.
     pub(crate) fn moved(&self) -> f64 {
         self.moved as f64 / self.repeated as f64
     }
 
-    /// Share of builds that came to a daemon which ran as many as it has slots.
+    /// The share of builds on a daemon that was already running as many builds as it has slots.
     pub(crate) fn above_slots(&self) -> f64 {
         self.above_slots as f64 / self.builds as f64
     }
 
-    /// Builds placed where more than 1.25 times the mean plus one ran then.
+    /// Builds on a daemon that was running more than 1.25 times the mean plus one.
     pub(crate) fn above_bound(&self) -> u64 {
         self.above_bound
     }
 
-    /// Seconds a build takes.
+    /// The time of a build, in seconds.
     pub(crate) fn seconds(&self) -> f64 {
         self.seconds / self.builds as f64
     }
 
-    /// The load of the busiest daemon as a multiple of the mean, on average over time.
+    /// The load of the busiest daemon as a multiple of the mean, averaged over time.
     pub(crate) fn spread(&self) -> f64 {
         self.spread / self.samples as f64
     }
 }
 
-/// What came of a run.
+/// The results of a run.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Outcome {
     pub(crate) steady: Count,
@@ -124,7 +124,7 @@ struct Run<'a> {
     keys: &'a [KeyHash],
     ends: BinaryHeap<Reverse<End>>,
     last: Vec<Option<usize>>,
-    /// Daemons that are away, with the time of their return, the first first.
+    /// Daemons that are away, with the time of their return, the earliest first.
     away: Vec<(f64, usize, bool)>,
     rng: StdRng,
 }
@@ -166,7 +166,7 @@ pub(crate) fn run(
 impl Run<'_> {
     fn phase(&mut self, phase: Phase, arrivals: &[Arrival]) -> Count {
         let daemons = self.cluster.len();
-        // Daemons that leave at once, and all that leave.
+        // How many daemons leave at once, and how many leave in total.
         let batch = if phase == Phase::RollOut { daemons.div_ceil(20) } else { 1 };
         let leaving = match phase {
             Phase::Losses => daemons.div_ceil(20),
@@ -192,7 +192,7 @@ impl Run<'_> {
         count
     }
 
-    /// Ends what has ended, and lets come back who comes back.
+    /// Ends the builds whose time is over, and lets daemons return whose time has come.
     fn advance(&mut self, now: f64) {
         while let Some(Reverse(end)) = self.ends.peek().copied().filter(|Reverse(e)| e.at <= now) {
             self.ends.pop();

@@ -1,19 +1,20 @@
-//! What arrives when: the same builds for every policy.
+//! The arrivals: the same builds at the same times for every policy.
 
 use rand::{Rng, RngExt as _, SeedableRng as _, rngs::StdRng};
 
-/// Popularity of the n-th project is 1/n: one in twelve builds is of the first, half are of the first
+/// The popularity of the n-th project is 1/n: one build in twelve is of the first project, and half are of the first
 /// few hundred.
 const ZIPF_EXPONENT: f64 = 1.0;
 
-/// Of a build that finds nothing, in seconds; half take longer, and one in a hundred ten times as long.
+/// The time of a build without cache, in seconds. Half of the builds take longer, and one in a hundred takes ten times
+/// as long.
 const MEDIAN_WORK: f64 = 120.0;
 const WORK_SIGMA: f64 = 1.0;
 
-/// What is left to do when the cache is warm.
+/// The part of the time that is left when the cache is warm.
 pub(crate) const WARM_SHARE: f64 = 0.25;
 
-/// Builds of a daemon that the rate of arrivals aims at, if four in five find a warm cache.
+/// The builds per daemon at which the rate of arrivals aims, if four builds in five find a warm cache.
 const TARGET_LOAD: f64 = 4.0;
 const TARGET_HITS: f64 = 0.8;
 
@@ -30,14 +31,14 @@ const BURST_LEN: f64 = 120.0;
 /// One build of a project.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Arrival {
-    /// Seconds from the start.
+    /// When the build arrives, in seconds from the start.
     pub(crate) at: f64,
     pub(crate) project: u32,
-    /// Seconds it takes when nothing is cached.
+    /// How long the build takes without cache, in seconds.
     pub(crate) work: f64,
 }
 
-/// `builds` builds of `projects` projects, as many at a time as `daemons` daemons can take.
+/// `builds` builds of `projects` projects, at a rate that `daemons` daemons can serve.
 pub(crate) fn arrivals(seed: u64, daemons: usize, projects: usize, builds: usize) -> Vec<Arrival> {
     let mut rng = StdRng::seed_from_u64(seed);
     let popularity = Popularity::new(projects);
@@ -65,7 +66,7 @@ pub(crate) fn arrivals(seed: u64, daemons: usize, projects: usize, builds: usize
     arrivals
 }
 
-/// Pushes a second outside of the rush.
+/// Pushes per second outside the rush.
 fn push_rate(daemons: usize) -> f64 {
     let mean_work = MEDIAN_WORK * (WORK_SIGMA * WORK_SIGMA / 2.0).exp();
     let mean_duration = mean_work * (TARGET_HITS * WARM_SHARE + 1.0 - TARGET_HITS);
@@ -76,7 +77,7 @@ fn push_rate(daemons: usize) -> f64 {
 
 /// Which project is built.
 struct Popularity {
-    /// Sums of the weights of all projects up to each.
+    /// The sums of the weights of all projects up to each project.
     sums: Vec<f64>,
 }
 
@@ -101,7 +102,7 @@ fn exponential(rng: &mut impl Rng) -> f64 {
     -(1.0 - rng.random::<f64>()).ln()
 }
 
-/// Box and Muller's; the second value is not worth keeping.
+/// The method of Box and Muller; its second value is dropped.
 fn normal(rng: &mut impl Rng) -> f64 {
     (2.0 * exponential(rng)).sqrt() * (std::f64::consts::TAU * rng.random::<f64>()).cos()
 }

@@ -1,4 +1,4 @@
-//! Real BuildKit: one buildkitd on a memory file system, and buildctl against it.
+//! Real BuildKit: one buildkitd on a memory file system, and buildctl as its client.
 
 use std::{
     fs,
@@ -15,26 +15,26 @@ use crate::{
     tools::tool,
 };
 
-/// A running buildkitd and what it keeps.
+/// A running buildkitd and its files.
 #[derive(Debug)]
 pub(crate) struct Buildkit {
     dir: PathBuf,
     address: SocketAddr,
-    // Stopped before the directory is removed.
+    // The daemon is stopped before the directory is removed.
     process: Option<Process>,
 }
 
-/// What buildctl did.
+/// The result of a run of buildctl.
 #[derive(Debug)]
 pub(crate) struct Built {
     pub(crate) elapsed: Duration,
-    /// Its progress, in the form that was asked for.
+    /// The progress, in the form that was asked for.
     #[allow(dead_code, reason = "the peers are compared by their times alone")]
     pub(crate) progress: String,
 }
 
 impl Buildkit {
-    /// Starts buildkitd, with everything it keeps in `dir`, which is its own.
+    /// Starts buildkitd with all its files in `dir`, which no other daemon uses.
     pub(crate) fn start(dir: &Path) -> Result<Self> {
         let root = dir.join("root");
         fs::create_dir_all(&root)?;
@@ -43,7 +43,7 @@ impl Buildkit {
             tool("buildkitd").display().to_string(),
             format!("--addr=tcp://{address}"),
             format!("--root={}", root.display()),
-            // Daemons that start at the same time would fail over the default one.
+            // Daemons that start at the same time would contend for the default socket.
             format!("--otel-socket-path={}", dir.join("otel.sock").display()),
             "--containerd-worker=false".into(),
             "--oci-worker=true".into(),

@@ -1,8 +1,8 @@
-//! Where figures come from: the machine, and the programs that took part.
+//! Where the figures come from: the machine and the programs.
 
 use std::{fs, num::NonZero, thread::available_parallelism};
 
-/// One line about the machine.
+/// One line that describes the machine.
 pub(crate) fn line() -> String {
     let cpus = available_parallelism().map_or(0, usize::from);
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -14,21 +14,21 @@ pub(crate) fn line() -> String {
     format!("{cpus} cores ({model}), Linux {}", kernel.trim())
 }
 
-/// The cores of a proxy, and those of all others.
+/// The cores of a proxy, and the cores of all other processes.
 #[derive(Debug, Clone)]
 #[allow(dead_code, reason = "not every benchmark keeps cores apart")]
 pub(crate) struct Cores {
-    /// How many the proxy has.
+    /// The number of the proxy's cores.
     pub(crate) threads: usize,
-    /// As taskset(1) takes them.
+    /// The list in the form of taskset(1).
     pub(crate) proxy: String,
-    /// None if the machine has no more than the proxy gets.
+    /// `None` if the machine has no further cores.
     pub(crate) others: Option<String>,
 }
 
 #[allow(dead_code, reason = "not every benchmark keeps cores apart")]
 impl Cores {
-    /// `count` for the proxy, of their own if the machine has more.
+    /// `count` cores for the proxy. They are its own if the machine has more.
     pub(crate) fn for_proxy(count: usize) -> Self {
         let all = available_parallelism().map_or(1, NonZero::get);
         let threads = count.clamp(1, all);
@@ -36,7 +36,7 @@ impl Cores {
         Self { threads, proxy, others: (threads < all).then(|| format!("{threads}-{}", all - 1)) }
     }
 
-    /// One line about them.
+    /// One line that describes the split.
     pub(crate) fn line(&self) -> String {
         match &self.others {
             Some(others) => {
@@ -51,7 +51,7 @@ impl Cores {
     }
 }
 
-/// The version of buildkitd and buildctl, as the module of the tools has it.
+/// The version of buildkitd and buildctl in the module of the tools.
 pub(crate) fn buildkit() -> Option<String> {
     let modules = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/go.mod"));
     let modules = modules.ok()?;

@@ -1,4 +1,4 @@
-//! Child processes that end with this one.
+//! Child processes that end with this process.
 
 use std::{
     env, fs,
@@ -13,13 +13,13 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{machine::Cores, tools::tool};
 
-/// A loaded machine may take seconds to start a daemon; longer means that it never will.
+/// A daemon may take seconds to start on a loaded machine. After this time it will never start.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// After SIGTERM; then SIGKILL.
+/// The time between SIGTERM and SIGKILL.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// This program in another role, off the proxy's `cores` if there are any kept apart.
+/// This program in another role, on other cores than the proxy's `cores` if those are kept apart.
 #[allow(dead_code, reason = "not every benchmark has roles")]
 pub(crate) fn own_role(words: &[String], cores: Option<&Cores>) -> Command {
     let mut command = Command::new(tool("setpriv"));
@@ -31,16 +31,16 @@ pub(crate) fn own_role(words: &[String], cores: Option<&Cores>) -> Command {
     command
 }
 
-/// A child that is stopped, with its own children, when this is dropped.
+/// A child that is stopped, together with its own children, when the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
 }
 
 impl Process {
-    /// Starts `command`; what it prints goes to `log`.
+    /// Starts `command`, whose output goes to `log`.
     ///
-    /// The kernel sends it SIGTERM if this thread ends first, as all do when this program dies.
+    /// The kernel sends the child SIGTERM if this thread ends first, as all threads do when this program dies.
     pub(crate) fn start(command: &[String], log: &Path) -> Result<Self> {
         let log_file =
             fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
@@ -80,7 +80,7 @@ impl Drop for Process {
         if !matches!(self.child.try_wait(), Ok(None)) {
             return;
         }
-        // nginx's workers end with their master only when it is asked nicely.
+        // The workers of nginx end with their master only after SIGTERM.
         let _ = Command::new(tool("kill")).args(["-TERM", &self.child.id().to_string()]).status();
         let started = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) {
@@ -94,7 +94,7 @@ impl Drop for Process {
     }
 }
 
-/// An address on loopback that nothing listened on a moment ago.
+/// An address on loopback that nobody used a moment ago.
 pub(crate) fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }

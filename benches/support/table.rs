@@ -1,17 +1,17 @@
-//! Figures of all rounds, as a markdown table and a list of what was aimed at.
+//! The figures of all rounds as a Markdown table, and the list of goals.
 
 use std::fmt::Write as _;
 
-/// One row: what is measured and how its cells are printed.
+/// One row: what is measured, and how its cells are printed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Figure {
     pub(crate) name: &'static str,
     pub(crate) decimals: usize,
-    /// A second row gives the ratio to the candidate that the others stand beside, round by round.
+    /// A second row gives the ratio to the reference candidate, round by round.
     pub(crate) ratio: bool,
 }
 
-/// What buildkit-lb's value of a figure is held against.
+/// The goal for a figure of buildkit-lb.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Goal {
     pub(crate) words: &'static str,
@@ -22,15 +22,15 @@ pub(crate) struct Goal {
 #[derive(Debug, Clone, Copy)]
 #[allow(dead_code, reason = "each benchmark uses some")]
 pub(crate) enum Limit {
-    /// No more than this, in the figure's unit.
+    /// At most this, in the figure's unit.
     AtMost(f64),
-    /// No more than this times the direct way.
+    /// At most this times the direct connection.
     AtMostDirectTimes(f64),
-    /// No more than the lowest of these candidates.
+    /// At most the lowest of these candidates.
     Lowest(&'static [&'static str]),
-    /// No less than this, in the figure's unit.
+    /// At least this, in the figure's unit.
     AtLeast(f64),
-    /// No more than this times a candidate.
+    /// At most this times a candidate.
     AtMostTimes(f64, &'static str),
 }
 
@@ -39,7 +39,7 @@ pub(crate) enum Limit {
 pub(crate) struct Table {
     figures: &'static [Figure],
     columns: Vec<Column>,
-    /// The candidate that the ratios are to.
+    /// The candidate to which the ratios refer.
     base: &'static str,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct Table {
 struct Column {
     name: String,
     title: String,
-    /// For each round the values of all figures.
+    /// The values of all figures for each round.
     rounds: Vec<Vec<f64>>,
 }
 
@@ -63,13 +63,13 @@ impl Table {
         Self { figures, columns, base: "direct" }
     }
 
-    /// Has ratios to this candidate, instead of the direct way.
+    /// Takes the ratios to this candidate instead of the direct connection.
     #[allow(dead_code, reason = "most benchmarks have a direct way")]
     pub(crate) fn beside(self, base: &'static str) -> Self {
         Self { base, ..self }
     }
 
-    /// Adds what one round of one candidate gave: a value for each figure.
+    /// Adds one round of one candidate: a value for each figure.
     pub(crate) fn add(&mut self, candidate: usize, values: Vec<f64>) {
         self.columns[candidate].rounds.push(values);
     }
@@ -78,7 +78,7 @@ impl Table {
         median(self.columns[column].rounds.iter().map(|round| round[figure]))
     }
 
-    /// The median of the ratios to the candidate that the others stand beside, if that takes part.
+    /// The median of the ratios to the reference candidate, if that takes part.
     fn ratio(&self, column: usize, figure: usize) -> Option<f64> {
         let base = &self.columns[self.position(self.base)?].rounds;
         let own = &self.columns[column].rounds;
@@ -89,7 +89,7 @@ impl Table {
         self.columns.iter().position(|column| column.name == name)
     }
 
-    /// The table; `corner` says what its cells are.
+    /// The table. `corner` describes its cells.
     pub(crate) fn markdown(&self, corner: &str) -> String {
         let mut text = format!("| {corner} |");
         for column in &self.columns {
@@ -113,7 +113,7 @@ impl Table {
         text
     }
 
-    /// Says of each goal whether `name` meets it; leaves out those whose rivals took no part.
+    /// Says of each goal whether `name` meets it. Goals whose rivals took no part are left out.
     pub(crate) fn verdicts(&self, name: &str, goals: &[Goal]) -> String {
         let mut text = String::new();
         let Some(own) = self.position(name) else { return text };
@@ -152,7 +152,7 @@ impl Table {
         }
     }
 
-    /// The ratio where there is one, since it does not drift with the machine's load.
+    /// The ratio where there is one, because it does not drift with the load of the machine.
     fn comparable(&self, column: usize, figure: usize) -> f64 {
         let ratio = self.figures[figure].ratio.then(|| self.ratio(column, figure)).flatten();
         ratio.unwrap_or_else(|| self.median(column, figure))
