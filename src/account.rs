@@ -156,11 +156,15 @@ impl Charge {
         }
     }
 
-    /// Runs `work`, and gives up when another client gets the bytes of this call.
+    /// Runs `work`, and gives up when another client gets the bytes of this call. The caller pins `work`: an async
+    /// function that is given a future keeps room for it twice.
     ///
     /// # Errors
     /// Another client got the bytes.
-    pub async fn during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ProxyError> {
+    pub async fn during<T>(
+        &mut self,
+        work: impl Future<Output = T> + Unpin,
+    ) -> Result<T, ProxyError> {
         tokio::select! {
             biased;
             done = work => Ok(done),

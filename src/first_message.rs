@@ -1,6 +1,6 @@
 //! Reads the first message of a stream, in bounded time and memory. Every byte can still be sent on unchanged.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{Uri, request::Parts};
@@ -88,9 +88,9 @@ impl FirstMessage {
                 Payload::Gzip(packed) => unpacked(&packed, read).map_err(unreadable),
             };
         };
-        let turn = queue.take_when_free(client, 1);
+        let mut turn = pin!(queue.take_when_free(client, 1));
         let turn = match &mut self.charge {
-            Some(charge) => charge.during(turn).await?,
+            Some(charge) => charge.during(&mut turn).await?,
             None => turn.await,
         };
         let reading = tokio::task::spawn_blocking(move || {
@@ -117,7 +117,10 @@ impl FirstMessage {
     ///
     /// # Errors
     /// Another client got the memory of the message.
-    pub async fn during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ProxyError> {
+    pub async fn during<T>(
+        &mut self,
+        work: impl Future<Output = T> + Unpin,
+    ) -> Result<T, ProxyError> {
         match &mut self.charge {
             Some(charge) => charge.during(work).await,
             None => Ok(work.await),

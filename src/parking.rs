@@ -1,6 +1,6 @@
 //! The calls that wait for their build. Clients share a limit, so that no client can use it up.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use crate::{
     client::Client,
@@ -48,7 +48,7 @@ impl Parking {
         unseen: Duration,
     ) -> Result<Lookup, ProxyError> {
         let caller = Caller { connection: client.connection, trace };
-        self.during(client, self.directory.bound(key, caller, unseen)).await
+        self.during(client, pin!(self.directory.bound(key, caller, unseen))).await
     }
 
     /// Waits for `outcome` as one of the calls that may.
@@ -58,7 +58,7 @@ impl Parking {
     pub async fn during<T>(
         &self,
         client: &Client,
-        outcome: impl Future<Output = T>,
+        outcome: impl Future<Output = T> + Unpin,
     ) -> Result<T, ProxyError> {
         let mut share = self.limit.take(client, 1).map_err(ProxyError::Parked)?;
         self.metrics.parked_streams.inc();

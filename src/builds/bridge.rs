@@ -31,7 +31,7 @@ const WITHDRAWN_PARK: Duration = Duration::from_secs(3);
 /// The proxy's own error, or the daemon's reset.
 pub async fn bridge(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
     let trace = ids::trace(&call.parts.headers, call.client.identity.as_ref());
-    let link = bridge_link(proxy, &call.client, trace, &id);
+    let link = pin!(bridge_link(proxy, &call.client, trace, &id));
     let link = parked(proxy.account(), &call.client, &mut call.body, link).await?;
     let ((link, byte_counts), received) = link;
     join(proxy, &link, byte_counts, (call.parts, call.body), [received, Bytes::new()]).await
@@ -46,8 +46,8 @@ pub async fn ping(proxy: &Proxy, mut call: Call, id: Id) -> CallResult {
     let trace = ids::trace(&call.parts.headers, call.client.identity.as_ref());
     let caller = Caller { connection: call.client.connection, trace };
     let found = {
-        let link = bridge_link(proxy, &call.client, trace, &id);
-        let link = parked(proxy.account(), &call.client, &mut call.body, link);
+        let link = pin!(bridge_link(proxy, &call.client, trace, &id));
+        let link = pin!(parked(proxy.account(), &call.client, &mut call.body, link));
         let (key, pong) = (BindingKey::Build(id.clone()), |queued: &_| hold::pong(proxy, queued));
         hold::unless_answered(proxy, &key, caller, hold::HOLD_AFTER, link, pong).await
     };
@@ -78,8 +78,8 @@ pub async fn finish(proxy: &Proxy, call: Call, id: Id) -> CallResult {
     let trace = ids::trace(&parts.headers, client.identity.as_ref());
     let caller = Caller { connection: client.connection, trace };
     let found = {
-        let link = Box::pin(bridge_link(proxy, &client, trace, &id));
-        let link = async { message.during(link).await? };
+        let link = pin!(bridge_link(proxy, &client, trace, &id));
+        let link = pin!(async { message.during(link).await? });
         let link = pin!(parked(proxy.account(), &client, &mut rest, link));
         let end_probe = |_: &hold::Queued| {
             let ended = !failed && proxy.capabilities.probes.end(&id, &client);

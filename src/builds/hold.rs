@@ -11,7 +11,7 @@ mod session;
 mod status;
 mod vertex;
 
-use std::{future::pending, ops::ControlFlow, pin::pin, sync::Arc, time::Duration};
+use std::{future::pending, ops::ControlFlow, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::Response;
@@ -46,7 +46,7 @@ pub(super) async fn unless_queued<T>(
     key: &BindingKey,
     caller: Caller,
     delay: Duration,
-    outcome: impl Future<Output = T>,
+    outcome: impl Future<Output = T> + Unpin,
 ) -> Result<T, Queued> {
     let queued = async {
         tokio::time::sleep(delay).await;
@@ -66,10 +66,9 @@ pub(super) async fn unless_answered<T>(
     key: &BindingKey,
     caller: Caller,
     delay: Duration,
-    outcome: impl Future<Output = T>,
+    mut outcome: impl Future<Output = T> + Unpin,
     own: impl FnOnce(&Queued) -> Option<Response<Body>>,
 ) -> ControlFlow<Response<Body>, T> {
-    let mut outcome = pin!(outcome);
     match unless_queued(proxy, key, caller, delay, &mut outcome).await {
         Ok(outcome) => ControlFlow::Continue(outcome),
         Err(queued) => match own(&queued) {

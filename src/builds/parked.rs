@@ -1,6 +1,6 @@
 //! A call that waits for its build, and the bytes that its client sends meanwhile.
 
-use std::{mem, pin::pin};
+use std::mem;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -28,7 +28,7 @@ pub(super) async fn parked<T>(
     account: &Account,
     client: &Client,
     body: &mut Received,
-    outcome: impl Future<Output = Result<T, ProxyError>>,
+    outcome: impl Future<Output = Result<T, ProxyError>> + Unpin,
 ) -> Result<(T, Bytes), ProxyError> {
     let mut kept = ParkedBytes::new(account, client, MAX_PARKED_LEN);
     let outcome = kept.during(body, outcome).await?;
@@ -72,9 +72,8 @@ impl ParkedBytes {
     pub(super) async fn during<T>(
         &mut self,
         body: &mut Received,
-        outcome: impl Future<Output = Result<T, ProxyError>>,
+        mut outcome: impl Future<Output = Result<T, ProxyError>> + Unpin,
     ) -> Result<T, ProxyError> {
-        let mut outcome = pin!(outcome);
         tokio::select! {
             biased;
             outcome = &mut outcome => return outcome,

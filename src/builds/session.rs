@@ -1,6 +1,6 @@
 //! Control/Session: joins the binding of its Solve, or is bound on its own.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{sync::watch, time::timeout};
@@ -48,8 +48,11 @@ pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult
     }
     let key = BindingKey::Session(id);
     let mut kept = ParkedBytes::new(proxy.account(), &call.client, hold::KEPT_LEN);
-    let bound = bind_session(proxy, &key, trace, &call.client, SESSION_PARK);
-    match timeout(hold::HOLD_AFTER, kept.during(&mut call.body, bound)).await {
+    let bound = {
+        let bound = pin!(bind_session(proxy, &key, trace, &call.client, SESSION_PARK));
+        timeout(hold::HOLD_AFTER, kept.during(&mut call.body, bound)).await
+    };
+    match bound {
         Ok(Ok(bound)) => {
             join_session(proxy, call, &key, (trace, owned), bound, kept.into_bytes()).await
         }

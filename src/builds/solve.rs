@@ -1,6 +1,6 @@
 //! Control/Solve: reads the message, decides where the build belongs, and relays the call there once.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request};
@@ -96,18 +96,20 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyErr
     let spread = proxy.placement.policy().spread_bake_targets;
     let scattered = is_scattered(proxy, trace);
     let wish = solve.wish(&placing, caller, scattered, spread);
-    let place = async {
-        let claimed = claim(proxy, &client, &solve, &placing).await?;
-        let placed = proxy.placement.place(wish, &client, placing.wait_sender()).await?;
-        Ok((placed, claimed))
-    };
-    let placed = async { message.during(place).await? };
     let probe = build.filter(|_| solve.internal);
     let probe = probe.map(|build| proxy.capabilities.probes.enter(build, &client));
-    let ((placed, owned), more) = tokio::select! {
-        biased;
-        placed = parked(proxy.account(), &client, &mut rest, placed) => placed?,
-        () = hold::ended(probe.as_ref()) => return Ok(None),
+    let ((placed, owned), more) = {
+        let place = pin!(async {
+            let claimed = claim(proxy, &client, &solve, &placing).await?;
+            let placed = proxy.placement.place(wish, &client, placing.wait_sender()).await?;
+            Ok((placed, claimed))
+        });
+        let placed = pin!(async { message.during(place).await? });
+        tokio::select! {
+            biased;
+            placed = parked(proxy.account(), &client, &mut rest, placed) => placed?,
+            () = hold::ended(probe.as_ref()) => return Ok(None),
+        }
     };
     Ok(Some(Ready {
         link: placed.binding.link.clone(),

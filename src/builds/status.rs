@@ -39,8 +39,9 @@ pub async fn status(proxy: &Proxy, call: Call) -> CallResult {
     let mut kept = ParkedBytes::new(proxy.account(), &client, MAX_PARKED_LEN);
     let caller = Caller { connection: client.connection, trace };
     let found = {
-        let link = status_link(proxy, &client, trace, &id);
-        let link = pin!(kept.during(&mut rest, async { message.during(link).await? }));
+        let link = pin!(status_link(proxy, &client, trace, &id));
+        let link = pin!(async { message.during(link).await? });
+        let link = pin!(kept.during(&mut rest, link));
         let key = BindingKey::Build(id.clone());
         hold::unless_queued(proxy, &key, caller, hold::HOLD_AFTER, link).await
     };
@@ -69,9 +70,9 @@ async fn status_link(
     }
     // The client runs no such build now. It may have run before this proxy started.
     if let Some(record) = proxy.visible(id, client)
-        && let Some(link) = fanout::locate(proxy, client, &record).await
+        && let Some(link) = Box::pin(fanout::locate(proxy, client, &record)).await
     {
         return Ok((link, Arc::default()));
     }
-    park(proxy, client, trace, id, STATUS_PARK - STATUS_LOOKUP).await
+    Box::pin(park(proxy, client, trace, id, STATUS_PARK - STATUS_LOOKUP)).await
 }

@@ -1,7 +1,7 @@
 //! The questions that a client asks before it sends a build, answered even if no daemon is there. A fleet that has
 //! scaled to zero grows again only if its clients get as far as sending their builds.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, request::Parts};
@@ -59,7 +59,7 @@ impl CapabilityQuery {
         }
         match ask_in_turn(proxy, parts, message).await {
             Err(CallError::Own(error @ ProxyError::NoBackend(_))) => {
-                let ready = timeout(self.max_wait(proxy), proxy.fleet.ready());
+                let ready = pin!(timeout(self.max_wait(proxy), proxy.fleet.ready()));
                 match proxy.parking.during(client, ready).await? {
                     Ok(()) => ask_in_turn(proxy, parts, message).await,
                     Err(_elapsed) => Err(error.into()),

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::pending,
+    pin::pin,
     time::{Duration, SystemTime},
 };
 
@@ -68,15 +69,17 @@ impl Status {
     async fn go_on(self, queued: Queued, sender: MessageSender) -> CallResult {
         let Self { proxy, client, trace, build, parts, mut message, mut rest, mut kept } = self;
         // The Solve has come. If it ends neither placed nor refused, the client has given it up.
-        let link = park(&proxy, &client, trace, &build, Duration::ZERO);
-        let link = kept.during(&mut rest, async { message.during(link).await? });
         let shown = proxy.placement.queue().progress;
         let mut progress =
             Progress { pool: proxy.metrics.pool(), build: &build, sender: &sender, vertex: None };
-        let link = tokio::select! {
-            biased;
-            link = link => link,
-            never = progress.tell(queued), if shown => match never {},
+        let link = {
+            let link = pin!(park(&proxy, &client, trace, &build, Duration::ZERO));
+            let link = pin!(async { message.during(link).await? });
+            tokio::select! {
+                biased;
+                link = kept.during(&mut rest, link) => link,
+                never = progress.tell(queued), if shown => match never {},
+            }
         };
         progress.complete().await;
         let (link, byte_counts) = match link {

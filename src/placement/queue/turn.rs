@@ -114,10 +114,11 @@ impl Placement {
                 Err(failed) => self.refusal(failed),
             };
             let cause = *wait.cause.get_or_insert_with(|| self.cause());
+            // Boxed, so that a build that need not wait keeps no room for its wait.
             grant = if publisher.wish.takes_turns() {
-                Some(self.wait_for_slot(publisher, client, &wait, cause, &error).await?)
+                Some(Box::pin(self.wait_for_slot(publisher, client, &wait, cause, &error)).await?)
             } else {
-                self.wait_for_backend(publisher, &wait, &error).await?;
+                Box::pin(self.wait_for_backend(publisher, &wait, &error)).await?;
                 None
             };
             publish(publisher.sender, None);
