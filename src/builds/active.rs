@@ -56,31 +56,24 @@ impl ActiveBuild {
         client: &Client,
         arrived: Instant,
     ) -> Self {
-        let byte_counts = |of: fn(&BindingKey) -> bool| {
-            let key = placing.own().iter().find(|key| of(key));
-            match key.map(|key| proxy.directory.lookup(key)) {
-                Some(Lookup::Live(bound)) => bound.byte_counts,
-                _ => Arc::default(),
-            }
-        };
-        let build = RunningBuild {
-            build: solve.build.as_ref().map(ToString::to_string).unwrap_or_default(),
-            internal: solve.internal,
-            session: solve.session.as_ref().map(ToString::to_string).unwrap_or_default(),
-            client: client.address,
-            identity: client.identity.clone(),
-            affinity: solve.affinity.clone(),
-            policy: proxy.placement.policy().kind,
-            backend: Arc::clone(placed.binding.link.backend()),
-            decision: placed.decision,
-            arrived,
-            wait: arrived.elapsed(),
-            waited: placed.waited,
-        };
+        let byte_counts = |of| byte_counts(proxy, placing, of);
         let active = Self {
             metrics: Arc::clone(&proxy.metrics),
             fleet: Arc::clone(&proxy.fleet),
-            build: proxy.running.enter(build),
+            build: proxy.running.enter(RunningBuild {
+                build: solve.build.as_ref().map(ToString::to_string).unwrap_or_default(),
+                internal: solve.internal,
+                session: solve.session.as_ref().map(ToString::to_string).unwrap_or_default(),
+                client: client.address,
+                identity: client.identity.clone(),
+                affinity: solve.affinity.clone(),
+                policy: proxy.placement.policy().kind,
+                backend: Arc::clone(placed.binding.link.backend()),
+                decision: placed.decision,
+                arrived,
+                wait: arrived.elapsed(),
+                waited: placed.waited,
+            }),
             byte_counts: byte_counts(|key| !matches!(key, BindingKey::Session(_))),
             session_byte_counts: byte_counts(|key| matches!(key, BindingKey::Session(_))),
             _count: placed.count,
@@ -222,6 +215,15 @@ impl ActiveSession {
             End::DaemonReset | End::BackendLost | End::Refused(_) => SessionResult::BackendLost,
         };
         self.metrics.session_ended(backend.name(), result);
+    }
+}
+
+/// The byte counters of the first of a Solve's own keys that is `of` this kind.
+fn byte_counts(proxy: &Proxy, placing: &Placing, of: fn(&BindingKey) -> bool) -> Arc<ByteCounts> {
+    let key = placing.own().iter().find(|key| of(key));
+    match key.map(|key| proxy.directory.lookup(key)) {
+        Some(Lookup::Live(bound)) => bound.byte_counts,
+        _ => Arc::default(),
     }
 }
 

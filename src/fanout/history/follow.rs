@@ -80,14 +80,18 @@ pub(super) async fn follow(
             else => {}
         }
         endings.answered |= any_event.load(Ordering::Relaxed);
-        let refused = !endings.answered && endings.refusal.is_some();
-        let over = streams.is_empty() && (!live || refused);
-        let final_word =
-            refused && query.build.is_some() && endings.refusal.as_ref().is_some_and(is_known);
-        if over || final_word || endings.out_of_memory.is_some() {
+        if is_over(&endings, query, live, streams.is_empty()) {
             return Ok(endings.any());
         }
     }
+}
+
+/// Whether the answer has ended. `live` if daemons that join are followed, `idle` if no daemon is followed now.
+fn is_over(endings: &Endings, query: &Query, live: bool, idle: bool) -> bool {
+    let refusal = endings.refusal.as_ref().filter(|_| !endings.answered);
+    let over = idle && (!live || refusal.is_some());
+    let final_word = query.build.is_some() && refusal.is_some_and(is_known);
+    over || final_word || endings.out_of_memory.is_some()
 }
 
 /// Asks a daemon that has joined. The others are followed meanwhile.
