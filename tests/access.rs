@@ -10,12 +10,19 @@ use std::{
     time::Duration,
 };
 
+use buildkit_lb::wire::{
+    self,
+    control::{Exporter, SolveRequest},
+};
+use bytes::Bytes;
 use support::{
     buildkitd::Buildkitd,
     certificates::{Authority, Request},
     client::{Context, build, buildctl_tls, run, text},
     eventually,
-    proxy::Proxy,
+    fake_daemon::{FakeDaemon, Seen},
+    proxy::{Builder, Proxy},
+    raw_client::RawClient,
     registry::Registry,
 };
 
@@ -128,6 +135,53 @@ async fn each_kind_of_thing_is_refused_to_one_client_and_allowed_to_another() {
 
     let sessions = fixture.proxy.records("stream rejected");
     assert!(sessions.iter().all(|record| record["reason"] == "denied"), "{sessions:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_session_of_a_refused_build_reaches_no_daemon() {
+    let daemon = FakeDaemon::start("f").await;
+    let authority = Authority::new("of clients");
+    let own = authority.directory("proxy", &Request::SERVER);
+    let proxy = Builder::default().backend(&daemon.backend()).file(RULES);
+    let proxy = proxy.args(&["--tls-dir", own.to_str().expect("UTF-8")]).start();
+    proxy.wait_ready(1, Duration::from_secs(10));
+    let strict = authority.directory("strict", &Request { name: "strict", ..Request::CLIENT });
+    let client = RawClient::connect_tls(&proxy.socket(), &strict).await;
+    let mut sessions = Vec::new();
+    // In each order: the calls of a build race.
+    for (build, session_first) in [("r1", true), ("r2", false)] {
+        let oci = Exporter { r#type: "oci".into(), ..Default::default() };
+        let request = wire::encode(&SolveRequest {
+            r#ref: build.into(),
+            session: build.into(),
+            exporters: vec![oci],
+            ..Default::default()
+        });
+        let path = "/moby.buildkit.v1.Control/Solve";
+        let (session, solve) = if session_first {
+            let session = client.session(build).await;
+            (session, client.send(path, &[], request).await)
+        } else {
+            let solve = client.send(path, &[], request).await;
+            (client.session(build).await, solve)
+        };
+        let refused = solve.ended().await;
+        assert_eq!((refused.code(), refused.marker()), (Some(7), Some("denied")), "{refused:?}");
+        sessions.push(session);
+    }
+    // A session that no build names gets a daemon after a while, and these two would have before.
+    let _alone = client.session("alone").await;
+    let seen = eventually("the later session comes to the daemon", Duration::from_secs(30), || {
+        Some(daemon.seen("Session")).filter(|seen| !seen.is_empty())
+    });
+    let ids: Vec<_> = seen.iter().map(Seen::id).collect();
+    assert_eq!(ids, ["alone"]);
+    assert!(daemon.seen("Solve").is_empty(), "{:?}", daemon.seen("Solve"));
+    // They end once their client has no more to say.
+    for mut session in sessions {
+        session.upload.send_data(Bytes::new(), true).expect("it is open");
+        assert_eq!(session.ended().await.code(), Some(0));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,6 +18,7 @@ use futures_util::{
     FutureExt as _,
     future::{BoxFuture, join_all},
 };
+use regex::Regex;
 use support::{
     buildkitd::Buildkitd,
     certificates::{Authority, Request},
@@ -27,6 +28,7 @@ use support::{
     proxy::{Builder, Proxy},
     raw_client::{Ended, RawClient},
 };
+use tokio::{runtime::Handle, task::block_in_place};
 
 const CONTROL: &str = "/moby.buildkit.v1.Control/";
 
@@ -287,6 +289,81 @@ async fn records_and_blobs_of_real_builds_are_their_owners() {
     let deleted = control(&proxy, &clients.a, &["debug", "ctl", "--delete", build]);
     assert!(deleted.status.success(), "{}", text(&deleted));
     assert!(!records(&proxy, &clients.a).contains(build));
+}
+
+/// The events of the build records that a client lists, at most `limit` of them.
+async fn listed(client: &RawClient, limit: i32) -> Vec<Bytes> {
+    let request = BuildHistoryRequest { early_exit: true, limit, ..Default::default() };
+    let path = format!("{CONTROL}ListenBuildHistory");
+    let mut answer = client.send(&path, &[], wire::encode(&request)).await.ended().await.body;
+    let mut events = Vec::new();
+    while !answer.is_empty() {
+        let head = answer.split_to(5);
+        let len = u32::from_be_bytes(head[1..].try_into().expect("four bytes"));
+        events.push(answer.split_to(len as usize));
+    }
+    events
+}
+
+/// The refs in events, of the builds that are named here.
+fn refs<'a>(events: &[Bytes], builds: &'a [String]) -> Vec<&'a str> {
+    let has =
+        |event: &Bytes, build: &str| event.windows(build.len()).any(|at| at == build.as_bytes());
+    let named = |event| builds.iter().find(|build| has(event, build)).map(String::as_str);
+    events.iter().filter_map(named).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_counts_the_records_that_the_client_may_see_and_a_blob_is_its_owners() {
+    let daemon = Buildkitd::start("only");
+    let (proxy, clients) = start(Proxy::in_front_of([&daemon]));
+    proxy.wait_ready(1, Duration::from_secs(10));
+    // Those of `b` are the newest, which a limit takes first.
+    for (client, step) in
+        [(&clients.a, "first"), (&clients.a, "second"), (&clients.b, "third"), (&clients.b, "last")]
+    {
+        let context = Context::busybox(&format!("RUN echo {step}"));
+        succeed(&mut build(buildctl_tls(&proxy.addr(), client), &context));
+    }
+    let builds: Vec<_> = eventually("all records", Duration::from_secs(10), || {
+        let ended = proxy.records("build ended");
+        let names = ended.iter().map(|record| record["ref"].as_str().map(str::to_owned));
+        (ended.len() == 4).then(|| names.collect::<Option<_>>().expect("refs"))
+    });
+    let a = RawClient::connect_tls(&proxy.socket(), &clients.a).await;
+    let b = RawClient::connect_tls(&proxy.socket(), &clients.b).await;
+    let own = refs(&listed(&a, 0).await, &builds).len();
+    assert_eq!(own, 2, "all that are its own");
+    assert_eq!(refs(&listed(&a, 1).await, &builds), [&builds[1]], "the newest of its own");
+    assert_eq!(refs(&listed(&b, 1).await, &builds), [&builds[3]]);
+    // The digests of blobs stand in the records.
+    let digest = Regex::new("sha256:[0-9a-f]{64}").expect("valid");
+    let record = eventually("a record with a blob", Duration::from_secs(20), || {
+        let events = block_in_place(|| Handle::current().block_on(listed(&a, 1)));
+        events
+            .into_iter()
+            .map(|event| String::from_utf8_lossy(&event).into_owned())
+            .find(|event| digest.is_match(event))
+    });
+    let digests: Vec<_> =
+        digest.find_iter(&record).map(|found| found.as_str().to_owned()).collect();
+    let info = |client: RawClient, digest: String| async move {
+        let message = wire::encode(&RefRequest { r#ref: digest.into() });
+        let path = "/containerd.services.content.v1.Content/Info".to_owned();
+        ask(client, path, vec![], message).await
+    };
+    let mut found = 0;
+    for digest in digests {
+        let unknown = digest.replace(&digest[7..20], "0000000000000");
+        let refused = info(b.clone(), digest.clone()).await;
+        assert_eq!(
+            told(&refused, &digest),
+            told(&info(b.clone(), unknown.clone()).await, &unknown),
+            "{digest}"
+        );
+        found += usize::from(info(a.clone(), digest).await.code() == Some(0));
+    }
+    assert!(found > 0, "the owner gets none of its blobs");
 }
 
 #[tokio::test(flavor = "multi_thread")]

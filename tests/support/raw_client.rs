@@ -13,7 +13,8 @@ use h2::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use rustls::{
-    ClientConfig, ConfigBuilder, RootCertStore,
+    ClientConfig, ConfigBuilder, HandshakeKind, ProtocolVersion, RootCertStore,
+    SupportedProtocolVersion,
     client::WantsClientCert,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
@@ -21,6 +22,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpSocket, TcpStream},
 };
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 const CONTROL: &str = "/moby.buildkit.v1.Control/";
 const BRIDGE: &str = "/moby.buildkit.v1.frontend.LLBBridge/";
@@ -112,8 +114,8 @@ impl RawClient {
     /// Connects to `socket`, whose authority is in `directory`, and shows no certificate.
     pub(crate) async fn connect_tls_anonymous(socket: &str, directory: &Path) -> Self {
         let stream = TcpStream::connect(socket).await.expect("the proxy accepts");
-        let config = trusting(directory).with_no_client_auth();
-        Self::shake(stream, config).await
+        let config = trusting(directory, rustls::ALL_VERSIONS).with_no_client_auth();
+        Self::speak(shake(stream, Arc::new(config)).await, 65_535).await
     }
 
     /// The same connection, with this metadata on each call besides that of before.
@@ -123,20 +125,33 @@ impl RawClient {
         Self { sender: self.sender.clone(), always }
     }
 
-    async fn over_tls(stream: TcpStream, directory: &Path) -> Self {
+    /// What shows the certificate in `directory`, in one of these versions of TLS.
+    pub(crate) fn certified(
+        directory: &Path,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Arc<ClientConfig> {
         let (certificate, key) = (read(directory, "tls.crt"), read(directory, "tls.key"));
         let certificate = CertificateDer::from_pem_slice(&certificate).expect("a certificate");
         let key = PrivateKeyDer::from_pem_slice(&key).expect("a key");
-        let config = trusting(directory).with_client_auth_cert(vec![certificate], key);
-        Self::shake(stream, config.expect("a key of the certificate")).await
+        let config = trusting(directory, versions).with_client_auth_cert(vec![certificate], key);
+        Arc::new(config.expect("a key of the certificate"))
     }
 
-    async fn shake(stream: TcpStream, config: ClientConfig) -> Self {
-        let _ = stream.set_nodelay(true);
-        let address = stream.peer_addr().expect("connected").ip();
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        let stream = connector.connect(address.into(), stream).await.expect("a handshake");
-        Self::speak(stream, 65_535).await
+    /// Connects to `socket` with `config`; also what the handshake was.
+    pub(crate) async fn connect_with(
+        socket: &str,
+        config: Arc<ClientConfig>,
+    ) -> (Self, Option<(ProtocolVersion, HandshakeKind)>) {
+        let stream = TcpStream::connect(socket).await.expect("the proxy accepts");
+        let stream = shake(stream, config).await;
+        let session = stream.get_ref().1;
+        let shaken = session.protocol_version().zip(session.handshake_kind());
+        (Self::speak(stream, 65_535).await, shaken)
+    }
+
+    async fn over_tls(stream: TcpStream, directory: &Path) -> Self {
+        let config = Self::certified(directory, rustls::ALL_VERSIONS);
+        Self::speak(shake(stream, config).await, 65_535).await
     }
 
     /// Makes a client on `stream`.
@@ -250,15 +265,26 @@ impl RawClient {
     }
 }
 
+/// Shakes hands with a server that is called by its address.
+async fn shake(stream: TcpStream, config: Arc<ClientConfig>) -> TlsStream<TcpStream> {
+    let _ = stream.set_nodelay(true);
+    let address = stream.peer_addr().expect("connected").ip();
+    let connector = TlsConnector::from(config);
+    connector.connect(address.into(), stream).await.expect("a handshake")
+}
+
 /// What trusts the authority in `directory`.
-fn trusting(directory: &Path) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+fn trusting(
+    directory: &Path,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ConfigBuilder<ClientConfig, WantsClientCert> {
     let mut roots = RootCertStore::empty();
     let authority = read(directory, "ca.crt");
     let authority = CertificateDer::from_pem_slice(&authority).expect("a certificate");
     roots.add(authority).expect("an authority");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .expect("versions")
         .with_root_certificates(roots)
 }

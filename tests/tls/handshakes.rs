@@ -16,8 +16,8 @@ use crate::{
         buildkitd::Buildkitd,
         certificates::{Authority, Request, Validity},
         client::{Buildx, Context, buildctl, buildctl_tls, run, succeed, text},
-        eventually,
-        proxy::Proxy,
+        eventually, free_port,
+        proxy::{Builder, Proxy},
     },
 };
 
@@ -190,6 +190,23 @@ fn server_config(certificate: &str, key: &str) -> std::sync::Arc<rustls::ServerC
         .with_single_cert(vec![certificate], key)
         .expect("a pair");
     config.into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_others_reach_and_that_needs_no_certificate_says_so_once() {
+    let authorities = Authorities::new();
+    let own = authorities.clients.directory("proxy", &Request::SERVER);
+    let own = own.to_str().expect("UTF-8");
+    let warned = |listen: &str, args: &[&str]| {
+        let file = format!("listen = ['{listen}']\n");
+        let daemon = format!("b=tcp://127.0.0.1:{}", free_port());
+        let proxy = Builder::default().backend(&daemon).file(&file).args(args).start();
+        let message = "clients need no certificate: everybody who reaches this address may build";
+        proxy.records(message).len()
+    };
+    assert_eq!(warned("tcp://0.0.0.0:0", &[]), 1);
+    assert_eq!(warned("tcp://127.0.0.1:0", &[]), 0);
+    assert_eq!(warned("tcp://0.0.0.0:0", &["--tls-dir", own]), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,9 @@ mod admin;
 mod authorities;
 mod handshakes;
 mod limits;
+mod names;
 mod renewal;
 #[path = "../support/mod.rs"]
 mod support;
 mod tokens;
+mod versions;
