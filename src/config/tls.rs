@@ -238,7 +238,7 @@ mod tests {
         let none = TlsSettings::default;
         let off = Some(ClientAuth::Off);
         let cases = [
-            (TlsSettings { tls_dir: file(""), ..none() }, "tls-dir: a file with the CA"),
+            (TlsSettings { tls_dir: file(""), ..none() }, "tls-dir: a file of CA"),
             (TlsSettings { tls_dir: file("no"), ..none() }, "tls-dir: a certificate and its key"),
             (
                 TlsSettings { tls_cert: file("tls.crt"), ..none() },
