@@ -10,27 +10,26 @@ mod solve;
 
 use std::fmt;
 
-use crate::identity::Identity;
+use crate::{identity::Identity, label::label_set};
 
 pub use self::{
     pattern::Pattern,
     quota::{Quota, Running},
 };
 
-/// The requests to daemons that a rule can forbid as a whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// Running a build.
-    Build,
-    /// Deleting build caches.
-    Prune,
-    /// Listing build caches.
-    DiskUsage,
+label_set! {
+    /// The requests to daemons that a rule can forbid as a whole.
+    pub enum Operation {
+        /// Running a build.
+        Build = "build",
+        /// Deleting the build caches of all clients.
+        Prune = "prune",
+        /// Listing the build caches of all clients.
+        DiskUsage = "disk-usage",
+    }
 }
 
 impl Operation {
-    const ALL: [Self; 3] = [Self::Build, Self::Prune, Self::DiskUsage];
-
     /// What the client does, as a part of an error text.
     pub fn described(self) -> &'static str {
         match self {
@@ -39,38 +38,17 @@ impl Operation {
             Self::DiskUsage => "list build caches",
         }
     }
-
-    /// The word in settings.
-    fn label(self) -> &'static str {
-        match self {
-            Self::Build => "build",
-            Self::Prune => "prune",
-            Self::DiskUsage => "disk-usage",
-        }
-    }
 }
 
-/// The clients whose records or blobs a client may see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
-    /// Those of no client.
-    None,
-    /// The client's own.
-    Own,
-    /// Those of all clients.
-    All,
-}
-
-impl Reach {
-    const ALL: [Self; 3] = [Self::None, Self::Own, Self::All];
-
-    /// The word in settings and texts.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Own => "own",
-            Self::All => "all",
-        }
+label_set! {
+    /// The clients whose records or blobs a client may see.
+    pub enum Reach {
+        /// Records or blobs of no client.
+        None = "none",
+        /// Only those of the client itself.
+        Own = "own",
+        /// Those of all clients.
+        All = "all",
     }
 }
 

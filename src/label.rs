@@ -1,5 +1,7 @@
 //! Closed sets of values: of a metric's label, a log field, or a field of `/status.json`.
 
+use std::fmt;
+
 /// Defines an enum whose variants each have one label, which metrics, logs and `/status.json` share.
 ///
 /// The enum gets `ALL`, `label()`, `Display`, and the traits that let metrics take the enum itself as a label, so
@@ -48,6 +50,20 @@ macro_rules! label_set {
 
 pub(crate) use label_set;
 
+/// Finds the value of `all` that has the label `text`.
+///
+/// # Errors
+/// There is none. The text names all labels.
+pub(crate) fn parse<T: Copy + fmt::Display>(all: &[T], text: &str) -> Result<T, String> {
+    let known = all.iter().find(|value| value.to_string() == text);
+    known.copied().ok_or_else(|| format!("`{text}` is not one of {}", list(all)))
+}
+
+/// The labels of all values, for a person.
+pub(crate) fn list<T: fmt::Display>(all: &[T]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     label_set! {
@@ -64,5 +80,12 @@ mod tests {
     fn every_value_has_its_word() {
         let words: Vec<_> = Side::ALL.iter().map(ToString::to_string).collect();
         assert_eq!(words, ["left", "right"]);
+    }
+
+    #[test]
+    fn a_label_is_read_or_the_others_are_named() {
+        assert_eq!(super::parse(Side::ALL, "right"), Ok(Side::Right));
+        let error = super::parse(Side::ALL, "up").expect_err("no label");
+        assert_eq!(error, "`up` is not one of left, right");
     }
 }

@@ -4,7 +4,7 @@ mod queue;
 mod record;
 mod throttle;
 
-use std::{fmt, fs::File, io, os::fd::AsFd as _, panic, sync::LazyLock, time::Duration};
+use std::{fs::File, io, os::fd::AsFd as _, panic, sync::LazyLock, time::Duration};
 
 use prometheus_client::metrics::counter::Counter;
 use tracing::error;
@@ -12,50 +12,34 @@ use tracing_subscriber::{EnvFilter, fmt as subscriber};
 
 use self::queue::Queue;
 pub use self::throttle::Throttle;
+use crate::label::label_set;
 
 /// How long a process that ends waits for its last records to be written.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
-/// Shape of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum LogFormat {
-    /// Text, for people.
-    #[default]
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
-impl fmt::Display for LogFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Text => "text",
-            Self::Json => "json",
-        })
+label_set! {
+    /// The shape of a log line.
+    #[derive(Default, clap::ValueEnum)]
+    pub enum LogFormat {
+        /// Text, for people.
+        #[default]
+        Text = "text",
+        /// A JSON object on each line.
+        Json = "json",
     }
 }
 
-/// The least important line that is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-#[allow(missing_docs)]
-pub enum LogLevel {
-    Error,
-    Warn,
-    #[default]
-    Info,
-    Debug,
-    Trace,
-}
-
-impl fmt::Display for LogLevel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        })
+label_set! {
+    /// The least important records that are logged.
+    #[derive(Default, clap::ValueEnum)]
+    #[allow(missing_docs, reason = "the names say it")]
+    pub enum LogLevel {
+        Error = "error",
+        Warn = "warn",
+        #[default]
+        Info = "info",
+        Debug = "debug",
+        Trace = "trace",
     }
 }
 

@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 
 use super::{Allowed, Grant, Operation, Pattern, Reach, Rule, Rules, texts};
-use crate::rules;
+use crate::{label, rules};
 
 /// The most rules. A person cannot keep more of them in order.
 const MAX_RULES: usize = 1000;
@@ -120,17 +120,12 @@ fn patterns(value: Value) -> Result<Vec<Pattern>, String> {
 }
 
 fn operations(value: Value) -> Result<Vec<Operation>, String> {
-    let operation = |text: &String| {
-        let known = Operation::ALL.into_iter().find(|operation| operation.label() == text);
-        let words = Operation::ALL.map(Operation::label).join(", ");
-        known.ok_or_else(|| format!("`{text}` is not one of {words}"))
-    };
-    strings(value)?.iter().map(operation).collect()
+    strings(value)?.iter().map(|text| label::parse(Operation::ALL, text)).collect()
 }
 
 fn reach(value: &Value) -> Result<Reach, String> {
-    let known = Reach::ALL.into_iter().find(|reach| value.as_str() == Some(reach.label()));
-    known.ok_or_else(|| format!("must be one of {}", Reach::ALL.map(Reach::label).join(", ")))
+    let known = value.as_str().and_then(|text| label::parse(Reach::ALL, text).ok());
+    known.ok_or_else(|| format!("must be one of {}", label::list(Reach::ALL)))
 }
 
 fn count(value: &Value) -> Result<usize, String> {

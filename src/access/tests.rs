@@ -20,7 +20,7 @@ fn without_rules_all_but_what_is_others_is_allowed() {
     let rules = Rules::default();
     for client in [None, Some(&client("a"))] {
         let grant = rules.grant(client);
-        assert!(Operation::ALL.into_iter().all(|operation| grant.allows(operation)));
+        assert!(Operation::ALL.iter().all(|operation| grant.allows(*operation)));
         assert_eq!((grant.history(), grant.content()), (Reach::Own, Reach::Own));
         let everything = asks(
             &["security.insecure"],

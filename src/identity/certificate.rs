@@ -6,6 +6,7 @@ use x509_parser::{
 };
 
 use super::NoName;
+use crate::label::label_set;
 
 /// The scheme of SPIFFE IDs. URIs with other schemes do not count, because a name that was meant for another
 /// purpose must not identify a client.
@@ -16,36 +17,23 @@ pub(super) fn is_spiffe(name: &str) -> bool {
     name.starts_with(SPIFFE_SCHEME)
 }
 
-/// The part of a certificate that contains a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
-    /// The URI that is a SPIFFE ID.
-    Spiffe,
-    /// A DNS name in the subject alternative names.
-    Dns,
-    /// An e-mail address in the subject alternative names.
-    Email,
-    /// The common name of the subject.
-    CommonName,
-    /// The organisation of the subject.
-    Organization,
+label_set! {
+    /// The part of a certificate that contains a name.
+    pub(super) enum Source {
+        /// The URI that is a SPIFFE ID.
+        Spiffe = "spiffe",
+        /// A DNS name in the subject alternative names.
+        Dns = "dns",
+        /// An e-mail address in the subject alternative names.
+        Email = "email",
+        /// The common name of the subject.
+        CommonName = "common-name",
+        /// The organisation of the subject.
+        Organization = "organization",
+    }
 }
 
 impl Source {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Spiffe, Self::Dns, Self::Email, Self::CommonName, Self::Organization];
-
-    /// The word in settings and texts.
-    pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::Spiffe => "spiffe",
-            Self::Dns => "dns",
-            Self::Email => "email",
-            Self::CommonName => "common-name",
-            Self::Organization => "organization",
-        }
-    }
-
     /// Whether several values would leave open who the client is. A certificate often has several host names. But a
     /// SPIFFE ID is the only one in its certificate (SPIFFE X.509-SVID section 2), and programs differ in which of
     /// two common names they use.

@@ -6,7 +6,7 @@ use super::{
     Identity, NoName,
     certificate::{Certificate, Source},
 };
-use crate::rules;
+use crate::{label, rules};
 
 /// The most rules. A person cannot keep more of them in order.
 const MAX_RULES: usize = 64;
@@ -89,11 +89,5 @@ impl Rules {
 /// Reads `{ from = "WORD", regex = "…" }`.
 fn read_rule(entry: Value) -> Result<Rule, String> {
     let Value::Table(table) = entry else { return Err("must be a table".to_owned()) };
-    Rule::read(table, &KIND, |from| {
-        let source = Source::ALL.into_iter().find(|source| source.label() == from);
-        source.ok_or_else(|| {
-            let words = Source::ALL.map(Source::label).join(", ");
-            format!("`{from}` is not one of {words}")
-        })
-    })
+    Rule::read(table, &KIND, |from| label::parse(Source::ALL, from))
 }
