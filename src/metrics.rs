@@ -72,7 +72,9 @@ impl Metrics {
         let labels = PoolLabels::new(pool);
         // Alerts compare a series with its past, so the series must exist before its first event.
         for reason in QueueExit::ALL {
-            families.queue_left.get_or_create_owned(&QueueLabels::new(pool, *reason));
+            let labels = QueueLabels::new(pool, *reason);
+            families.queue_left.get_or_create_owned(&labels);
+            families.queue_wait_seconds.get_or_create_owned(&labels);
         }
         for result in DrainResult::ALL {
             families.backend_drains.get_or_create_owned(&DrainLabels::new(pool, *result));

@@ -623,6 +623,31 @@ fn further_objects_and_containers_are_as_they_are_given() {
 }
 
 #[test]
+fn builds_wait_as_the_values_say_and_else_as_the_proxy_does_by_itself() {
+    let settings = |rendered: &Rendered, name: &str| -> Vec<String> {
+        let map = rendered.find("ConfigMap", name);
+        let text = map["data"]["buildkit-lb.toml"].as_str().expect("text").to_owned();
+        let keys = ["max-builds", "max-wait", "affinity-wait", "queue-progress"];
+        let is_one = |line: &&str| keys.iter().any(|key| line.starts_with(key));
+        text.lines().filter(is_one).map(str::to_owned).collect()
+    };
+    let everything =
+        chart("everything", &[format!("{DEPLOY}/chart/ci/everything-values.yaml").into()]);
+    let mut set = settings(&everything, "buildkit-lb");
+    set.sort();
+    let expected = [
+        "affinity-wait = \"30s\"",
+        "max-builds = 4",
+        "max-wait = \"20m\"",
+        "max-waiting = 2000",
+        "max-waiting-per-client = 500",
+        "queue-progress = false",
+    ];
+    assert_eq!(set, expected);
+    assert_eq!(settings(&chart("plain", &[]), "buildkit-lb"), [""; 0]);
+}
+
+#[test]
 fn no_autoscaler_takes_the_node_of_a_proxy_or_an_agent() {
     let annotated = |pod: &Value, name: &str| {
         let annotations = &pod["metadata"]["annotations"];
