@@ -283,3 +283,7 @@ impl Placement {
         self.queue.changed.notified()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
+mod tests;

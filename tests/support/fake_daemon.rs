@@ -155,6 +155,14 @@ impl FakeDaemon {
         self.order(number, Order::Cut);
     }
 
+    /// Cuts all connections, as a daemon does that dies; it accepts new ones at once.
+    pub(crate) fn cut_all(&self) {
+        let orders = self.state.orders.lock().expect("unpoisoned");
+        for orders in orders.iter() {
+            orders.send_replace(Order::Cut);
+        }
+    }
+
     fn order(&self, number: usize, order: Order) {
         self.state.orders.lock().expect("unpoisoned")[number].send_replace(order);
     }

@@ -86,6 +86,12 @@ impl<O: Clone + Eq + Hash> Order<O> {
         self.waiting.is_empty()
     }
 
+    /// Whether nobody waits or runs.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.owners.is_empty() && self.waiting.is_empty()
+    }
+
     /// How many builds of `owner` wait.
     pub fn waiting_of(&self, owner: &O) -> usize {
         self.owners.get(owner).map_or(0, |owner| owner.waiting)
