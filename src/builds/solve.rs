@@ -10,10 +10,11 @@ use crate::{
     access::Running,
     affinity::{AffinityKey, Facts, rules::HINT_HEADER},
     call::{Call, CallResult},
+    carriers::Carried,
     client::Client,
     directory::{Caller, Lookup, Placing},
     error::ProxyError,
-    first_message::{Unread, joined},
+    first_message::{FirstMessage, Unread, joined},
     ids::{self, Id},
     ownership::Owned,
     policy::PolicyKind,
@@ -60,35 +61,9 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyErr
             return Err(unread_solve(proxy, &client, &start, error));
         }
     };
-    let (rules, owner) = (Arc::clone(&proxy.rules), client.identity.clone());
-    let access = Arc::clone(&proxy.access);
-    let ((mut solve, facts), allowed) = message
-        .read(move |request| {
-            let solve = Solve::read(request, owner)?;
-            // A client's probe has no cache, so it has no affinity key.
-            let facts = if solve.internal { None } else { Some(Facts::read(request, &rules)?) };
-            let identity = solve.owner().map(Arc::as_ref);
-            let allowed = access.grant(identity).check_solve(identity, request)?;
-            Ok(((solve, facts), allowed))
-        })
-        .await?;
-    if let Err(denied) = allowed {
-        let error = ProxyError::from(denied);
-        proxy.directory.refuse(solve.own_keys(), &error);
-        return Err(error);
-    }
-    if solve.is_crowded() {
-        return Err(ProxyError::Limit("the Solve names more than 128 sessions of other builds"));
-    }
+    let (mut solve, facts) = read_solve(proxy, &client, &mut message).await?;
     let caller = Caller { connection: client.connection, trace };
-    // From here on the other calls of the build wait for the outcome of this Solve.
-    let (session, build) = (solve.session.as_ref(), solve.build.as_ref());
-    // A trace of this client tells nothing about a build of another client with the same ref.
-    let carries = |trace| build.is_some_and(|id| proxy.carriers.carries(id, &client, Some(trace)));
-    let known = Caller { trace: trace.filter(|trace| carries(*trace)), ..caller };
-    let placing = proxy.directory.placing(session, build, known)?;
-    // Before the other calls of the build are served, because they must find their own build.
-    let carried = build.and_then(|build| proxy.carriers.enter(build, &client, trace));
+    let (placing, carried) = announce(proxy, &client, &solve, caller)?;
     if let Some(facts) = facts {
         solve.affinity =
             affinity_key(proxy, &solve, facts, &parts.headers, &client).await.map(Arc::new);
@@ -96,7 +71,7 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyErr
     let spread = proxy.placement.policy().spread_bake_targets;
     let scattered = is_scattered(proxy, trace);
     let wish = solve.wish(&placing, caller, scattered, spread);
-    let probe = build.filter(|_| solve.internal);
+    let probe = solve.build.as_ref().filter(|_| solve.internal);
     let probe = probe.map(|build| proxy.capabilities.probes.enter(build, &client));
     let ((placed, owned), more) = {
         let place = pin!(async {
@@ -125,6 +100,58 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyErr
             arrived,
         ),
     }))
+}
+
+/// Reads from a Solve of `client` what routing needs, and checks that the client may send it.
+///
+/// # Errors
+/// The message cannot be read, or a rule forbids it. In the second case the other calls of the build have been told.
+async fn read_solve(
+    proxy: &Proxy,
+    client: &Client,
+    message: &mut FirstMessage,
+) -> Result<(Solve, Option<Facts>), ProxyError> {
+    let (rules, owner) = (Arc::clone(&proxy.rules), client.identity.clone());
+    let access = Arc::clone(&proxy.access);
+    let ((solve, facts), allowed) = message
+        .read(move |request| {
+            let solve = Solve::read(request, owner)?;
+            // A client's probe has no cache, so it has no affinity key.
+            let facts = if solve.internal { None } else { Some(Facts::read(request, &rules)?) };
+            let identity = solve.owner().map(Arc::as_ref);
+            let allowed = access.grant(identity).check_solve(identity, request)?;
+            Ok(((solve, facts), allowed))
+        })
+        .await?;
+    if let Err(denied) = allowed {
+        let error = ProxyError::from(denied);
+        proxy.directory.refuse(solve.own_keys(), &error);
+        return Err(error);
+    }
+    if solve.is_crowded() {
+        return Err(ProxyError::Limit("the Solve names more than 128 sessions of other builds"));
+    }
+    Ok((solve, facts))
+}
+
+/// Announces a Solve of `caller`: from here on the other calls of its build wait for the outcome.
+///
+/// # Errors
+/// A build with the same ref runs, and nothing would tell the calls of the two apart.
+fn announce(
+    proxy: &Proxy,
+    client: &Client,
+    solve: &Solve,
+    caller: Caller,
+) -> Result<(Placing, Option<Carried>), ProxyError> {
+    let (session, build) = (solve.session.as_ref(), solve.build.as_ref());
+    // A trace of this client tells nothing about a build of another client with the same ref.
+    let carries = |trace| build.is_some_and(|id| proxy.carriers.carries(id, client, Some(trace)));
+    let known = Caller { trace: caller.trace.filter(|trace| carries(*trace)), ..caller };
+    let placing = proxy.directory.placing(session, build, known)?;
+    // Before the other calls of the build are served, because they must find their own build.
+    let carried = build.and_then(|build| proxy.carriers.enter(build, client, caller.trace));
+    Ok((placing, carried))
 }
 
 /// Counts the build, and notes that its client owns it if the client may use all sessions that the Solve names.
