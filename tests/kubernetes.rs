@@ -109,10 +109,19 @@ fn a_roll_out_of_a_stateful_set_under_load_loses_no_build() {
 }
 
 /// Installs the chart with these values, and starts the proxy with the chart's configuration, arguments and rights.
-/// Only the proxy runs outside the cluster, because the kubelet of the tests has no images. `tls` has the files of the
-/// chart's Secret of certificates.
-fn installed(cluster: &Cluster, namespace: &str, set: &[&str], tls: Option<&Path>) -> Proxy {
+/// Only the proxy runs outside the cluster, because the kubelet of the tests has no images. `mounted` are directories with
+/// what the proxy finds in its Secrets, by where these are mounted, and `secrets` those of the daemons' Secrets.
+fn installed(
+    cluster: &Cluster,
+    namespace: &str,
+    set: &[&str],
+    mounted: &[(&str, &Path)],
+    secrets: &[(&str, &Path)],
+) -> Proxy {
     cluster.namespace(namespace);
+    for (name, directory) in secrets {
+        cluster.server().make_secret(namespace, name, directory);
+    }
     let port = free_port();
     let port_value = format!("buildkitd.podAnnotations.test/admin-port={port}");
     let objects = cluster.install(namespace, set, &["--set-string", &port_value]);
@@ -126,8 +135,8 @@ fn installed(cluster: &Cluster, namespace: &str, set: &[&str], tls: Option<&Path
     std::fs::write(&token, secret).expect("written");
     let config = config.expect("a configuration");
     let mut config = config.replace("/run/secrets/buildkit-lb/token", &token.to_string_lossy());
-    if let Some(tls) = tls {
-        config = config.replace("/run/secrets/tls", &tls.to_string_lossy());
+    for (at, directory) in mounted {
+        config = config.replace(at, &directory.to_string_lossy());
     }
     std::fs::write(&file, config).expect("written");
     let args = objects.iter().find_map(|object| {
@@ -143,13 +152,24 @@ fn installed(cluster: &Cluster, namespace: &str, set: &[&str], tls: Option<&Path
 }
 
 #[test]
-fn what_the_chart_installs_with_tls_builds_for_who_has_a_certificate() {
+fn what_the_chart_installs_with_tls_on_both_sides_builds_for_who_has_a_certificate() {
     let cluster = cluster();
-    let authority = Authority::new("of clients");
-    let own = authority.directory("proxy", &Request::SERVER);
-    let client = authority.directory("client", &Request::CLIENT);
-    let set = ["buildkitd.replicas=1", "tls.existingSecret=lb-tls", "service.type=LoadBalancer"];
-    let proxy = installed(cluster, "secured", &set, Some(&own));
+    let (clients, daemons) = (Authority::new("of clients"), Authority::new("of daemons"));
+    let own = clients.directory("proxy", &Request::SERVER);
+    let client = clients.directory("client", &Request::CLIENT);
+    let to_daemons = daemons.directory("proxy", &Request::CLIENT);
+    // The name that the chart's documentation asks for, and no address.
+    let service = Request { names: &["buildkitd.secured.svc"], ..Request::SERVER };
+    let daemon = daemons.directory("daemon", &service);
+    let set = [
+        "buildkitd.replicas=1",
+        "tls.existingSecret=lb-tls",
+        "backendTLS.existingSecret=lb-backend-tls",
+        "backendTLS.daemonSecret=daemon-tls",
+        "service.type=LoadBalancer",
+    ];
+    let mounted = [("/run/secrets/tls", &*own), ("/run/secrets/backend-tls", &*to_daemons)];
+    let proxy = installed(cluster, "secured", &set, &mounted, &[("daemon-tls", &daemon)]);
     ready(&proxy, 1);
     let context = Context::busybox("RUN echo secured");
     succeed(&mut build(buildctl_tls(&proxy.addr(), &client), &context));
@@ -157,6 +177,12 @@ fn what_the_chart_installs_with_tls_builds_for_who_has_a_certificate() {
     let nobody =
         run(nobody.arg("--tlscacert").arg(client.join("ca.pem")).args(["debug", "workers"]));
     assert!(text(&nobody).contains("certificate required"), "{}", text(&nobody));
+    // The daemon takes nobody but who has a certificate of its authority.
+    let status = proxy.status();
+    let address = status["backends"][0]["address"].as_str().expect("an address");
+    let mut past = buildctl_tls(address, &client);
+    let past = run(past.args(["--tlsservername", "buildkitd.secured.svc", "debug", "workers"]));
+    assert!(!past.status.success(), "a client got past the proxy: {}", text(&past));
 }
 
 /// The whole chart as it is: its objects, rights, configuration, arguments and the hook of its daemons.
@@ -165,7 +191,7 @@ fn what_the_chart_installs_builds_through_a_roll_out() {
     let cluster = cluster();
     let namespace = "installed";
     let set = ["buildkitd.replicas=3", "pods.details=true", "service.type=ClusterIP"];
-    let proxy = installed(cluster, namespace, &set, None);
+    let proxy = installed(cluster, namespace, &set, &[], &[]);
     ready(&proxy, 3);
     let kubectl = |args: &[&str]| {
         cluster.server().kubectl(&[&["--namespace", namespace], args].concat());

@@ -6,6 +6,7 @@ pub(crate) mod kubelet;
 pub(crate) mod pod;
 
 use std::{
+    collections::BTreeMap,
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -257,6 +258,28 @@ impl Server {
     pub(crate) fn token(&self, namespace: &str, name: &str) -> String {
         let template = "go-template={{.data.token | base64decode}}";
         self.kubectl(&["--namespace", namespace, "get", "secret", name, "-o", template])
+    }
+
+    /// The values of all keys in the Secret `name`.
+    pub(crate) fn secret(&self, namespace: &str, name: &str) -> BTreeMap<String, String> {
+        let template = "go-template={{range $key, $value := .data}}{{$key}}={{$value}} {{end}}";
+        let text = self.kubectl(&["--namespace", namespace, "get", "secret", name, "-o", template]);
+        let keys = text.split_whitespace().filter_map(|pair| pair.split_once('='));
+        let decoded = keys.map(|(key, _value)| {
+            let template = format!("go-template={{{{index .data \"{key}\" | base64decode}}}}");
+            let get = ["--namespace", namespace, "get", "secret", name, "-o", &template];
+            (key.to_owned(), self.kubectl(&get))
+        });
+        decoded.collect()
+    }
+
+    /// Makes a Secret of the files in `directory` that have the names of Kubernetes.
+    pub(crate) fn make_secret(&self, namespace: &str, name: &str, directory: &Path) {
+        let files = ["tls.crt", "tls.key", "ca.crt"]
+            .map(|key| format!("--from-file={}", directory.join(key).display()));
+        let files = files.each_ref().map(String::as_str);
+        let create = ["--namespace", namespace, "create", "secret", "generic", name];
+        self.kubectl(&[&create[..], &files].concat());
     }
 
     /// Runs kubectl with `verb`, for example `apply -f -`, and `object` as its input. Returns whether kubectl

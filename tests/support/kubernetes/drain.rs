@@ -25,9 +25,8 @@ impl DrainContainer {
     ///
     /// There is no name server of a cluster and no Service. The name of the proxies leads to this machine, and the
     /// pod's annotation `test/admin-port` has their port.
-    pub(crate) fn start(server: &Server, pod: &Value, daemon: &PodDaemon) -> Option<Self> {
+    pub(crate) fn start(pod: &Value, daemon: &PodDaemon, volumes: Volumes) -> Option<Self> {
         let container = container(pod, NAME)?;
-        let volumes = Volumes::of(server, pod);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let metadata = &pod["metadata"];
         let admin = text(&metadata["annotations"]["test/admin-port"]);
@@ -70,13 +69,13 @@ fn container<'a>(pod: &'a Value, name: &str) -> Option<&'a Value> {
 
 /// Makes a directory for each volume that is a Secret or empty.
 #[derive(Debug)]
-struct Volumes {
+pub(crate) struct Volumes {
     names: BTreeMap<String, String>,
     _directory: tempfile::TempDir,
 }
 
 impl Volumes {
-    fn of(server: &Server, pod: &Value) -> Self {
+    pub(crate) fn of(server: &Server, pod: &Value) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
         let mut names = BTreeMap::new();
@@ -85,11 +84,21 @@ impl Volumes {
             let path = directory.path().join(name);
             fs::create_dir(&path).expect("a directory");
             if let Some(secret) = volume["secret"]["secretName"].as_str() {
-                fs::write(path.join("token"), server.token(namespace, secret)).expect("written");
+                for (key, value) in server.secret(namespace, secret) {
+                    fs::write(path.join(key), value).expect("written");
+                }
             }
             names.insert(name.to_owned(), path.to_string_lossy().into_owned());
         }
         Self { names, _directory: directory }
+    }
+
+    /// The flags of the container `buildkitd` that are about certificates.
+    pub(crate) fn certificates(&self, pod: &Value) -> Vec<String> {
+        let Some(daemon) = container(pod, "buildkitd") else { return Vec::new() };
+        let args = daemon["args"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let args = args.filter(|arg| arg.starts_with("--tls"));
+        args.map(|arg| self.locate(daemon, arg)).collect()
     }
 
     /// `text` of `container`, with the paths of its volumes on this machine.

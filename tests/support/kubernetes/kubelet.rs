@@ -16,7 +16,11 @@ use std::{
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::{Server, drain::DrainContainer, pod::PodDaemon};
+use super::{
+    Server,
+    drain::{DrainContainer, Volumes},
+    pod::PodDaemon,
+};
 use crate::support::eventually;
 
 /// The name of the only node. No machine is behind it.
@@ -137,8 +141,9 @@ fn live(server: &Server, pod: &Value, told: &Receiver<Duration>) {
     });
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/binding");
     server.send(&["create", "--raw", &path, "-f", "-"], &binding);
-    let mut daemon = PodDaemon::start(&name);
-    let drain = DrainContainer::start(server, pod, &daemon);
+    let volumes = Volumes::of(server, pod);
+    let mut daemon = PodDaemon::start_with(&name, &volumes.certificates(pod));
+    let drain = DrainContainer::start(pod, &daemon, volumes);
     let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"];
     let status = json!({"status": {
         "phase": "Running",

@@ -39,6 +39,11 @@ impl PodDaemon {
 
     /// Starts the daemon and waits until it answers.
     pub(crate) fn start(name: &str) -> Self {
+        Self::start_with(name, &[])
+    }
+
+    /// Starts the daemon with further `flags`, and waits until it answers.
+    pub(crate) fn start_with(name: &str, flags: &[String]) -> Self {
         let root = tempfile::Builder::new().prefix("pod-").tempdir().expect("a directory");
         let directory = root.path().to_string_lossy().into_owned();
         let otel = format!("{directory}/otel.sock");
@@ -46,13 +51,17 @@ impl PodDaemon {
         let args = ["--net", "bash", "-c", ENTRY, name, &buildkitd, "--addr", "tcp://0.0.0.0:1234"];
         let own =
             ["--root", &directory, "--oci-worker-binary", "runc", "--otel-socket-path", &otel];
-        let args = [&args[..], &own, &["--oci-worker-snapshotter", snapshotter()]].concat();
+        // A probe asks the socket inside the pod, which needs no certificate.
+        let socket = format!("unix://{directory}/buildkitd.sock");
+        let own =
+            [&own[..], &["--addr", &socket, "--oci-worker-snapshotter", snapshotter()]].concat();
+        let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+        let args = [&args[..], &own, &flags].concat();
         let process = Guarded::start_in(&tool("unshare"), &args, &directory);
         let ip = link(process.pid());
-        let addr = format!("tcp://{ip}:1234");
         eventually("the pod's buildkitd answers", Duration::from_secs(60), || {
             let mut info = Command::new(tool("buildctl"));
-            let output = info.args(["--addr", &addr, "debug", "info"]).output().ok()?;
+            let output = info.args(["--addr", &socket, "debug", "info"]).output().ok()?;
             output.status.success().then_some(())
         });
         Self { ip, process: Some(process), root }
