@@ -98,7 +98,7 @@ impl Fleet {
         Some((roster.backends[choice.index].start_build(), choice))
     }
 
-    /// The backend called `name`.
+    /// The backend called `name`, if the fleet has one now.
     pub fn find(&self, name: &str) -> Option<Arc<Backend>> {
         let roster = self.roster.load();
         let at = roster.backends.binary_search_by(|backend| backend.name().cmp(name)).ok()?;

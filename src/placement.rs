@@ -98,10 +98,10 @@ pub struct Placed {
     pub waited: Option<Waited>,
 }
 
-/// How builds are placed.
+/// The settings of a placement.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
-    /// How builds are spread.
+    /// The policy that chooses the backend of a build.
     pub policy: policy::Policy,
     /// What is remembered about where keys were built.
     pub warm: warm::Config,
@@ -117,9 +117,9 @@ pub struct Placement {
     shared: Arc<SharedLinks>,
     /// What the daemons can do.
     capabilities: Arc<Capabilities>,
-    /// How builds are spread.
+    /// The policy that chooses the backend of a build.
     policy: policy::Policy,
-    /// The builds that wait.
+    /// The builds that wait for a backend or for a slot.
     queue: Arc<Queue>,
     /// Where keys were built last.
     warm: Mutex<WarmMemory>,
@@ -148,7 +148,7 @@ impl Placement {
         Instant::now() + LIMIT
     }
 
-    /// How builds are spread.
+    /// The policy that chooses the backend of a build.
     pub fn policy(&self) -> &policy::Policy {
         &self.policy
     }

@@ -116,7 +116,7 @@ impl FromStr for LoadFactor {
 /// A policy and its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// How builds are spread.
+    /// The rule by which builds are spread.
     pub kind: PolicyKind,
     /// The load limit of the consistent hash.
     pub load_factor: LoadFactor,

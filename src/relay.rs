@@ -124,7 +124,7 @@ impl Body {
         Self(Kind::Merged(Merged::new(messages, trailers)))
     }
 
-    /// `bytes`, then `trailers`.
+    /// A body of `bytes` in one frame, then `trailers`.
     pub fn whole_with_trailers(bytes: Bytes, trailers: HeaderMap) -> Self {
         Self(Kind::WithTrailers(Some(bytes), Some(trailers)))
     }

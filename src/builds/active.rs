@@ -127,8 +127,8 @@ impl ActiveBuild {
         self.fleet.build_ended(&self.build.backend, end, Instant::now());
     }
 
-    /// A number for whose word the build's end is: its client's by name, or all clients' of its address without
-    /// one. A client with one name is one witness, however many addresses it has.
+    /// A number for the witness of a build's end: the client's name, or its network if it has no name. A client with
+    /// one name is one witness, however many addresses it has.
     fn witness(&self) -> u64 {
         match &self.build.identity {
             Some(identity) => identity.tag(),

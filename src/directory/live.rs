@@ -193,7 +193,7 @@ impl Live {
         (number, receiver)
     }
 
-    /// Removes a waiting stream.
+    /// Removes a waiting stream. Nothing happens if it has left already.
     pub(super) fn unpark(&mut self, key: &BindingKey, number: u64) {
         if let Some(waiters) = self.waiters.get_mut(key) {
             waiters.remove(&number);

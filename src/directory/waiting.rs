@@ -10,7 +10,7 @@ use crate::{capabilities::Promise, ids::BindingKey};
 /// The position of a Solve that waits for its turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
-    /// When the wait began.
+    /// When the wait began, as a time of day.
     pub since: SystemTime,
     /// The position in the queue; 1 is the next one.
     pub position: usize,
@@ -27,7 +27,7 @@ pub struct Waiting {
 pub enum Cause {
     /// A backend that takes builds.
     NoBackend,
-    /// A free slot.
+    /// A free slot on any ready backend.
     Busy {
         /// How many slots are taken.
         taken: u64,

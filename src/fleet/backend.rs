@@ -101,7 +101,7 @@ impl Backend {
         Arc::clone(&self.name)
     }
 
-    /// Where the daemon listens.
+    /// The address on which the daemon listens. It never changes, because a new address makes a new backend.
     pub fn address(&self) -> &Address {
         &self.address
     }
@@ -122,7 +122,7 @@ impl Backend {
         self.metrics.capacity.set(capacity.get().into());
     }
 
-    /// Where the daemon runs.
+    /// Where the daemon runs, as discovery reported last.
     pub fn location(&self) -> Arc<Location> {
         self.location.load_full()
     }

@@ -9,13 +9,13 @@ use crate::{address::Address, tls::Expected};
 pub struct Endpoint {
     /// The stable name of the daemon in logs, metrics and the consistent hash.
     pub name: Arc<str>,
-    /// Where the daemon listens.
+    /// The address on which the daemon listens.
     pub address: Address,
     /// The size of the daemon relative to others: with capacity 2 it gets twice the builds of a daemon with 1.
     pub capacity: NonZeroU32,
     /// Whether the operator lets the daemon take builds.
     pub condition: Condition,
-    /// Where the daemon runs.
+    /// The zone, the node and the pod of the daemon.
     pub location: Location,
     /// The name in the daemon's certificate, if it speaks TLS.
     pub server_name: Expected,

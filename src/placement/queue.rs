@@ -83,9 +83,9 @@ pub struct Request {
     pub build: Option<Id>,
     /// The address of its client.
     pub client: Option<IpAddr>,
-    /// The affinity key.
+    /// The affinity key, for the status page.
     pub affinity: Option<Arc<AffinityKey>>,
-    /// When the wait began.
+    /// When the wait began, as a time of day.
     pub since: SystemTime,
     key: Option<KeyHash>,
     owner: Owner,
@@ -246,7 +246,7 @@ impl Queue {
 }
 
 impl Placement {
-    /// How builds wait.
+    /// The limits of the queue.
     pub fn queue(&self) -> &Config {
         &self.queue.config
     }

@@ -19,7 +19,7 @@ const DEFAULT_MAX_KEYS: NonZeroU32 = NonZeroU32::new(100_000).expect("not zero")
 /// One day, so that the nightly build of a project finds its cache.
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 
-/// How much is remembered.
+/// The limits of the warm memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
     /// Whether keys are remembered at all.

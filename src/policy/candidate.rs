@@ -139,14 +139,14 @@ impl Candidate {
         u64::from(each.get()) * u64::from(self.capacity())
     }
 
-    /// Counts one more build.
+    /// Counts one more build, on the candidate and in the sums.
     pub fn start_build(&self) {
         self.change(|| {
             self.builds.fetch_add(1, Ordering::Relaxed);
         });
     }
 
-    /// Counts one build less.
+    /// Counts one build less, on the candidate and in the sums.
     pub fn end_build(&self) {
         self.change(|| {
             self.builds.fetch_sub(1, Ordering::Relaxed);

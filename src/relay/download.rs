@@ -45,7 +45,7 @@ impl Download {
         self.trailers_sent || self.body.is_end_stream()
     }
 
-    /// The next frame.
+    /// The next frame. Its bytes are counted, and the end of the stream is reported with the last frame.
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled {
         if self.trailers_sent {
             return Poll::Ready(None);

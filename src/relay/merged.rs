@@ -33,7 +33,7 @@ impl Merged {
         self.trailers.is_none()
     }
 
-    /// The next frame.
+    /// The next message, or the trailers after the last one.
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled {
         if let Some(message) = ready!(self.messages.poll_recv(cx)) {
             return Poll::Ready(Some(Ok(Frame::data(message))));

@@ -28,7 +28,7 @@ impl Sending {
         Self { body, stream, piece: None }
     }
 
-    /// Resets the stream.
+    /// Resets the stream, so that nothing more of the body is sent.
     pub fn reset(&mut self, reason: Reason) {
         self.stream.send_reset(reason);
     }

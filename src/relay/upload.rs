@@ -39,7 +39,7 @@ impl Upload {
         self.prefix.is_empty() && self.rest.is_end_stream()
     }
 
-    /// The next frame.
+    /// The next frame, whose bytes are counted.
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled {
         let data = if self.prefix.is_empty() {
             match ready!(Pin::new(&mut self.rest).poll_frame(cx)) {

@@ -176,7 +176,9 @@ async fn open_socket(backend: &Backend, deadline: Deadline) -> Result<Socket, Di
     };
     match timeout_at(deadline, secure(socket, backend)).await {
         Ok(secured) => secured.map_err(|cause| DialError::Fault(Fault::Tls, cause.into())),
-        Err(_elapsed) => Err(timed_out("it accepted, but sent no answer to a TLS handshake")),
+        Err(_elapsed) => {
+            Err(timed_out("accepted the connection, but did not answer the TLS handshake"))
+        }
     }
 }
 
@@ -194,7 +196,7 @@ async fn settings_received(io: &Batched, deadline: Deadline) -> Result<(), DialE
                 DialError::Fault(Fault::Lost, cause.into())
             }
         }),
-        Err(_elapsed) => Err(timed_out("it accepted, but sent no SETTINGS")),
+        Err(_elapsed) => Err(timed_out("accepted the connection, but sent no SETTINGS")),
     }
 }
 
@@ -206,7 +208,7 @@ fn timed_out(what: &str) -> DialError {
 async fn secure(socket: Socket, backend: &Backend) -> Result<Socket, String> {
     let Some(tls) = backend.tls() else { return Ok(socket) };
     let name = ServerName::try_from(tls.server_name().to_owned())
-        .map_err(|_invalid| format!("`{}` is no name for TLS", tls.server_name()))?;
+        .map_err(|_invalid| format!("`{}` is not a name that TLS can check", tls.server_name()))?;
     // Boxed, so that an open connection does not keep the memory of its handshake.
     match Box::pin(Secured::connect(socket, tls.config(), name)).await {
         Ok(secured) => Ok(Socket::Tls(Box::new(secured))),

@@ -144,7 +144,7 @@ impl Progress<'_> {
         }
     }
 
-    /// Completes the step.
+    /// Completes the step, if it has started.
     async fn complete(self) {
         if let Some(vertex) = &self.vertex {
             self.sender.send(vertex.complete(SystemTime::now())).await;

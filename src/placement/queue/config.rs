@@ -18,7 +18,7 @@ const DEFAULT_MAX_WAITING: usize = 1000;
 /// How many builds of one client may wait: more than a pipeline starts at once.
 const DEFAULT_MAX_WAITING_PER_CLIENT: usize = 100;
 
-/// How builds wait.
+/// The limits of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
     /// How many builds a backend runs at once for each unit of its capacity; `None` without a limit.
