@@ -166,6 +166,36 @@ async fn the_one_build_of_a_client_is_next_whatever_another_has_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_waiting_clients_that_leave_take_all_along() {
+    let _ = rlimit::increase_nofile_limit(4096);
+    let (daemon, proxy) = limited(1, &["--max-waiting-per-client", "1000"]).await;
+    let running = build(&proxy, "running").await;
+    seen(&daemon, 1);
+    let mut waiting = Vec::new();
+    for number in 0..1000 {
+        let (id, session) = (format!("w{number}"), format!("s{number}"));
+        let client = RawClient::connect(&proxy.socket()).await;
+        let session_call = client.session(&session).await;
+        let status = client.by_ref("Status", &id).await;
+        waiting.push((session_call, status, client.solve(&id, &session).await));
+    }
+    let gauge = |name: &str, value: f64| {
+        eventually(&format!("{name} is {value}"), Duration::from_secs(120), || {
+            (proxy.metric(name, &[]) == value).then_some(())
+        });
+    };
+    gauge("buildkit_lb_queue_depth", 1000.0);
+    drop(waiting);
+    gauge("buildkit_lb_queue_depth", 0.0);
+    gauge("buildkit_lb_parked_streams", 0.0);
+    gauge("buildkit_lb_connections_active", 1.0);
+    assert_eq!(proxy.metric("buildkit_lb_queue_left_total", &["client_gone"]), 1000.0);
+    assert_eq!(daemon.seen("Control/Solve").len(), 1, "no daemon has seen them");
+    daemon.finish();
+    assert_eq!(running.ended().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bake_of_more_targets_than_slots_runs_whole_and_counts() {
     let (daemon, proxy) = limited(4, &[]).await;
     let other = build(&proxy, "other").await;

@@ -14,13 +14,14 @@ use support::{
     certificates::{Authority, Request},
     child::Guarded,
     client::{Context, buildctl, buildctl_build, run, succeed, text},
-    eventually,
+    eventually, free_port,
     kubernetes::{
         Cluster,
         fleet::{Fleet, ready},
         unreachable_kubeconfig,
     },
     proxy::{Builder, Proxy},
+    raw_client::RawClient,
     tools::tool,
 };
 
@@ -138,6 +139,24 @@ fn what_cannot_be_answered_is_refused_in_words() {
     succeed(buildctl(&proxy.addr_of("arm64")).args(["debug", "workers"]));
     assert_eq!(answer(&proxy, "is-active", &["pool=arm64"])["result"], true);
     assert_eq!(answer(&proxy, "is-active", &["pool=amd64"])["result"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keda_is_told_again_while_builds_wait() {
+    let port = free_port();
+    let builder = Builder::default().backend(&format!("late=tcp://127.0.0.1:{port}"));
+    let proxy = builder.args(&ARGS).start();
+    let client = RawClient::connect(&proxy.socket()).await;
+    let _waiting = client.solve("r", "s").await;
+    eventually("the build waits", Duration::from_secs(20), || {
+        (proxy.metric("buildkit_lb_queue_depth", &[]) == 1.0).then_some(())
+    });
+    let answers = Answers::open(&proxy, &[]);
+    eventually("the same is told twice", Duration::from_secs(120), || {
+        let told = answers.told();
+        assert!(told.iter().all(|active| *active), "{told:?}");
+        (told.len() >= 2).then_some(())
+    });
 }
 
 #[test]

@@ -203,9 +203,11 @@ fn a_person_who_gives_up_is_let_go_at_once_and_no_daemon_hears_of_it() {
     let status = build.wait(Duration::from_secs(4));
     assert!(!status.success());
     assert!(build.log().contains("canceled"), "{}", build.log());
-    eventually("nothing waits any more", BUILT, || {
-        (proxy.metric("buildkit_lb_parked_streams", &[]) == 0.0).then_some(())
-    });
+    for gauge in ["buildkit_lb_parked_streams", "buildkit_lb_queue_depth"] {
+        eventually(&format!("{gauge} is 0"), BUILT, || {
+            (proxy.metric(gauge, &[]) == 0.0).then_some(())
+        });
+    }
     daemon.restart();
     succeed(&mut buildctl_build(&proxy.addr(), &context));
     assert_eq!(builds(&daemon), 1);

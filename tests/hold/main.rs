@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 mod clients;
+mod outcomes;
 #[path = "../support/mod.rs"]
 mod support;
 mod versions;

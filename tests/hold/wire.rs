@@ -1,6 +1,12 @@
 //! The bytes that pass while a build waits, and after the wait.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use buildkit_lb::wire::{
     self, MessageDecoder,
@@ -125,6 +131,78 @@ async fn a_session_goes_on_with_its_daemon_where_the_proxy_began_it() {
     session.upload.send_data(Bytes::new(), true).expect("open");
     assert_eq!(reader.code().await, "0");
     assert_eq!(daemon.seen("Control/Session").len(), 1);
+}
+
+/// An inner DATA frame that holds `number` again and again.
+fn data_frame(number: u8) -> Bytes {
+    const LEN: u16 = 16_000;
+    let [high, low] = LEN.to_be_bytes();
+    let mut frame = vec![0, high, low, 0, 0, 0, 0, 0, 1];
+    frame.resize(9 + usize::from(LEN), number);
+    message(&frame)
+}
+
+/// Far more than what is kept of a Session that waits, and the windows before it.
+const FRAMES: u8 = 200;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_sends_much_while_it_waits_is_stopped_and_loses_nothing() {
+    let (proxy, port) = proxy_alone();
+    let client = RawClient::connect(&proxy.socket()).await;
+    let mut session = client.session("s").await;
+    let _solve = client.solve("r", "s").await;
+    let status = client.by_ref("Status", "r").await;
+    say(&mut session.upload, message(GREETING)).await;
+    let (mut upload, answer) = session.into_parts();
+    let sent = Arc::new(AtomicU8::new(0));
+    let sending = Arc::clone(&sent);
+    let sender = tokio::spawn(async move {
+        say(&mut upload, message(CONFIRMATION)).await;
+        for number in 0..FRAMES {
+            say(&mut upload, data_frame(number)).await;
+            sending.store(number + 1, Ordering::Relaxed);
+        }
+        upload
+    });
+    // By then it would have sent everything to a proxy that reads on.
+    let status = status.answered().await.expect("headers");
+    Reader::new(status.body).status().await;
+    let before = sent.load(Ordering::Relaxed);
+    assert!((2..FRAMES / 4).contains(&before), "{before} frames");
+
+    let daemon = FakeDaemon::start_at("late", port).await;
+    let (told, mut received) = tokio::sync::mpsc::unbounded_channel();
+    daemon.on("Control/Session", move |mut stream| {
+        let told = told.clone();
+        async move {
+            let mut out = stream.headers();
+            say(&mut out, message(PREFACE)).await;
+            let mut reader = Reader::new(stream.body);
+            while let Some(message) = reader.next().await {
+                let message = wire::decode::<BytesMessage>(&message).expect("a BytesMessage");
+                let _ = told.send(message.data);
+            }
+            let _ = out.send_trailers(trailers(0, ""));
+        }
+    });
+    let mut upload = sender.await.expect("all is sent");
+    upload.send_data(Bytes::new(), true).expect("open");
+    let mut reader = Reader::new(answer.await.expect("headers").into_body());
+    assert_eq!(reader.inner().await, [PREFACE, EMPTY_SETTINGS].concat());
+    assert_eq!(reader.code().await, "0");
+    let mut all = Vec::new();
+    while let Some(data) = received.recv().await {
+        all.extend_from_slice(&data);
+        if all.len() >= GREETING.len() + usize::from(FRAMES) * 16_009 {
+            break;
+        }
+    }
+    let mut expected = GREETING.to_vec();
+    for number in 0..FRAMES {
+        let frame = wire::decode::<BytesMessage>(&data_frame(number)).expect("its own");
+        expected.extend_from_slice(&frame.data);
+    }
+    assert!(all == expected, "{} bytes of {}", all.len(), expected.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,8 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    fn of(output: &Output) -> Self {
+    /// What `output` shows.
+    pub(crate) fn of(output: &Output) -> Self {
         let text = text(output);
         let step = |line: &str| {
             let (number, rest) = line.strip_prefix('#')?.split_once(' ')?;
@@ -31,6 +32,17 @@ impl Outcome {
             steps: text.lines().filter_map(step).collect(),
             error: error.map(without_digests).collect(),
         }
+    }
+
+    /// Whether a step of this name was shown.
+    pub(crate) fn has_step(&self, name: &str) -> bool {
+        self.steps.contains(name)
+    }
+
+    /// The same without the step of this name.
+    pub(crate) fn without_step(mut self, name: &str) -> Self {
+        self.steps.remove(name);
+        self
     }
 }
 
