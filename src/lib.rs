@@ -1,28 +1,28 @@
 //! buildkit-lb: a gRPC load balancer in front of a fleet of buildkitd daemons.
 //!
-//! The modules, in the order a byte travels. A module may use only those that stand after it; a test,
-//! `tests/layout.rs`, holds the code to this list:
+//! This list has the modules in the order in which a byte passes them. A module may use only modules that stand after it;
+//! a test, `tests/layout.rs`, compares the code with the list:
 //!
-//! - [`cli`] command line, [`explain`] and [`explain_access`] what the proxy would decide, [`drain_client`] drains a daemon at
-//!   all proxies
-//! - [`app`] the composition root, [`admin`] metrics and status, [`scaler`] tells KEDA how many builds there
-//!   are, [`pool`] the composition root of one pool; [`config`] settings
-//! - [`listener`] accepts, [`connection`] serves one HTTP/2 client link
-//! - [`router`] path and metadata to a route
-//! - [`builds`] reads each Solve, binds its build, parks the siblings
-//! - [`fanout`] the fleet's RPCs: ask every daemon, merge
-//! - [`proxy`] what all streams share: the [`running`] builds, which connections are their [`carriers`], whose they
-//!   are ([`ownership`]), the [`refusals`]; [`parking`] where calls wait for their build, [`placement`] where a build goes,
-//!   [`directory`] session or build -> binding
-//! - [`call`] one call and what becomes of it
-//! - beside the path: [`health`] probes, [`annotations`] tells Kubernetes which pods build
-//! - [`capabilities`] what daemons have said they can do
-//! - [`upstream`] one connection to a daemon; [`relay`] copies bodies unread
-//! - [`discovery`] finds the backends, and writes the fleet alone; [`fleet`] the live ones
-//! - [`affinity`] what a build's cache is known by
-//! - [`policy`] which backend takes a build
+//! - [`cli`] is the command line. [`explain`] and [`explain_access`] say what the proxy would decide, and [`drain_client`]
+//!   drains a daemon at all proxies.
+//! - [`app`] is the composition root. [`admin`] serves metrics and status, [`scaler`] tells KEDA how many builds there
+//!   are, [`pool`] is the composition root of one pool, and [`config`] has the settings.
+//! - [`listener`] admits clients, and [`connection`] serves one HTTP/2 connection.
+//! - [`router`] finds the route of a call from its path and metadata.
+//! - [`builds`] reads each Solve, binds its build, and parks the siblings.
+//! - [`fanout`] asks every daemon and merges the answers.
+//! - [`proxy`] is what all streams share: the [`running`] builds, the connections that are their [`carriers`], their
+//!   [`ownership`], and the [`refusals`]. [`parking`] holds calls until their build is bound, [`placement`] decides where a
+//!   build goes, and [`directory`] finds the binding of a session or build.
+//! - [`call`] is one call and its result.
+//! - Beside the path, [`health`] probes backends, and [`annotations`] tells Kubernetes which pods have builds.
+//! - [`capabilities`] remembers what daemons can do.
+//! - [`upstream`] is one connection to a daemon, and [`relay`] copies bodies unread.
+//! - [`discovery`] finds the backends and is the only writer of the [`fleet`], which has the live ones.
+//! - [`affinity`] makes the key under which a build finds its cache.
+//! - [`policy`] chooses the backend of a build.
 //!
-//! Leaves, which anyone may use and which use no one but each other: [`acceptor`], [`access`], [`account`], [`activity`],
+//! Leaves may be used by every module, and use only each other: [`acceptor`], [`access`], [`account`], [`activity`],
 //! [`address`], [`client`], [`connection_limit`], [`connection_table`], [`descriptors`], [`error`], [`first_message`],
 //! [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`metrics`], [`networks`],
 //! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`],

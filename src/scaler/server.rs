@@ -101,7 +101,7 @@ async fn serve(
     let socket = match secured(socket, tls).await {
         Ok(socket) => socket,
         Err(error) => {
-            debug!(client = ?client.address, error, "no TLS with a client of the scaler");
+            debug!(client = ?client.address, error, "TLS handshake failed on the scaler port");
             return;
         }
     };
