@@ -53,7 +53,7 @@ struct Inner {
 struct Ledger {
     /// The connections that have a permit and are not about to close.
     open: ConnectionTable<Arc<ActiveStreams>>,
-    /// Those whose clients have a name. A connection stays here while it closes.
+    /// The connections whose clients have a name. A connection stays here while it closes.
     named: Named,
     /// The connections that were asked to close and have not closed.
     leaving: usize,

@@ -2,7 +2,7 @@
 //!
 //! Two limits count with this table: [`crate::connection_limit`] for clients, and the admin port for its own. They differ
 //! in what they call idle. [`crate::shares`] has a ledger of its own, because it counts amounts of calls or bytes, and
-//! takes the newest from whoever has most, whether it is used or not.
+//! takes the newest from the client that has most, whether it is used or not.
 
 use std::{
     cmp::Reverse,

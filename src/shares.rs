@@ -1,7 +1,7 @@
 //! Limits that clients share: calls, connections, bytes.
 //!
-//! While some of it is free, whoever asks gets it, up to what one connection and one address may have.
-//! When it runs out, the heaviest gives way to whoever has less: first among addresses, then among the
+//! While some of it is free, every client gets what it asks for, up to what one connection and one address may have.
+//! When it runs out, the heaviest client gives way to those that have less: first among addresses, then among the
 //! connections of one address. So a client that takes all there is can keep nobody else out, and one
 //! that is alone may use nearly all.
 

@@ -56,7 +56,7 @@ impl Calls {
     }
 }
 
-/// Lets a call that shows a token be its client's. Other calls are those of the connection's client.
+/// Gives a call with a token the identity of that token. Other calls keep the identity of the connection's client.
 fn identify(
     proxy: Arc<Proxy>,
     method: &'static Method,
