@@ -101,7 +101,7 @@ impl Config {
             given.flags,
         ];
         let settings = layers.into_iter().fold(Table::new(), over);
-        let config = Self::read(settings, &given.defaults, &mut problems);
+        let config = Self::read(&settings, &given.defaults, &mut problems);
         match config {
             Some(config) if problems.is_empty() => Ok(config),
             _ => {
@@ -112,7 +112,7 @@ impl Config {
     }
 
     /// Reads the table of all settings that were given.
-    fn read(given: Table, defaults: &Table, problems: &mut Vec<String>) -> Option<Self> {
+    fn read(given: &Table, defaults: &Table, problems: &mut Vec<String>) -> Option<Self> {
         let mut sections = Sections::new(over(defaults.clone(), given.clone()), defaults, "");
         let identities = sections
             .take("identity")
@@ -126,9 +126,9 @@ impl Config {
         process.complete(problems);
         admin_access.check(process.admin_token_file.is_some(), problems);
         let pools = if own_tables.is_empty() {
-            vec![Pool::only(pool, &tls, &given, problems)]
+            vec![Pool::only(pool, &tls, given, problems)]
         } else {
-            read_pools(own_tables, &pool.common(&tls, &given, problems), problems)?
+            read_pools(own_tables, &pool.common(&tls, given, problems), problems)?
         };
         check_ports(&process, &pools, problems);
         let access = check_access(access, &pools, problems);

@@ -104,7 +104,7 @@ impl fmt::Display for Explanation<'_> {
         match (self.rule, self.has_rules) {
             (Some(number), _) => writeln!(f, "rule             {number}")?,
             (None, true) => {
-                writeln!(f, "rule             none names this client, so it may do nothing")?
+                writeln!(f, "rule             none names this client, so it may do nothing")?;
             }
             (None, false) => writeln!(f, "rule             there are none")?,
         }

@@ -14,7 +14,7 @@ fn key(text: &str) -> Option<KeyHash> {
 /// started first ends first.
 fn served(order: &mut Order<char>, owners: &HashMap<Ticket, char>, slots: usize) -> Vec<char> {
     let (now, mut running, mut served) = (Instant::now(), VecDeque::new(), Vec::new());
-    while order.len() > 0 {
+    while !order.is_empty() {
         if running.len() == slots {
             order.end(&running.pop_front().expect("one runs"));
         }
@@ -226,7 +226,7 @@ proptest! {
         }
         let mut daemons: [Option<u8>; 2] = [None; 2];
         let mut idle = [0; 2];
-        while order.len() > 0 {
+        while !order.is_empty() {
             for owner in daemons.iter_mut().filter_map(Option::take) {
                 order.end(&owner);
             }
@@ -234,7 +234,7 @@ proptest! {
                 let warm = |ticket| if home[&ticket].1 == daemon { Offer::Good } else { Offer::Cold };
                 let granted = order.grant(now, warm);
                 daemons[daemon] = granted.map(|ticket| home[&ticket].0);
-                idle[daemon] = if granted.is_some() || order.len() == 0 { 0 } else { idle[daemon] + 1 };
+                idle[daemon] = if granted.is_some() || order.is_empty() { 0 } else { idle[daemon] + 1 };
                 prop_assert!(idle[daemon] <= AFFINITY_WAIT.as_secs(), "{daemon} is idle");
             }
             now += Duration::from_secs(1);
