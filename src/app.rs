@@ -171,7 +171,7 @@ impl App {
                 reader: Reader::new(account),
                 windows: large_windows(process.memory_budget()),
                 drain: drain.clone(),
-                identities,
+                identities: Arc::clone(&identities),
                 tokens: client_tokens.map(Arc::new),
                 access: Arc::new(access),
                 quota: access::Quota::default(),
@@ -185,6 +185,13 @@ impl App {
             started.push(Pool::start(pool, &shared).await?);
         }
         let pools: Arc<[Pool]> = started.into();
+        if let [pool, ..] = &*pools {
+            // The rules belong to no pool. The metrics about their CA certificates have the name of the first one.
+            for authority in identities.authorities() {
+                let metrics = Arc::clone(&pool.proxy.metrics);
+                background.spawn(Arc::clone(authority).follow(metrics, stop.clone()));
+            }
+        }
 
         let state = Admin::new(&pools, &families, &leaving, rights);
         admin::serve((admin, admin_listen), admin_tls, control, state, &background, &stop);

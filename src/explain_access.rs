@@ -12,7 +12,7 @@ use clap::Args;
 use crate::{
     access::Grant,
     config::Config,
-    identity::{NoName, first_certificate},
+    identity::{NoName, certificate_chain},
 };
 
 /// The longest file that is read. A chain of certificates has a few KiB.
@@ -72,7 +72,7 @@ pub fn explain_access<'a>(
             let bytes = read(file)
                 .map_err(|source| ExplainAccessError::Read { file: file.clone(), source })?;
             let identity =
-                first_certificate(&bytes).and_then(|leaf| config.identities.identify(&leaf));
+                certificate_chain(&bytes).and_then(|chain| config.identities.identify(&chain));
             Some(
                 identity
                     .map_err(|source| ExplainAccessError::Name { file: file.clone(), source })?,

@@ -12,7 +12,7 @@ use std::{
     sync::OnceLock,
 };
 
-pub use self::{certificate::first as first_certificate, rules::Rules};
+pub use self::{certificate::chain as certificate_chain, rules::Rules};
 
 /// The longest name in bytes. A SPIFFE ID may be longer, but each record of the client's builds contains the name.
 pub const MAX_NAME_LEN: usize = 256;

@@ -3,6 +3,7 @@
 //! [`Server`] is for connections of clients, and [`Client`] for connections to daemons. Both read their files again
 //! while the proxy runs. New connections use the new certificates, and open ones keep theirs.
 
+mod authority;
 mod client;
 mod failure;
 mod files;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 
 pub use self::{
+    authority::Authority,
     client::{Client, Expected, ServerNames, Sessions, to_admin_port},
     failure::{failure, too_slow},
     files::{Files, TlsError},

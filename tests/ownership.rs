@@ -367,6 +367,50 @@ async fn a_limit_counts_the_records_that_the_client_may_see_and_a_blob_is_its_ow
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_ca_of_one_team_gives_no_name_of_another() {
+    let daemon = FakeDaemon::start("f").await;
+    let (a, b) = (Authority::new("of team a"), Authority::new("of team b"));
+    let own = a.directory("proxy", &Request::SERVER);
+    let certificates = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, pem: &str| {
+        let path = certificates.path().join(name);
+        std::fs::write(&path, pem).expect("written");
+        path.display().to_string()
+    };
+    let (of_a, of_b) = (write("a.crt", a.pem()), write("b.crt", b.pem()));
+    let both = write("both.crt", &format!("{}{}", a.pem(), b.pem()));
+    let rule = |team: &str, ca: &str| {
+        format!("[[identity]]\nfrom = 'common-name'\nregex = '{team}-.*'\nca = '{ca}'\n")
+    };
+    let file = ["listen = 'tcp://127.0.0.1:0'\n", &rule("a", &of_a), &rule("b", &of_b)].concat();
+    let own = own.to_str().expect("UTF-8");
+    let proxy = Builder::default()
+        .backend(&daemon.backend())
+        .file(&file)
+        .args(&["--tls-dir", own, "--tls-ca", &both])
+        .start();
+    let client = |authority: &Authority, name| {
+        let directory = authority.directory(name, &Request { name, ..Request::CLIENT });
+        // The proxy's own certificate is of the first authority.
+        std::fs::write(directory.join("ca.pem"), a.pem()).expect("written");
+        control(&proxy, &directory, &["debug", "workers"])
+    };
+    for (authority, name, good) in
+        [(&a, "a-1", true), (&b, "b-1", true), (&a, "b-1", false), (&b, "a-1", false)]
+    {
+        let output = client(authority, name);
+        assert_eq!(output.status.success(), good, "{name}: {}", text(&output));
+    }
+    let refused = proxy.metric("buildkit_lb_connection_errors_total", &["tls_no_name"]);
+    assert!(refused >= 2.0, "{refused}");
+    // It is renewed, as the certificates are.
+    std::fs::write(&of_b, a.pem()).expect("written");
+    eventually("the other CA is in force", Duration::from_secs(30), || {
+        client(&a, "b-1").status.success().then_some(())
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_that_names_nobody_is_refused_and_the_log_says_why() {
     let daemon = FakeDaemon::start("f").await;
     let file = "listen = 'tcp://127.0.0.1:0'\n[[identity]]\nfrom = 'email'\n";

@@ -82,9 +82,9 @@ impl Tls {
         }
         let accepted = Secured::accept(io, self.server.config()).await;
         let secured = accepted.map_err(|(error, _io)| tls::failure(&error, "the client"))?;
-        let certificate = secured.peer_certificate();
-        let certificate = certificate
-            .map(|certificate| Certificate { name: self.identities.identify(&certificate).ok() });
+        let chain = secured.peer_certificates();
+        let certificate =
+            chain.map(|chain| Certificate { name: self.identities.identify(chain).ok() });
         Ok(Some((secured, certificate)))
     }
 }

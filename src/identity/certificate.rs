@@ -84,19 +84,19 @@ impl<'a> Certificate<'a> {
     }
 }
 
-/// The first certificate of a file, in DER. A PEM file has its first certificate block decoded; any other file is
-/// DER.
+/// The certificates of a file, in DER. Those of a PEM file are its certificate blocks; any other file is one in DER.
 ///
 /// # Errors
 /// The file is PEM without a certificate.
-pub fn first(file: &[u8]) -> Result<Vec<u8>, NoName> {
+pub fn chain(file: &[u8]) -> Result<Vec<Vec<u8>>, NoName> {
     const BEGIN: &[u8] = b"-----BEGIN ";
     if !file.windows(BEGIN.len()).any(|bytes| bytes == BEGIN) {
-        return Ok(file.to_vec());
+        return Ok(vec![file.to_vec()]);
     }
-    let mut blocks = Pem::iter_from_buffer(file).map_while(Result::ok);
-    let certificate = blocks.find(|block| block.label == "CERTIFICATE");
-    certificate.map(|block| block.contents).ok_or(NoName::NotACertificate)
+    let blocks = Pem::iter_from_buffer(file).map_while(Result::ok);
+    let certificates = blocks.filter(|block| block.label == "CERTIFICATE");
+    let chain: Vec<_> = certificates.map(|block| block.contents).collect();
+    if chain.is_empty() { Err(NoName::NotACertificate) } else { Ok(chain) }
 }
 
 /// The values of an attribute of the subject.

@@ -1,5 +1,8 @@
 use proptest::prelude::*;
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, SanType,
+};
 use toml::Value;
 
 use super::*;
@@ -37,7 +40,7 @@ fn rules(text: &str) -> Result<Rules, Vec<String>> {
 }
 
 fn name(rules: &Rules, leaf: &[u8]) -> Result<String, NoName> {
-    rules.identify(leaf).map(|identity| identity.name().to_owned())
+    rules.identify(&[leaf]).map(|identity| identity.name().to_owned())
 }
 
 #[test]
@@ -45,10 +48,10 @@ fn a_spiffe_id_is_the_name_else_the_common_name() {
     let rules = Rules::default();
     let spiffe = "spiffe://example.org/ns/ci/sa/builder";
     let leaf = certificate(&[dns("a.example"), uri(spiffe)], &common_name("someone"));
-    let found = rules.identify(&leaf).expect("a name");
+    let found = rules.identify(&[&leaf]).expect("a name");
     assert_eq!((found.name(), found.source()), (spiffe, "spiffe"));
     let leaf = certificate(&[uri("https://example.org"), dns("a.example")], &common_name("team-a"));
-    let found = rules.identify(&leaf).expect("a name");
+    let found = rules.identify(&[&leaf]).expect("a name");
     assert_eq!((found.name(), found.source()), ("team-a", "common-name"));
     let leaf = certificate(&[dns("a.example")], &[]);
     assert_eq!(name(&rules, &leaf), Err(NoName::NoneFits("spiffe or common-name".to_owned())));
@@ -143,7 +146,7 @@ fn rules_are_checked_and_written_again() {
 proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(der: Vec<u8>) {
-        let _ = Rules::default().identify(&der);
+        let _ = Rules::default().identify(&[&der]);
     }
 
     #[test]
@@ -163,7 +166,7 @@ proptest! {
         let rules = rules(
             "identity = [{from='spiffe'}, {from='dns'}, {from='email'}, {from='common-name'}, {from='organization'}]",
         ).expect("valid");
-        if let Ok(identity) = rules.identify(&leaf) {
+        if let Ok(identity) = rules.identify(&[&leaf]) {
             prop_assert!(identity.name().len() <= MAX_NAME_LEN && !identity.name().contains('\n'));
         }
     }
@@ -180,13 +183,58 @@ fn sample() -> Vec<u8> {
 }
 
 #[test]
-fn a_file_begins_with_the_certificate_in_pem_or_is_one_in_der() {
+fn a_file_has_certificates_in_pem_or_is_one_in_der() {
     let key = KeyPair::generate().expect("a key");
     let leaf = CertificateParams::default().self_signed(&key).expect("a certificate");
     let der = leaf.der().to_vec();
-    assert_eq!(first_certificate(&der), Ok(der.clone()));
+    assert_eq!(certificate_chain(&der), Ok(vec![der.clone()]));
     let chain = format!("{}{}{}", key.serialize_pem(), leaf.pem(), leaf.pem());
-    assert_eq!(first_certificate(chain.as_bytes()), Ok(der));
-    let key = first_certificate(key.serialize_pem().as_bytes());
+    assert_eq!(certificate_chain(chain.as_bytes()), Ok(vec![der.clone(), der]));
+    let key = certificate_chain(key.serialize_pem().as_bytes());
     assert_eq!(key, Err(NoName::NotACertificate));
+}
+
+#[test]
+fn a_rule_with_a_ca_is_about_the_certificates_that_the_ca_has_signed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let authority = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().expect("a key");
+        let pem = params.self_signed(&key).expect("a certificate").pem();
+        let path = directory.path().join(name);
+        std::fs::write(&path, pem).expect("written");
+        (Issuer::new(params, key), path.display().to_string())
+    };
+    let ((a, a_file), (b, b_file)) = (authority("a"), authority("b"));
+    let signed = |issuer: &Issuer<'_, KeyPair>, name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().expect("a key");
+        params.signed_by(&key, issuer).expect("signed").der().to_vec()
+    };
+    let text = format!(
+        "[[identity]]\nfrom = 'common-name'\nregex = 'team-a-.*'\nca = '{a_file}'\n\
+         [[identity]]\nfrom = 'common-name'\nregex = 'team-b-.*'\nca = '{b_file}'\n"
+    );
+    let rules = rules(&text).expect("valid");
+    assert_eq!(name(&rules, &signed(&a, "team-a-1")), Ok("team-a-1".to_owned()));
+    assert_eq!(name(&rules, &signed(&b, "team-b-1")), Ok("team-b-1".to_owned()));
+    for other in [signed(&a, "team-b-1"), signed(&b, "team-a-1")] {
+        assert!(matches!(name(&rules, &other), Err(NoName::NoneFits(_))));
+    }
+    let mut problems = Vec::new();
+    let again = Rules::from_value(rules.to_value(), "identity", &mut problems);
+    assert_eq!((again, problems), (rules, Vec::new()));
+}
+
+#[test]
+fn a_ca_that_cannot_be_used_is_told() {
+    let missing = rules("[[identity]]\nfrom = 'dns'\nca = '/no/such'").expect_err("no file");
+    assert!(missing[0].starts_with("identity[0]: `ca`: cannot read"), "{missing:?}");
+    let odd = rules("[[identity]]\nfrom = 'dns'\nca = 1").expect_err("no path");
+    assert!(odd[0].contains("`ca` must be a string"), "{odd:?}");
 }

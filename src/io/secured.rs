@@ -174,9 +174,9 @@ impl Secured {
     }
 
     /// The verified certificate of the other side. `None` if it has shown none.
-    pub fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
+    pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
         let (_io, session) = self.0.get_ref();
-        Some(session.peer_certificates()?.first()?.clone().into_owned())
+        session.peer_certificates()
     }
 
     /// Reads what has arrived, as far as it fits. The library passes on one record at a time, and bulk data

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 
 use crate::{
@@ -97,8 +98,7 @@ impl Handshakes {
         drop(share);
         match accepted {
             Ok(secured) => {
-                let certificate = secured.peer_certificate();
-                let identity = identify(certificate.as_deref(), client, context)?;
+                let identity = identify(secured.peer_certificates(), client, context)?;
                 Ok(Some(Accepted { socket: Socket::Tls(Box::new(secured)), identity }))
             }
             Err((error, io)) => {
@@ -114,20 +114,18 @@ impl Handshakes {
     }
 }
 
-/// The identity in the verified `certificate`. `None` if the client has shown none.
+/// The identity in the first certificate of `chain`, which is verified. `None` if the client has shown none.
 fn identify(
-    certificate: Option<&[u8]>,
+    chain: Option<&[CertificateDer<'static>]>,
     client: &Client,
     context: &Context,
 ) -> Result<Option<Arc<Identity>>, ConnectionError> {
-    let Some(certificate) = certificate else { return Ok(None) };
-    context.proxy.identities.identify(certificate).map(|name| Some(Arc::new(name))).map_err(
-        |error| {
-            let failure = ConnectionError::new(ConnectionErrorReason::TlsNoName, error.to_string());
-            context.proxy.refusals.handshake(&failure, client.address);
-            failure
-        },
-    )
+    let Some(chain) = chain else { return Ok(None) };
+    context.proxy.identities.identify(chain).map(|name| Some(Arc::new(name))).map_err(|error| {
+        let failure = ConnectionError::new(ConnectionErrorReason::TlsNoName, error.to_string());
+        context.proxy.refusals.handshake(&failure, client.address);
+        failure
+    })
 }
 
 fn too_many() -> ConnectionError {

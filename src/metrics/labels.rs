@@ -141,6 +141,8 @@ label_set! {
         Scaler = "scaler",
         /// Towards clients of the admin port.
         Admin = "admin",
+        /// The CA certificates of an identity rule.
+        Identity = "identity",
     }
 }
 
