@@ -9,7 +9,7 @@ use clap::{
 };
 use toml::{Table, Value};
 
-use super::{AdminAccess, Pool, Process, TlsSettings};
+use super::{AdminAccess, Pool, Process, tls::TlsSettings};
 
 /// The name of each variable begins with this.
 const PREFIX: &str = "BUILDKIT_LB_";

@@ -9,7 +9,7 @@ use toml::{
 
 use super::{
     file::{File, line},
-    pool::MEMBERS,
+    pools::MEMBERS,
 };
 
 /// Where each setting was given.

@@ -2,12 +2,8 @@
 
 use std::{collections::HashSet, fmt, hash::Hash};
 
-use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
-
 use super::{
     affinity,
-    layers::{over, table},
     sections::Sections,
     tls::{Tls, TlsSettings},
     value::{Count, Span, list},
@@ -22,12 +18,7 @@ use crate::{
     placement::{queue, warm},
     policy::{self, LoadFactor, PolicyKind},
 };
-
-/// The longest name of a pool. Logs, metrics and paths of the admin port contain the name.
-const MAX_NAME: usize = 63;
-
-/// The keys that each pool has of its own, so they cannot stand outside `[[pool]]`.
-pub(super) const MEMBERS: [&str; 3] = ["listen", "backend", "discover"];
+use serde::{Deserialize, Serialize};
 
 /// The settings of one pool. Outside `[[pool]]` they are the settings of the only pool, or the defaults of all pools. A
 /// field is a key of the file, and unless it is a table, a flag and a variable.
@@ -157,70 +148,8 @@ impl Pool {
         Some((pool, sections.read(problems)?))
     }
 
-    /// Reads and checks one `[[pool]]`. The paths of its keys begin with `path`. What the pool does not set comes from
-    /// `common`.
-    pub(super) fn named(
-        mut own: Table,
-        common: &Table,
-        path: &str,
-        problems: &mut Vec<String>,
-    ) -> Option<Self> {
-        let name = own.remove("name").map(|name| match name {
-            Value::String(name) => name,
-            other => other.to_string(),
-        });
-        let name = name.unwrap_or_default();
-        if !is_name(&name) {
-            problems.push(format!(
-                "{path}name: `{name}` is not a name of 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`"
-            ));
-        }
-        if lacks(&own, "listen") {
-            problems.push(format!(
-                "{path}listen: is needed, because clients choose a pool by its address"
-            ));
-        }
-        check_daemons(&own, path, problems);
-        let mut sections = Sections::new(over(common.clone(), own), common, path);
-        let (pool, tls) = Self::read(&mut sections, problems)?;
-        sections.finish(problems);
-        let mut pool = Self { name, ..pool };
-        pool.complete(path, &tls, problems);
-        Some(pool)
-    }
-
-    /// Checks the only pool, whose settings stand outside `[[pool]]`. `given` are the settings without the defaults.
-    pub(super) fn only(
-        pool: Self,
-        tls: &TlsSettings,
-        given: &Table,
-        problems: &mut Vec<String>,
-    ) -> Self {
-        check_daemons(given, "", problems);
-        let mut pool = Self { name: DEFAULT_POOL.to_owned(), ..pool };
-        pool.complete("", tls, problems);
-        pool
-    }
-
-    /// The table of the settings that pools have in common. Keys among `given` that only a `[[pool]]` can have are reported.
-    pub(super) fn common(
-        &self,
-        tls: &TlsSettings,
-        given: &Table,
-        problems: &mut Vec<String>,
-    ) -> Table {
-        for key in MEMBERS.into_iter().filter(|key| !lacks(given, key)) {
-            problems.push(format!("{key}: move this into a [[pool]]"));
-        }
-        let mut common = over(table(self), table(tls));
-        for key in MEMBERS {
-            common.remove(key);
-        }
-        common
-    }
-
     /// Fills in the defaults that depend on other settings, and checks what the types do not say.
-    fn complete(&mut self, path: &str, tls: &TlsSettings, problems: &mut Vec<String>) {
+    pub(super) fn complete(&mut self, path: &str, tls: &TlsSettings, problems: &mut Vec<String>) {
         let max_wait = queue::default_max_wait(self.max_builds.is_some());
         self.max_wait.get_or_insert(Span(max_wait));
         let names = self.backend.iter().map(|backend| &backend.name);
@@ -269,28 +198,9 @@ impl Pool {
     }
 }
 
-fn is_name(name: &str) -> bool {
-    let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    (1..=MAX_NAME).contains(&name.len()) && name.chars().all(known)
-}
-
 /// Whether a pool of this name stands outside `[[pool]]`.
 fn is_unnamed(name: &str) -> bool {
     ["", DEFAULT_POOL].contains(&name)
-}
-
-/// Whether `table` has nothing for the list `key`.
-fn lacks(table: &Table, key: &str) -> bool {
-    table.get(key).is_none_or(|value| value.as_array().is_some_and(Vec::is_empty))
-}
-
-/// Reports a pool whose own settings name no source of daemons.
-fn check_daemons(own: &Table, path: &str, problems: &mut Vec<String>) {
-    if lacks(own, "backend") && lacks(own, "discover") {
-        problems.push(format!(
-            "{path}backend: at least one is needed, as [NAME=]tcp://HOST:PORT; or set discover"
-        ));
-    }
 }
 
 /// Reports each value that occurred before.
