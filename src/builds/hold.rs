@@ -103,11 +103,12 @@ where
     F: Future<Output = CallResult> + Send + 'static,
 {
     let (deferred, body) = DeferredResponse::begin(first);
-    let holding = holding(deferred.sender());
+    // Boxed, because the task would keep room for it twice.
+    let mut holding = Box::pin(holding(deferred.sender()));
     let refusals = Arc::clone(&proxy.refusals);
     proxy.spawn(async move {
         let result = tokio::select! {
-            result = holding => result,
+            result = &mut holding => result,
             () = deferred.abandoned() => return,
         };
         deferred.complete(refusals.settle(result));
