@@ -148,7 +148,7 @@ async fn the_session_of_a_refused_build_reaches_no_daemon() {
     let strict = authority.directory("strict", &Request { name: "strict", ..Request::CLIENT });
     let client = RawClient::connect_tls(&proxy.socket(), &strict).await;
     let mut sessions = Vec::new();
-    // In each order: the calls of a build race.
+    // In each order, because the calls of a build race.
     for (build, session_first) in [("r1", true), ("r2", false)] {
         let oci = Exporter { r#type: "oci".into(), ..Default::default() };
         let request = wire::encode(&SolveRequest {
@@ -169,7 +169,7 @@ async fn the_session_of_a_refused_build_reaches_no_daemon() {
         assert_eq!((refused.code(), refused.marker()), (Some(7), Some("denied")), "{refused:?}");
         sessions.push(session);
     }
-    // A session that no build names gets a daemon after a while, and these two would have before.
+    // A session that no build names gets a daemon after a while. These two sessions would have had one by then.
     let _alone = client.session("alone").await;
     let seen = eventually("the later session comes to the daemon", Duration::from_secs(30), || {
         Some(daemon.seen("Session")).filter(|seen| !seen.is_empty())
@@ -177,7 +177,7 @@ async fn the_session_of_a_refused_build_reaches_no_daemon() {
     let ids: Vec<_> = seen.iter().map(Seen::id).collect();
     assert_eq!(ids, ["alone"]);
     assert!(daemon.seen("Solve").is_empty(), "{:?}", daemon.seen("Solve"));
-    // They end once their client has no more to say.
+    // They end when their client sends no more.
     for mut session in sessions {
         session.upload.send_data(Bytes::new(), true).expect("it is open");
         assert_eq!(session.ended().await.code(), Some(0));

@@ -109,8 +109,9 @@ fn a_roll_out_of_a_stateful_set_under_load_loses_no_build() {
 }
 
 /// Installs the chart with these values, and starts the proxy with the chart's configuration, arguments and rights.
-/// Only the proxy runs outside the cluster, because the kubelet of the tests has no images. `mounted` are directories with
-/// what the proxy finds in its Secrets, by where these are mounted, and `secrets` those of the daemons' Secrets.
+/// Only the proxy runs outside the cluster, because the kubelet of the tests has no images. `mounted` has the paths at
+/// which the Secrets of the proxy are mounted, each with the directory of the files, and `secrets` the same of the
+/// daemons.
 fn installed(
     cluster: &Cluster,
     namespace: &str,
@@ -158,7 +159,7 @@ fn what_the_chart_installs_with_tls_on_both_sides_builds_for_who_has_a_certifica
     let own = clients.directory("proxy", &Request::SERVER);
     let client = clients.directory("client", &Request::CLIENT);
     let to_daemons = daemons.directory("proxy", &Request::CLIENT);
-    // The name that the chart's documentation asks for, and no address.
+    // The name is the one that the chart's documentation asks for, and no address.
     let service = Request { names: &["buildkitd.secured.svc"], ..Request::SERVER };
     let daemon = daemons.directory("daemon", &service);
     let set = [
@@ -177,7 +178,7 @@ fn what_the_chart_installs_with_tls_on_both_sides_builds_for_who_has_a_certifica
     let nobody =
         run(nobody.arg("--tlscacert").arg(client.join("ca.pem")).args(["debug", "workers"]));
     assert!(text(&nobody).contains("certificate required"), "{}", text(&nobody));
-    // The daemon takes nobody but who has a certificate of its authority.
+    // The daemon accepts only clients with a certificate of its authority.
     let status = proxy.status();
     let address = status["backends"][0]["address"].as_str().expect("an address");
     let mut past = buildctl_tls(address, &client);

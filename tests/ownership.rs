@@ -291,7 +291,7 @@ async fn records_and_blobs_of_real_builds_are_their_owners() {
     assert!(!records(&proxy, &clients.a).contains(build));
 }
 
-/// The events of the build records that a client lists, at most `limit` of them.
+/// The events of the build records that a client lists, at most `limit` events.
 async fn listed(client: &RawClient, limit: i32) -> Vec<Bytes> {
     let request = BuildHistoryRequest { early_exit: true, limit, ..Default::default() };
     let path = format!("{CONTROL}ListenBuildHistory");
@@ -305,7 +305,7 @@ async fn listed(client: &RawClient, limit: i32) -> Vec<Bytes> {
     events
 }
 
-/// The refs in events, of the builds that are named here.
+/// The refs in the events, of the builds that are named here.
 fn refs<'a>(events: &[Bytes], builds: &'a [String]) -> Vec<&'a str> {
     let has =
         |event: &Bytes, build: &str| event.windows(build.len()).any(|at| at == build.as_bytes());
@@ -318,7 +318,7 @@ async fn a_limit_counts_the_records_that_the_client_may_see_and_a_blob_is_its_ow
     let daemon = Buildkitd::start("only");
     let (proxy, clients) = start(Proxy::in_front_of([&daemon]));
     proxy.wait_ready(1, Duration::from_secs(10));
-    // Those of `b` are the newest, which a limit takes first.
+    // The builds of `b` are the newest, so a limit takes them first.
     for (client, step) in
         [(&clients.a, "first"), (&clients.a, "second"), (&clients.b, "third"), (&clients.b, "last")]
     {
@@ -336,7 +336,7 @@ async fn a_limit_counts_the_records_that_the_client_may_see_and_a_blob_is_its_ow
     assert_eq!(own, 2, "all that are its own");
     assert_eq!(refs(&listed(&a, 1).await, &builds), [&builds[1]], "the newest of its own");
     assert_eq!(refs(&listed(&b, 1).await, &builds), [&builds[3]]);
-    // The digests of blobs stand in the records.
+    // The records contain the digests of the blobs.
     let digest = Regex::new("sha256:[0-9a-f]{64}").expect("valid");
     let record = eventually("a record with a blob", Duration::from_secs(20), || {
         let events = block_in_place(|| Handle::current().block_on(listed(&a, 1)));
@@ -391,7 +391,7 @@ async fn the_ca_of_one_team_gives_no_name_of_another() {
         .start();
     let client = |authority: &Authority, name| {
         let directory = authority.directory(name, &Request { name, ..Request::CLIENT });
-        // The proxy's own certificate is of the first authority.
+        // The first authority has signed the proxy's own certificate.
         std::fs::write(directory.join("ca.pem"), a.pem()).expect("written");
         control(&proxy, &directory, &["debug", "workers"])
     };
@@ -403,7 +403,7 @@ async fn the_ca_of_one_team_gives_no_name_of_another() {
     }
     let refused = proxy.metric("buildkit_lb_connection_errors_total", &["tls_no_name"]);
     assert!(refused >= 2.0, "{refused}");
-    // It is renewed, as the certificates are.
+    // The CA file is read again when it changes, like the certificates.
     std::fs::write(&of_b, a.pem()).expect("written");
     eventually("the other CA is in force", Duration::from_secs(30), || {
         client(&a, "b-1").status.success().then_some(())

@@ -1,4 +1,4 @@
-//! Builds wait, run and go while daemons come and go: each runs once, and nothing of any is left.
+//! Builds wait, run and end while daemons come and go. Each build runs once, and leaves nothing behind.
 #![allow(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 mod support;
@@ -27,7 +27,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// How long all of it may take. Nothing here waits for a time; a busy machine may need minutes.
+/// The longest time for all of it. Nothing here waits for a time, but a busy machine may need minutes.
 const WAIT: Duration = Duration::from_secs(300);
 
 /// Lets builds on `daemon` take a moment.
@@ -42,7 +42,7 @@ fn build_quickly(daemon: &FakeDaemon) {
     });
 }
 
-/// A way to a daemon that accepts no connection while it is closed. Connections that are open stay.
+/// A way to a daemon that accepts no connection while it is closed. Open connections stay.
 struct Door {
     socket: String,
     open: watch::Sender<bool>,
@@ -79,7 +79,7 @@ impl Door {
     }
 }
 
-/// Builds that have ended, over all workers.
+/// The builds that have ended, over all workers.
 #[derive(Clone, Default)]
 struct Done(Arc<AtomicUsize>);
 
@@ -93,7 +93,7 @@ impl Done {
     }
 }
 
-/// Builds `count` times, each on a connection of its own, and all must succeed.
+/// Builds `count` times, each time on a connection of its own. All builds must succeed.
 async fn build_all(socket: String, worker: usize, count: usize, done: Done) {
     for number in 0..count {
         let (id, session) = (format!("w{worker}-{number}"), format!("s{worker}-{number}"));
@@ -135,7 +135,7 @@ async fn each_build_runs_once_however_often_its_daemons_come_and_go() {
     let workers: Vec<_> = (0..WORKERS)
         .map(|worker| tokio::spawn(build_all(proxy.socket(), worker, EACH, done.clone())))
         .collect();
-    // Now one is away, now the other, now both: then builds wait for a daemon and not only for a slot.
+    // One daemon is away, then the other, then both. With both away, builds wait for a daemon and not only for a slot.
     for away in [vec![0], vec![1], vec![0, 1], vec![0, 1], vec![1], vec![0, 1]] {
         let before = done.count();
         for door in &away {
@@ -170,7 +170,7 @@ async fn each_build_runs_once_however_often_its_daemons_come_and_go() {
     nothing_is_left(&proxy);
 }
 
-/// Waits until nothing is counted any more that builds and their calls take.
+/// Waits until the proxy counts nothing any more of what builds and their calls take.
 fn nothing_is_left(proxy: &Proxy) {
     for gauge in [
         "buildkit_lb_queue_depth",
@@ -201,16 +201,16 @@ async fn build_at_random(socket: &str, number: usize, rng: &mut StdRng) {
     let (mut upload, solved) = solve.into_parts();
     let pause = Duration::from_millis(rng.random_range(0..40));
     match number % 4 {
-        // It stays, whatever comes.
+        // This client stays, whatever comes.
         0 => drop(tokio::time::timeout(WAIT, solved).await.expect("an answer")),
-        // It goes while the build waits or runs.
+        // This client goes while the build waits or runs.
         1 => drop(tokio::time::timeout(pause, solved).await),
-        // It gives up the build alone.
+        // This client gives up only the build.
         2 => {
             tokio::time::sleep(pause / 4).await;
             upload.send_reset(h2::Reason::CANCEL);
         }
-        // It goes at once.
+        // This client goes at once.
         _ => {}
     }
 }
@@ -249,7 +249,7 @@ async fn thousands_of_builds_whose_clients_and_daemons_die_leave_nothing() {
     assert!(proxy.metric("buildkit_lb_queue_left_total", &["granted"]) > 0.0);
     assert!(proxy.metric("buildkit_lb_queue_left_total", &["client_gone"]) > 0.0);
 
-    // All slots are there still, and no more.
+    // All slots are still there, and no more than before.
     proxy.wait_ready(3, WAIT);
     for daemon in fleet.iter() {
         daemon.on("Control/Solve", |mut stream: Stream| async move {

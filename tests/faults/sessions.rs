@@ -105,7 +105,7 @@ async fn a_session_is_served_though_its_solve_comes_after_it_was_bound_alone() {
         let client = RawClient::connect(&proxy.socket()).await;
         sessions.push(client.session(&number.to_string()).await);
     }
-    // The proxy has begun the connections inside, and bound the sessions on their own.
+    // The proxy has opened the connections inside, and has bound each session without a build.
     eventually("each session is on a daemon", WAIT, || {
         let seen: usize = fleet.iter().map(|d| d.seen("Control/Session").len()).sum();
         (seen == sessions.len()).then_some(())

@@ -1,4 +1,4 @@
-//! What comes of a build that has waited, with further kinds of clients: the same as of one that has not.
+//! A build that has waited ends like a build that has not, with further kinds of clients.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// What `client` has printed and how it ended, once it has.
+/// The output of `client` and how it ended, once it has ended.
 fn ended(client: &mut Guarded) -> Output {
     let status = client.wait(BUILT);
     Output { status, stdout: client.log().into_bytes(), stderr: Vec::new() }
@@ -45,7 +45,7 @@ fn a_wait_changes_nothing_but_for_the_step_that_shows_it() {
     }
 }
 
-/// Serves `text` at this address to whoever asks, until the test ends.
+/// Serves `text` at this address to every client, until the test ends.
 fn serve(text: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound");

@@ -133,7 +133,7 @@ async fn a_session_goes_on_with_its_daemon_where_the_proxy_began_it() {
     assert_eq!(daemon.seen("Control/Session").len(), 1);
 }
 
-/// An inner DATA frame that holds `number` again and again.
+/// An inner DATA frame that contains `number` repeatedly.
 fn data_frame(number: u8) -> Bytes {
     const LEN: u16 = 16_000;
     let [high, low] = LEN.to_be_bytes();
@@ -142,7 +142,7 @@ fn data_frame(number: u8) -> Bytes {
     message(&frame)
 }
 
-/// Far more than what is kept of a Session that waits, and the windows before it.
+/// Far more than the proxy keeps of a waiting Session and than the windows before the proxy hold.
 const FRAMES: u8 = 200;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,7 +164,7 @@ async fn a_client_that_sends_much_while_it_waits_is_stopped_and_loses_nothing() 
         }
         upload
     });
-    // By then it would have sent everything to a proxy that reads on.
+    // By then the client would have sent everything to a proxy that reads on.
     let status = status.answered().await.expect("headers");
     Reader::new(status.body).status().await;
     let before = sent.load(Ordering::Relaxed);

@@ -16,7 +16,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// What `output` shows.
+    /// The steps and texts that `output` shows.
     pub(crate) fn of(output: &Output) -> Self {
         let text = text(output);
         let step = |line: &str| {
@@ -34,12 +34,12 @@ impl Outcome {
         }
     }
 
-    /// Whether a step of this name was shown.
+    /// Whether a step with this name was shown.
     pub(crate) fn has_step(&self, name: &str) -> bool {
         self.steps.contains(name)
     }
 
-    /// The same without the step of this name.
+    /// The same without the step with this name.
     pub(crate) fn without_step(mut self, name: &str) -> Self {
         self.steps.remove(name);
         self

@@ -155,7 +155,7 @@ impl FakeDaemon {
         self.order(number, Order::Cut);
     }
 
-    /// Cuts all connections, as a daemon does that dies; it accepts new ones at once.
+    /// Cuts all connections, as a daemon that dies does. New connections are accepted at once.
     pub(crate) fn cut_all(&self) {
         let orders = self.state.orders.lock().expect("unpoisoned");
         for orders in orders.iter() {

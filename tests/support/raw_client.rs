@@ -34,7 +34,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub(crate) struct RawClient {
     sender: SendRequest<Bytes>,
-    /// Metadata of each call.
+    /// The metadata of each call.
     always: Vec<(String, String)>,
 }
 
@@ -111,21 +111,21 @@ impl RawClient {
         Self::over_tls(stream_from(address, socket).await, directory).await
     }
 
-    /// Connects to `socket`, whose authority is in `directory`, and shows no certificate.
+    /// Connects to `socket`, whose authority is in `directory`, without a certificate.
     pub(crate) async fn connect_tls_anonymous(socket: &str, directory: &Path) -> Self {
         let stream = TcpStream::connect(socket).await.expect("the proxy accepts");
         let config = trusting(directory, rustls::ALL_VERSIONS).with_no_client_auth();
         Self::speak(shake(stream, Arc::new(config)).await, 65_535).await
     }
 
-    /// The same connection, with this metadata on each call besides that of before.
+    /// The same connection with further metadata on each call.
     pub(crate) fn with(&self, name: &str, value: &str) -> Self {
         let mut always = self.always.clone();
         always.push((name.to_owned(), value.to_owned()));
         Self { sender: self.sender.clone(), always }
     }
 
-    /// What shows the certificate in `directory`, in one of these versions of TLS.
+    /// A configuration with the certificate in `directory` and these versions of TLS.
     pub(crate) fn certified(
         directory: &Path,
         versions: &[&'static SupportedProtocolVersion],
@@ -137,7 +137,7 @@ impl RawClient {
         Arc::new(config.expect("a key of the certificate"))
     }
 
-    /// Connects to `socket` with `config`; also what the handshake was.
+    /// Connects to `socket` with `config`. Also returns what the handshake was.
     pub(crate) async fn connect_with(
         socket: &str,
         config: Arc<ClientConfig>,
@@ -273,7 +273,7 @@ async fn shake(stream: TcpStream, config: Arc<ClientConfig>) -> TlsStream<TcpStr
     connector.connect(address.into(), stream).await.expect("a handshake")
 }
 
-/// What trusts the authority in `directory`.
+/// A configuration that trusts the authority in `directory`.
 fn trusting(
     directory: &Path,
     versions: &[&'static SupportedProtocolVersion],

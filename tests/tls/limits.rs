@@ -61,7 +61,7 @@ async fn a_name_that_uses_all_it_may_have_is_told_so_and_another_one_builds() {
     proxy.wait_ready(1, Duration::from_secs(20));
     let own = |name| authorities.clients.directory(name, &Request { name, ..Request::CLIENT });
     let greedy = own("greedy");
-    // Each from an address of its own, none of which has many.
+    // Each connection comes from an address of its own, and no address has many.
     let connect = |number: usize| {
         let address = format!("127.0.1.{number}");
         let (socket, greedy) = (proxy.socket(), &greedy);

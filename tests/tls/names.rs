@@ -1,4 +1,4 @@
-//! The name in a daemon's certificate is the one that the daemon was found by.
+//! The name in a daemon's certificate must be the name by which the daemon was found.
 
 use std::{net::UdpSocket, time::Duration};
 
@@ -11,7 +11,8 @@ use crate::{
     },
 };
 
-/// Answers every question for an address with 127.0.0.1, and all others with nothing. Returns where it listens.
+/// A DNS server that answers every question for an address with 127.0.0.1, and all others with nothing. Returns its
+/// address.
 fn name_server() -> String {
     const ADDRESS: [u8; 2] = [0, 1];
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
@@ -25,11 +26,11 @@ fn name_server() -> String {
             let question = &question[..end + 5];
             let asked = question[end + 1..end + 3] == ADDRESS;
             let mut answer = message[..2].to_vec();
-            // A response with recursion, one question, and an answer or none.
+            // A response with recursion, one question, and one answer or none.
             answer.extend([0x81, 0x80, 0, 1, 0, u8::from(asked), 0, 0, 0, 0]);
             answer.extend(question);
             if asked {
-                // The name of the question, an address, a minute to live.
+                // The name of the question, an address record, one minute to live.
                 answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
             }
             let _ = socket.send_to(&answer, peer);

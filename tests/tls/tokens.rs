@@ -1,4 +1,4 @@
-//! Tokens by which clients without a certificate have a name.
+//! Tokens give a name to clients without a certificate.
 
 use std::{fmt::Write as _, fs, path::PathBuf, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::support::{
 const A: &str = "0f8a3e1c9b7d4652a1c0e9f8b7d6a543";
 const B: &str = "77aa3e1c9b7d4652a1c0e9f8b7d6a500";
 
-/// A line of the file: what `sha256sum` prints of the token, and a name.
+/// A line of the token file: the output of `sha256sum` for the token, and a name.
 fn line(token: &str, name: &str) -> String {
     let hash = digest(&SHA256, token.as_bytes());
     let digits = hash.as_ref().iter().fold(String::new(), |mut digits, byte| {
@@ -25,7 +25,7 @@ fn line(token: &str, name: &str) -> String {
     format!("{digits}  {name}\n")
 }
 
-/// A proxy that takes tokens, or certificates.
+/// A proxy that accepts tokens or certificates.
 struct Fixture {
     daemon: FakeDaemon,
     proxy: Proxy,
@@ -77,7 +77,7 @@ fn bearer(client: &RawClient, token: &str) -> RawClient {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_of_one_connection_are_those_of_their_tokens_clients() {
     let fixture = Fixture::new(true).await;
-    // As an HTTP/2 hop sends the calls of many clients.
+    // An HTTP/2 hop sends the calls of many clients like this.
     let hop = fixture.anonymous().await;
     let (a, b) = (bearer(&hop, A), bearer(&hop, B));
     let _solve_a = a.solve("of-a", "").await;
@@ -90,7 +90,7 @@ async fn calls_of_one_connection_are_those_of_their_tokens_clients() {
     assert_eq!((foreign.code(), foreign.marker()), (Some(5), Some("unknown_build")), "{foreign:?}");
     let own = a.by_ref("Status", "of-a").await.answered().await.expect("headers");
     assert!(own.headers.get("buildkit-lb-error").is_none(), "{:?}", own.headers);
-    // A token counts before a certificate.
+    // A token takes precedence over a certificate.
     let certified = RawClient::connect_tls(&fixture.proxy.socket(), &fixture.client).await;
     let _solve = certified.solve("of-client", "").await;
     assert_eq!(fixture.identity("of-client"), "client");

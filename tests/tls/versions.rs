@@ -1,4 +1,4 @@
-//! TLS 1.2, and sessions that are resumed: what a daemon shows that is no `buildkitd` of today.
+//! TLS 1.2 and resumed sessions: a TLS server that is no current `buildkitd`.
 
 use std::{
     path::Path,
@@ -25,14 +25,14 @@ use crate::support::{
 /// What one handshake was.
 type Handshake = (ProtocolVersion, HandshakeKind);
 
-/// Decrypts what comes, and hands it to a daemon that speaks no TLS.
+/// A server that decrypts what it receives, and passes it on to a daemon without TLS.
 struct Terminator {
     address: String,
     handshakes: Arc<Mutex<Vec<Handshake>>>,
 }
 
 impl Terminator {
-    /// Starts one with the certificate in `directory`.
+    /// Starts a server with the certificate in `directory`.
     async fn start(
         directory: &Path,
         version: &'static SupportedProtocolVersion,

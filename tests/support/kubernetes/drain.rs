@@ -93,7 +93,7 @@ impl Volumes {
         Self { names, _directory: directory }
     }
 
-    /// The flags of the container `buildkitd` that are about certificates.
+    /// The flags of the container `buildkitd` that concern certificates.
     pub(crate) fn certificates(&self, pod: &Value) -> Vec<String> {
         let Some(daemon) = container(pod, "buildkitd") else { return Vec::new() };
         let args = daemon["args"].as_array().into_iter().flatten().filter_map(Value::as_str);
