@@ -57,7 +57,7 @@ impl Fleet {
         dir: &Path,
     ) -> Result<Self> {
         let daemons = (0..daemons)
-            .map(|number| Buildkit::start(&dir.join(backend_name(number))))
+            .map(|number| Buildkit::start(&dir.join(backend_name(number)), &[]))
             .collect::<Result<Vec<_>>>()?;
         let address = free_address()?;
         let mut command = vec![

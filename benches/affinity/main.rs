@@ -225,7 +225,7 @@ impl Bench<'_> {
             format!("--ref-file={}", reference.display()),
         ];
         let started = Instant::now();
-        let built = buildkit::build(fleet.address(), &project.context, &args)?;
+        let built = buildkit::build(fleet.address(), &[], &project.context, &args)?;
         let steps = Steps::read(&built.progress)?;
         ensure!(steps.all > 0, "no step in the progress:\n{}", built.progress);
         let reference = fs::read_to_string(&reference)?.trim().to_owned();

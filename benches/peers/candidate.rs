@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    certificates::Certificates,
     machine::{self, Cores},
     process::{Process, free_address},
     tools::tool,
@@ -76,12 +77,20 @@ impl Candidate {
         }
     }
 
-    /// Starts the candidate in front of the daemon at `daemon`. If `cores` are counted, the candidate runs on those.
+    /// Whether the candidate is compared over TLS. Candidates in TCP mode pass on what client and daemon encrypt.
+    pub(crate) fn knows_tls(&self) -> bool {
+        // There is no TLS configuration for Envoy, which could not be installed where the others were written.
+        *self != Self::EnvoyH2
+    }
+
+    /// Starts the candidate in front of the daemon at `daemon`. If `cores` are counted, the candidate runs on those. If
+    /// there are `certificates`, both sides speak TLS.
     pub(crate) fn start(
         &self,
         daemon: SocketAddr,
         dir: &Path,
         cores: Option<&Cores>,
+        certificates: Option<&Certificates>,
     ) -> Result<Target> {
         if *self == Self::Direct {
             return Ok(Target { name: self.name().to_owned(), address: daemon, process: None });
@@ -89,7 +98,8 @@ impl Candidate {
         let address = free_address()?;
         let dir = dir.join(self.name());
         fs::create_dir_all(&dir)?;
-        let mut command = self.command(&Site { listen: address, daemon, dir: &dir, cores })?;
+        let mut command =
+            self.command(&Site { listen: address, daemon, dir: &dir, cores, certificates })?;
         if let Some(cores) = cores {
             command.splice(0..0, [path_of("taskset"), "-c".into(), cores.proxy.clone()]);
         }
@@ -109,7 +119,11 @@ impl Candidate {
                 vec![path_of("haproxy"), "-db".into(), "-f".into(), config]
             }
             Self::HaproxyH2 => {
-                let config = site.write("haproxy.cfg", include_str!("config/haproxy-h2.cfg"))?;
+                let template = match site.certificates {
+                    None => include_str!("config/haproxy-h2.cfg"),
+                    Some(_) => include_str!("config/haproxy-h2-tls.cfg"),
+                };
+                let config = site.write("haproxy.cfg", template)?;
                 vec![path_of("haproxy"), "-db".into(), "-f".into(), config]
             }
             Self::NginxStream => {
@@ -117,7 +131,11 @@ impl Candidate {
                 vec![path_of("nginx"), "-c".into(), config]
             }
             Self::NginxGrpc => {
-                let config = site.write("nginx.conf", include_str!("config/nginx-grpc.conf"))?;
+                let template = match site.certificates {
+                    None => include_str!("config/nginx-grpc.conf"),
+                    Some(_) => include_str!("config/nginx-grpc-tls.conf"),
+                };
+                let config = site.write("nginx.conf", template)?;
                 vec![path_of("nginx"), "-c".into(), config]
             }
             Self::EnvoyTcp => {
@@ -126,13 +144,20 @@ impl Candidate {
             Self::EnvoyH2 => {
                 envoy(&site.write("envoy.yaml", include_str!("config/envoy-h2.yaml"))?)
             }
-            Self::BuildkitLb { binary, .. } => vec![
-                binary.display().to_string(),
-                "serve".into(),
-                format!("--listen=tcp://{}", site.listen),
-                format!("--backend=a=tcp://{}", site.daemon),
-                "--admin-listen=127.0.0.1:0".into(),
-            ],
+            Self::BuildkitLb { binary, .. } => {
+                let mut words = vec![
+                    binary.display().to_string(),
+                    "serve".into(),
+                    format!("--listen=tcp://{}", site.listen),
+                    format!("--backend=a=tcp://{}", site.daemon),
+                    "--admin-listen=127.0.0.1:0".into(),
+                ];
+                if let Some(certificates) = site.certificates {
+                    let dir = certificates.dir();
+                    words.extend(["tls", "backend-tls"].map(|side| format!("--{side}-dir={dir}")));
+                }
+                words
+            }
         };
         Ok(words)
     }
@@ -182,6 +207,7 @@ struct Site<'a> {
     daemon: SocketAddr,
     dir: &'a Path,
     cores: Option<&'a Cores>,
+    certificates: Option<&'a Certificates>,
 }
 
 impl Site<'_> {
@@ -197,7 +223,11 @@ impl Site<'_> {
             .replace("@listen@", &self.listen.to_string())
             .replace("@upstream@", &self.daemon.to_string())
             .replace("@workers@", &self.workers())
-            .replace("@dir@", &self.dir.display().to_string());
+            .replace("@dir@", &self.dir.display().to_string())
+            .replace(
+                "@certificates@",
+                &self.certificates.map(Certificates::dir).unwrap_or_default(),
+            );
         let path = self.dir.join(name);
         fs::write(&path, text)?;
         Ok(path.display().to_string())

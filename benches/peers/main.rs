@@ -8,6 +8,7 @@
 #[path = "../support/buildkit.rs"]
 mod buildkit;
 mod candidate;
+mod certificates;
 mod context;
 mod daemon;
 mod grpc;
@@ -102,6 +103,11 @@ async fn run(arguments: &Arguments) -> Result<()> {
     println!("{}; client, proxy and daemon share them.", machine::line());
     println!("{}.\n", candidate::versions());
     for workload in arguments.workloads() {
+        let candidates: Vec<_> = candidates
+            .iter()
+            .filter(|candidate| !workload.speaks_tls() || candidate.knows_tls())
+            .cloned()
+            .collect();
         let bench = Bench { arguments, candidates: &candidates, workload, dir: scratch.path() };
         let table = bench.run().await.with_context(|| format!("workload {workload:?}"))?;
         println!("### {}\n\n{}", workload.title(), table.markdown("median"));
@@ -202,7 +208,10 @@ impl Bench<'_> {
                 (daemon.address, Some(daemon))
             }
         };
-        Ok((self.candidates[index].start(address, self.dir, cores.as_ref())?, daemon))
+        let certificates = stage.certificates();
+        let target =
+            self.candidates[index].start(address, self.dir, cores.as_ref(), certificates)?;
+        Ok((target, daemon))
     }
 
     async fn measure(

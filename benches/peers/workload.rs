@@ -16,6 +16,7 @@ use tokio::{task::JoinSet, time::sleep};
 use crate::{
     buildkit::{self, Buildkit},
     candidate::Target,
+    certificates::Certificates,
     context, daemon,
     grpc::{self, Build, Client, Session},
     machine::Cores,
@@ -49,6 +50,12 @@ pub(crate) enum Workload {
     ContextUp,
     /// A large export from the daemon, real buildctl and buildkitd.
     ExportDown,
+    /// The first of these, with TLS between client and proxy and between proxy and daemon.
+    CachedBuildTls,
+    /// The second, likewise.
+    ContextUpTls,
+    /// The third, likewise.
+    ExportDownTls,
     /// Small calls of a build, 100 at a time.
     SmallRpc,
     /// Small calls of a build, one at a time.
@@ -116,6 +123,18 @@ pub(crate) enum Stage {
 #[derive(Debug)]
 pub(crate) struct Files {
     dir: PathBuf,
+    /// What clients show, where they speak TLS.
+    certificates: Option<Certificates>,
+}
+
+impl Stage {
+    /// What both sides show, where they speak TLS.
+    pub(crate) fn certificates(&self) -> Option<&Certificates> {
+        match self {
+            Self::Fake => None,
+            Self::Real { files, .. } => files.certificates.as_ref(),
+        }
+    }
 }
 
 impl Files {
@@ -125,7 +144,8 @@ impl Files {
 
     /// Builds the context. Returns how long the build took.
     fn build(&self, address: SocketAddr, args: &[String]) -> Result<Duration> {
-        Ok(buildkit::build(address, &self.context(), args)?.elapsed)
+        let flags = self.certificates.as_ref().map(Certificates::flags).unwrap_or_default();
+        Ok(buildkit::build(address, &flags, &self.context(), args)?.elapsed)
     }
 }
 
@@ -143,6 +163,9 @@ impl Workload {
             Self::CachedBuild => "Fully cached tiny build (buildctl, buildkitd)",
             Self::ContextUp => "Context up (buildctl, buildkitd)",
             Self::ExportDown => "Export down (buildctl, buildkitd)",
+            Self::CachedBuildTls => "Fully cached tiny build, mutual TLS on both sides",
+            Self::ContextUpTls => "Context up, mutual TLS on both sides",
+            Self::ExportDownTls => "Export down, mutual TLS on both sides",
             Self::SmallRpc => "Small unary RPCs, 100 streams",
             Self::OneRpc => "One RPC at a time",
             Self::IdleSessions => "Idle sessions",
@@ -157,7 +180,22 @@ impl Workload {
 
     /// Whether the daemon is a real buildkitd.
     pub(crate) fn is_real(self) -> bool {
-        matches!(self, Self::CachedBuild | Self::ContextUp | Self::ExportDown)
+        matches!(self.without_tls(), Self::CachedBuild | Self::ContextUp | Self::ExportDown)
+    }
+
+    /// The same without TLS.
+    fn without_tls(self) -> Self {
+        match self {
+            Self::CachedBuildTls => Self::CachedBuild,
+            Self::ContextUpTls => Self::ContextUp,
+            Self::ExportDownTls => Self::ExportDown,
+            plain => plain,
+        }
+    }
+
+    /// Whether both sides speak TLS.
+    pub(crate) fn speaks_tls(self) -> bool {
+        self.without_tls() != self
     }
 
     /// Whether the proxy has a given number of cores.
@@ -207,8 +245,10 @@ impl Workload {
             figure("proxy CPU, s/GiB", 2, false),
         ];
         match self {
-            Self::CachedBuild => CACHED_BUILD,
-            Self::ContextUp | Self::ExportDown => REAL_TRANSFER,
+            Self::CachedBuild | Self::CachedBuildTls => CACHED_BUILD,
+            Self::ContextUp | Self::ExportDown | Self::ContextUpTls | Self::ExportDownTls => {
+                REAL_TRANSFER
+            }
             Self::SmallRpc => SMALL_RPC,
             Self::OneRpc => ONE_RPC,
             Self::IdleSessions | Self::OpenBuilds => IDLE_SESSIONS,
@@ -257,9 +297,22 @@ impl Workload {
             goal("CPU below every HTTP/2 proxy's", 2, Limit::Lowest(HTTP2_PROXIES)),
             goal("CPU below every TCP proxy's", 2, Limit::Lowest(TCP_PROXIES)),
         ];
+        // The TCP proxies decrypt nothing, so only those that do are the measure.
+        const CACHED_BUILD_TLS: &[Goal] =
+            &[goal("bar: wall below every HTTP/2 proxy's", 0, Limit::Lowest(HTTP2_PROXIES))];
+        const TRANSFER_TLS: &[Goal] = &[
+            goal(
+                "bar: wall no longer than the best HTTP/2 proxy's",
+                0,
+                Limit::Lowest(HTTP2_PROXIES),
+            ),
+            goal("bar: CPU below every HTTP/2 proxy's", 1, Limit::Lowest(HTTP2_PROXIES)),
+        ];
         match self {
             Self::CachedBuild => CACHED_BUILD,
+            Self::CachedBuildTls => CACHED_BUILD_TLS,
             Self::ContextUp | Self::ExportDown => REAL_TRANSFER,
+            Self::ContextUpTls | Self::ExportDownTls => TRANSFER_TLS,
             Self::SmallRpc => SMALL_RPC,
             Self::OneRpc => ONE_RPC,
             Self::IdleSessions => IDLE_SESSIONS,
@@ -275,9 +328,13 @@ impl Workload {
         if !self.is_real() {
             return Ok(Stage::Fake);
         }
-        let buildkit = Buildkit::start(&dir.join("buildkit"))?;
-        let len = if self == Self::CachedBuild { 1000 } else { size.transfer };
-        let files = Files { dir: dir.to_owned() };
+        let certificates =
+            self.speaks_tls().then(|| Certificates::create(&dir.join("certificates")));
+        let certificates = certificates.transpose()?;
+        let flags = certificates.as_ref().map(Certificates::flags).unwrap_or_default();
+        let buildkit = Buildkit::start(&dir.join("buildkit"), &flags)?;
+        let len = if self.without_tls() == Self::CachedBuild { 1000 } else { size.transfer };
+        let files = Files { dir: dir.to_owned(), certificates };
         context::create(&files.context(), len)?;
         // This build fills the daemon's cache.
         for _ in 0..2 {
@@ -321,7 +378,7 @@ impl Workload {
     fn measure_real(self, size: &Size, target: &Target, files: &Files) -> Result<Vec<f64>> {
         let gib = size.transfer as f64 / GIB;
         let before = target.usage()?;
-        match self {
+        match self.without_tls() {
             Self::CachedBuild => {
                 let mut walls = Vec::new();
                 for _ in 0..size.cached_builds {

@@ -34,12 +34,12 @@ pub(crate) struct Built {
 }
 
 impl Buildkit {
-    /// Starts buildkitd with all its files in `dir`, which no other daemon uses.
-    pub(crate) fn start(dir: &Path) -> Result<Self> {
+    /// Starts buildkitd with further `flags` and with all its files in `dir`, which no other daemon uses.
+    pub(crate) fn start(dir: &Path, flags: &[String]) -> Result<Self> {
         let root = dir.join("root");
         fs::create_dir_all(&root)?;
         let address = free_address()?;
-        let command = [
+        let mut command = vec![
             tool("buildkitd").display().to_string(),
             format!("--addr=tcp://{address}"),
             format!("--root={}", root.display()),
@@ -50,6 +50,7 @@ impl Buildkit {
             "--oci-worker-binary=runc".into(),
             "--oci-worker-gc=false".into(),
         ];
+        command.extend_from_slice(flags);
         let log = dir.join("log");
         let mut process = Process::start(&command, &log)?;
         process.wait_until_listening(address, &log).context("start buildkitd")?;
@@ -61,11 +62,17 @@ impl Buildkit {
     }
 }
 
-/// Builds the Dockerfile in `context` through `address`.
-pub(crate) fn build(address: SocketAddr, context: &Path, args: &[String]) -> Result<Built> {
+/// Builds the Dockerfile in `context` through `address`, with `flags` of buildctl and `args` of the build.
+pub(crate) fn build(
+    address: SocketAddr,
+    flags: &[String],
+    context: &Path,
+    args: &[String],
+) -> Result<Built> {
     let mut command = Command::new(tool("buildctl"));
     command
         .arg(format!("--addr=tcp://{address}"))
+        .args(flags)
         .args(["build", "--frontend=dockerfile.v0"])
         .arg(format!("--local=context={}", context.display()))
         .arg(format!("--local=dockerfile={}", context.display()))
