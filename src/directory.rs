@@ -23,7 +23,7 @@ use tokio::{
 };
 
 pub use self::{
-    claim::{Claim, Claimed, Lease, Placing, Ties},
+    claim::{Claim, Claimed, KeyGuard, Placing, Ties},
     namesakes::Caller,
     waiting::{Cause, WaitSender, Waiting, publish},
 };
@@ -226,7 +226,7 @@ impl Directory {
         self.inner.lock().memory.is_scattered(trace)
     }
 
-    /// Marks the Session stream of `key` as open, and holds the key while the lease lives. Returns `None` if a stream
+    /// Marks the Session stream of `key` as open, and holds the key while the guard lives. Returns `None` if a stream
     /// is open already, because a daemon would silently replace that one.
     ///
     /// The stream is a call of `trace` and came on `connection`.
@@ -236,16 +236,16 @@ impl Directory {
         binding: &Arc<Binding>,
         connection: u64,
         trace: Option<TraceId>,
-    ) -> Option<Lease> {
+    ) -> Option<KeyGuard> {
         let mut inner = self.inner.lock();
         if inner.live.keys.get(key).is_some_and(|live| live.session_open) {
             return None;
         }
-        let (lease, scattered) = inner.open(self, key, binding, connection);
+        let (guard, scattered) = inner.open(self, key, binding, connection);
         if let Some(trace) = trace.filter(|_| scattered) {
             inner.memory.scatter(trace);
         }
-        Some(lease)
+        Some(guard)
     }
 
     /// Remembers that the Solve of `keys` was refused, and tells the calls that wait for it.

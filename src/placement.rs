@@ -27,7 +27,7 @@ use crate::{
     affinity::AffinityKey,
     capabilities::{Capabilities, Promise},
     client::Client,
-    directory::{Binding, Claimed, Directory, Lease, Ties, WaitSender},
+    directory::{Binding, Claimed, Directory, KeyGuard, Ties, WaitSender},
     error::ProxyError,
     fleet::{Backend, BuildCount, Fleet},
     ids::Id,
@@ -87,7 +87,7 @@ pub struct Placed {
     /// The binding of the build.
     pub binding: Arc<Binding>,
     /// Holds the keys of the build.
-    pub lease: Lease,
+    pub key_guard: KeyGuard,
     /// Counts the build on its backend.
     pub count: BuildCount,
     /// Counts the build for its client; `None` for a probe and for a session.
@@ -170,9 +170,9 @@ impl Placement {
                 return match self.open_in_turn(&publisher, client, Self::deadline()).await {
                     Ok((Opened { link, count, decision, started }, waited)) => {
                         let binding = Arc::new(Binding::new(link));
-                        let lease = claim.bind(&binding);
+                        let key_guard = claim.bind(&binding);
                         let started = started.or_else(|| self.start(&wish, client));
-                        Ok(Placed { binding, lease, count, started, decision, waited })
+                        Ok(Placed { binding, key_guard, count, started, decision, waited })
                     }
                     Err(error) => {
                         let error = wish.refusal(error);
@@ -181,9 +181,9 @@ impl Placement {
                     }
                 };
             }
-            Some(Claimed::Join(binding, lease)) => {
+            Some(Claimed::Join(binding, key_guard)) => {
                 let avoid = self.directory.backends(&wish.ties.apart);
-                self.join(&wish, client, binding, lease, &avoid)
+                self.join(&wish, client, binding, key_guard, &avoid)
             }
             None => {
                 let cause = "the build that it belongs with found no backend either".to_owned();
@@ -207,7 +207,7 @@ impl Placement {
         wish: &Wish,
         client: &Client,
         binding: Arc<Binding>,
-        lease: Lease,
+        key_guard: KeyGuard,
         avoid: &[Arc<Backend>],
     ) -> Result<Placed, ProxyError> {
         let backend = binding.link.backend();
@@ -218,7 +218,7 @@ impl Placement {
         let (count, decision) =
             (backend.start_build(), Decision::preferred(Outcome::Pinned, backend));
         let started = self.start(wish, client);
-        Ok(Placed { binding, lease, count, started, decision, waited: None })
+        Ok(Placed { binding, key_guard, count, started, decision, waited: None })
     }
 
     /// Notes that `backend` builds `key`, so that the key is warm there from now on.

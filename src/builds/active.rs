@@ -13,7 +13,7 @@ use crate::{
     access,
     carriers::Carried,
     client::{ActiveStream, Client},
-    directory::{Binding, Lease, Lookup, Placing},
+    directory::{Binding, KeyGuard, Lookup, Placing},
     fleet::{BuildCount, BuildEnd, Fleet},
     ids::BindingKey,
     metrics::{Metrics, RouteDecision, SessionResult, code_name},
@@ -38,7 +38,7 @@ pub(super) struct ActiveBuild {
     byte_counts: Arc<ByteCounts>,
     session_byte_counts: Arc<ByteCounts>,
     _binding: Arc<Binding>,
-    _lease: Lease,
+    _keys: KeyGuard,
     _count: BuildCount,
     _started: Option<Started>,
     _active: ActiveStream,
@@ -79,7 +79,7 @@ impl ActiveBuild {
             _count: placed.count,
             _started: placed.started,
             _binding: placed.binding,
-            _lease: placed.lease,
+            _keys: placed.key_guard,
             _active: client.active.enter(),
             _claims: claims,
         };
@@ -183,7 +183,7 @@ impl ActiveBuild {
 pub(super) struct ActiveSession {
     metrics: Arc<Metrics>,
     binding: Arc<Binding>,
-    _claims: (Lease, Option<Owned>),
+    _claims: (KeyGuard, Option<Owned>),
     _active: ActiveStream,
 }
 
@@ -192,7 +192,7 @@ impl ActiveSession {
     pub(super) fn start(
         proxy: &Proxy,
         binding: Arc<Binding>,
-        claims: (Lease, Option<Owned>),
+        claims: (KeyGuard, Option<Owned>),
         client: &Client,
     ) -> Self {
         binding.link.backend().metrics().sessions_active.inc();

@@ -12,7 +12,7 @@ use crate::{
     access::{Operation, denied},
     call::{Call, CallResult},
     client::Client,
-    directory::{Bound, Lease, Lookup, Ties},
+    directory::{Bound, KeyGuard, Lookup, Ties},
     error::ProxyError,
     fleet::Backend,
     ids::{self, BindingKey, SessionId, TraceId},
@@ -63,22 +63,22 @@ pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult
 
 /// Relays a Session that is `bound`. `received` is what its client has sent so far.
 ///
-/// The early lease keeps a binding that no Solve holds yet, until the stream itself holds it.
+/// The early guard keeps a binding that no Solve holds yet, until the stream itself holds it.
 pub(super) async fn join_session(
     proxy: &Proxy,
     call: Call,
     key: &BindingKey,
     (trace, owned): (Option<TraceId>, Option<Owned>),
-    (Bound { binding, byte_counts }, early): (Bound, Option<Lease>),
+    (Bound { binding, byte_counts }, early): (Bound, Option<KeyGuard>),
     received: Bytes,
 ) -> CallResult {
-    let Some(lease) = proxy.directory.open_session(key, &binding, call.client.connection, trace)
+    let Some(keys) = proxy.directory.open_session(key, &binding, call.client.connection, trace)
     else {
         return Err(ProxyError::SessionOpen(key.to_string()).into());
     };
     drop(early);
     let link = binding.link.clone();
-    let session = ActiveSession::start(proxy, binding, (lease, owned), &call.client);
+    let session = ActiveSession::start(proxy, binding, (keys, owned), &call.client);
     proxy.relay(&link, received, call.into_request(), byte_counts, session.on_end()).await
 }
 
@@ -89,7 +89,7 @@ pub(super) async fn bind_session(
     trace: Option<TraceId>,
     client: &Client,
     unseen: Duration,
-) -> Result<(Bound, Option<Lease>), ProxyError> {
+) -> Result<(Bound, Option<KeyGuard>), ProxyError> {
     let ended = match proxy.directory.lookup(key) {
         Lookup::Live(bound) => return Ok((bound, None)),
         Lookup::Refused(error) => return Err(error),
@@ -110,7 +110,7 @@ pub(super) async fn bind_session(
     let wish = session_wish(key, ended, trace, client.connection, scattered);
     let placed = proxy.placement.place(wish, client, &watch::channel(None).0).await?;
     let bound = Bound { binding: placed.binding, byte_counts: Arc::default() };
-    Ok((bound, Some(placed.lease)))
+    Ok((bound, Some(placed.key_guard)))
 }
 
 /// Where a Session without a live Solve belongs: where its Solve `ended`, or else beside the other builds of its

@@ -36,7 +36,7 @@ pub struct Ties {
 #[derive(Debug)]
 pub enum Claimed {
     /// The keys are bound: join this binding.
-    Join(Arc<Binding>, Lease),
+    Join(Arc<Binding>, KeyGuard),
     /// The keys are free: the caller decides.
     Decide(Claim),
 }
@@ -108,8 +108,8 @@ impl Directory {
             Some(BindingState::Deciding(decision)) => Attempt::Wait(decision.clone()),
             Some(BindingState::Bound(binding)) => {
                 let binding = Arc::clone(binding);
-                let lease = inner.bind(self, ties, &binding);
-                Attempt::Done(Claimed::Join(binding, lease))
+                let guard = inner.bind(self, ties, &binding);
+                Attempt::Done(Claimed::Join(binding, guard))
             }
             None => {
                 let (wait_sender, decision) = watch::channel(None);
@@ -133,7 +133,7 @@ impl Inner {
         directory: &Directory,
         ties: &Ties,
         binding: &Arc<Binding>,
-    ) -> Lease {
+    ) -> KeyGuard {
         let keys: Vec<BindingKey> = ties.keys.iter().chain(&ties.attracts).cloned().collect();
         for key in &keys {
             let solved_on = ties.own.contains(key).then_some(ties.connection);
@@ -144,7 +144,7 @@ impl Inner {
             // A live key has no past: an old refusal must not answer its calls.
             self.memory.forget(key);
         }
-        Lease { directory: Arc::downgrade(&directory.inner), keys, session: false }
+        KeyGuard { directory: Arc::downgrade(&directory.inner), keys, session: false }
     }
 
     /// Holds `key` for the Session stream that opens it. Returns also whether its Solve came on another connection.
@@ -154,7 +154,7 @@ impl Inner {
         key: &BindingKey,
         binding: &Arc<Binding>,
         connection: u64,
-    ) -> (Lease, bool) {
+    ) -> (KeyGuard, bool) {
         let live = self.live.hold(key, binding, None);
         live.session_open = true;
         let scattered = live.solved_on.is_some_and(|solved_on| solved_on != connection);
@@ -163,7 +163,7 @@ impl Inner {
         }
         self.memory.forget(key);
         let directory = Arc::downgrade(&directory.inner);
-        (Lease { directory, keys: vec![key.clone()], session: true }, scattered)
+        (KeyGuard { directory, keys: vec![key.clone()], session: true }, scattered)
     }
 
     /// Tells the calls that wait for `keys`, and later ones, that their Solve was refused.
@@ -200,7 +200,7 @@ impl Claim {
     }
 
     /// Binds the claimed keys to `binding`, and answers the calls that wait for them.
-    pub fn bind(mut self, binding: &Arc<Binding>) -> Lease {
+    pub fn bind(mut self, binding: &Arc<Binding>) -> KeyGuard {
         self.keys.clear();
         self.directory.inner.lock().bind(&self.directory, &self.ties, binding)
     }
@@ -223,13 +223,13 @@ impl Drop for Claim {
 
 /// Holds keys while a stream is open.
 #[derive(Debug)]
-pub struct Lease {
+pub struct KeyGuard {
     directory: Weak<Mutex<Inner>>,
     keys: Vec<BindingKey>,
     session: bool,
 }
 
-impl Drop for Lease {
+impl Drop for KeyGuard {
     fn drop(&mut self) {
         if let Some(inner) = self.directory.upgrade() {
             let inner = &mut *inner.lock();

@@ -74,10 +74,10 @@ async fn who_parked_first_is_served_when_the_solve_binds() {
     let waiting = parked(&directory, key("r"));
     tokio::task::yield_now().await;
     let decision = decide(&directory, &[session("s"), key("r")], &[]);
-    let lease = decision.bind(&binding(1));
+    let guard = decision.bind(&binding(1));
     assert_eq!(backend(&waiting.await.expect("no panic")), Some("buildkitd-1"));
     assert!(directory.inner.lock().live.waiters.is_empty());
-    drop(lease);
+    drop(guard);
     assert!(matches!(directory.lookup(&key("r")), Lookup::Ended(name) if &*name == "buildkitd-1"));
 }
 
@@ -267,10 +267,10 @@ fn a_build_with_calls_on_two_connections_tells_of_a_hop() {
     let [direct, hop] = [1, 2].map(|id| TraceId::new([id; 16], None));
     for (name, trace, connection) in [("direct", direct, 1), ("hop", hop, 2)] {
         // The Solve comes on connection 1.
-        let lease = decide(&directory, &[session(name)], &[]).bind(&binding(0));
+        let guard = decide(&directory, &[session(name)], &[]).bind(&binding(0));
         let open = directory.open_session(&session(name), &binding(0), connection, Some(trace));
         assert!(open.is_some());
-        drop(lease);
+        drop(guard);
     }
     assert!(!directory.is_scattered(&direct) && directory.is_scattered(&hop));
 }
@@ -282,7 +282,7 @@ fn arrive(directory: &Directory, own: &str, connection: u64) -> Result<Placing, 
 }
 
 /// Decides for a Solve that has arrived.
-fn place(directory: &Directory, placing: &Placing, connection: u64, backend: usize) -> Lease {
+fn place(directory: &Directory, placing: &Placing, connection: u64, backend: usize) -> KeyGuard {
     let (own, apart) = (placing.own().to_vec(), placing.apart().to_vec());
     let ties = Arc::new(Ties { keys: own.clone(), own, apart, connection, ..Ties::default() });
     match claim(directory, &ties) {
@@ -315,7 +315,7 @@ async fn builds_with_one_ref_are_told_apart_by_their_connections() {
     assert_eq!((first.apart(), second.apart()), (&[][..], &[key("r")][..]));
     let waits = Ties { apart: second.apart().to_vec(), ..Ties::default() };
     assert!(claim(&directory, &Arc::new(waits)).is_none(), "the first is not placed yet");
-    let leases = (place(&directory, &first, 1, 0), drop(first));
+    let guards = (place(&directory, &first, 1, 0), drop(first));
     let more = (place(&directory, &second, 2, 1), drop(second));
     for (call, expected) in early.into_iter().zip(["buildkitd-0", "buildkitd-1"]) {
         assert_eq!(backend(&call.await.expect("no panic")), Some(expected));
@@ -324,7 +324,7 @@ async fn builds_with_one_ref_are_told_apart_by_their_connections() {
     assert_eq!(backend(&at(1)), Some("buildkitd-0"));
     assert_eq!(backend(&at(2)), Some("buildkitd-1"));
     assert!(matches!(at(3), Lookup::Refused(ProxyError::RefTaken { .. })));
-    drop((leases, more));
+    drop((guards, more));
     // The record of an ended build is found where the build ran, also by others than its client.
     assert_eq!(backend(&at(2)), Some("buildkitd-1"));
     assert_eq!(backend(&at(3)), Some("buildkitd-0"));
@@ -336,7 +336,7 @@ async fn builds_with_one_ref_are_told_apart_by_their_connections() {
 async fn a_call_on_another_connection_waits_a_moment_for_a_solve_of_its_own() {
     let directory = Directory::default();
     let first = arrive(&directory, "s1", 1).expect("the first");
-    let _lease = (place(&directory, &first, 1, 0), drop(first));
+    let _keys = (place(&directory, &first, 1, 0), drop(first));
     assert!(matches!(directory.lookup_build(&id("r"), on(9)), Lookup::Unknown));
     let limit = Duration::from_secs(14);
     assert_eq!(backend(&directory.bound(&key("r"), on(9), limit).await), Some("buildkitd-0"));
@@ -348,7 +348,7 @@ async fn a_call_on_another_connection_waits_a_moment_for_a_solve_of_its_own() {
 fn builds_with_one_ref_behind_a_hop_are_refused() {
     let directory = Directory::default();
     let first = arrive(&directory, "s1", 1).expect("the first");
-    let lease = (place(&directory, &first, 1, 0), drop(first));
+    let guard = (place(&directory, &first, 1, 0), drop(first));
     // The Session comes on a connection other than that of its Solve.
     let session = directory.open_session(&session("s1"), &binding(0), 5, None);
     assert_eq!(backend(&directory.lookup_build(&id("r"), on(7))), Some("buildkitd-0"));
@@ -357,7 +357,7 @@ fn builds_with_one_ref_behind_a_hop_are_refused() {
         let lookup = directory.lookup_build(&id("r"), on(connection));
         assert!(matches!(lookup, Lookup::Refused(ProxyError::RefTaken { .. })), "{connection}");
     }
-    drop((lease, session));
+    drop((guard, session));
     assert!(directory.inner.lock().live.namesakes.is_empty());
     assert!(arrive(&directory, "s3", 3).is_ok());
 }
