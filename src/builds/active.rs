@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// What a build holds besides its keys: its client's connection, its ids, and its share of its client's builds.
-pub(super) type Claims = (Option<Carried>, (Option<Owned>, Option<access::Running>));
+pub(super) type Guards = (Option<Carried>, (Option<Owned>, Option<access::Running>));
 
 /// A running build. It lives as long as the Solve's stream.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(super) struct ActiveBuild {
     _count: BuildCount,
     _started: Option<Started>,
     _active: ActiveStream,
-    _claims: Claims,
+    _guards: Guards,
 }
 
 impl ActiveBuild {
@@ -52,7 +52,7 @@ impl ActiveBuild {
         solve: &Solve,
         placing: &Placing,
         placed: Placed,
-        claims: Claims,
+        guards: Guards,
         client: &Client,
         arrived: Instant,
     ) -> Self {
@@ -81,7 +81,7 @@ impl ActiveBuild {
             _binding: placed.binding,
             _keys: placed.key_guard,
             _active: client.active.enter(),
-            _claims: claims,
+            _guards: guards,
         };
         active.count_decision();
         // The key is warm from the start: more builds of a new project may come before this one ends, and share its
@@ -183,7 +183,7 @@ impl ActiveBuild {
 pub(super) struct ActiveSession {
     metrics: Arc<Metrics>,
     binding: Arc<Binding>,
-    _claims: (KeyGuard, Option<Owned>),
+    _guards: (KeyGuard, Option<Owned>),
     _active: ActiveStream,
 }
 
@@ -192,12 +192,12 @@ impl ActiveSession {
     pub(super) fn start(
         proxy: &Proxy,
         binding: Arc<Binding>,
-        claims: (KeyGuard, Option<Owned>),
+        guards: (KeyGuard, Option<Owned>),
         client: &Client,
     ) -> Self {
         binding.link.backend().metrics().sessions_active.inc();
         let metrics = Arc::clone(&proxy.metrics);
-        Self { metrics, binding, _claims: claims, _active: client.active.enter() }
+        Self { metrics, binding, _guards: guards, _active: client.active.enter() }
     }
 
     /// The callback that ends the session together with its stream.

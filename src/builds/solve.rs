@@ -75,9 +75,9 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyErr
     let probe = probe.map(|build| proxy.capabilities.probes.enter(build, &client));
     let ((placed, owned), more) = {
         let place = pin!(async {
-            let claimed = claim(proxy, &client, &solve, &placing).await?;
+            let admitted = admit(proxy, &client, &solve, &placing).await?;
             let placed = proxy.placement.place(wish, &client, placing.wait_sender()).await?;
-            Ok((placed, claimed))
+            Ok((placed, admitted))
         });
         let placed = pin!(async { message.during(place).await? });
         tokio::select! {
@@ -159,14 +159,14 @@ fn announce(
 /// # Errors
 /// A session or the ref belongs to another client, or the client runs too many builds. The other calls of the build
 /// have been told.
-async fn claim(
+async fn admit(
     proxy: &Proxy,
     client: &Client,
     solve: &Solve,
     placing: &Placing,
 ) -> Result<(Option<Owned>, Option<Running>), ProxyError> {
     let counted = proxy.count_build(client);
-    let claimed = async {
+    let admitted = async {
         let counted = counted?;
         proxy.ownership.may_name(&solve.sessions()).await?;
         let build = solve.build.as_ref();
@@ -174,7 +174,7 @@ async fn claim(
             build.map(|build| proxy.ownership.start_build(build).ok_or_else(|| taken(build)));
         Ok((owned.transpose()?, counted))
     };
-    claimed.await.inspect_err(|error| proxy.directory.refuse(placing.own().to_vec(), error))
+    admitted.await.inspect_err(|error| proxy.directory.refuse(placing.own().to_vec(), error))
 }
 
 /// Another client has used the ref. A daemon would replace the record of that client's build.
