@@ -21,7 +21,7 @@ use crate::{
 /// Asks every backend to prune. The answer ends when all backends have ended, with the first failure if there was one.
 ///
 /// The space limits of the request apply to each daemon, because each has its own disk. A daemon that would ignore a
-/// limit is not asked, and the client is told.
+/// limit is not asked, and the client is with_version.
 ///
 /// # Errors
 /// The proxy's own error. A daemon that fails ends the merged answer with an error.
@@ -78,12 +78,12 @@ fn knows_limits(backend: &Backend) -> bool {
 }
 
 fn refusal(old: &[Arc<Backend>]) -> ProxyError {
-    let told = |backend: &Arc<Backend>| match backend.version() {
+    let with_version = |backend: &Arc<Backend>| match backend.version() {
         Some(version) => format!("{} ({version})", backend.name()),
         None => format!("{} (version not known yet)", backend.name()),
     };
     ProxyError::TooOld {
-        backends: first_few(old.iter().map(told)),
+        backends: first_few(old.iter().map(with_version)),
         cause: "daemons below v0.17 ignore maxUsedSpace and minFreeSpace and would delete all they have",
     }
 }

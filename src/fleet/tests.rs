@@ -139,7 +139,7 @@ fn what_a_departed_backend_still_meets_is_told_to_nobody() {
 #[test]
 fn the_oldest_are_known_while_versions_differ() {
     let fleet = fleet(vec![endpoint("a", 1), endpoint("b", 2), endpoint("c", 3)]);
-    let tell = |name, version| {
+    let report = |name, version| {
         let backend = fleet.find(name).expect("there");
         backend.set_version(Version::new(version));
         backend
@@ -147,10 +147,10 @@ fn the_oldest_are_known_while_versions_differ() {
     let names = || -> Vec<String> {
         fleet.oldest().iter().map(|backend| backend.name().to_owned()).collect()
     };
-    let a = tell("a", "v0.16.0");
+    let a = report("a", "v0.16.0");
     assert_eq!(names(), [""; 0], "one version is no difference");
-    tell("b", "v0.9.0");
-    tell("c", "v0.32.2");
+    report("b", "v0.9.0");
+    report("c", "v0.32.2");
     assert_eq!(names(), ["b"]);
     fleet.find("b").expect("there").set_cordoned(true);
     assert_eq!(names(), ["a"]);
@@ -166,20 +166,20 @@ fn a_backend_has_one_version_and_takes_it_along() {
     let fleet = Fleet::new(Arc::clone(&metrics));
     fleet.replace(vec![endpoint("a", 1)]);
     let old = fleet.find("a").expect("there");
-    let told = |version: &str| {
+    let is_shown = |version: &str| {
         let text = metrics.families().render();
         text.contains(&format!(
             "backend_info{{pool=\"default\",backend=\"a\",version=\"{version}\"}} 1"
         ))
     };
     old.set_version(Version::new("v0.16.0"));
-    assert!(told("v0.16.0"));
+    assert!(is_shown("v0.16.0"));
     old.set_version(Version::new("v0.17.0"));
-    assert!(told("v0.17.0") && !told("v0.16.0"));
+    assert!(is_shown("v0.17.0") && !is_shown("v0.16.0"));
     fleet.replace(vec![endpoint("a", 2)]);
-    assert!(!told("v0.17.0"));
+    assert!(!is_shown("v0.17.0"));
     old.set_version(Version::new("v0.18.0"));
-    assert!(!told("v0.18.0"), "another daemon has the name");
+    assert!(!is_shown("v0.18.0"), "another daemon has the name");
 }
 
 #[derive(Debug, Clone)]

@@ -78,7 +78,7 @@ impl Status {
             tokio::select! {
                 biased;
                 link = kept.during(&mut rest, link) => link,
-                never = progress.tell(queued), if shown => match never {},
+                never = progress.send_updates(queued), if shown => match never {},
             }
         };
         progress.complete().await;
@@ -103,14 +103,14 @@ struct Progress<'a> {
 
 impl Progress<'_> {
     /// Sends what the build waits for, at each change and from time to time.
-    async fn tell(&mut self, mut queued: Queued) -> Infallible {
+    async fn send_updates(&mut self, mut queued: Queued) -> Infallible {
         let (mut last, mut again) = (String::new(), Instant::now());
         loop {
             let waiting = queued.borrow_and_update().clone();
             if let Some(waiting) = waiting {
                 let line = self.line(&waiting);
                 if line != last || again <= Instant::now() {
-                    self.say(&line, waiting.since).await;
+                    self.send_line(&line, waiting.since).await;
                     (last, again) = (line, Instant::now() + REPEAT_INTERVAL);
                 }
             }
@@ -131,11 +131,11 @@ impl Progress<'_> {
     }
 
     /// Sends `line`; the first line starts the step. A client that does not read misses some lines.
-    async fn say(&mut self, line: &str, since: SystemTime) {
+    async fn send_line(&mut self, line: &str, since: SystemTime) {
         let now = SystemTime::now();
         match &self.vertex {
             Some(vertex) => {
-                self.sender.try_send(vertex.say(line, now));
+                self.sender.try_send(vertex.log_line(line, now));
             }
             None => {
                 let vertex = self.vertex.insert(Vertex::new(self.build, since));

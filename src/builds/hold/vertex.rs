@@ -49,7 +49,7 @@ impl Vertex {
     }
 
     /// The message that adds `line` to the log of the step.
-    pub(super) fn say(&self, line: &str, now: SystemTime) -> Bytes {
+    pub(super) fn log_line(&self, line: &str, now: SystemTime) -> Bytes {
         wire::encode(&StatusResponse { vertexes: Vec::new(), logs: vec![self.log(line, now)] })
     }
 
@@ -123,18 +123,18 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(12);
         let vertex = vertex("abc");
         let [start, line, end] =
-            [vertex.start("one", now), vertex.say("two", now), vertex.complete(now)];
+            [vertex.start("one", now), vertex.log_line("two", now), vertex.complete(now)];
         let (start, line, end) = (decoded(&start), decoded(&line), decoded(&end));
         assert_eq!((start.vertexes.len(), line.vertexes.len(), end.vertexes.len()), (1, 0, 1));
         assert_eq!(start.vertexes[0].completed, None);
         assert_eq!(end.vertexes[0].completed, Some(now.into()));
         assert_eq!(end.vertexes[0].started, start.vertexes[0].started);
-        let said = |message: &StatusResponse| {
+        let lines = |message: &StatusResponse| {
             message.logs.iter().map(|log| (log.vertex.clone(), log.msg.clone())).collect::<Vec<_>>()
         };
-        assert_eq!(said(&start), [(vertex.digest.clone(), Bytes::from("one\n"))]);
-        assert_eq!(said(&line), [(vertex.digest.clone(), Bytes::from("two\n"))]);
-        assert_eq!(said(&end), []);
+        assert_eq!(lines(&start), [(vertex.digest.clone(), Bytes::from("one\n"))]);
+        assert_eq!(lines(&line), [(vertex.digest.clone(), Bytes::from("two\n"))]);
+        assert_eq!(lines(&end), []);
     }
 
     #[test]
@@ -144,9 +144,11 @@ mod tests {
     }
 
     #[test]
-    fn places_are_told_as_people_say_them() {
-        let told = [1, 2, 3, 4, 11, 12, 13, 21, 111, 1002].map(|place| Ordinal(place).to_string());
-        let said = ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "111th", "1002nd"];
-        assert_eq!(told, said);
+    fn positions_are_shown_as_people_say_them() {
+        let shown =
+            [1, 2, 3, 4, 11, 12, 13, 21, 111, 1002].map(|position| Ordinal(position).to_string());
+        let expected =
+            ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "111th", "1002nd"];
+        assert_eq!(shown, expected);
     }
 }

@@ -143,8 +143,8 @@ fn who_is_silent_is_probed_at_once_and_known_to_be_until_a_probe_passes() {
     assert!(state.take_probe(now, interval, 0.5));
     after(&mut state, Event::ProbePassed);
     assert!(!state.take_probe(now, interval, 0.5) && !state.is_silent());
-    let told = state.apply(Event::Silent, now);
-    assert_eq!(told.before, told.after, "it may only be busy");
+    let transition = state.apply(Event::Silent, now);
+    assert_eq!(transition.before, transition.after, "it may only be busy");
     assert!(state.is_silent() && state.take_probe(now, interval, 0.5));
     after(&mut state, Event::Fault(Fault::Probe, "deadline"));
     assert!(state.is_silent());
@@ -199,16 +199,16 @@ proptest! {
     #[test]
     fn no_order_of_events_breaks_what_is_published(events in events()) {
         let (mut state, mut now) = (State::new(Condition::Ready), Instant::now());
-        let mut told = state.published();
+        let mut last = state.published();
         let (mut probed, mut departed) = (false, false);
         for event in events {
             now += Duration::from_millis(100);
             probed |= matches!(event, Event::ProbePassed);
             departed |= matches!(event, Event::Departed);
             let Transition { before, after, .. } = state.apply(event, now);
-            prop_assert_eq!(before, told);
+            prop_assert_eq!(before, last);
             prop_assert_eq!(after, state.published());
-            told = after;
+            last = after;
             let Published { name, status } = after;
             let takes = !(status.cordoned || status.ejected || status.unready);
             let (ready, degraded) = (BackendState::Ready, BackendState::Degraded);

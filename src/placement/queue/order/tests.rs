@@ -201,9 +201,9 @@ proptest! {
                 _ => {}
             }
             prop_assert_eq!(order.len(), waiting.len());
-            let mut told = order.in_order();
-            told.sort();
-            prop_assert_eq!(told, waiting.keys().copied().collect::<Vec<_>>());
+            let mut listed = order.in_order();
+            listed.sort();
+            prop_assert_eq!(listed, waiting.keys().copied().collect::<Vec<_>>());
         }
         // Nobody starves: with one slot, all waiting builds are served.
         while let Some(ticket) = order.grant(now, |_| Offer::Good) {
