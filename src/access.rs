@@ -10,7 +10,7 @@ mod solve;
 
 use std::fmt;
 
-use crate::{identity::Identity, label::label_set};
+use crate::{client::Weight, identity::Identity, label::label_set};
 
 pub use self::{
     pattern::Pattern,
@@ -75,6 +75,7 @@ pub struct Grant {
     cache_exporters: Allowed,
     push: Allowed,
     max_builds: Option<usize>,
+    weight: Weight,
 }
 
 impl Grant {
@@ -89,6 +90,7 @@ impl Grant {
         cache_exporters: None,
         push: None,
         max_builds: None,
+        weight: Weight::ONE,
     };
 
     fn open() -> Self {
@@ -114,6 +116,11 @@ impl Grant {
     /// How many builds of the client may run at once. `None` if there is no limit.
     pub fn max_builds(&self) -> Option<usize> {
         self.max_builds
+    }
+
+    /// The share of the slots that the client gets in the queue, relative to other clients.
+    pub fn weight(&self) -> Weight {
+        self.weight
     }
 
     /// Whether `operation` is allowed.
@@ -144,9 +151,10 @@ impl fmt::Display for Grant {
             line(key, &list.as_ref().map_or("any".to_owned(), |list| listed(&texts(list))))?;
         }
         match self.max_builds {
-            Some(most) => line("max-builds", &most.to_string()),
-            None => line("max-builds", "no limit"),
+            Some(most) => line("max-builds", &most.to_string())?,
+            None => line("max-builds", "no limit")?,
         }
+        line("weight", &self.weight.to_string())
     }
 }
 

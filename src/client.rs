@@ -1,6 +1,7 @@
 //! The client of a call: its connection, its address, its identity, and the calls that are open on the connection.
 
 use std::{
+    fmt,
     net::IpAddr,
     sync::{
         Arc,
@@ -40,6 +41,41 @@ impl Client {
             (None, Some(address)) => Owner::Address(address),
             (None, None) => Owner::Local,
         }
+    }
+}
+
+/// How many slots a client gets for each slot of a client of weight 1, while both wait for slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weight(u8);
+
+impl Weight {
+    /// The weight of a client for which no rule says otherwise.
+    pub const ONE: Self = Self(1);
+
+    /// The largest weight: with more, other clients would hardly get a turn.
+    pub const MAX: u8 = 100;
+
+    /// The weight `number`, if it is from 1 to [`Self::MAX`].
+    pub fn new(number: i64) -> Option<Self> {
+        let number = u8::try_from(number).ok();
+        number.filter(|number| (1..=Self::MAX).contains(number)).map(Self)
+    }
+
+    /// The weight as a number.
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl Default for Weight {
+    fn default() -> Self {
+        Self::ONE
+    }
+}
+
+impl fmt::Display for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 

@@ -26,7 +26,7 @@ use self::{
 use crate::{
     affinity::AffinityKey,
     capabilities::{Capabilities, Promise},
-    client::Client,
+    client::{Client, Weight},
     directory::{Binding, Claimed, Directory, KeyGuard, Ties, WaitSender},
     error::ProxyError,
     fleet::{Backend, BuildCount, Fleet},
@@ -61,6 +61,8 @@ pub struct Wish {
     /// Whether a client asks what daemons can do. The oldest backend answers, because the others can do at least as
     /// much.
     pub probe: bool,
+    /// The client's share of the slots, where builds wait for them.
+    pub weight: Weight,
 }
 
 impl Wish {
@@ -197,7 +199,7 @@ impl Placement {
     }
 
     fn start(&self, wish: &Wish, client: &Client) -> Option<Started> {
-        wish.takes_turns().then(|| self.queue.start(client))
+        wish.takes_turns().then(|| self.queue.start(client, wish.weight))
     }
 
     /// Joins a running build. The new build takes no turn in the queue, because the running one may wait for its

@@ -227,7 +227,7 @@ fn explain_access_tells_what_a_certificate_would_be_and_may_do() {
         "name             spiffe://example.org/ci\nfrom             spiffe\nrule             2\n",
         "operations       build\nhistory          own\ncontent          own\nentitlements     none\n",
         "pools            any\nexporters        local, image\ncache-exporters  inline\npush             */own/*\n",
-        "max-builds       1\n",
+        "max-builds       1\nweight           1\n",
     ] {
         assert!(told.contains(line), "{line}\n{told}");
     }

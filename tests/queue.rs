@@ -3,12 +3,13 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use buildkit_lb::wire::{self, control::SolveRequest};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use support::{
+    certificates::{Authority, Request},
     eventually,
     fake_daemon::FakeDaemon,
     free_port,
@@ -163,6 +164,49 @@ async fn the_one_build_of_a_client_is_next_whatever_another_has_sent() {
     eventually("nobody runs", WAIT, || {
         (proxy.metric("buildkit_lb_builds_active", &["only"]) == 0.0).then_some(())
     });
+}
+
+/// A rule for each of two clients.
+const WEIGHTS: &str = "
+listen = 'tcp://127.0.0.1:0'
+[[access]]
+clients = ['heavy']
+weight = 2
+[[access]]
+clients = ['*']
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_twice_the_weight_gets_twice_as_many_slots() {
+    let daemon = FakeDaemon::start("only").await;
+    let authority = Authority::new("of clients");
+    let own = authority.directory("proxy", &Request::SERVER);
+    let builder = Builder::default().backend(&daemon.backend()).file(WEIGHTS);
+    let args = ["--max-builds", "3", "--tls-dir", own.to_str().expect("UTF-8")];
+    let proxy = builder.args(&args).start();
+    proxy.wait_ready(1, WAIT);
+    let [first, light, heavy] = ["first", "light", "heavy"]
+        .map(|name| authority.directory(name, &Request { name, names: &[], ..Request::CLIENT }));
+    let build = async |directory: &Path, id: &str| {
+        let client = RawClient::connect_tls(&proxy.socket(), directory).await;
+        let session = format!("session-{id}");
+        (client.session(&session).await, client.solve(id, &session).await)
+    };
+    let mut running = Vec::new();
+    for number in 0..3 {
+        running.push(build(&first, &format!("first-{number}")).await);
+    }
+    seen(&daemon, 3);
+    let mut waiting = Vec::new();
+    for number in 0..3 {
+        waiting.push(build(&light, &format!("light-{number}")).await);
+        waiting.push(build(&heavy, &format!("heavy-{number}")).await);
+    }
+    queued(&proxy, 6);
+    drop(running);
+    let granted = &seen(&daemon, 6)[3..];
+    let of_heavy = granted.iter().filter(|id| id.starts_with("heavy")).count();
+    assert_eq!(of_heavy, 2, "{granted:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 
 use super::{Allowed, Grant, Operation, Pattern, Reach, Rule, Rules, texts};
-use crate::{label, rules};
+use crate::{client::Weight, label, rules};
 
 /// The most rules. A person cannot keep more of them in order.
 const MAX_RULES: usize = 1000;
@@ -70,6 +70,7 @@ impl Rule {
             "cache-exporters" => grant.cache_exporters = Some(patterns(value)?),
             "push" => grant.push = Some(patterns(value)?),
             "max-builds" => grant.max_builds = Some(count(&value)?),
+            "weight" => grant.weight = weight(&value)?,
             _ => return Err("unknown key".to_owned()),
         }
         Ok(())
@@ -84,6 +85,7 @@ impl Rule {
             ("history".to_owned(), grant.history.label().into()),
             ("content".to_owned(), grant.content.label().into()),
             ("entitlements".to_owned(), texts(&grant.entitlements).into()),
+            ("weight".to_owned(), i64::from(grant.weight.get()).into()),
         ]);
         for (key, list) in grant.lists() {
             table.extend(list.as_ref().map(|list| (key.to_owned(), texts(list).into())));
@@ -126,6 +128,11 @@ fn operations(value: Value) -> Result<Vec<Operation>, String> {
 fn reach(value: &Value) -> Result<Reach, String> {
     let known = value.as_str().and_then(|text| label::parse(Reach::ALL, text).ok());
     known.ok_or_else(|| format!("must be one of {}", label::list(Reach::ALL)))
+}
+
+fn weight(value: &Value) -> Result<Weight, String> {
+    let weight = value.as_integer().and_then(Weight::new);
+    weight.ok_or_else(|| format!("must be a number from 1 to {}", Weight::MAX))
 }
 
 fn count(value: &Value) -> Result<usize, String> {

@@ -36,7 +36,7 @@ fn without_rules_all_but_what_is_others_is_allowed() {
 fn the_first_rule_that_names_a_client_decides_and_nobody_else_may_do_anything() {
     let rules = read(
         "[[access]]\nclients = ['team-a', 'ops-*']\noperations = ['build', 'prune']\nhistory = 'all'\n\
-         [[access]]\nclients = ['*']\nmax-builds = 3\npools = ['small-*']\n",
+         [[access]]\nclients = ['*']\nmax-builds = 3\nweight = 4\npools = ['small-*']\n",
     )
     .expect("valid");
     let grant = |name| rules.grant(Some(&client(name))).clone();
@@ -45,6 +45,7 @@ fn the_first_rule_that_names_a_client_decides_and_nobody_else_may_do_anything() 
     assert!(grant("team-b").allows(Operation::Build) && !grant("team-b").allows(Operation::Prune));
     assert!(grant("team-b").allows_pool("small-1") && !grant("team-b").allows_pool("large"));
     assert_eq!((grant("team-a").max_builds(), grant("team-b").max_builds()), (None, Some(3)));
+    assert_eq!((grant("team-a").weight().get(), grant("team-b").weight().get()), (1, 4));
     assert_eq!((rules.number(Some(&client("x"))), rules.number(None)), (Some(2), None));
     let nobody = rules.grant(None);
     assert!(!nobody.allows_pool("small-1") && !nobody.allows(Operation::Build));
@@ -55,12 +56,12 @@ fn the_first_rule_that_names_a_client_decides_and_nobody_else_may_do_anything() 
 fn rules_are_checked_and_written_again() {
     let text = "[[access]]\nclients = ['a']\nanonymous = true\noperations = ['disk-usage']\nhistory = 'none'\n\
                 content = 'all'\nentitlements = ['network.host']\nexporters = ['local']\ncache-exporters = []\n\
-                push = ['r.example/*']\npools = ['x']\nmax-builds = 7\n[[access]]\nclients = ['*']";
+                push = ['r.example/*']\npools = ['x']\nmax-builds = 7\nweight = 5\n[[access]]\nclients = ['*']";
     let rules = read(text).expect("valid");
     let mut problems = Vec::new();
     let again = Rules::from_value(rules.to_value().expect("some"), "access", &mut problems);
     assert_eq!((again, problems), (rules, Vec::new()));
-    let wrong = "[[access]]\noperations = ['fly']\nhistory = 'some'\npush = 'x'\nmax-builds = 0\nclients = ['']\nfoo = 1";
+    let wrong = "[[access]]\noperations = ['fly']\nhistory = 'some'\npush = 'x'\nmax-builds = 0\nweight = 101\nclients = ['']\nfoo = 1";
     let problems = read(wrong).expect_err("invalid");
     let told = problems.join("\n");
     for expected in [
@@ -68,6 +69,7 @@ fn rules_are_checked_and_written_again() {
         "access[0].history: must be one of none, own, all",
         "access[0].push: must be a list of strings",
         "access[0].max-builds: must be a number from 1 to 100000",
+        "access[0].weight: must be a number from 1 to 100",
         "access[0].clients: must be text of 1 to 512 bytes",
         "access[0].foo: unknown key",
         "access[0]: names nobody",

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::{
     affinity::AffinityKey,
+    client::Weight,
     directory::{Caller, Placing, Ties},
     identity::Identity,
     ids::{BindingKey, Id, SessionId, TraceId},
@@ -144,6 +145,7 @@ impl Solve {
             preferred: None,
             by_load: false,
             probe: self.internal,
+            weight: Weight::ONE,
         }
     }
 

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     access::{Operation, denied},
     call::{Call, CallResult},
-    client::Client,
+    client::{Client, Weight},
     directory::{Bound, KeyGuard, Lookup, Ties},
     error::ProxyError,
     fleet::Backend,
@@ -138,5 +138,6 @@ fn session_wish(
         preferred: ended,
         by_load: true,
         probe: false,
+        weight: Weight::ONE,
     }
 }

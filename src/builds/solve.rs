@@ -17,6 +17,7 @@ use crate::{
     first_message::{FirstMessage, Unread, joined},
     ids::{self, Id},
     ownership::Owned,
+    placement::Wish,
     policy::PolicyKind,
     proxy::Proxy,
     received::Received,
@@ -70,7 +71,8 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyErr
     }
     let spread = proxy.placement.policy().spread_bake_targets;
     let scattered = is_scattered(proxy, trace);
-    let wish = solve.wish(&placing, caller, scattered, spread);
+    let weight = proxy.grant(&client).weight();
+    let wish = Wish { weight, ..solve.wish(&placing, caller, scattered, spread) };
     let probe = solve.build.as_ref().filter(|_| solve.internal);
     let probe = probe.map(|build| proxy.capabilities.probes.enter(build, &client));
     let ((placed, owned), more) = {

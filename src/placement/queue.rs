@@ -33,7 +33,7 @@ use super::{Decision, Placement};
 use crate::{
     affinity::AffinityKey,
     capabilities::Promise,
-    client::{Client, Owner},
+    client::{Client, Owner, Weight},
     directory::{Cause, Waiting},
     error::ProxyError,
     fleet::{Backend, BuildCount},
@@ -89,6 +89,7 @@ pub struct Request {
     pub since: SystemTime,
     key: Option<KeyHash>,
     owner: Owner,
+    weight: Weight,
     policy: policy::Policy,
     /// The backends that the build must not go to.
     avoid: Vec<Arc<Backend>>,
@@ -181,10 +182,12 @@ impl Queue {
 
     /// Counts a running build of `client`. The owner matters only to the order, so no lock is taken if slots are not
     /// limited.
-    pub(super) fn start(self: &Arc<Self>, client: &Client) -> Started {
+    pub(super) fn start(self: &Arc<Self>, client: &Client, weight: Weight) -> Started {
         let owner = self.config.max_builds.map(|_| client.owner());
         if let Some(owner) = &owner {
-            self.state.lock().order.start(owner);
+            let order = &mut self.state.lock().order;
+            order.start(owner);
+            order.weigh(owner, weight);
         }
         self.started(owner)
     }
@@ -208,6 +211,7 @@ impl Queue {
         let State { order, entries } = &mut *state;
         self.check_limits(order, &request.owner, cause)?;
         let ticket = order.enter(&request.owner, request.key, began, back);
+        order.weigh(&request.owner, request.weight);
         let total = order.len();
         let promise = request.promise.clone();
         let waiting = Waiting { since: request.since, position: total, total, cause, promise };

@@ -1,7 +1,7 @@
 //! Whose turn it is: a state machine without I/O, lock or clock.
 //!
 //! Owners take turns by what they run (max-min fairness). The next slot goes to the owner with the fewest running
-//! builds; of several such owners, to the one that was served longest ago. The affinity keys of one owner take turns,
+//! builds for its weight; of several such owners, to the one that was served longest ago. The affinity keys of one owner take turns,
 //! and of one key the build that has waited longest comes first.
 //!
 //! A build whose cache is on a daemon without a free slot lets others pass for a limited time (delay scheduling:
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::policy::KeyHash;
+use crate::{client::Weight, policy::KeyHash};
 
 /// The number of a waiting build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,6 +51,7 @@ struct Owner {
     waiting: usize,
     /// The number of the grant that the owner got last.
     served: u64,
+    weight: Weight,
 }
 
 /// The builds of one affinity key, the one that has waited longest first.
@@ -121,6 +122,13 @@ impl<O: Clone + Eq + Hash> Order<O> {
         let waiter = Waiter { owner: owner.clone(), key, since, passed: None };
         self.waiting.insert(ticket, waiter);
         ticket
+    }
+
+    /// Gives `owner` this weight from now on. Nothing happens if the owner has no build.
+    pub fn weigh(&mut self, owner: &O, weight: Weight) {
+        if let Some(owner) = self.owners.get_mut(owner) {
+            owner.weight = weight;
+        }
     }
 
     /// Removes a build that no longer waits. Nothing happens if it has been removed already.
@@ -277,9 +285,12 @@ fn lines<O>(owners: &HashMap<O, Owner>) -> Vec<&Line> {
     owners.into_iter().flat_map(|owner| &owner.lines).collect()
 }
 
-/// Which of two owners comes first if they run this many builds.
+/// Which of two owners comes first if they run this many builds, each divided by the weight of its owner.
 fn compare((a, of_a): (usize, &Owner), (b, of_b): (usize, &Owner)) -> Ordering {
-    a.cmp(&b).then(of_a.served.cmp(&of_b.served)).then(of_a.first().cmp(&of_b.first()))
+    // Each number multiplied by the other's weight compares as each divided by its own.
+    let weighed = |builds: usize, other: &Owner| builds * usize::from(other.weight.get());
+    let by_builds = weighed(a, of_b).cmp(&weighed(b, of_a));
+    by_builds.then(of_a.served.cmp(&of_b.served)).then(of_a.first().cmp(&of_b.first()))
 }
 
 #[cfg(test)]

@@ -76,6 +76,7 @@ fn wish(number: usize, key: &str) -> Wish {
         preferred: None,
         by_load: false,
         probe: false,
+        weight: Weight::ONE,
     }
 }
 

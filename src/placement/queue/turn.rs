@@ -234,6 +234,7 @@ impl Placement {
             since: wait.since,
             key: wish.key,
             owner: client.owner(),
+            weight: wish.weight,
             policy: self.policy,
             avoid: self.directory.backends(&wish.ties.apart),
             promise: wait.promise.clone(),

@@ -66,6 +66,22 @@ fn owners_take_turns_and_so_do_the_keys_of_one() {
 }
 
 #[test]
+fn an_owner_of_twice_the_weight_runs_twice_as_many() {
+    let (mut order, now) = (Order::new(AFFINITY_WAIT), Instant::now());
+    let mut owners = HashMap::new();
+    for owner in ['a', 'b'] {
+        for _ in 0..6 {
+            owners.insert(order.enter(&owner, None, now, false), owner);
+        }
+    }
+    order.weigh(&'b', Weight::new(2).expect("in range"));
+    let first: Vec<_> = (0..6)
+        .map(|_| owners[&order.grant(now, |_| Offer::Good).expect("all slots are free")])
+        .collect();
+    assert_eq!(first.iter().filter(|owner| **owner == 'b').count(), 4, "{first:?}");
+}
+
+#[test]
 fn who_could_not_use_its_turn_is_first_of_its_owner_again() {
     let (mut order, now) = (Order::new(AFFINITY_WAIT), Instant::now());
     let since = now - Duration::from_secs(1);
