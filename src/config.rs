@@ -19,6 +19,7 @@ mod process;
 mod sections;
 #[cfg(test)]
 mod tests;
+mod text;
 mod tls;
 mod value;
 

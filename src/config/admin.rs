@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::value::{FilePath, list};
+use super::{text::list, value::FilePath};
 use crate::{
     access::Pattern,
     tls::{Files, Server},

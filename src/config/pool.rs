@@ -5,8 +5,9 @@ use std::{collections::HashSet, fmt, hash::Hash};
 use super::{
     affinity,
     sections::Sections,
+    text::list,
     tls::{Tls, TlsSettings},
-    value::{Count, Span, list},
+    value::{Count, Span},
 };
 use crate::{
     address::Address,
