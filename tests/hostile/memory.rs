@@ -327,11 +327,17 @@ async fn what_a_flood_has_taken_is_given_back() {
         until_nothing_is_held(&proxy);
     }
     drop(stay);
-    eventually("the memory is the system's again", Duration::from_secs(20), || {
-        let kept = proxy.process.memory_kib("VmRSS").saturating_sub(before);
+    // A thread gives memory back when it is at work.
+    let mut kept = u64::MAX;
+    for _build in 0..20 {
+        bystander::builds(&proxy).await;
+        kept = proxy.process.memory_kib("VmRSS").saturating_sub(before);
         eprintln!("{} MiB are kept", kept >> 10);
-        (kept < 48 << 10).then_some(())
-    });
+        if kept < 48 << 10 {
+            break;
+        }
+    }
+    assert!(kept < 48 << 10, "{kept} KiB");
     let peak = proxy.process.memory_kib("VmHWM").saturating_sub(before);
     assert!(peak > 120 << 10, "the flood took {peak} KiB only");
 }
