@@ -19,7 +19,7 @@ use tracing::warn;
 
 pub use self::decision::Decision;
 use self::{
-    queue::{Grant, Publisher, Queue, Started, Waited},
+    queue::{Publisher, Queue, SlotGrant, Started, Waited},
     tries::{Opened, Tries},
     warm::WarmMemory,
 };
@@ -238,7 +238,7 @@ impl Placement {
         &self,
         wish: &Wish,
         client: &Client,
-        grant: Option<Grant>,
+        grant: Option<SlotGrant>,
         promise: &Promise,
         deadline: Instant,
     ) -> Tries {

@@ -72,7 +72,7 @@ struct State {
 #[derive(Debug)]
 struct Entry {
     request: Request,
-    granted: oneshot::Sender<Grant>,
+    granted: oneshot::Sender<SlotGrant>,
     turn: watch::Sender<Waiting>,
 }
 
@@ -99,7 +99,7 @@ pub struct Request {
 
 /// A build's turn: a slot that is already counted as taken.
 #[derive(Debug)]
-pub(super) struct Grant {
+pub(super) struct SlotGrant {
     pub(super) count: BuildCount,
     pub(super) decision: Decision,
     pub(super) started: Started,
@@ -139,7 +139,7 @@ pub struct Demand {
 struct QueuedGuard {
     queue: Arc<Queue>,
     ticket: Ticket,
-    granted: oneshot::Receiver<Grant>,
+    granted: oneshot::Receiver<SlotGrant>,
     turn: watch::Receiver<Waiting>,
     began: Instant,
     exit: QueueExit,

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::{
     Decision, Placement,
-    queue::{Grant, Started},
+    queue::{SlotGrant, Started},
 };
 use crate::{
     client::Client,
@@ -34,7 +34,7 @@ pub(super) struct Tries {
     /// The first backend, chosen without the policy, and how it was found.
     pub(super) preferred: Option<(Arc<Backend>, Outcome)>,
     /// The slot that the build was granted before any choice.
-    pub(super) grant: Option<Grant>,
+    pub(super) grant: Option<SlotGrant>,
     /// Whether the build needs a slot and must let waiting builds go first.
     pub(super) takes_turns: bool,
     /// The backends that must not be tried.
@@ -185,7 +185,7 @@ impl Placement {
         if let Some((backend, outcome)) = tries.preferred.take() {
             return Ok((backend.start_build(), Decision::preferred(outcome, &backend), None));
         }
-        if let Some(Grant { count, decision, started }) = tries.grant.take() {
+        if let Some(SlotGrant { count, decision, started }) = tries.grant.take() {
             return Ok((count, decision, Some(started)));
         }
         if tries.takes_turns && !self.queue.is_empty() {

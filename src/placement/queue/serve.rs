@@ -8,7 +8,7 @@ use std::{
 use tokio::{sync::oneshot, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::{Entry, Grant, Request, State, order::Offer};
+use super::{Entry, Request, SlotGrant, State, order::Offer};
 use crate::{
     directory::{Cause, Waiting},
     fleet::{Backend, Roster},
@@ -58,7 +58,7 @@ impl Placement {
         }
     }
 
-    fn grant(&self) -> Option<(oneshot::Sender<Grant>, Grant)> {
+    fn grant(&self) -> Option<(oneshot::Sender<SlotGrant>, SlotGrant)> {
         let slots = self.queue.config.max_builds;
         let roster = self.fleet.roster();
         if self.queue.is_empty() || !roster.candidates().has_free(slots) {
@@ -87,7 +87,7 @@ impl Placement {
         let (count, choice) = started?;
         let started = self.queue.started(Some(request.owner));
         let decision = Decision::chosen(&choice, &roster);
-        Some((granted, Grant { count, decision, started }))
+        Some((granted, SlotGrant { count, decision, started }))
     }
 
     /// The best free slot for a waiting build.

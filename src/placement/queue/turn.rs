@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::sleep_until;
 
-use super::{Grant, Queue, QueuedGuard, Request};
+use super::{Queue, QueuedGuard, Request, SlotGrant};
 use crate::{
     capabilities::{Answers, Promise},
     client::Client,
@@ -134,7 +134,7 @@ impl Placement {
         wait: &Wait,
         cause: Cause,
         error: &ProxyError,
-    ) -> Result<Grant, ProxyError> {
+    ) -> Result<SlotGrant, ProxyError> {
         let request = self.request(publisher.wish, client, wait);
         let mut queued = self.queue.enter(request, wait.began, wait.back, cause)?;
         self.grant_all();
