@@ -51,9 +51,9 @@ enum Attempt {
 impl Directory {
     /// Finds the binding that a stream with these `ties` must join, or lets the caller decide.
     ///
-    /// While another Solve decides for one of the keys, the call waits and publishes with `sender` what that Solve waits
-    /// for. Returns `None` if there is no decision within `limit`. The time that the other Solve spends in the queue
-    /// does not count.
+    /// While another Solve decides for one of the keys, the call waits and publishes with `sender` what that Solve
+    /// waits for. Returns `None` if there is no decision within `limit`. The time that the other Solve spends in the
+    /// queue does not count.
     pub async fn claim(
         &self,
         ties: &Arc<Ties>,

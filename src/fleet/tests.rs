@@ -244,13 +244,18 @@ proptest! {
                 Step::Build => builds.extend(fleet.find("a").map(|live| live.start_build())),
                 Step::BuildsEnd => builds.clear(),
                 Step::Sweep => fleet.sweep(),
-                Step::Fault(at) => any(at).into_iter().for_each(|one| one.report_fault(Fault::Lost, "x", Instant::now())),
+                Step::Fault(at) => {
+                    let lost = |one: &Arc<Backend>| one.report_fault(Fault::Lost, "x", Instant::now());
+                    any(at).into_iter().for_each(lost);
+                }
                 Step::Probed(at) => any(at).into_iter().for_each(|one| one.report_healthy()),
                 Step::Cordon(at, cordoned) => any(at).into_iter().for_each(|one| one.set_cordoned(cordoned)),
                 Step::Drain(at) => drop(any(at).map(|one| one.start_drain(Duration::ZERO))),
             }
             let live = fleet.find("a");
-            all.extend(live.iter().filter(|live| !all.iter().any(|one| Arc::ptr_eq(one, live))).cloned().collect::<Vec<_>>());
+            let is_known = |one: &Arc<Backend>| all.iter().any(|known| Arc::ptr_eq(known, one));
+            let new: Vec<_> = live.iter().filter(|one| !is_known(one)).cloned().collect();
+            all.extend(new);
             let state = live.iter().map(|live| live.state().label().to_owned());
             prop_assert_eq!(shown(&metrics), state.collect::<Vec<_>>());
         }

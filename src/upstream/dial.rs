@@ -184,8 +184,8 @@ async fn open_socket(backend: &Backend, deadline: Deadline) -> Result<Socket, Di
 
 /// Waits for the SETTINGS of the daemon.
 ///
-/// The system accepts connections for a daemon that is stopped or hangs. Only the SETTINGS show that the daemon is there.
-/// Once a Solve has been sent, it is too late to try another daemon.
+/// The system accepts connections for a daemon that is stopped or hangs. Only the SETTINGS show that the daemon is
+/// there. Once a Solve has been sent, it is too late to try another daemon.
 async fn settings_received(io: &Batched, deadline: Deadline) -> Result<(), DialError> {
     match timeout_at(deadline, io.first_read()).await {
         Ok(()) if io.received() > 0 => Ok(()),

@@ -1,8 +1,8 @@
 //! Whose turn it is: a state machine without I/O, lock or clock.
 //!
 //! Owners take turns by what they run (max-min fairness). The next slot goes to the owner with the fewest running
-//! builds for its weight; of several such owners, to the one that was served longest ago. The affinity keys of one owner take turns,
-//! and of one key the build that has waited longest comes first.
+//! builds for its weight; of several such owners, to the one that was served longest ago. The affinity keys of one
+//! owner take turns, and of one key the build that has waited longest comes first.
 //!
 //! A build whose cache is on a daemon without a free slot lets others pass for a limited time (delay scheduling:
 //! Zaharia et al., EuroSys 2010).
