@@ -261,7 +261,7 @@ impl Run<'_> {
         let owner = self.owner(build.client);
         if self.order.is_empty()
             && let Some(choice) = self.fleet.choose(build.project, self.now)
-            && !(choice.cache_is_busy && !self.settings.affinity_wait.is_zero())
+            && (!choice.cache_is_busy || self.settings.affinity_wait.is_zero())
         {
             self.order.start(&owner);
             return self.start(build, choice);
