@@ -77,12 +77,6 @@ impl Candidate {
         }
     }
 
-    /// Whether the candidate is compared over TLS. Candidates in TCP mode pass on what client and daemon encrypt.
-    pub(crate) fn knows_tls(&self) -> bool {
-        // There is no TLS configuration for Envoy, which could not be installed where the others were written.
-        *self != Self::EnvoyH2
-    }
-
     /// Starts the candidate in front of the daemon at `daemon`. If `cores` are counted, the candidate runs on those. If
     /// there are `certificates`, both sides speak TLS.
     pub(crate) fn start(
@@ -142,7 +136,11 @@ impl Candidate {
                 envoy(&site.write("envoy.yaml", include_str!("config/envoy-tcp.yaml"))?)
             }
             Self::EnvoyH2 => {
-                envoy(&site.write("envoy.yaml", include_str!("config/envoy-h2.yaml"))?)
+                let template = match site.certificates {
+                    None => include_str!("config/envoy-h2.yaml"),
+                    Some(_) => include_str!("config/envoy-h2-tls.yaml"),
+                };
+                envoy(&site.write("envoy.yaml", template)?)
             }
             Self::BuildkitLb { binary, .. } => {
                 let mut words = vec![

@@ -103,11 +103,6 @@ async fn run(arguments: &Arguments) -> Result<()> {
     println!("{}; client, proxy and daemon share them.", machine::line());
     println!("{}.\n", candidate::versions());
     for workload in arguments.workloads() {
-        let candidates: Vec<_> = candidates
-            .iter()
-            .filter(|candidate| !workload.speaks_tls() || candidate.knows_tls())
-            .cloned()
-            .collect();
         let bench = Bench { arguments, candidates: &candidates, workload, dir: scratch.path() };
         let table = bench.run().await.with_context(|| format!("workload {workload:?}"))?;
         println!("### {}\n\n{}", workload.title(), table.markdown("median"));

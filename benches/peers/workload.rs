@@ -194,7 +194,7 @@ impl Workload {
     }
 
     /// Whether both sides speak TLS.
-    pub(crate) fn speaks_tls(self) -> bool {
+    fn speaks_tls(self) -> bool {
         self.without_tls() != self
     }
 
