@@ -90,6 +90,30 @@ fn build_by_old_client(addr: &str, context: &Context) -> Command {
     build(command, context)
 }
 
+/// A program with BuildKit's Go client. It sends no Ping, and writes a tar file to `output`.
+fn build_by_go_program(addr: &str, context: &Context, output: &Path) -> Command {
+    let mut command = Command::new(tool("solve-client"));
+    command.arg(addr).args([context.path(), output]).env_remove("TRACEPARENT");
+    command
+}
+
+#[test]
+fn a_go_program_that_never_pings_waits_and_builds() {
+    let (mut daemon, proxy) = without_daemon();
+    let outputs = tempfile::tempdir().expect("a directory");
+    let output = outputs.path().join("image.tar");
+    let mut client = start(&build_by_go_program(&proxy.addr(), &context(), &output));
+    until_it_shows(&client, "in the queue of pool default", 2, TOLD_TWICE);
+    daemon.restart();
+    succeeds(&mut client);
+    assert!(client.log().contains("[internal] waiting for a builder"), "{}", client.log());
+    let tar = std::fs::read(output).expect("a tar file");
+    assert!(String::from_utf8_lossy(&tar).contains("waited\n"), "the result is whole");
+    assert_eq!(builds(&daemon), 1);
+    let pings = proxy.metric("grpc_server_started_total", &["grpc_method=\"Ping\""]);
+    assert_eq!(pings, 0.0);
+}
+
 #[test]
 fn further_kinds_of_clients_wait_and_build_as_ever() {
     let (mut daemon, proxy) = without_daemon();
