@@ -18,7 +18,7 @@ pub type ChooseIdle<T> = fn(&Connections<T>) -> Option<u64>;
 
 /// All connections of a port, each with what its owner notes of it.
 ///
-/// Addresses are those of [`crate::shares::network`].
+/// IPv6 clients are counted by their network of 64 bits, as by `shares::network`.
 #[derive(Debug)]
 pub struct ConnectionTable<T> {
     addresses: HashMap<Option<IpAddr>, Connections<T>>,
