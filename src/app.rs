@@ -1,7 +1,9 @@
 //! The composition root: binds ports, builds every part, owns every task.
 
+mod error;
+mod ports;
+
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -11,27 +13,29 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
+pub use self::error::StartError;
+use self::ports::Ports;
 use crate::{
-    acceptor::Acceptor,
     access,
     account::Account,
     address::{Address, HostPort},
     admin::{self, Admin, Control, Rights},
-    config::{AdminAccess, Config, Count, LocalAddress, Process},
+    config::{AdminAccess, Config, Count, Process},
     connection::Context,
     connection_limit::ConnectionLimit,
     descriptors::Budget,
     first_message::Reader,
+    identity,
     kubernetes::Access,
-    listener::{Admission, Handshakes, Hops, ListenError, Listener},
+    listener::{Admission, Handshakes, Hops, Listener},
     metrics::Families,
-    pool::{self, Pool, PoolError},
+    pool::{self, Pool},
     proxy::Commons,
     scaler,
     shares::{Limits, Shares},
     shutdown::Signals,
-    tls::{self, TlsError},
-    token::{TokenError, TokenFile},
+    tls,
+    token::TokenFile,
     upstream::client_connections,
 };
 
@@ -41,61 +45,6 @@ const DRAIN_REPORT: Duration = Duration::from_secs(10);
 /// The most TLS handshakes of clients at once. A handshake takes some tens of KiB of memory and a millisecond of a
 /// processor. Four hundred jobs of one pipeline fit.
 const MAX_HANDSHAKES: usize = 1000;
-
-/// Why the proxy could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The proxy cannot listen on an address for clients.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// A pool cannot start.
-    #[error(transparent)]
-    Pool(#[from] PoolError),
-    /// The proxy cannot listen on the address of the admin port.
-    #[error("listen on admin port {address}")]
-    Admin {
-        /// The address.
-        address: HostPort,
-        /// Why.
-        source: io::Error,
-    },
-    /// The name of the configured DNS server cannot be looked up.
-    #[error("look up the DNS server {server}")]
-    DnsServer {
-        /// The server.
-        server: HostPort,
-        /// Why.
-        source: io::Error,
-    },
-    /// The proxy cannot listen on the control address.
-    #[error("listen on control address {address}")]
-    Control {
-        /// The address.
-        address: Address,
-        /// Why.
-        source: io::Error,
-    },
-    /// The proxy cannot listen on the scaler's address.
-    #[error("listen on scaler port {address}")]
-    Scaler {
-        /// The address.
-        address: HostPort,
-        /// Why.
-        source: io::Error,
-    },
-    /// The scaler's certificates became invalid after the configuration was checked.
-    #[error("read the scaler's certificates")]
-    ScalerTls(#[source] TlsError),
-    /// The admin port's certificates became invalid after the configuration was checked.
-    #[error("read the admin port's certificates")]
-    AdminTls(#[source] TlsError),
-    /// The token file became invalid after the configuration was checked.
-    #[error("read the admin tokens")]
-    AdminTokens(#[source] TokenError),
-    /// The file of the clients' tokens has broken since the configuration was read.
-    #[error("read the clients' tokens")]
-    ClientTokens(#[source] TokenError),
-}
 
 /// A running proxy.
 #[derive(Debug)]
@@ -125,57 +74,17 @@ impl App {
     /// A port cannot be bound, or a file cannot be read. No task runs then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let Config { pools, identities, access, admin_access, process } = config;
-        let mut listeners = Vec::new();
-        for (index, pool) in pools.iter().enumerate() {
-            for address in &pool.listen {
-                listeners.push((index, Listener::bind(address).await?));
-            }
-        }
-        let in_use = |source| StartError::Admin { address: process.admin_listen.clone(), source };
-        let HostPort { host, port } = &process.admin_listen;
-        let admin = TcpListener::bind((host.as_str(), *port)).await.map_err(in_use)?;
-        let admin_listen = admin.local_addr().map_err(in_use)?;
-        let control =
-            bind_control(process.control_listen.as_ref().map(|LocalAddress(address)| address))
-                .await?;
-        let scaler = bind_scaler(&process).await?;
-        let tokens = process.admin_token_file.as_deref().map(TokenFile::open).transpose();
-        let tokens = tokens.map_err(StartError::AdminTokens)?;
-        let client_tokens = process.client_token_file.as_deref().map(TokenFile::open).transpose();
-        let client_tokens = client_tokens.map_err(StartError::ClientTokens)?;
+        let ports = Ports::bind(&pools, &process).await?;
         let identities = Arc::new(identities);
-        let AdminAccess { admin_tls_dir, admin_client, admin_restrict_reading } = admin_access;
-        let admin_tls = admin_tls_dir.as_deref().map(tls::Server::for_admin_port).transpose();
-        let admin_tls = admin_tls.map_err(StartError::AdminTls)?;
-        let admin_tls = admin_tls.map(|server| admin::Tls::new(server, &identities));
-        let rights =
-            Rights { tokens, clients: admin_client, restrict_reading: admin_restrict_reading };
-
-        let dns_server = match process.dns_server.clone() {
-            Some(server) => Some(resolve(server).await?),
-            None => None,
-        };
-
+        let (rights, admin_tls) = admin_rights(admin_access, &process, &identities)?;
         let families = Families::new();
-        info!(memory_budget = process.memory_budget(), "memory budget set");
-        let account = Account::new(process.memory_budget(), families.held_bytes.clone());
-        let downstream = TaskTracker::new();
-        let background = TaskTracker::new();
         let [leaving, drain, stop] = std::array::from_fn(|_| CancellationToken::new());
+        let (downstream, background) = (TaskTracker::new(), TaskTracker::new());
         let shared = pool::Shared {
-            dns_server,
+            dns_server: resolve(process.dns_server.clone()).await?,
             pods: process.pods(),
             kubernetes: Access::default(),
-            commons: Commons {
-                connections: client_connections(Budget::of_process().upstream),
-                reader: Reader::new(account),
-                windows: large_windows(process.memory_budget()),
-                drain: drain.clone(),
-                identities: Arc::clone(&identities),
-                tokens: client_tokens.map(Arc::new),
-                access: Arc::new(access),
-                quota: access::Quota::default(),
-            },
+            commons: commons(&process, &families, &identities, access, &drain)?,
             families: &families,
             tasks: &background,
             stop: &stop,
@@ -184,49 +93,68 @@ impl App {
         for pool in pools {
             started.push(Pool::start(pool, &shared).await?);
         }
-        let pools: Arc<[Pool]> = started.into();
-        if let [pool, ..] = &*pools {
-            // The rules belong to no pool. The metrics about their CA certificates have the name of the first one.
-            for authority in identities.authorities() {
-                let metrics = Arc::clone(&pool.proxy.metrics);
-                background.spawn(Arc::clone(authority).follow(metrics, stop.clone()));
-            }
-        }
-
-        let state = Admin::new(&pools, &families, &leaving, rights);
-        admin::serve((admin, admin_listen), admin_tls, control, state, &background, &stop);
-        if let Some(scaler) = scaler {
-            scaler::serve(scaler, &pools, &leaving, &background, &stop);
-        }
-        let limit = ConnectionLimit::new(max_connections(process.max_connections.map(Count::get)));
-        let under_way = Handshakes::limit(MAX_HANDSHAKES);
-        let listen = listeners.iter().map(|(_pool, listener)| listener.address().clone()).collect();
-        for (pool, listener) in listeners {
-            let pool = &pools[pool];
-            warn_of_plain(listener.address(), pool);
-            let handshakes = pool.tls.clone().map(|tls| Handshakes::new(tls, under_way.clone()));
-            let hops = Hops::new(&pool.proxy_protocol);
-            let admission = Admission { limit: limit.clone(), handshakes, hops };
-            let context = Context {
-                proxy: Arc::clone(&pool.proxy),
-                tasks: downstream.clone(),
-                drain: drain.clone(),
-            };
-            background.spawn(listener.run(context, admission));
-        }
-        Ok(Self {
-            pools,
+        let app = Self {
+            pools: started.into(),
             families,
             downstream,
             background,
             leaving,
             drain,
             stop,
-            listen,
-            admin_listen,
+            listen: ports.listen(),
+            admin_listen: ports.admin.1,
             drain_delay: process.drain_delay.0,
             drain_timeout: process.drain_timeout.0,
-        })
+        };
+        app.follow_authorities(&identities);
+        app.serve_operators(ports.admin, ports.control, ports.scaler, rights, admin_tls);
+        app.serve_clients(ports.clients, process.max_connections.map(Count::get));
+        Ok(app)
+    }
+
+    /// Follows the CA files that rules of identities name.
+    fn follow_authorities(&self, identities: &identity::Rules) {
+        // The rules belong to no pool. The metrics about their CA certificates have the name of the first one.
+        let Some(pool) = self.pools.first() else { return };
+        for authority in identities.authorities() {
+            let metrics = Arc::clone(&pool.proxy.metrics);
+            self.background.spawn(Arc::clone(authority).follow(metrics, self.stop.clone()));
+        }
+    }
+
+    /// Serves the admin port, the control listener and the scaler.
+    fn serve_operators(
+        &self,
+        admin: (TcpListener, SocketAddr),
+        control: Option<Control>,
+        scaler: Option<scaler::Port>,
+        rights: Rights,
+        tls: Option<admin::Tls>,
+    ) {
+        let state = Admin::new(&self.pools, &self.families, &self.leaving, rights);
+        admin::serve(admin, tls, control, state, &self.background, &self.stop);
+        if let Some(scaler) = scaler {
+            scaler::serve(scaler, &self.pools, &self.leaving, &self.background, &self.stop);
+        }
+    }
+
+    /// Serves the ports for clients, of which at most `asked` may be connected.
+    fn serve_clients(&self, listeners: Vec<(usize, Listener)>, asked: Option<usize>) {
+        let limit = ConnectionLimit::new(max_connections(asked));
+        let under_way = Handshakes::limit(MAX_HANDSHAKES);
+        for (pool, listener) in listeners {
+            let pool = &self.pools[pool];
+            warn_of_plain(listener.address(), pool);
+            let handshakes = pool.tls.clone().map(|tls| Handshakes::new(tls, under_way.clone()));
+            let hops = Hops::new(&pool.proxy_protocol);
+            let admission = Admission { limit: limit.clone(), handshakes, hops };
+            let context = Context {
+                proxy: Arc::clone(&pool.proxy),
+                tasks: self.downstream.clone(),
+                drain: self.drain.clone(),
+            };
+            self.background.spawn(listener.run(context, admission));
+        }
     }
 
     /// The addresses for clients. A configured port 0 is replaced by the real port.
@@ -293,8 +221,52 @@ fn large_windows(budget: u64) -> Shares {
     Shares::new(Limits { total: budget, address: budget, connection: budget })
 }
 
-async fn resolve(server: HostPort) -> Result<SocketAddr, StartError> {
-    server.resolve().await.map_err(|source| StartError::DnsServer { server, source })
+/// What operators may do, and how the admin port speaks TLS.
+fn admin_rights(
+    access: AdminAccess,
+    process: &Process,
+    identities: &Arc<identity::Rules>,
+) -> Result<(Rights, Option<admin::Tls>), StartError> {
+    let AdminAccess { admin_tls_dir, admin_client, admin_restrict_reading } = access;
+    let tokens = process.admin_token_file.as_deref().map(TokenFile::open).transpose();
+    let tls = admin_tls_dir.as_deref().map(tls::Server::for_admin_port).transpose();
+    let rights = Rights {
+        tokens: tokens.map_err(StartError::AdminTokens)?,
+        clients: admin_client,
+        restrict_reading: admin_restrict_reading,
+    };
+    let tls = tls.map_err(StartError::AdminTls)?;
+    Ok((rights, tls.map(|server| admin::Tls::new(server, identities))))
+}
+
+/// What all pools share.
+fn commons(
+    process: &Process,
+    families: &Families,
+    identities: &Arc<identity::Rules>,
+    access: access::Rules,
+    drain: &CancellationToken,
+) -> Result<Commons, StartError> {
+    let budget = process.memory_budget();
+    info!(memory_budget = budget, "memory budget set");
+    let tokens = process.client_token_file.as_deref().map(TokenFile::open).transpose();
+    Ok(Commons {
+        connections: client_connections(Budget::of_process().upstream),
+        reader: Reader::new(Account::new(budget, families.held_bytes.clone())),
+        windows: large_windows(budget),
+        drain: drain.clone(),
+        identities: Arc::clone(identities),
+        tokens: tokens.map_err(StartError::ClientTokens)?.map(Arc::new),
+        access: Arc::new(access),
+        quota: access::Quota::default(),
+    })
+}
+
+/// The address of the DNS server, if one is configured.
+async fn resolve(server: Option<HostPort>) -> Result<Option<SocketAddr>, StartError> {
+    let Some(server) = server else { return Ok(None) };
+    let resolved = server.resolve().await;
+    resolved.map(Some).map_err(|source| StartError::DnsServer { server, source })
 }
 
 /// The limit of client connections: `asked`, but at most as many as there are file descriptors for.
@@ -306,26 +278,6 @@ fn max_connections(asked: Option<usize>) -> usize {
     }
     info!(connections, "connection limit set");
     connections
-}
-
-/// Binds the scaler's port, if one is configured.
-async fn bind_scaler(process: &Process) -> Result<Option<scaler::Port>, StartError> {
-    let Some(address) = &process.scaler_listen else { return Ok(None) };
-    let failed = |source| StartError::Scaler { address: address.clone(), source };
-    let listener = TcpListener::bind((address.host.as_str(), address.port)).await;
-    let listener = listener.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    let tls = process.scaler_tls_dir.as_deref().map(tls::Server::for_scaler).transpose();
-    let tls = tls.map_err(StartError::ScalerTls)?.map(Arc::new);
-    info!(address = %bound, port_name = "scaler", "listening");
-    Ok(Some(scaler::Port { acceptor: Acceptor::from_tcp(listener, bound), tls }))
-}
-
-/// Binds the control listener, if one is configured.
-async fn bind_control(address: Option<&Address>) -> Result<Option<Control>, StartError> {
-    let Some(address) = address else { return Ok(None) };
-    let failed = |source| StartError::Control { address: address.clone(), source };
-    Control::bind(address).await.map(Some).map_err(failed)
 }
 
 /// Warns that everybody who reaches `address` may build, unless only this machine can reach it.

@@ -14,7 +14,7 @@ use crate::{
     fleet::Fleet,
     health,
     kubernetes::{Access, ClientError},
-    metrics::{Families, TlsSide},
+    metrics::{Families, Metrics, TlsSide},
     networks::Network,
     placement,
     proxy::{Commons, Proxy},
@@ -80,21 +80,11 @@ impl Pool {
     /// # Errors
     /// Certificates cannot be used, or a source of daemons is not available.
     pub async fn start(config: config::Pool, shared: &Shared<'_>) -> Result<Self, PoolError> {
-        let &Shared { dns_server, pods, ref kubernetes, ref commons, families, tasks, stop } =
-            shared;
+        let &Shared { pods, ref kubernetes, ref commons, families, tasks, stop, .. } = shared;
         let metrics = Arc::new(families.pool(&config.name));
         let broken = |source| PoolError::Tls { pool: config.name.clone(), source };
         let (server, client) = load(&config.tls).map_err(broken)?;
-        if let Some(server) = &server {
-            tasks.spawn(Arc::clone(server).follow(
-                TlsSide::Client,
-                Arc::clone(&metrics),
-                stop.clone(),
-            ));
-        }
-        if let Some(client) = &client {
-            tasks.spawn(Arc::clone(client).follow(Arc::clone(&metrics), stop.clone()));
-        }
+        follow(server.as_ref(), client.as_ref(), &metrics, shared);
         let (policy, warm, queue) = (config.policy(), config.warm(), config.queue());
         let placing = placement::Config { policy, warm, queue };
         let fleet = Fleet::new(Arc::clone(&metrics)).with_probation(config.probation.0);
@@ -103,26 +93,7 @@ impl Pool {
         if !config.backend.is_empty() {
             discovery.source(&"backend").found(config.backend, None);
         }
-        for target in config.discover {
-            let source = discovery.source(&target);
-            let stop = stop.clone();
-            match target {
-                Target::Kubernetes(service) => {
-                    let client = kubernetes.client().await?;
-                    tasks.spawn(discovery::kubernetes::run(
-                        client,
-                        service,
-                        pods.details,
-                        source,
-                        stop,
-                    ));
-                }
-                Target::Dns(name) => {
-                    let resolver = dns::resolver(dns_server)?;
-                    tasks.spawn(dns::run(resolver, name, source, stop));
-                }
-            }
-        }
+        discover(config.discover, &discovery, shared).await?;
         let closing = TaskTracker::new();
         if pods.annotations.any() {
             let (fleet, metrics) = (Arc::clone(&fleet), Arc::clone(&metrics));
@@ -179,4 +150,47 @@ fn load(config: &config::Tls) -> Result<BothSides, TlsError> {
     let client =
         backends.map(|side| tls::Client::load(side.files.clone(), side.server_names.clone()));
     Ok((server.transpose()?.map(Arc::new), client.transpose()?.map(Arc::new)))
+}
+
+/// Follows the files of both sides.
+fn follow(
+    server: Option<&Arc<tls::Server>>,
+    client: Option<&Arc<tls::Client>>,
+    metrics: &Arc<Metrics>,
+    shared: &Shared<'_>,
+) {
+    let stop = || shared.stop.clone();
+    if let Some(server) = server {
+        let followed = Arc::clone(server).follow(TlsSide::Client, Arc::clone(metrics), stop());
+        shared.tasks.spawn(followed);
+    }
+    if let Some(client) = client {
+        shared.tasks.spawn(Arc::clone(client).follow(Arc::clone(metrics), stop()));
+    }
+}
+
+/// Starts to look for daemons at each of `targets`.
+async fn discover(
+    targets: Vec<Target>,
+    discovery: &Arc<Discovery>,
+    shared: &Shared<'_>,
+) -> Result<(), PoolError> {
+    for target in targets {
+        let source = discovery.source(&target);
+        let stop = shared.stop.clone();
+        match target {
+            Target::Kubernetes(service) => {
+                let client = shared.kubernetes.client().await?;
+                let details = shared.pods.details;
+                shared
+                    .tasks
+                    .spawn(discovery::kubernetes::run(client, service, details, source, stop));
+            }
+            Target::Dns(name) => {
+                let resolver = dns::resolver(shared.dns_server)?;
+                shared.tasks.spawn(dns::run(resolver, name, source, stop));
+            }
+        }
+    }
+    Ok(())
 }
