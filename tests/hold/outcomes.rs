@@ -102,7 +102,8 @@ fn a_go_program_that_never_pings_waits_and_builds() {
     let (mut daemon, proxy) = without_daemon();
     let outputs = tempfile::tempdir().expect("a directory");
     let output = outputs.path().join("image.tar");
-    let mut client = start(&build_by_go_program(&proxy.addr(), &context(), &output));
+    let context = context();
+    let mut client = start(&build_by_go_program(&proxy.addr(), &context, &output));
     until_it_shows(&client, "in the queue of pool default", 2, TOLD_TWICE);
     daemon.restart();
     succeeds(&mut client);
