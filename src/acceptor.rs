@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket, UnixStream};
 use tracing::{debug, info, warn};
 
 use crate::{
-    address::Address,
+    address::{Address, HostPort},
     descriptors::is_shortage,
     io::{Socket, configure_tcp},
 };
@@ -86,10 +86,15 @@ impl Acceptor {
         }
     }
 
-    /// Takes over a `listener` that is bound to `address`.
-    pub fn from_tcp(listener: TcpListener, address: SocketAddr) -> Self {
-        let address = Address::Tcp { host: address.ip().to_string(), port: address.port() };
-        Self { socket: Listening::Tcp(listener), address, failing: false }
+    /// Binds a port for operators, who need no long queue of connections. Returns the address to which it is bound, too.
+    ///
+    /// # Errors
+    /// The address is in use, unknown or not permitted.
+    pub async fn bind_port(HostPort { host, port }: &HostPort) -> io::Result<(Self, SocketAddr)> {
+        let listener = TcpListener::bind((host.as_str(), *port)).await?;
+        let bound = listener.local_addr()?;
+        let address = Address::Tcp { host: bound.ip().to_string(), port: bound.port() };
+        Ok((Self { socket: Listening::Tcp(listener), address, failing: false }, bound))
     }
 
     /// The address, with the real port in place of port 0.

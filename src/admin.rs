@@ -23,7 +23,6 @@ use axum::{
     routing::{get, post},
 };
 use humantime::{format_duration, format_rfc3339_seconds};
-use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
@@ -72,7 +71,7 @@ impl Admin {
 /// Serves the admin port, with TLS if there is `tls`, and the control listener if there is one. The tasks run on
 /// `tasks` until `stop`.
 pub fn serve(
-    (listener, address): (TcpListener, SocketAddr),
+    (acceptor, address): (Acceptor, SocketAddr),
     tls: Option<Tls>,
     control: Option<Control>,
     admin: Admin,
@@ -87,7 +86,7 @@ pub fn serve(
     let router = router(admin);
     let server = || Server::new(router.clone(), &families, tasks, stop);
     info!(%address, port_name = "admin", tls = tls.is_some(), "listening");
-    tasks.spawn(server().run(Acceptor::from_tcp(listener, address), Port::Admin(tls)));
+    tasks.spawn(server().run(acceptor, Port::Admin(tls)));
     if let Some(control) = control {
         info!(address = %control.address(), port_name = "control", "listening");
         tasks.spawn(control.run(server()));

@@ -9,13 +9,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 pub use self::error::StartError;
 use self::ports::Ports;
 use crate::{
+    acceptor::Acceptor,
     access,
     account::Account,
     address::{Address, HostPort},
@@ -125,7 +125,7 @@ impl App {
     /// Serves the admin port, the control listener and the scaler.
     fn serve_operators(
         &self,
-        admin: (TcpListener, SocketAddr),
+        admin: (Acceptor, SocketAddr),
         control: Option<Control>,
         scaler: Option<scaler::Port>,
         rights: Rights,

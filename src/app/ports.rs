@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use tokio::net::TcpListener;
 use tracing::info;
 
 use super::StartError;
@@ -20,7 +19,7 @@ pub(super) struct Ports {
     /// Those for clients, each with the index of its pool.
     pub(super) clients: Vec<(usize, Listener)>,
     /// The admin port, and its address.
-    pub(super) admin: (TcpListener, SocketAddr),
+    pub(super) admin: (Acceptor, SocketAddr),
     pub(super) control: Option<Control>,
     pub(super) scaler: Option<scaler::Port>,
 }
@@ -52,25 +51,20 @@ impl Ports {
     }
 }
 
-async fn bind_admin(address: &HostPort) -> Result<(TcpListener, SocketAddr), StartError> {
+async fn bind_admin(address: &HostPort) -> Result<(Acceptor, SocketAddr), StartError> {
     let failed = |source| StartError::Admin { address: address.clone(), source };
-    let listener = TcpListener::bind((address.host.as_str(), address.port)).await;
-    let listener = listener.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok((listener, bound))
+    Acceptor::bind_port(address).await.map_err(failed)
 }
 
 /// Binds the scaler's port, if one is configured.
 async fn bind_scaler(process: &Process) -> Result<Option<scaler::Port>, StartError> {
     let Some(address) = &process.scaler_listen else { return Ok(None) };
     let failed = |source| StartError::Scaler { address: address.clone(), source };
-    let listener = TcpListener::bind((address.host.as_str(), address.port)).await;
-    let listener = listener.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
+    let (acceptor, bound) = Acceptor::bind_port(address).await.map_err(failed)?;
     let tls = process.scaler_tls_dir.as_deref().map(tls::Server::for_scaler).transpose();
     let tls = tls.map_err(StartError::ScalerTls)?.map(Arc::new);
     info!(address = %bound, port_name = "scaler", "listening");
-    Ok(Some(scaler::Port { acceptor: Acceptor::from_tcp(listener, bound), tls }))
+    Ok(Some(scaler::Port { acceptor, tls }))
 }
 
 /// Binds the control listener, if one is configured.
