@@ -26,10 +26,10 @@ pub struct Call {
 }
 
 impl Call {
-    /// The call that `client` sends with `request`, arrived now.
-    pub fn new(request: Request<Received>, client: Client) -> Self {
+    /// The call that `client` sends with `request`, which has `arrived` then.
+    pub fn new(request: Request<Received>, client: Client, arrived: Instant) -> Self {
         let (parts, body) = request.into_parts();
-        Self { parts, body, client, arrived: Instant::now() }
+        Self { parts, body, client, arrived }
     }
 
     /// The request, to be sent on to a daemon.

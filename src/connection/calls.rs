@@ -41,14 +41,14 @@ impl Calls {
 
     /// The future of one call, which ends with the answer.
     pub(super) fn handle(&self, request: Request<Received>) -> BoxFuture<'static, CallResult> {
-        let method = router::method(request.uri().path());
+        let (method, now) = (router::method(request.uri().path()), Instant::now());
         let admitted = match &self.refused {
             Some(error) => Err(error.clone()),
-            None => self.pace.open(method.is_of_frontend(), Instant::now()),
+            None => self.pace.open(method.is_of_frontend(), now),
         };
         match admitted {
             Ok(()) => {
-                let call = Call::new(request, self.client.clone());
+                let call = Call::new(request, self.client.clone(), now);
                 identify(Arc::clone(&self.proxy), method, call)
             }
             Err(error) => ready(Err(error.into())).boxed(),
