@@ -141,6 +141,13 @@ async fn builds_that_only_share_a_pipelines_trace_are_spread() {
     assert!(solves().all(|solves| solves > 0), "{:?}", solves().collect::<Vec<_>>());
 }
 
+/// Runs a build with the ref and the session `id` to its end. Returns its client, which stays connected.
+async fn ended_build(proxy: &Proxy, id: &str) -> RawClient {
+    let client = RawClient::connect(&proxy.socket()).await;
+    assert_eq!(client.solve(id, id).await.ended().await.code(), Some(0));
+    client
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn later_calls_of_an_ended_build_reach_its_daemon() {
     let fleet = FakeDaemon::fleet(3).await;
@@ -148,8 +155,7 @@ async fn later_calls_of_an_ended_build_reach_its_daemon() {
     fleet.iter().for_each(FakeDaemon::finish);
     for round in 0..6 {
         let id = format!("ended{round}");
-        let client = RawClient::connect(&proxy.socket()).await;
-        assert_eq!(client.solve(&id, &id).await.ended().await.code(), Some(0));
+        let client = ended_build(&proxy, &id).await;
         let home = fleet.iter().position(|daemon| {
             !daemon.seen("Control/Solve").is_empty() && daemon.seen("Control/Status").is_empty()
                 || daemon.seen("Control/Solve").len() > daemon.seen("Control/Status").len()
@@ -192,8 +198,7 @@ async fn the_history_of_an_ended_build_is_asked_where_it_ran() {
     fleet.iter().for_each(FakeDaemon::finish);
     for round in 0..6 {
         let id = format!("ended{round}");
-        let client = RawClient::connect(&proxy.socket()).await;
-        assert_eq!(client.solve(&id, &id).await.ended().await.code(), Some(0));
+        let _client = ended_build(&proxy, &id).await;
         let later = RawClient::connect(&proxy.socket()).await;
         let path = "/moby.buildkit.v1.Control/ListenBuildHistory";
         let request = BuildHistoryRequest {
