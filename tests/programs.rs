@@ -122,34 +122,67 @@ fn the_tools_tell_the_version_that_their_module_asks_for() {
     }
 }
 
-/// The output of cargo and the test binaries if a test of the second of three files fails.
-const RUN: &str = "     Running unittests src/lib.rs (target/debug/deps/lib-0)\n\
-    test a::works ... ok\n\
-    test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
-    \x20    Running tests/second.rs (target/debug/deps/second-0)\n\
-    test it_fails ... FAILED\n\
-    test it_works ... ok\n\
-    test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n\
-    \x20  Doc-tests buildkit_lb\n\
-    test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
-    error: 1 target failed:\n    `--test second`\n";
+/// Writes a program of `text` that a shell runs, and returns its path.
+fn script(directory: &Path, name: &str, text: &str) -> String {
+    let path = directory.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("changed");
+    path.display().to_string()
+}
+
+/// Runs `tests/run` with a cargo of whose three test programs the second fails with `failures`. Run again, that
+/// program behaves as `again` says. Returns the exit code and what was printed.
+fn run_of_tests(failures: &[&str], again: &str) -> (Option<i32>, String) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let second = script(directory.path(), "second", again);
+    let failed: String = failures.iter().map(|name| format!("test {name} ... FAILED\n")).collect();
+    let output = format!(
+        "     Running unittests src/lib.rs (target/debug/deps/lib-0)\n\
+        test a::works ... ok\n\
+        test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
+        \x20    Running tests/second.rs ({second})\n{failed}\
+        test it_works ... ok\n\
+        test result: FAILED. 1 passed; {} failed; 0 ignored; 0 measured; 0 filtered out\n\
+        \x20  Doc-tests buildkit_lb\n\
+        test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
+        error: 1 target failed:\n    `--test second`\n",
+        failures.len(),
+    );
+    let text_of_cargo = format!("echo \"asked: $*\"\ncat <<'END'\n{output}END\nexit 101");
+    let cargo = script(directory.path(), "cargo", &text_of_cargo);
+    let mut tests = Command::new(Path::new(ROOT).join("tests/run"));
+    let result = run(tests.args(["--test", "second"]).env("CARGO", &cargo));
+    let told = text(&result);
+    assert!(told.contains("asked: test --locked --no-fail-fast --test second\n"), "{told}");
+    assert!(told.contains(&output), "{told}");
+    (result.status.code(), told)
+}
 
 #[test]
 fn a_test_run_goes_on_after_a_failure_and_sums_up() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let cargo = directory.path().join("cargo");
-    let script = format!("#!/bin/sh\necho \"asked: $*\"\ncat <<'END'\n{RUN}END\nexit 101\n");
-    fs::write(&cargo, script).expect("written");
-    let mode = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(&cargo, mode).expect("changed");
-    let mut tests = Command::new(Path::new(ROOT).join("tests/run"));
-    let output = run(tests.args(["--test", "second"]).env("CARGO", &cargo));
-    assert_eq!(output.status.code(), Some(101));
-    let told = text(&output);
-    assert!(told.contains("asked: test --locked --no-fail-fast --test second\n"), "{told}");
-    assert!(told.contains(RUN), "{told}");
-    assert!(
-        told.ends_with("\nfailed:\n  tests/second.rs: it_fails\n\n2 passed, 1 failed\n"),
-        "{told}"
-    );
+    let (code, told) = run_of_tests(&["it_fails"], "echo \"again: $*\"; exit 101");
+    assert_eq!(code, Some(101), "{told}");
+    assert!(told.contains("again: --exact it_fails\n"), "{told}");
+    let end = "\nfailed:\n  tests/second.rs: it_fails\n\n2 passed, 1 failed\n";
+    assert!(told.ends_with(end), "{told}");
+}
+
+#[test]
+fn a_test_that_passes_when_run_again_alone_is_told_as_unstable() {
+    let (code, told) = run_of_tests(&["it_fails"], "exit 0");
+    assert_eq!(code, Some(0), "{told}");
+    let unstable = "\nunstable, passed when run again alone:\n  tests/second.rs: it_fails\n";
+    assert!(told.ends_with(&format!("{unstable}\n3 passed, 0 failed\n")), "{told}");
+    let (code, told) = run_of_tests(&["fails", "fails_always"], "[ \"$2\" = fails ]");
+    assert_eq!(code, Some(101), "{told}");
+    let end = "\nfailed:\n  tests/second.rs: fails_always\n\n3 passed, 1 failed\n";
+    assert!(told.ends_with(end), "{told}");
+}
+
+#[test]
+fn many_failures_are_no_accident_and_nothing_is_run_again() {
+    let (code, told) = run_of_tests(&["a", "b", "c", "d"], "echo again");
+    assert_eq!(code, Some(101), "{told}");
+    assert!(!told.contains("again\n"), "{told}");
+    assert!(told.ends_with("\n2 passed, 4 failed\n"), "{told}");
 }
