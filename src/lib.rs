@@ -25,8 +25,8 @@
 //! Leaves may be used by every module, and use only each other: [`acceptor`], [`access`], [`account`], [`activity`],
 //! [`address`], [`client`], [`connection_limit`], [`connection_table`], [`descriptors`], [`error`], [`first_message`],
 //! [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`metrics`], [`networks`],
-//! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`telemetry`], [`tls`], [`token`],
-//! [`wire`].
+//! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`snapshot`], [`telemetry`], [`tls`],
+//! [`token`], [`wire`].
 
 // These macros panic if the reader of the output is gone.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -88,6 +88,7 @@ pub mod running;
 pub mod scaler;
 pub mod shares;
 pub mod shutdown;
+pub mod snapshot;
 pub mod telemetry;
 pub mod tls;
 pub mod token;

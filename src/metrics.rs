@@ -130,6 +130,13 @@ impl Metrics {
         }
     }
 
+    /// When the certificates of one side expire, in seconds since 1970. `None` if the side has none.
+    pub fn certificate_expiry(&self, side: TlsSide) -> Option<i64> {
+        let labels = CertificateLabels::new(&self.pool, side);
+        let family = &self.families.certificate_expiry_timestamp_seconds;
+        family.get(&labels).map(|gauge| gauge.get())
+    }
+
     /// Counts a change of certificates.
     pub fn certificate_reloaded(&self, side: TlsSide, result: ReloadResult) {
         let labels = ReloadLabels::new(&self.pool, side, result);

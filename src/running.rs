@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use crate::{
     identity::Identity,
     placement::{Decision, queue::Waited},
     policy::PolicyKind,
+    relay::ByteCounts,
 };
 
 /// A build that has been placed.
@@ -45,6 +46,10 @@ pub struct RunningBuild {
     pub wait: Duration,
     /// The part of that time that the build waited in the queue, if it did.
     pub waited: Option<Waited>,
+    /// The bytes of the build's own calls, without those of its session.
+    pub byte_counts: Arc<ByteCounts>,
+    /// The bytes of the build's session.
+    pub session_byte_counts: Arc<ByteCounts>,
 }
 
 impl RunningBuild {
@@ -56,6 +61,14 @@ impl RunningBuild {
     /// The source of the key, or `none`.
     pub fn key_source(&self) -> &'static str {
         self.affinity.as_ref().map_or("none", |affinity| affinity.source)
+    }
+
+    /// The message bytes of the build and its session until now: from the client, and from the daemon.
+    pub fn bytes(&self) -> (u64, u64) {
+        let both = [&self.byte_counts, &self.session_byte_counts];
+        let up = both.map(|counts| counts.up.load(Ordering::Relaxed));
+        let down = both.map(|counts| counts.down.load(Ordering::Relaxed));
+        (up.iter().sum(), down.iter().sum())
     }
 
     /// The home of the key and why the build is not there, if it runs elsewhere.

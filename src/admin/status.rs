@@ -1,121 +1,218 @@
-//! `/status.json`: pools, backends, sources of discovery, and the builds that run or wait.
+//! `/status.json`: takes the [`Snapshot`] of all pools.
 
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::{Json, extract::State};
-use humantime::format_rfc3339_seconds;
-use serde_json::{Value, json};
 
 use super::{Admin, access::Reader};
 use crate::{
-    directory::Waiting, discovery::SourceStatus, fleet::Backend, placement::queue::Request,
-    pool::Pool, running::RunningBuild,
+    directory::Waiting,
+    discovery::SourceStatus,
+    fleet::Backend,
+    metrics::TlsSide,
+    placement::queue::Request,
+    pool::Pool,
+    running::RunningBuild,
+    snapshot::{self, Certificate, Drain, QueuedBuild, Snapshot, Source, Time},
+    telemetry,
 };
 
 /// Answers with the whole status.
-pub(super) async fn status(_reader: Reader, State(admin): State<Admin>) -> Json<Value> {
-    let mut backends = Vec::new();
-    let mut discovery = Vec::new();
-    let mut builds = Vec::new();
-    let mut queue = Vec::new();
-    for pool in admin.pools.iter() {
-        let name = pool.name();
-        backends.extend(
-            pool.proxy.fleet.backends().iter().map(|backend| backend_status(name, backend)),
-        );
-        discovery
-            .extend(pool.discovery.statuses().iter().map(|status| source_status(name, status)));
-        queue.extend(pool.proxy.placement.queued().iter().map(|build| queued_status(name, build)));
-        builds.extend(pool.proxy.running.builds().iter().map(|build| running_status(name, build)));
+pub(super) async fn status(_reader: Reader, State(admin): State<Admin>) -> Json<Snapshot> {
+    Json(admin.snapshot())
+}
+
+impl Admin {
+    /// The state of everything at this moment.
+    fn snapshot(&self) -> Snapshot {
+        let clocks = Clocks { day: SystemTime::now(), steady: Instant::now() };
+        let draining = self.leaving.is_cancelled();
+        let mut snapshot = Snapshot {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            time: clocks.day.into(),
+            draining,
+            drain: draining.then(|| self.drain()),
+            log_records_dropped: telemetry::dropped_records().get(),
+            ..Snapshot::default()
+        };
+        for pool in self.pools.iter() {
+            clocks.add(pool, &mut snapshot);
+        }
+        snapshot.with_warnings()
     }
-    Json(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "draining": admin.leaving.is_cancelled(),
-        "pools": admin.pools.iter().map(pool_status).collect::<Vec<_>>(),
-        "discovery": discovery,
-        "backends": backends,
-        "builds": builds,
-        "queue": queue,
-    }))
+
+    fn drain(&self) -> Drain {
+        let open = |pool: &Pool| pool.proxy.metrics.connections_active.get().max(0).cast_unsigned();
+        Drain {
+            builds: self.pools.iter().map(Pool::builds).sum(),
+            connections: self.pools.iter().map(open).sum(),
+        }
+    }
 }
 
-/// The policy and readiness of a pool.
-fn pool_status(pool: &Pool) -> Value {
-    json!({
-        "name": pool.name(),
-        "policy": pool.proxy.placement.policy().kind.to_string(),
-        "ready": pool.proxy.fleet.is_ready(),
+/// The moment of a snapshot, by both clocks. The proxy notes moments by the steady clock, which no administrator sets.
+#[derive(Debug, Clone, Copy)]
+struct Clocks {
+    day: SystemTime,
+    steady: Instant,
+}
+
+impl Clocks {
+    fn age(&self, moment: Instant) -> Duration {
+        self.steady.saturating_duration_since(moment)
+    }
+
+    /// The time of day of `moment`.
+    fn time(&self, moment: Instant) -> Time {
+        self.day.checked_sub(self.age(moment)).unwrap_or(SystemTime::UNIX_EPOCH).into()
+    }
+
+    /// Adds one pool to `snapshot`.
+    fn add(&self, pool: &Pool, snapshot: &mut Snapshot) {
+        let (name, proxy) = (pool.name(), &pool.proxy);
+        snapshot.pools.push(pool_status(pool));
+        let sources = pool.discovery.statuses();
+        snapshot.discovery.extend(sources.into_iter().map(|status| source_status(name, status)));
+        snapshot.certificates.extend(certificates(pool));
+        let backends = proxy.fleet.backends();
+        snapshot.backends.extend(backends.iter().map(|backend| self.backend(pool, backend)));
+        let builds = proxy.running.builds();
+        snapshot.builds.extend(builds.iter().map(|build| self.build(name, build)));
+        let queued = proxy.placement.queued();
+        snapshot.queue.extend(queued.iter().map(|queued| self.queued(name, queued)));
+    }
+
+    fn backend(&self, pool: &Pool, backend: &Backend) -> snapshot::Backend {
+        let location = backend.location();
+        let owned = |text: &Option<std::sync::Arc<str>>| text.as_deref().map(str::to_owned);
+        let each = pool.proxy.placement.queue().max_builds;
+        let left = |end: Instant| end.saturating_duration_since(self.steady).as_secs();
+        snapshot::Backend {
+            pool: pool.name().to_owned(),
+            name: backend.name().to_owned(),
+            address: backend.address().to_string(),
+            state: backend.state().label().to_owned(),
+            since: self.time(backend.since()),
+            cause: backend.cause(),
+            probation_seconds: backend.probation_end().map(left),
+            buildkit_version: backend.version().map(|version| version.to_string()),
+            builds: backend.builds(),
+            slots: each.map(|each| backend.candidate().slots(each)),
+            capacity: backend.capacity(),
+            zone: owned(&location.zone),
+            node: owned(&location.node),
+            version: owned(&location.labels.version),
+            architecture: owned(&location.labels.architecture),
+        }
+    }
+
+    /// A running build, and why it is where it is, in the words of its log record.
+    fn build(&self, pool: &str, build: &RunningBuild) -> snapshot::Build {
+        let (home, home_is) = build.home();
+        let outcome = build.decision.outcome.label();
+        let (bytes_up, bytes_down) = build.bytes();
+        snapshot::Build {
+            pool: pool.to_owned(),
+            r#ref: build.build.clone(),
+            session: build.session.clone(),
+            internal: build.internal,
+            client: build.client.map(|client| client.to_string()),
+            identity: build.identity.as_ref().map(ToString::to_string),
+            key: build.key().to_owned(),
+            key_source: build.key_source().to_owned(),
+            policy: build.policy.to_string(),
+            outcome: outcome.to_owned(),
+            backend: build.backend.name().to_owned(),
+            rank: build.decision.rank,
+            load: build.decision.load,
+            limit: build.decision.limit,
+            why: snapshot::why(outcome, home, home_is),
+            home: home.map(str::to_owned),
+            home_is: home_is.map(str::to_owned),
+            arrived: self.time(build.arrived),
+            seconds: self.age(build.arrived).as_secs(),
+            wait_ms: u64::try_from(build.wait.as_millis()).unwrap_or(u64::MAX),
+            bytes_up,
+            bytes_down,
+        }
+    }
+
+    /// A build that waits in the queue.
+    fn queued(&self, pool: &str, (request, waiting): &(Request, Waiting)) -> QueuedBuild {
+        let affinity = request.affinity.as_ref();
+        QueuedBuild {
+            pool: pool.to_owned(),
+            position: waiting.position,
+            r#ref: request.build.as_ref().map(ToString::to_string),
+            client: request.client.map(|client| client.to_string()),
+            identity: request.identity().map(ToString::to_string),
+            key: affinity.map_or("", |affinity| affinity.key.as_str()).to_owned(),
+            key_source: affinity.map_or("none", |affinity| affinity.source).to_owned(),
+            since: waiting.since.into(),
+            seconds: self.day.duration_since(waiting.since).unwrap_or_default().as_secs(),
+            cause: waiting.cause.label().to_owned(),
+            text: waiting.cause.to_string(),
+        }
+    }
+}
+
+fn pool_status(pool: &Pool) -> snapshot::Pool {
+    let placement = &pool.proxy.placement;
+    let demand = placement.demand();
+    let queue = placement.queue();
+    snapshot::Pool {
+        name: pool.name().to_owned(),
+        policy: placement.policy().kind.to_string(),
+        ready: pool.proxy.fleet.is_ready(),
+        running: demand.running,
+        waiting: demand.waiting,
+        max_waiting: if queue.max_wait.is_zero() { 0 } else { queue.max_waiting },
+    }
+}
+
+fn source_status(pool: &str, status: SourceStatus) -> Source {
+    let SourceStatus { source, endpoints, synced, error } = status;
+    Source {
+        pool: pool.to_owned(),
+        source,
+        endpoints,
+        last_sync: synced.map(Time::from),
+        error_since: error.as_ref().map(|error| error.since.into()),
+        stale: error.as_ref().is_some_and(|error| error.stale),
+        error: error.map(|error| error.text),
+    }
+}
+
+/// The certificates of each side that has any.
+fn certificates(pool: &Pool) -> impl Iterator<Item = Certificate> + '_ {
+    TlsSide::ALL.iter().filter_map(|side| {
+        let expires = pool.proxy.metrics.certificate_expiry(*side)?;
+        Some(Certificate {
+            pool: pool.name().to_owned(),
+            side: side.label().to_owned(),
+            expires: Time::from_unix(expires),
+        })
     })
 }
 
-fn backend_status(pool: &str, backend: &Backend) -> Value {
-    let location = backend.location();
-    json!({
-        "pool": pool,
-        "name": backend.name(),
-        "address": backend.address().to_string(),
-        "state": backend.state().label(),
-        "cause": backend.cause(),
-        "probation_seconds": backend.probation_end().map(|end| {
-            end.saturating_duration_since(Instant::now()).as_secs()
-        }),
-        "buildkit_version": backend.version().map(|version| version.to_string()),
-        "builds": backend.builds(),
-        "capacity": backend.capacity(),
-        "zone": location.zone.as_deref(),
-        "node": location.node.as_deref(),
-        "version": location.labels.version.as_deref(),
-        "architecture": location.labels.architecture.as_deref(),
-    })
-}
+#[cfg(test)]
+mod tests {
+    use crate::{
+        policy::{Obstacle, Outcome},
+        snapshot::why,
+    };
 
-fn source_status(pool: &str, status: &SourceStatus) -> Value {
-    let time = |time: SystemTime| format_rfc3339_seconds(time).to_string();
-    json!({
-        "pool": pool,
-        "source": status.source,
-        "endpoints": status.endpoints,
-        "last_sync": status.synced.map(time),
-        "error": status.error.as_ref().map(|error| &error.text),
-        "error_since": status.error.as_ref().map(|error| time(error.since)),
-    })
-}
-
-/// A build that waits in the queue.
-fn queued_status(pool: &str, (request, waiting): &(Request, Waiting)) -> Value {
-    let affinity = request.affinity.as_ref();
-    json!({
-        "pool": pool,
-        "position": waiting.position,
-        "ref": request.build.as_ref().map(ToString::to_string),
-        "client": request.client,
-        "key": affinity.map_or("", |affinity| affinity.key.as_str()),
-        "key_source": affinity.map_or("none", |affinity| affinity.source),
-        "since": format_rfc3339_seconds(waiting.since).to_string(),
-        "cause": waiting.cause.label(),
-        "text": waiting.cause.to_string(),
-    })
-}
-
-/// A running build, and why it is where it is, in the words of its log record.
-fn running_status(pool: &str, build: &RunningBuild) -> Value {
-    let (home, home_is) = build.home();
-    json!({
-        "pool": pool,
-        "ref": build.build,
-        "session": build.session,
-        "client": build.client,
-        "identity": build.identity.as_ref().map(ToString::to_string),
-        "key": build.key(),
-        "key_source": build.key_source(),
-        "policy": build.policy.to_string(),
-        "outcome": build.decision.outcome.label(),
-        "backend": build.backend.name(),
-        "rank": build.decision.rank,
-        "load": build.decision.load,
-        "limit": build.decision.limit,
-        "home": home,
-        "home_is": home_is,
-        "seconds": build.arrived.elapsed().as_secs(),
-    })
+    #[test]
+    fn every_placement_is_explained_in_a_sentence_of_its_own() {
+        let outcomes = Outcome::ALL.iter().map(|outcome| why(outcome.label(), None, None));
+        let obstacles = Obstacle::ALL.iter().map(|is| why("spill", Some("b"), Some(is.label())));
+        let mut sentences: Vec<_> = outcomes.chain(obstacles).collect();
+        let all = sentences.len();
+        for sentence in &sentences {
+            assert!(sentence.ends_with('.') && !sentence.contains("outcome"), "{sentence}");
+        }
+        sentences.sort();
+        sentences.dedup();
+        assert_eq!(sentences.len(), all, "{sentences:?}");
+    }
 }

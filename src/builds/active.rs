@@ -2,7 +2,7 @@
 
 use std::{
     hash::{BuildHasher as _, Hash, RandomState},
-    sync::{Arc, LazyLock, atomic::Ordering},
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
@@ -35,8 +35,6 @@ pub(super) struct ActiveBuild {
     metrics: Arc<Metrics>,
     fleet: Arc<Fleet>,
     build: RunningGuard,
-    byte_counts: Arc<ByteCounts>,
-    session_byte_counts: Arc<ByteCounts>,
     _binding: Arc<Binding>,
     _keys: KeyGuard,
     _count: BuildCount,
@@ -73,9 +71,9 @@ impl ActiveBuild {
                 arrived,
                 wait: arrived.elapsed(),
                 waited: placed.waited,
+                byte_counts: byte_counts(|key| !matches!(key, BindingKey::Session(_))),
+                session_byte_counts: byte_counts(|key| matches!(key, BindingKey::Session(_))),
             }),
-            byte_counts: byte_counts(|key| !matches!(key, BindingKey::Session(_))),
-            session_byte_counts: byte_counts(|key| matches!(key, BindingKey::Session(_))),
             _count: placed.count,
             _started: placed.started,
             _binding: placed.binding,
@@ -95,7 +93,7 @@ impl ActiveBuild {
 
     /// The counters of the build's own bytes.
     pub(super) fn byte_counts(&self) -> Arc<ByteCounts> {
-        Arc::clone(&self.byte_counts)
+        Arc::clone(&self.build.byte_counts)
     }
 
     /// The callback that ends the build together with the Solve's stream.
@@ -145,8 +143,7 @@ impl ActiveBuild {
         let metrics = &self.metrics;
         metrics.build_ended(backend, end.code(), duration);
         let (home, home_is) = build.home();
-        let (up, down) = bytes(&self.byte_counts);
-        let (session_up, session_down) = bytes(&self.session_byte_counts);
+        let (bytes_up, bytes_down) = build.bytes();
         info!(
             pool = metrics.pool(),
             r#ref = build.build,
@@ -170,8 +167,8 @@ impl ActiveBuild {
             queue_wait_ms = build.waited.map(|waited| millis(waited.wait)),
             queue_cause = build.waited.map(|waited| waited.cause.label()),
             duration_ms = millis(duration),
-            bytes_up = up + session_up,
-            bytes_down = down + session_down,
+            bytes_up,
+            bytes_down,
             code = code_name(end.code()),
             "build ended"
         );
@@ -231,10 +228,6 @@ fn byte_counts(proxy: &Proxy, placing: &Placing, of: fn(&BindingKey) -> bool) ->
 fn hashed(value: &impl Hash) -> u64 {
     static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     STATE.hash_one(value)
-}
-
-fn bytes(byte_counts: &ByteCounts) -> (u64, u64) {
-    (byte_counts.up.load(Ordering::Relaxed), byte_counts.down.load(Ordering::Relaxed))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -53,6 +53,8 @@ pub struct Backend {
     pub(super) candidate: Arc<Candidate>,
     location: ArcSwap<Location>,
     state: Mutex<State>,
+    /// When the state got its name.
+    since: Mutex<Instant>,
     /// The version that the daemon reported last.
     version: ArcSwapOption<Version>,
     bindings: AtomicUsize,
@@ -81,6 +83,7 @@ impl Backend {
             candidate: Arc::new(candidate),
             location: ArcSwap::from_pointee(endpoint.location),
             state: Mutex::new(State::new(endpoint.condition)),
+            since: Mutex::new(Instant::now()),
             version: ArcSwapOption::empty(),
             bindings: AtomicUsize::new(0),
             all_metrics: Arc::clone(metrics),
@@ -183,6 +186,11 @@ impl Backend {
     /// The state in one word.
     pub fn state(&self) -> BackendState {
         self.state.lock().name()
+    }
+
+    /// Since when the backend has been in this state.
+    pub fn since(&self) -> Instant {
+        *self.since.lock()
     }
 
     /// Why the backend is unhealthy or degraded, if it is.

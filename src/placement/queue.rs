@@ -37,6 +37,7 @@ use crate::{
     directory::{Cause, Waiting},
     error::ProxyError,
     fleet::{Backend, BuildCount},
+    identity::Identity,
     ids::Id,
     metrics::{Metrics, QueueExit},
     policy::{self, KeyHash},
@@ -95,6 +96,16 @@ pub struct Request {
     avoid: Vec<Arc<Backend>>,
     /// What the daemon of the build must be able to do.
     promise: Promise,
+}
+
+impl Request {
+    /// The name of the build's client. `None` if the client has not shown any.
+    pub fn identity(&self) -> Option<&Identity> {
+        match &self.owner {
+            Owner::Identity(identity) => Some(identity),
+            Owner::Address(_) | Owner::Local => None,
+        }
+    }
 }
 
 /// A build's turn: a slot that is already counted as taken.

@@ -135,7 +135,7 @@ impl Candidate {
     }
 
     /// How many builds the candidate runs at once, with `each` builds for a unit of capacity.
-    pub(super) fn slots(&self, each: NonZeroU32) -> u64 {
+    pub fn slots(&self, each: NonZeroU32) -> u64 {
         u64::from(each.get()) * u64::from(self.capacity())
     }
 

@@ -22,6 +22,9 @@ impl Backend {
         if before == after {
             return;
         }
+        if before.name != after.name {
+            *self.since.lock() = now;
+        }
         if after.status.degraded && !before.status.degraded && !after.status.departed {
             self.metrics.degraded.inc();
         }
