@@ -35,6 +35,7 @@ use self::{
 use crate::{
     error::ProxyError,
     fleet::{Backend, BindingCount},
+    identity::Identity,
     ids::{BindingKey, Id, TraceId},
     relay::ByteCounts,
     upstream::Link,
@@ -256,6 +257,21 @@ impl Directory {
     /// Remembers that `key` belongs to `backend`, which the history of the daemon says.
     pub fn remember(&self, key: BindingKey, backend: Arc<str>) {
         self.inner.lock().memory.end(key, backend);
+    }
+
+    /// Remembers that `backend` has the image index `index`, whose manifests nobody has read yet.
+    pub fn remember_index(&self, index: Id, backend: Arc<str>) {
+        self.inner.lock().memory.remember_index(index, backend);
+    }
+
+    /// The image indexes of `owner` that nobody has read yet, each with the name of its backend, the latest first.
+    pub fn indexes_of(&self, owner: Option<&Arc<Identity>>) -> Vec<(Id, Arc<str>)> {
+        self.inner.lock().memory.indexes_of(owner)
+    }
+
+    /// Forgets an image index, because its manifests are remembered.
+    pub fn forget_index(&self, index: &Id) {
+        self.inner.lock().memory.forget_index(index);
     }
 
     /// Forgets what is remembered about an ended key.

@@ -22,7 +22,7 @@ use regex::Regex;
 use support::{
     buildkitd::Buildkitd,
     certificates::{Authority, Request},
-    client::{Context, build, buildctl_tls, run, succeed, text},
+    client::{Buildx, Context, build, buildctl_tls, run, succeed, text},
     eventually,
     fake_daemon::FakeDaemon,
     proxy::{Builder, Proxy},
@@ -364,6 +364,57 @@ async fn a_limit_counts_the_records_that_the_client_may_see_and_a_blob_is_its_ow
         found += usize::from(info(a.clone(), digest).await.code() == Some(0));
     }
     assert!(found > 0, "the owner gets none of its blobs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_manifests_of_an_image_for_two_platforms_are_its_owners() {
+    let daemon = Buildkitd::start("only");
+    let (proxy, clients) = start(Proxy::in_front_of([&daemon]));
+    proxy.wait_ready(1, Duration::from_secs(10));
+    let context = Context::new("FROM scratch\nCOPY busybox /\n");
+    let owner = Buildx::with_tls(&proxy.addr(), &clients.a);
+    let platforms = "--platform=linux/amd64,linux/arm64";
+    let output = "--output=type=image,name=example.test/app,push=false";
+    succeed(owner.command(&["build", platforms, output]).arg(context.path()));
+    let attachment = |buildx: &Buildx, args: &[&str]| {
+        let words = ["history", "inspect", "attachment"];
+        run(buildx.command(&words).args(args))
+    };
+    let manifest = "application/vnd.oci.image.manifest.v1+json";
+    // buildx finds the manifests only in the index.
+    let found = eventually("the record", Duration::from_secs(60), || {
+        let found = attachment(&owner, &["--type", manifest, "^0"]);
+        found.status.success().then_some(found)
+    });
+    // What stands before the attachments comes from the client's own files in part.
+    let listed = |buildx: &Buildx| {
+        let record = succeed(&mut buildx.command(&["history", "inspect", "^0"]));
+        record.split_once("Attachments:").expect("attachments").1.to_owned()
+    };
+    let direct = Buildx::new(&daemon.addr());
+    assert_eq!(found.stdout, attachment(&direct, &["--type", manifest, "^0"]).stdout);
+    assert_eq!(listed(&owner), listed(&direct));
+    let digest = Regex::new("sha256:[0-9a-f]{64}").expect("valid");
+    let indexes = attachment(&owner, &["--type", "index", "^0"]);
+    let named = text(&indexes);
+    let named: Vec<_> = digest.find_iter(&named).map(|found| found.as_str()).collect();
+    assert!(named.len() >= 2, "{}", text(&indexes));
+    // The other client has listed its own record, and knows the digests.
+    let other = Buildx::with_tls(&proxy.addr(), &clients.b);
+    let own = Context::busybox("RUN echo another");
+    succeed(other.command(&["build", "--output=type=cacheonly"]).arg(own.path()));
+    let read = |digest: &str| {
+        let message = wire::encode(&RefRequest { r#ref: digest.to_owned().into() });
+        let path = "/containerd.services.content.v1.Content/Info".to_owned();
+        let (socket, client) = (proxy.socket(), clients.b.clone());
+        async move { ask(RawClient::connect_tls(&socket, &client).await, path, vec![], message).await }
+    };
+    succeed(&mut other.command(&["history", "ls"]));
+    for digest in named {
+        let unknown = digest.replace(&digest[7..20], "0000000000000");
+        let (refused, nothing) = (read(digest).await, read(&unknown).await);
+        assert_eq!(told(&refused, digest), told(&nothing, &unknown), "{digest}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,8 @@ use lru::LruCache;
 
 use crate::{
     error::ProxyError,
-    ids::{BindingKey, TraceId},
+    identity::Identity,
+    ids::{BindingKey, Id, TraceId},
 };
 
 /// How many ended keys are remembered. A build leaves four at most, of 250 bytes each: the last 15 000 builds take 15
@@ -19,6 +20,9 @@ const REMEMBERED: NonZeroUsize = NonZeroUsize::new(60_000).expect("not zero");
 
 /// How many scattered traces are remembered, at 100 bytes each: more invocations than run at once behind one hop.
 const SCATTERED: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
+
+/// How many image indexes are remembered until the manifests that they name are: a build of images has one.
+const INDEXES: NonZeroUsize = NonZeroUsize::new(1_000).expect("not zero");
 
 /// How long after its end a build still draws the next target of its invocation to its backend.
 ///
@@ -45,11 +49,17 @@ pub(super) struct Memory {
     keys: LruCache<BindingKey, Remembered>,
     /// The traces in which the calls of one build came on several connections.
     scattered: LruCache<TraceId, ()>,
+    /// Image indexes of clients with an identity, and the backends that have them. Nobody has read them yet.
+    indexes: LruCache<Id, Arc<str>>,
 }
 
 impl Memory {
     pub(super) fn new() -> Self {
-        Self { keys: LruCache::new(REMEMBERED), scattered: LruCache::new(SCATTERED) }
+        Self {
+            keys: LruCache::new(REMEMBERED),
+            scattered: LruCache::new(SCATTERED),
+            indexes: LruCache::new(INDEXES),
+        }
     }
 
     pub(super) fn get(&mut self, key: &BindingKey) -> Option<&Remembered> {
@@ -83,6 +93,20 @@ impl Memory {
     /// Notes that the calls of one build of `trace` came on several connections.
     pub(super) fn scatter(&mut self, trace: TraceId) {
         self.scattered.put(trace, ());
+    }
+
+    pub(super) fn remember_index(&mut self, index: Id, backend: Arc<str>) {
+        self.indexes.put(index, backend);
+    }
+
+    /// The image indexes of `owner` that nobody has read yet, the latest first.
+    pub(super) fn indexes_of(&self, owner: Option<&Arc<Identity>>) -> Vec<(Id, Arc<str>)> {
+        let own = self.indexes.iter().filter(|(index, _backend)| index.owner() == owner);
+        own.map(|(index, backend)| (index.clone(), Arc::clone(backend))).collect()
+    }
+
+    pub(super) fn forget_index(&mut self, index: &Id) {
+        self.indexes.pop(index);
     }
 
     pub(super) fn is_scattered(&mut self, trace: &TraceId) -> bool {

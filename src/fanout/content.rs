@@ -1,5 +1,9 @@
 //! Content reads: they are tied to a build only by a digest, so the daemon that has the content is found first.
 
+mod index;
+
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::HeaderMap;
 
@@ -53,10 +57,20 @@ pub async fn list(proxy: &Proxy, call: Call) -> CallResult {
     }))
 }
 
+/// Remembers that the blob `id` belongs to its owner, and which backend has it. An image index is remembered as one, so
+/// that the manifests that it names can be found when the owner asks for one of them.
+pub(super) fn remember(proxy: &Proxy, backend: Arc<str>, id: Id, is_index: bool) {
+    if is_index {
+        proxy.directory.remember_index(id.clone(), Arc::clone(&backend));
+    }
+    proxy.directory.remember(BindingKey::Digest(id), backend);
+}
+
 /// The link to a daemon that has the blob. The daemon is found once and remembered, because a blob is read in ranges.
 ///
 /// # Errors
-/// A client with an identity asks for a blob that none of the records names that it has seen.
+/// A client with an identity asks for a blob that is named neither by a record that it has seen nor by an image index of
+/// such a record.
 async fn holder(
     proxy: &Proxy,
     client: &Client,
@@ -64,13 +78,18 @@ async fn holder(
     digest: &Id,
 ) -> Result<Option<Link>, ProxyError> {
     let key = BindingKey::Digest(digest.clone());
-    match proxy.known_link(&key, client, headers) {
-        Ok(Some((link, _byte_counts))) => Ok(Some(link)),
-        _ if client.identity.is_some() && proxy.grant(client).content() != Reach::All => {
-            Err(ProxyError::UnknownContent(digest.to_string()))
-        }
-        _ => Ok(search(proxy, client, key, |_backend, link| has_blob(link, digest)).await),
+    let known = || proxy.known_link(&key, client, headers).ok().flatten();
+    if let Some((link, _byte_counts)) = known() {
+        return Ok(Some(link));
     }
+    if client.identity.is_none() || proxy.grant(client).content() == Reach::All {
+        let has = |_backend, link| has_blob(link, digest);
+        return Ok(search(proxy, client, key.clone(), has).await);
+    }
+    index::read_all(proxy, client).await;
+    let (link, _byte_counts) =
+        known().ok_or_else(|| ProxyError::UnknownContent(digest.to_string()))?;
+    Ok(Some(link))
 }
 
 async fn has_blob(link: Link, digest: &Id) -> bool {

@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::{
     ask::{Question, nobody, search},
+    content,
     merge::{self, Gone},
     reply::Reply,
 };
@@ -244,12 +245,12 @@ fn learn(question: &Question, backend: &Backend, message: &Bytes) -> Option<Buil
     if owner.is_some()
         && let Ok(Payload::Plain(event)) = wire::payload(message)
     {
-        let remember = |digest: &[u8]| {
-            let key = Id::new(digest, owner).map(BindingKey::Digest);
-            key.into_iter().for_each(|key| proxy.directory.remember(key, backend.shared_name()));
-        };
         // A message that cannot be read names no blobs.
-        let _ = wire::history::digests(&event, remember);
+        let _ = wire::history::blobs(&event, |blob| {
+            if let Some(id) = Id::new(blob.digest, owner) {
+                content::remember(proxy, backend.shared_name(), id, blob.is_index);
+            }
+        });
     }
     Some(event)
 }
