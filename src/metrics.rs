@@ -79,6 +79,13 @@ impl Metrics {
         for result in DrainResult::ALL {
             families.backend_drains.get_or_create_owned(&DrainLabels::new(pool, *result));
         }
+        for reason in ErrorReason::ALL {
+            families.rejected.get_or_create_owned(&RejectionLabels::new(pool, *reason));
+        }
+        for reason in ConnectionErrorReason::ALL {
+            let labels = ConnectionErrorLabels::new(pool, *reason);
+            families.connection_errors.get_or_create_owned(&labels);
+        }
         Self {
             pool: pool.to_owned(),
             connections_active: families.connections_active.get_or_create_owned(&labels),

@@ -209,6 +209,10 @@ impl Families {
             let labels = AdminRefusalLabels::new(*reason);
             families.admin_requests_refused.get_or_create_owned(&labels);
         }
+        for reason in AdminClosure::ALL {
+            let labels = AdminClosureLabels::new(*reason);
+            families.admin_connections_closed.get_or_create_owned(&labels);
+        }
         Arc::new(families)
     }
 
