@@ -259,6 +259,7 @@ fn commons(
         tokens: tokens.map_err(StartError::ClientTokens)?.map(Arc::new),
         access: Arc::new(access),
         quota: access::Quota::default(),
+        recent_builds: process.recent_builds.get(),
     })
 }
 

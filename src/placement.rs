@@ -223,15 +223,17 @@ impl Placement {
         Ok(Placed { binding, key_guard, count, started, decision, waited: None })
     }
 
-    /// Notes that `backend` builds `key`, so that the key is warm there from now on.
-    pub fn note_warm(&self, key: KeyHash, backend: &Backend) {
+    /// Notes that `backend` builds `key`, so that the key is warm there from now on. Returns whether the key was warm
+    /// there before; `None` if no keys are remembered.
+    pub fn note_warm(&self, key: KeyHash, backend: &Backend) -> Option<bool> {
         if self.policy.kind != PolicyKind::ConsistentHash {
-            return;
+            return None;
         }
         let mut warm = self.warm.lock();
-        warm.note(key, backend.candidate(), Instant::now());
+        let before = warm.note(key, backend.candidate(), Instant::now());
         let keys = i64::try_from(warm.len()).unwrap_or(i64::MAX);
         self.metrics.affinity_keys.set(keys);
+        before
     }
 
     fn tries(

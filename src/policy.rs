@@ -176,6 +176,11 @@ impl Warm {
         if self.0[0] == tag { self } else { Self([tag, self.0[0]]) }
     }
 
+    /// Whether `candidate` is one of the backends.
+    pub fn includes(self, candidate: &Candidate) -> bool {
+        self.has(candidate.tag())
+    }
+
     fn has(self, tag: u32) -> bool {
         self.0.contains(&tag)
     }

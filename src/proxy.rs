@@ -57,7 +57,7 @@ pub struct Proxy {
     pub placement: Arc<Placement>,
     /// Holds calls until their build is bound.
     pub parking: Arc<Parking>,
-    /// The builds that have been placed and have not ended.
+    /// The builds that have been placed and have not ended, and those that ended last.
     pub running: Running,
     /// When clients of the pool called last.
     pub activity: Arc<Activity>,
@@ -103,6 +103,8 @@ pub struct Commons {
     pub access: Arc<access::Rules>,
     /// Counts the builds of clients for which a rule limits their number.
     pub quota: access::Quota,
+    /// How many builds that have ended each pool remembers.
+    pub recent_builds: usize,
 }
 
 impl Proxy {
@@ -115,8 +117,17 @@ impl Proxy {
         commons: Commons,
         tasks: TaskTracker,
     ) -> Self {
-        let Commons { connections, reader, windows, drain, identities, tokens, access, quota } =
-            commons;
+        let Commons {
+            connections,
+            reader,
+            windows,
+            drain,
+            identities,
+            tokens,
+            access,
+            quota,
+            recent_builds,
+        } = commons;
         let directory = Directory::default();
         let shared = Arc::new(SharedLinks::new(connections, tasks.clone()));
         let capabilities = Arc::<Capabilities>::default();
@@ -138,7 +149,7 @@ impl Proxy {
             refusals: Arc::new(Refusals::new(Arc::clone(&metrics))),
             metrics,
             placement,
-            running: Running::default(),
+            running: Running::new(recent_builds),
             activity: Arc::default(),
             carriers: Carriers::default(),
             ownership: Ownership::default(),

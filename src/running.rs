@@ -1,8 +1,13 @@
-//! The builds that run now, and why each is where it is: for the log record at its end, and for `/status.json`
-//! before that.
+//! The builds that run now, and why each is where it is: for the log record at its end, and for the page and
+//! `/status.json` before that. `running/recent` keeps those that ended last, `running/placements` counts how builds were
+//! placed.
+
+mod placements;
+mod recent;
 
 use std::{
     collections::BTreeMap,
+    mem,
     net::IpAddr,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -10,6 +15,11 @@ use std::{
 
 use parking_lot::Mutex;
 
+pub use self::{
+    placements::Minute,
+    recent::{EndedBuild, Ending},
+};
+use self::{placements::Placements, recent::Recent};
 use crate::{
     affinity::AffinityKey,
     fleet::Backend,
@@ -40,6 +50,9 @@ pub struct RunningBuild {
     pub backend: Arc<Backend>,
     /// Why the build runs there.
     pub decision: Decision,
+    /// Whether the backend had built the key lately when the build was placed. `None` without a key, or if the policy
+    /// remembers no keys.
+    pub warm: Option<bool>,
     /// When the Solve arrived.
     pub arrived: Instant,
     /// The time from arrival to placement.
@@ -78,26 +91,58 @@ impl RunningBuild {
     }
 }
 
-type Builds = BTreeMap<u64, Arc<RunningBuild>>;
+/// The builds of a pool: those that run, and those that ended last. Clones share the lists.
+#[derive(Debug, Clone)]
+pub struct Running(Arc<Mutex<Lists>>);
 
-/// The running builds of a pool. Clones share the list.
-#[derive(Debug, Clone, Default)]
-pub struct Running(Arc<Mutex<(u64, Builds)>>);
+#[derive(Debug)]
+struct Lists {
+    /// The number of the last build.
+    last: u64,
+    /// The running builds by their numbers, so in the order of their placement.
+    builds: BTreeMap<u64, Arc<RunningBuild>>,
+    recent: Recent,
+    placements: Placements,
+}
 
 impl Running {
+    /// A list without builds, which remembers at most `recent` builds that have ended.
+    pub fn new(recent: usize) -> Self {
+        Self(Arc::new(Mutex::new(Lists {
+            last: 0,
+            builds: BTreeMap::new(),
+            recent: Recent::new(recent),
+            placements: Placements::new(Instant::now()),
+        })))
+    }
+
     /// Lists a build as long as the returned guard lives.
     pub fn enter(&self, build: RunningBuild) -> RunningGuard {
         let build = Arc::new(build);
-        let mut list = self.0.lock();
-        list.0 += 1;
-        let number = list.0;
-        list.1.insert(number, Arc::clone(&build));
-        RunningGuard { build, number, running: self.clone() }
+        let mut lists = self.0.lock();
+        lists.last += 1;
+        let number = lists.last;
+        lists.builds.insert(number, Arc::clone(&build));
+        // The probe of a client is no build to a person who looks.
+        if !build.internal {
+            lists.placements.note(build.decision.outcome, build.arrived);
+        }
+        RunningGuard { build, number, ending: None, running: self.clone() }
     }
 
-    /// The builds in the order of their placement.
+    /// The running builds in the order of their placement.
     pub fn builds(&self) -> Vec<Arc<RunningBuild>> {
-        self.0.lock().1.values().cloned().collect()
+        self.0.lock().builds.values().cloned().collect()
+    }
+
+    /// The builds that ended last, the latest first.
+    pub fn recent(&self) -> Vec<Arc<EndedBuild>> {
+        self.0.lock().recent.builds()
+    }
+
+    /// How the builds of the last hour were placed, minute by minute, the current minute last.
+    pub fn placements(&self) -> Vec<Minute> {
+        self.0.lock().placements.last_hour(Instant::now())
     }
 }
 
@@ -106,7 +151,16 @@ impl Running {
 pub struct RunningGuard {
     build: Arc<RunningBuild>,
     number: u64,
+    ending: Option<Ending>,
     running: Running,
+}
+
+impl RunningGuard {
+    /// Takes the build from the running ones and remembers how it ended. A build whose guard is only dropped is
+    /// forgotten.
+    pub fn end(mut self, ending: Ending) {
+        self.ending = Some(ending);
+    }
 }
 
 impl std::ops::Deref for RunningGuard {
@@ -119,6 +173,16 @@ impl std::ops::Deref for RunningGuard {
 
 impl Drop for RunningGuard {
     fn drop(&mut self) {
-        self.running.0.lock().1.remove(&self.number);
+        let ending = self.ending.take().filter(|_known| !self.build.internal);
+        let ended = ending.map(|ending| EndedBuild::new(Arc::clone(&self.build), ending));
+        let mut lists = self.running.0.lock();
+        lists.builds.remove(&self.number);
+        let forgotten = ended.and_then(|ended| lists.recent.note(ended));
+        // The facts of the forgotten build are freed after the lock, because other builds wait for it.
+        mem::drop(lists);
+        mem::drop(forgotten);
     }
 }
+
+#[cfg(test)]
+mod tests;

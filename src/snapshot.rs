@@ -11,11 +11,13 @@ mod time;
 mod warnings;
 mod why;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub use self::{
     backend::Backend,
-    build::{Build, QueuedBuild},
+    build::{Build, EndedBuild, QueuedBuild},
     time::Time,
     why::why,
 };
@@ -46,6 +48,8 @@ pub struct Snapshot {
     pub backends: Vec<Backend>,
     /// The running builds of all pools, those that were placed first first.
     pub builds: Vec<Build>,
+    /// The builds of all pools that ended last, the latest first.
+    pub recent: Vec<EndedBuild>,
     /// The waiting builds of all pools, the next one of each pool first.
     pub queue: Vec<QueuedBuild>,
 }
@@ -88,6 +92,9 @@ pub struct Pool {
     pub waiting: usize,
     /// How many builds may wait; 0 if builds do not wait.
     pub max_waiting: usize,
+    /// How many builds were placed in each minute of the last hour, the current minute last: by `outcome`, without those
+    /// outcomes that did not occur.
+    pub placements: BTreeMap<String, Vec<u32>>,
 }
 
 /// One source of backends.
@@ -139,6 +146,7 @@ impl Snapshot {
         self.certificates.retain(|certificate| certificate.pool == name);
         self.backends.retain(|backend| backend.pool == name);
         self.builds.retain(|build| build.pool == name);
+        self.recent.retain(|ended| ended.build.pool == name);
         self.queue.retain(|build| build.pool == name);
         self
     }

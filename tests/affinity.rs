@@ -81,6 +81,20 @@ fn two_agents_with_checkouts_of_one_project_build_on_one_daemon() {
     let home = ["policy=\"consistent-hash\"", "outcome=\"home\"", "key_source=\"vcs\""];
     assert_eq!(proxy.metric("buildkit_lb_route_decisions_total", &home), 3.0);
     assert_eq!(proxy.metric("buildkit_lb_affinity_keys", &[]), 1.0);
+    // The status lists the builds that have ended, the latest first, and without the probes of buildx.
+    let status = eventually("the last build is listed", Duration::from_secs(60), || {
+        let status = proxy.status();
+        (status["recent"].as_array().expect("a list").len() == 3).then_some(status)
+    });
+    let recent = status["recent"].as_array().expect("a list");
+    let of = |field: &str| recent.iter().map(|ended| ended[field].clone()).collect::<Vec<_>>();
+    assert_eq!(of("warm"), [json!(true), json!(true), json!(false)], "{recent:?}");
+    assert_eq!(of("code"), ["OK", "OK", "OK"]);
+    let refs: Vec<_> = records.iter().rev().map(|record| record["ref"].clone()).collect();
+    assert_eq!(of("ref"), refs);
+    let minutes = status["pools"][0]["placements"]["home"].as_array().expect("a list");
+    assert_eq!(minutes.len(), 60);
+    assert_eq!(minutes.iter().filter_map(Value::as_u64).sum::<u64>(), 3);
 }
 
 #[test]

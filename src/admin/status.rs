@@ -1,6 +1,10 @@
 //! `/status.json`: takes the [`Snapshot`] of all pools.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime},
+};
 
 use axum::{Json, extract::State};
 
@@ -9,10 +13,11 @@ use crate::{
     directory::Waiting,
     discovery::SourceStatus,
     fleet::Backend,
-    metrics::TlsSide,
+    metrics::{TlsSide, code_name},
     placement::queue::Request,
+    policy::Outcome,
     pool::Pool,
-    running::RunningBuild,
+    running::{EndedBuild, Ending, RunningBuild},
     snapshot::{self, Certificate, Drain, QueuedBuild, Snapshot, Source, Time},
     telemetry,
 };
@@ -24,7 +29,7 @@ pub(super) async fn status(_reader: Reader, State(admin): State<Admin>) -> Json<
 
 impl Admin {
     /// The state of everything at this moment.
-    fn snapshot(&self) -> Snapshot {
+    pub(super) fn snapshot(&self) -> Snapshot {
         let clocks = Clocks { day: SystemTime::now(), steady: Instant::now() };
         let draining = self.leaving.is_cancelled();
         let mut snapshot = Snapshot {
@@ -38,6 +43,7 @@ impl Admin {
         for pool in self.pools.iter() {
             clocks.add(pool, &mut snapshot);
         }
+        snapshot.recent.sort_by_key(|ended| Reverse(ended.ended));
         snapshot.with_warnings()
     }
 
@@ -78,6 +84,8 @@ impl Clocks {
         snapshot.backends.extend(backends.iter().map(|backend| self.backend(pool, backend)));
         let builds = proxy.running.builds();
         snapshot.builds.extend(builds.iter().map(|build| self.build(name, build)));
+        let ended = proxy.running.recent();
+        snapshot.recent.extend(ended.iter().map(|ended| self.ended(name, ended)));
         let queued = proxy.placement.queued();
         snapshot.queue.extend(queued.iter().map(|queued| self.queued(name, queued)));
     }
@@ -131,9 +139,24 @@ impl Clocks {
             home_is: home_is.map(str::to_owned),
             arrived: self.time(build.arrived),
             seconds: self.age(build.arrived).as_secs(),
-            wait_ms: u64::try_from(build.wait.as_millis()).unwrap_or(u64::MAX),
+            wait_ms: millis(build.wait),
+            queue_wait_ms: build.waited.map(|waited| millis(waited.wait)),
+            queue_cause: build.waited.map(|waited| waited.cause.label().to_owned()),
+            warm: build.warm,
             bytes_up,
             bytes_down,
+        }
+    }
+
+    /// A build that has ended.
+    fn ended(&self, pool: &str, ended: &EndedBuild) -> snapshot::EndedBuild {
+        let Ending { duration, code, bytes_up, bytes_down } = ended.ending;
+        let build = self.build(pool, ended);
+        snapshot::EndedBuild {
+            build: snapshot::Build { seconds: duration.as_secs(), bytes_up, bytes_down, ..build },
+            ended: self.time(ended.ended()),
+            duration_ms: millis(duration),
+            code: code_name(code).to_owned(),
         }
     }
 
@@ -156,6 +179,10 @@ impl Clocks {
     }
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn pool_status(pool: &Pool) -> snapshot::Pool {
     let placement = &pool.proxy.placement;
     let demand = placement.demand();
@@ -167,7 +194,16 @@ fn pool_status(pool: &Pool) -> snapshot::Pool {
         running: demand.running,
         waiting: demand.waiting,
         max_waiting: if queue.max_wait.is_zero() { 0 } else { queue.max_waiting },
+        placements: placements(pool),
     }
+}
+
+/// How the builds of the last hour were placed: for each outcome that occurred, the number in each minute.
+fn placements(pool: &Pool) -> BTreeMap<String, Vec<u32>> {
+    let minutes = pool.proxy.running.placements();
+    let of = |outcome| minutes.iter().map(|minute| minute.count(outcome)).collect::<Vec<_>>();
+    let occurred = Outcome::ALL.iter().map(|outcome| (outcome.label().to_owned(), of(*outcome)));
+    occurred.filter(|(_, minutes)| minutes.iter().any(|count| *count > 0)).collect()
 }
 
 fn source_status(pool: &str, status: SourceStatus) -> Source {
@@ -197,10 +233,8 @@ fn certificates(pool: &Pool) -> impl Iterator<Item = Certificate> + '_ {
 
 #[cfg(test)]
 mod tests {
-    use crate::{
-        policy::{Obstacle, Outcome},
-        snapshot::why,
-    };
+    use super::*;
+    use crate::{policy::Obstacle, snapshot::why};
 
     #[test]
     fn every_placement_is_explained_in_a_sentence_of_its_own() {

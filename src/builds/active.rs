@@ -22,7 +22,7 @@ use crate::{
     policy::KeyHash,
     proxy::Proxy,
     relay::{ByteCounts, End, OnEnd},
-    running::{RunningBuild, RunningGuard},
+    running::{Ending, RunningBuild, RunningGuard},
     shares::network,
 };
 
@@ -55,6 +55,11 @@ impl ActiveBuild {
         arrived: Instant,
     ) -> Self {
         let byte_counts = |of| byte_counts(proxy, placing, of);
+        let backend = Arc::clone(placed.binding.link.backend());
+        // The key is warm from the start: more builds of a new project may come before this one ends, and share its
+        // steps. A build that fails leaves the steps that it has finished.
+        let key = solve.affinity.as_ref().map(|affinity| KeyHash::new(&affinity.key));
+        let warm = key.and_then(|key| proxy.placement.note_warm(key, &backend));
         let active = Self {
             metrics: Arc::clone(&proxy.metrics),
             fleet: Arc::clone(&proxy.fleet),
@@ -66,7 +71,8 @@ impl ActiveBuild {
                 identity: client.identity.clone(),
                 affinity: solve.affinity.clone(),
                 policy: proxy.placement.policy().kind,
-                backend: Arc::clone(placed.binding.link.backend()),
+                backend,
+                warm,
                 decision: placed.decision,
                 arrived,
                 wait: arrived.elapsed(),
@@ -82,12 +88,6 @@ impl ActiveBuild {
             _guards: guards,
         };
         active.count_decision();
-        // The key is warm from the start: more builds of a new project may come before this one ends, and share its
-        // steps. A build that fails leaves the steps that it has finished.
-        if let Some(affinity) = &solve.affinity {
-            let key = KeyHash::new(&affinity.key);
-            proxy.placement.note_warm(key, &active.build.backend);
-        }
         active
     }
 
@@ -172,6 +172,7 @@ impl ActiveBuild {
             code = code_name(end.code()),
             "build ended"
         );
+        self.build.end(Ending { duration, code: end.code(), bytes_up, bytes_down });
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Pods,
-    value::{Budget, Count, FilePath, LocalAddress, Span},
+    value::{Budget, Count, FilePath, LocalAddress, Span, UpTo},
 };
 use crate::{
     account::default_budget,
@@ -58,6 +58,11 @@ pub struct Process {
     /// file is read again when it changes [default: none].
     #[arg(help_heading = "Admin port", long, value_name = "FILE")]
     pub admin_token_file: Option<FilePath>,
+    /// Builds that have ended and are still listed on the page of the admin port and in /status.json, in each pool. 0
+    /// keeps none.
+    // A day of a small fleet, and what two screens show. Each takes at most some KB.
+    #[arg(help_heading = "Admin port", long, value_name = "COUNT", default_value_t = UpTo::of(200))]
+    pub recent_builds: UpTo<10_000>,
     /// Address of the port on which KEDA asks how many builds there are [default: none].
     #[arg(help_heading = "Scaling", long, value_name = "HOST:PORT")]
     pub scaler_listen: Option<HostPort>,

@@ -8,7 +8,7 @@ use serde::{
     de::{Error, IntoDeserializer, SeqAccess, Visitor},
 };
 
-use super::value::{Budget, Count, FilePath, LocalAddress, Span};
+use super::value::{Budget, Count, FilePath, LocalAddress, Span, UpTo};
 use crate::{
     access::Pattern,
     address::{Address, HostPort},
@@ -73,6 +73,18 @@ impl<'de, const MOST: u32> Deserialize<'de> for Count<MOST> {
 impl<const MOST: u32> Serialize for Count<MOST> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u32(self.non_zero().get())
+    }
+}
+
+impl<'de, const MOST: u32> Deserialize<'de> for UpTo<MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl<const MOST: u32> Serialize for UpTo<MOST> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.get() as u64)
     }
 }
 

@@ -75,6 +75,37 @@ impl<const MOST: u32> fmt::Display for Count<MOST> {
     }
 }
 
+/// A number from 0 to `MOST`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpTo<const MOST: u32>(u32);
+
+impl<const MOST: u32> UpTo<MOST> {
+    /// `number`, or `MOST` if that is less.
+    pub const fn of(number: u32) -> Self {
+        Self(if number < MOST { number } else { MOST })
+    }
+
+    /// The number.
+    pub fn get(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl<const MOST: u32> FromStr for UpTo<MOST> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.parse().ok().filter(|number| *number <= MOST);
+        number.map(Self).ok_or_else(|| format!("`{text}` is not a number from 0 to {MOST}"))
+    }
+}
+
+impl<const MOST: u32> fmt::Display for UpTo<MOST> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// A number of bytes, written as 67108864, 64MiB or 1GiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget(pub u64);

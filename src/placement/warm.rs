@@ -75,21 +75,26 @@ impl WarmMemory {
         self.is_fresh(built, now).then_some(built.on)
     }
 
-    /// Notes that `candidate` builds `key`.
-    pub fn note(&mut self, key: KeyHash, candidate: &Candidate, now: Instant) {
+    /// Notes that `candidate` builds `key`. Returns whether `candidate` is one of the backends that built the key last;
+    /// `None` if nothing is remembered.
+    pub fn note(&mut self, key: KeyHash, candidate: &Candidate, now: Instant) -> Option<bool> {
         if !self.config.enabled {
-            return;
+            return None;
         }
         self.forget_old(now);
         let at = self.seconds(now);
+        let ttl = self.config.ttl;
         if let Some(built) = self.keys.get_mut(&key) {
+            let age = Duration::from_secs(at.saturating_sub(built.at).into());
+            let before = age < ttl && built.on.includes(candidate);
             *built = Built { on: built.on.and(candidate), at };
-            return;
+            return Some(before);
         }
         if self.keys.len() >= self.config.max_keys.get() as usize {
             self.keys.pop_lru();
         }
         self.keys.put(key, Built { on: Warm::new(candidate), at });
+        Some(false)
     }
 
     /// Forgets two keys at most, so that no build pays for all the keys that expired in a quiet night.
@@ -140,9 +145,11 @@ mod tests {
     fn the_last_two_backends_of_a_key_are_remembered() {
         let (mut memory, now) = memory(10, 60);
         assert_eq!(memory.get(key(1), now), None);
-        for id in [1, 2, 2, 3] {
-            memory.note(key(1), &candidate(id), now);
+        for (id, before) in [(1, false), (2, false), (2, true), (3, false), (2, true), (1, false)] {
+            assert_eq!(memory.note(key(1), &candidate(id), now), Some(before), "{id}");
         }
+        memory.note(key(1), &candidate(2), now);
+        memory.note(key(1), &candidate(3), now);
         assert_eq!(memory.get(key(1), now), Some(Warm::new(&candidate(2)).and(&candidate(3))));
         assert_eq!(memory.get(key(2), now), None);
     }
@@ -151,12 +158,15 @@ mod tests {
     fn a_key_is_forgotten_after_its_time() {
         let (mut memory, now) = memory(10, 60);
         let later = |seconds| now + Duration::from_secs(seconds);
-        (0..5).for_each(|id| memory.note(key(id), &candidate(1), later(id)));
+        for id in 0..5 {
+            memory.note(key(id), &candidate(1), later(id));
+        }
         assert!(memory.get(key(4), later(63)).is_some());
         assert!(memory.get(key(4), later(64)).is_none());
-        memory.note(key(9), &candidate(1), later(100));
-        memory.note(key(9), &candidate(1), later(100));
-        memory.note(key(9), &candidate(1), later(100));
+        assert_eq!(memory.note(key(4), &candidate(1), later(64)), Some(false));
+        memory.note(key(9), &candidate(1), later(200));
+        memory.note(key(9), &candidate(1), later(200));
+        memory.note(key(9), &candidate(1), later(200));
         assert_eq!(memory.len(), 1);
     }
 
@@ -164,7 +174,7 @@ mod tests {
     fn nothing_is_remembered_when_it_is_off() {
         let now = Instant::now();
         let mut memory = WarmMemory::new(Config { enabled: false, ..Config::default() }, now);
-        memory.note(key(1), &candidate(1), now);
+        assert_eq!(memory.note(key(1), &candidate(1), now), None);
         assert!(memory.is_empty());
     }
 

@@ -48,10 +48,39 @@ pub struct Build {
     pub seconds: u64,
     /// The part of that time until the build was placed, in milliseconds.
     pub wait_ms: u64,
+    /// How long the build waited for its turn, in milliseconds; `None` if it did not.
+    pub queue_wait_ms: Option<u64>,
+    /// What the build waited for then, in one word.
+    pub queue_cause: Option<String>,
+    /// Whether the backend had built the key lately when the build was placed; `None` without a key, or if the policy
+    /// remembers none.
+    pub warm: Option<bool>,
     /// How many bytes of messages were relayed from the client to the daemon.
     pub bytes_up: u64,
     /// How many bytes of messages were relayed from the daemon to the client.
     pub bytes_down: u64,
+}
+
+/// A build that has ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EndedBuild {
+    /// The build as it was at its end.
+    #[serde(flatten)]
+    pub build: Build,
+    /// When the build ended.
+    pub ended: Time,
+    /// The time from the arrival of the Solve to its end, in milliseconds.
+    pub duration_ms: u64,
+    /// The gRPC code of the end, by its name.
+    pub code: String,
+}
+
+impl EndedBuild {
+    /// Whether the build succeeded, or its client did not want it any more.
+    pub fn is_ok(&self) -> bool {
+        matches!(self.code.as_str(), "OK" | "Cancelled")
+    }
 }
 
 /// A build that waits in the queue.
