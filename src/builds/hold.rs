@@ -18,7 +18,7 @@ use http::Response;
 use tokio::sync::watch;
 
 pub(super) use self::{
-    session::{KEPT_LEN, session},
+    session::{KEPT_LEN, Session},
     status::Status,
 };
 use crate::{
@@ -30,8 +30,8 @@ use crate::{
     relay::{Body, DeferredResponse, MessageSender},
 };
 
-/// How long a call waits before the proxy speaks in the daemon's place: a fifth of the 10 s that a Session has. By then
-/// a build has been placed, unless it is queued.
+/// How long a call of a queued build waits before the proxy speaks in the daemon's place: a fifth of the 10 s that a
+/// Session has.
 pub(super) const HOLD_AFTER: Duration = Duration::from_secs(2);
 
 /// Tells what a build waits for. The channel closes when the build is placed, refused or gone.

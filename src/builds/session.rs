@@ -1,9 +1,12 @@
 //! Control/Session: joins the binding of its Solve, or is bound on its own.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc};
 
 use bytes::Bytes;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant, timeout},
+};
 
 use super::{
     active::ActiveSession, hold, is_scattered, parked::ParkedBytes, refuse, request::invocation,
@@ -12,7 +15,7 @@ use crate::{
     access::{Operation, denied},
     call::{Call, CallResult},
     client::{Client, Weight},
-    directory::{Bound, KeyGuard, Lookup, Ties},
+    directory::{Bound, Caller, KeyGuard, Lookup, Ties},
     error::ProxyError,
     fleet::Backend,
     ids::{self, BindingKey, SessionId, TraceId},
@@ -25,7 +28,11 @@ use crate::{
 ///
 /// No Solve names the shared session of a bake until a target starts. The client's inner HTTP/2 server gives up when it
 /// hears nothing for 10 s (golang.org/x/net/http2, preface timeout).
-pub(super) const SESSION_PARK: Duration = Duration::from_secs(5);
+const SESSION_PARK: Duration = Duration::from_secs(5);
+
+/// How long a Session that is not known to be queued may hear nothing: long enough to be placed on its own. Most
+/// Sessions that wait long are those of a client that does not build yet, and they need no held answer.
+const SILENCE: Duration = Duration::from_secs(6);
 
 /// Relays a Session to the backend of its Solve.
 ///
@@ -47,17 +54,25 @@ pub async fn session(proxy: &Proxy, mut call: Call, id: SessionId) -> CallResult
         proxy.shared_keys.declare(&id, &call.parts.headers);
     }
     let key = BindingKey::Session(id);
+    let unseen_until = Instant::now() + SESSION_PARK;
     let mut kept = ParkedBytes::new(proxy.account(), &call.client, hold::KEPT_LEN);
     let bound = {
-        let bound = pin!(bind_session(proxy, &key, trace, &call.client, SESSION_PARK));
-        timeout(hold::HOLD_AFTER, kept.during(&mut call.body, bound)).await
+        let caller = Caller { connection: call.client.connection, trace };
+        let bound = pin!(bind_session(proxy, &key, trace, &call.client, unseen_until));
+        let bound = pin!(kept.during(&mut call.body, bound));
+        let bound = pin!(hold::unless_queued(proxy, &key, caller, hold::HOLD_AFTER, bound));
+        timeout(SILENCE, bound).await
     };
     match bound {
-        Ok(Ok(bound)) => {
+        Ok(Ok(Ok(bound))) => {
             join_session(proxy, call, &key, (trace, owned), bound, kept.into_bytes()).await
         }
-        Ok(Err(error)) => refuse::session(call.body, error).await,
-        Err(_elapsed) => hold::session(proxy, call, key, (trace, owned), kept),
+        Ok(Ok(Err(error))) => refuse::session(call.body, error).await,
+        Ok(Err(_)) | Err(_) => {
+            let held =
+                hold::Session { proxy: proxy.clone(), call, key, trace, owned, kept, unseen_until };
+            held.hold()
+        }
     }
 }
 
@@ -82,14 +97,15 @@ pub(super) async fn join_session(
     proxy.relay(&link, received, call.into_request(), byte_counts, session.on_end()).await
 }
 
-/// Finds the binding of a Session. A Session whose Solve has not come within `unseen` is placed on its own.
+/// Finds the binding of a Session. A Session whose Solve has not come at `unseen_until` is placed on its own.
 pub(super) async fn bind_session(
     proxy: &Proxy,
     key: &BindingKey,
     trace: Option<TraceId>,
     client: &Client,
-    unseen: Duration,
+    unseen_until: Instant,
 ) -> Result<(Bound, Option<KeyGuard>), ProxyError> {
+    let unseen = unseen_until.saturating_duration_since(Instant::now());
     let ended = match proxy.directory.lookup(key) {
         Lookup::Live(bound) => return Ok((bound, None)),
         Lookup::Refused(error) => return Err(error),

@@ -119,6 +119,8 @@ fn clients_wait_longer_than_each_of_their_limits_and_build_as_ever() {
     };
     let terminal = on_a_terminal(&build("tty", "tty"));
     let mut plain = start(&build("plain", "plain"));
+    // The others come after it, so its position does not change.
+    until_it_shows(&plain, LINE, 1, TOLD_TWICE);
     let mut others = [start(&build("raw", "rawjson")), start(&terminal)];
     until_it_shows(&plain, LINE, 2, TOLD_TWICE);
     for client in &others {

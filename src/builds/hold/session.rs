@@ -3,16 +3,17 @@
 use bytes::{Buf as _, Bytes};
 use http::Response;
 use http_body_util::BodyExt as _;
+use tokio::time::Instant;
 
 use super::{
-    HOLD_AFTER, answer,
+    answer,
     preface::{self, PrefaceStripper},
 };
 use crate::{
     builds::{
         parked::{Ended, ParkedBytes},
         refuse,
-        session::{SESSION_PARK, bind_session, join_session},
+        session::{bind_session, join_session},
     },
     call::{Call, CallResult},
     error::{ProxyError, chain, ok_response},
@@ -25,37 +26,35 @@ use crate::{
 /// How many bytes a waiting Session may send. A client of BuildKit sends 67 and then waits for its daemon.
 pub(in crate::builds) const KEPT_LEN: usize = 64 << 10;
 
-/// Holds a Session until it is bound. `kept` is what its client has sent so far.
-///
-/// # Errors
-/// There is no room for the metadata of the call.
-pub(in crate::builds) fn session(
-    proxy: &Proxy,
-    call: Call,
-    key: BindingKey,
-    (trace, owned): (Option<TraceId>, Option<Owned>),
-    mut kept: ParkedBytes,
-) -> CallResult {
-    kept.charge_metadata(&call.parts.headers)?;
-    let held = Held { proxy: proxy.clone(), call, key, trace, owned, kept };
-    Ok(answer(proxy, preface::opening(), |sender| held.go_on(sender)))
+/// A Session that waits.
+pub(in crate::builds) struct Session {
+    pub(in crate::builds) proxy: Proxy,
+    pub(in crate::builds) call: Call,
+    pub(in crate::builds) key: BindingKey,
+    pub(in crate::builds) trace: Option<TraceId>,
+    pub(in crate::builds) owned: Option<Owned>,
+    /// What its client has sent so far.
+    pub(in crate::builds) kept: ParkedBytes,
+    /// When the Session is placed on its own, if its Solve has not come.
+    pub(in crate::builds) unseen_until: Instant,
 }
 
-struct Held {
-    proxy: Proxy,
-    call: Call,
-    key: BindingKey,
-    trace: Option<TraceId>,
-    owned: Option<Owned>,
-    kept: ParkedBytes,
-}
+impl Session {
+    /// Holds the Session until it is bound.
+    ///
+    /// # Errors
+    /// There is no room for the metadata of the call.
+    pub(in crate::builds) fn hold(mut self) -> CallResult {
+        self.kept.charge_metadata(&self.call.parts.headers)?;
+        let proxy = self.proxy.clone();
+        Ok(answer(&proxy, preface::opening(), |sender| self.go_on(sender)))
+    }
 
-impl Held {
     async fn go_on(self, sender: MessageSender) -> CallResult {
-        let Self { proxy, mut call, key, trace, owned, mut kept } = self;
+        let Self { proxy, mut call, key, trace, owned, mut kept, unseen_until } = self;
         let bound = tokio::select! {
             biased;
-            bound = bind_session(&proxy, &key, trace, &call.client, SESSION_PARK - HOLD_AFTER) => bound,
+            bound = bind_session(&proxy, &key, trace, &call.client, unseen_until) => bound,
             ended = kept.fill(&mut call.body) => match ended {
                 Ok(Ended::HalfClosed) => return Ok(ok_response()),
                 Ok(Ended::Reset) => return Err(ResetError::cancel().into()),
