@@ -20,6 +20,8 @@ built=(buildkitd buildctl buildx)
 built_for_kubernetes=(kube-apiserver kube-controller-manager kubectl helm)
 # shellcheck disable=SC2034
 built_for_keda=(keda-client)
+# shellcheck disable=SC2034
+built_for_lint=(actionlint kube-score)
 
 # Programs of packages that every Debian has.
 # shellcheck disable=SC2034

@@ -25,6 +25,19 @@ annotations:
   {{- end }}
 {{- end }}
 
+{{/* The security context of containers that need no right, beside a daemon. */}}
+{{- define "buildkit-lb.noRights" -}}
+runAsUser: 65532
+runAsGroup: 65532
+runAsNonRoot: true
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
 {{- define "buildkit-lb.buildkitdPodSpec" -}}
 {{- $root := .root -}}
 {{- with $root.Values.buildkitd.serviceAccount.name }}
@@ -88,9 +101,7 @@ initContainers:
       - -ec
       - cat /etc/ssl/certs/ca-certificates.crt /run/ca-bundle/ca.crt >/run/ca-certificates/ca-certificates.crt
     securityContext:
-      allowPrivilegeEscalation: false
-      capabilities:
-        drop: [ALL]
+      {{- include "buildkit-lb.noRights" . | nindent 6 }}
     resources:
       {{- toYaml $root.Values.buildkitd.drain.resources | nindent 6 }}
     volumeMounts:
@@ -225,15 +236,7 @@ containers:
           fieldRef:
             fieldPath: status.podIPs
     securityContext:
-      runAsUser: 65532
-      runAsGroup: 65532
-      runAsNonRoot: true
-      allowPrivilegeEscalation: false
-      readOnlyRootFilesystem: true
-      capabilities:
-        drop: [ALL]
-      seccompProfile:
-        type: RuntimeDefault
+      {{- include "buildkit-lb.noRights" . | nindent 6 }}
     resources:
       {{- toYaml $root.Values.buildkitd.drain.resources | nindent 6 }}
     volumeMounts:
