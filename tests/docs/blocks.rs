@@ -103,12 +103,16 @@ fn files_that_are_shown_parse() {
 #[test]
 fn releases_that_are_installed_from_the_chart_render() {
     let helm = tool("helm").display().to_string();
+    let oci = Regex::new(r"oci://\S+ ").expect("valid");
     let mut count = 0;
     for block in blocks() {
         let Some(script) = typed(&block) else { continue };
         let script = script.replace("\\\n", " ");
         for line in script.lines().filter(|line| is_installed(line)) {
             count += 1;
+            // A release in a registry is this chart with the name of its image.
+            let released = "--set image.registry=registry.example deploy/chart ";
+            let line = oci.replace(line, released).replace(" --version 0.1.0", "");
             // The command runs in the page's own directory if the page says so, as the chart's page does.
             let chart = if line.contains(" deploy/chart") { "." } else { "deploy/chart" };
             let shell = format!(

@@ -9,8 +9,9 @@ PATH=$PATH:/usr/sbin:/sbin
 # those that only benchmarks and checks start.
 packages_of_tests=(busybox:busybox-static curl:curl docker-registry:docker-registry etcd:etcd-server
 	fish:fish git:git htpasswd:apache2-utils ip:iproute2 kill:procps mandoc:mandoc openssl:openssl pgrep:procps
-	prometheus:prometheus promtool:prometheus runc:runc ssh-keygen:openssh-client zsh:zsh)
-packages_of_checks=(haproxy:haproxy nginx:nginx pip3:python3-pip shellcheck:shellcheck
+	pip3:python3-pip prometheus:prometheus promtool:prometheus runc:runc shellcheck:shellcheck ssh-keygen:openssh-client
+	zsh:zsh)
+packages_of_checks=(haproxy:haproxy nginx:nginx
 	/usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream)
 
 # Programs that the Go modules here are compiled into.
@@ -22,6 +23,8 @@ built_for_kubernetes=(kube-apiserver kube-controller-manager kubectl helm)
 built_for_keda=(keda-client)
 # shellcheck disable=SC2034
 built_for_lint=(actionlint kube-score)
+# shellcheck disable=SC2034
+built_for_release=(cosign)
 
 # Programs of packages that every Debian has.
 # shellcheck disable=SC2034
