@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, fs};
 use regex::Regex;
 use serde_json::Value;
 
-use crate::support::rendered::{DEPLOY, Rendered, chart, kustomization};
+use crate::{
+    containers,
+    support::rendered::{DEPLOY, Rendered, chart, kustomization, with_components},
+};
 
 #[test]
 fn an_overlay_is_what_the_values_file_of_its_name_gives() {
@@ -43,4 +46,31 @@ fn an_overlay_can_be_put_into_another_namespace() {
     assert!(moved.yaml.contains("namespace: elsewhere"));
     let left = Regex::new(r#"namespace(: |=")buildkit\b"#).expect("valid");
     assert_eq!(left.find(&moved.yaml).map(|found| found.as_str()), None);
+}
+
+#[test]
+fn the_component_for_tls_of_the_admin_port_reaches_all_that_ask_there() {
+    for (overlay, kind, name) in
+        [("statefulset", "StatefulSet", "buildkitd"), ("pod", "Pod", "buildkitd-0")]
+    {
+        let rendered = with_components(overlay, &["monitoring", "admin-tls"]);
+        let proxy = rendered.proxy();
+        for probe in ["readinessProbe", "livenessProbe"] {
+            assert_eq!(proxy[probe]["httpGet"]["scheme"], "HTTPS", "{overlay}");
+        }
+        let daemon = rendered.find(kind, name);
+        let pod = if kind == "Pod" { &daemon["spec"] } else { &daemon["spec"]["template"]["spec"] };
+        let drain = containers(pod)["drain"].clone();
+        let monitor = rendered.find("ServiceMonitor", "buildkit-lb");
+        let endpoint = &monitor["spec"]["endpoints"][0];
+        assert_eq!(endpoint["scheme"], "https");
+        let asked = endpoint["tlsConfig"]["serverName"].as_str().expect("a name");
+        let args = drain["args"].to_string();
+        assert!(args.contains(&format!("--proxy-tls-server-name={asked}")), "{args}");
+        assert!(drain["volumeMounts"].to_string().contains("/run/secrets/admin-tls"), "{drain}");
+        let volumes = pod["volumes"].as_array().expect("a list").iter();
+        let keys = volumes.filter(|volume| volume["name"] == "admin-tls");
+        let keys: Vec<_> = keys.map(|volume| volume["secret"]["items"][0]["key"].clone()).collect();
+        assert_eq!(keys, ["ca.crt"], "the key of the admin port stays in the proxy's pod");
+    }
 }

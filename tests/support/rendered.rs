@@ -110,13 +110,20 @@ pub(crate) fn kustomizations() -> Vec<Rendered> {
     let overlays = overlays.map(|entry| entry.expect("an entry").path().display().to_string());
     let mut rendered: Vec<_> = overlays.map(|overlay| kustomization(&overlay)).collect();
     assert!(rendered.len() >= 4, "{}", rendered.len());
-    let with_all = tempfile::tempdir_in(DEPLOY).expect("a directory");
-    let text = "resources: [../kustomize/overlays/statefulset]\n\
-                components: [../kustomize/components/network-policy, ../kustomize/components/monitoring, \
-                ../kustomize/components/tls, ../kustomize/components/backend-tls]\n";
-    fs::write(with_all.path().join("kustomization.yaml"), text).expect("written");
-    rendered.push(kustomization(&with_all.path().display().to_string()));
+    let all = ["network-policy", "monitoring", "tls", "client-tokens", "backend-tls", "admin-tls"];
+    rendered.push(with_components("statefulset", &all));
     rendered
+}
+
+/// An overlay with components.
+pub(crate) fn with_components(overlay: &str, components: &[&str]) -> Rendered {
+    let own = tempfile::tempdir_in(DEPLOY).expect("a directory");
+    let components: Vec<_> =
+        components.iter().map(|name| format!("../kustomize/components/{name}")).collect();
+    let text =
+        format!("resources: [../kustomize/overlays/{overlay}]\ncomponents: {components:?}\n");
+    fs::write(own.path().join("kustomization.yaml"), text).expect("written");
+    kustomization(&own.path().display().to_string())
 }
 
 /// The agents of Azure Pipelines.
