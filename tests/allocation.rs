@@ -92,7 +92,9 @@ fn a_million_warm_keys_fit_into_a_hundred_megabytes() {
         let config = warm::Config { max_keys, ..warm::Config::default() };
         let memory = memory.insert(WarmMemory::new(config, now));
         // Twice as many keys as fit, so that the oldest half is forgotten meanwhile.
-        (0..2 * KEYS).for_each(|id| memory.note(key(id), &candidate, now));
+        (0..2 * KEYS).for_each(|id| {
+            memory.note(key(id), &candidate, now);
+        });
     });
     assert!(taken.bytes_current <= 100_000_000, "{taken:?}");
     let memory = memory.expect("made");
