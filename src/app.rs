@@ -36,6 +36,7 @@ use crate::{
     shutdown::Signals,
     tls,
     token::TokenFile,
+    traces::Traces,
     upstream::client_connections,
 };
 
@@ -50,6 +51,8 @@ const MAX_HANDSHAKES: usize = 1000;
 #[derive(Debug)]
 pub struct App {
     pools: Arc<[Pool]>,
+    /// Exports spans of builds; `None` if nobody asked for them.
+    traces: Option<Traces>,
     families: Arc<Families>,
     /// The connections of clients and their streams. A drain waits for them.
     downstream: TaskTracker,
@@ -80,11 +83,17 @@ impl App {
         let families = Families::new();
         let [leaving, drain, stop] = std::array::from_fn(|_| CancellationToken::new());
         let (downstream, background) = (TaskTracker::new(), TaskTracker::new());
+        let traces = process.traces();
+        let traces = traces.map(|config| Traces::start(&config, &families, &background));
+        let traces = traces.transpose()?;
         let shared = pool::Shared {
             dns_server: resolve(process.dns_server.clone()).await?,
             pods: process.pods(),
             kubernetes: Access::default(),
-            commons: commons(&process, &families, &identities, access, &drain)?,
+            commons: Commons {
+                traces: traces.clone(),
+                ..commons(&process, &families, &identities, access, &drain)?
+            },
             families: &families,
             tasks: &background,
             stop: &stop,
@@ -95,6 +104,7 @@ impl App {
         }
         let app = Self {
             pools: started.into(),
+            traces,
             families,
             downstream,
             background,
@@ -184,6 +194,9 @@ impl App {
         for pool in self.pools.iter() {
             pool.close().await;
         }
+        if let Some(traces) = &self.traces {
+            traces.close().await;
+        }
     }
 
     /// Accepts connections until the drain delay is over, then waits for the builds until the drain timeout is over.
@@ -260,6 +273,7 @@ fn commons(
         access: Arc::new(access),
         quota: access::Quota::default(),
         recent_builds: process.recent_builds.get(),
+        traces: None,
     })
 }
 

@@ -13,6 +13,7 @@ pub mod request;
 mod session;
 mod solve;
 mod status;
+mod trace;
 
 use std::{sync::Arc, time::Duration};
 

@@ -11,6 +11,7 @@ mod file;
 mod given;
 mod layers;
 mod origins;
+mod otlp;
 mod pool;
 mod pools;
 mod printed;
@@ -33,6 +34,7 @@ use toml::{Table, Value};
 pub use self::{
     admin::AdminAccess,
     given::Given,
+    otlp::Collector,
     pool::Pool,
     problems::Problems,
     process::Process,

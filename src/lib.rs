@@ -26,7 +26,7 @@
 //! [`address`], [`client`], [`connection_limit`], [`connection_table`], [`descriptors`], [`error`], [`first_message`],
 //! [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`metrics`], [`networks`],
 //! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`snapshot`], [`telemetry`], [`tls`],
-//! [`token`], [`wire`].
+//! [`token`], [`traces`], [`wire`].
 
 // These macros panic if the reader of the output is gone.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -92,5 +92,6 @@ pub mod snapshot;
 pub mod telemetry;
 pub mod tls;
 pub mod token;
+pub mod traces;
 pub mod upstream;
 pub mod wire;

@@ -26,7 +26,7 @@ pub use self::{
     families::{Description, Families},
     labels::{
         AdminClosure, AdminRefusal, BackendState, Described, Direction, DrainResult, Fault,
-        PodVerb, QueueExit, ReloadResult, SessionResult, TlsSide,
+        PodVerb, QueueExit, ReloadResult, SessionResult, SpanResult, TlsSide,
     },
 };
 use crate::{

@@ -5,6 +5,7 @@
 
 mod decision;
 pub mod queue;
+mod spans;
 mod tries;
 pub mod warm;
 
@@ -33,6 +34,7 @@ use crate::{
     ids::Id,
     metrics::Metrics,
     policy::{self, KeyHash, Outcome, PolicyKind},
+    traces::Span,
     upstream::SharedLinks,
 };
 
@@ -63,6 +65,8 @@ pub struct Wish {
     pub probe: bool,
     /// The client's share of the slots, where builds wait for them.
     pub weight: Weight,
+    /// The span of the placement, if the build is traced.
+    pub span: Option<Span>,
 }
 
 impl Wish {

@@ -37,6 +37,7 @@ use crate::{
     running::Running,
     shares::Shares,
     token::{ClientTokens, TokenFile},
+    traces::Traces,
     upstream::{Link, SendError, SharedLinks},
 };
 
@@ -78,6 +79,8 @@ pub struct Proxy {
     pub shared_keys: SharedKeys,
     /// The memory that the large receive windows of clients may take together, in bytes.
     pub windows: Shares,
+    /// Exports spans of builds; `None` if nobody asked for them.
+    pub traces: Option<Traces>,
     tasks: TaskTracker,
     reader: Reader,
     /// Counts and logs the calls that the proxy refuses.
@@ -105,6 +108,8 @@ pub struct Commons {
     pub quota: access::Quota,
     /// How many builds that have ended each pool remembers.
     pub recent_builds: usize,
+    /// Exports spans of builds; `None` if nobody asked for them.
+    pub traces: Option<Traces>,
 }
 
 impl Proxy {
@@ -127,6 +132,7 @@ impl Proxy {
             access,
             quota,
             recent_builds,
+            traces,
         } = commons;
         let directory = Directory::default();
         let shared = Arc::new(SharedLinks::new(connections, tasks.clone()));
@@ -160,6 +166,7 @@ impl Proxy {
             quota,
             shared_keys: SharedKeys::default(),
             windows,
+            traces,
             tasks,
             reader,
         }

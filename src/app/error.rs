@@ -8,6 +8,7 @@ use crate::{
     pool::PoolError,
     tls::TlsError,
     token::TokenError,
+    traces::TracesError,
 };
 
 /// Why the proxy could not start.
@@ -57,6 +58,9 @@ pub enum StartError {
     /// The admin port's certificates became invalid after the configuration was checked.
     #[error("read the admin port's certificates")]
     AdminTls(#[source] TlsError),
+    /// Spans cannot be exported.
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// The token file became invalid after the configuration was checked.
     #[error("read the admin tokens")]
     AdminTokens(#[source] TokenError),

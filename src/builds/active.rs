@@ -8,7 +8,7 @@ use std::{
 
 use tracing::info;
 
-use super::request::Solve;
+use super::{request::Solve, trace::BuildTrace};
 use crate::{
     access,
     carriers::Carried,
@@ -41,6 +41,7 @@ pub(super) struct ActiveBuild {
     _started: Option<Started>,
     _active: ActiveStream,
     _guards: Guards,
+    trace: Option<BuildTrace>,
 }
 
 impl ActiveBuild {
@@ -86,9 +87,17 @@ impl ActiveBuild {
             _keys: placed.key_guard,
             _active: client.active.enter(),
             _guards: guards,
+            trace: None,
         };
         active.count_decision();
         active
+    }
+
+    /// Notes in the build's spans where it runs, and when it ends.
+    pub(super) fn traced(mut self, mut trace: BuildTrace) -> Self {
+        trace.placed(&self.build);
+        self.trace = Some(trace);
+        self
     }
 
     /// The counters of the build's own bytes.
@@ -172,6 +181,9 @@ impl ActiveBuild {
             code = code_name(end.code()),
             "build ended"
         );
+        if let Some(trace) = self.trace {
+            trace.ended(end, (bytes_up, bytes_down));
+        }
         self.build.end(Ending { duration, code: end.code(), bytes_up, bytes_down });
     }
 }

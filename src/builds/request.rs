@@ -146,6 +146,7 @@ impl Solve {
             by_load: false,
             probe: self.internal,
             weight: Weight::ONE,
+            span: None,
         }
     }
 

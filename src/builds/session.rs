@@ -155,5 +155,6 @@ fn session_wish(
         by_load: true,
         probe: false,
         weight: Weight::ONE,
+        span: None,
     }
 }

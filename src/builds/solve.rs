@@ -5,7 +5,9 @@ use std::{pin::pin, sync::Arc};
 use bytes::Bytes;
 use http::{HeaderMap, Request};
 
-use super::{active::ActiveBuild, hold, is_scattered, parked::parked, request::Solve};
+use super::{
+    active::ActiveBuild, hold, is_scattered, parked::parked, request::Solve, trace::BuildTrace,
+};
 use crate::{
     access::Running,
     affinity::{AffinityKey, Facts, rules::HINT_HEADER},
@@ -51,8 +53,28 @@ struct Ready {
     build: ActiveBuild,
 }
 
-/// Binds a Solve. Returns `None` for a probe that was waiting when its client stopped needing it.
+/// Binds a Solve and traces that. Returns `None` for a probe that was waiting when its client stopped needing it.
 async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyError> {
+    let trace = BuildTrace::begin(proxy, &call);
+    let bound = place_solve(proxy, call, trace.as_ref()).await;
+    let Some(trace) = trace else { return bound };
+    match bound {
+        Ok(Some(ready)) => Ok(Some(Ready { build: ready.build.traced(trace), ..ready })),
+        Ok(None) => Ok(None),
+        Err(error) => {
+            trace.refused(&error);
+            Err(error)
+        }
+    }
+}
+
+/// Binds a Solve. `spans` are those of the build, if it is traced.
+async fn place_solve(
+    proxy: &Proxy,
+    call: Call,
+    spans: Option<&BuildTrace>,
+) -> Result<Option<Ready>, ProxyError> {
+    let accept = spans.map(BuildTrace::accept);
     let Call { parts, body, client, arrived } = call;
     proxy.activity.note(arrived);
     let trace = ids::trace(&parts.headers, client.identity.as_ref());
@@ -72,7 +94,9 @@ async fn bind_solve(proxy: &Proxy, call: Call) -> Result<Option<Ready>, ProxyErr
     let spread = proxy.placement.policy().spread_bake_targets;
     let scattered = is_scattered(proxy, trace);
     let weight = proxy.grant(&client).weight();
-    let wish = Wish { weight, ..solve.wish(&placing, caller, scattered, spread) };
+    drop(accept);
+    let span = spans.map(|trace| trace.place(&solve));
+    let wish = Wish { weight, span, ..solve.wish(&placing, caller, scattered, spread) };
     let probe = solve.build.as_ref().filter(|_| solve.internal);
     let probe = probe.map(|build| proxy.capabilities.probes.enter(build, &client));
     let ((placed, owned), more) = {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Pods,
+    otlp::{self, Collector},
     value::{Budget, Count, FilePath, LocalAddress, Span, UpTo},
 };
 use crate::{
@@ -15,6 +16,7 @@ use crate::{
     telemetry::{LogFormat, LogLevel},
     tls,
     token::{AdminTokens, ClientTokens, TokenList as _},
+    traces,
 };
 
 /// The settings of the process. A field is a key of the file, a flag and a variable.
@@ -89,6 +91,11 @@ pub struct Process {
     /// Threads that relay data [default: half the processors].
     #[arg(help_heading = "Resources", long, value_name = "COUNT")]
     pub worker_threads: Option<Count<1024>>,
+    /// Collector of OpenTelemetry to which the spans of builds are exported over gRPC: http://HOST:PORT, or
+    /// https://HOST:PORT for TLS [default: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT; no spans if
+    /// neither is set].
+    #[arg(help_heading = "Traces", long, value_name = "URL")]
+    pub otlp_endpoint: Option<Collector>,
     /// Format of the log on standard error: text or json.
     #[arg(help_heading = "Log", long, value_name = "FORMAT", default_value_t)]
     pub log_format: LogFormat,
@@ -103,6 +110,13 @@ impl Process {
     pub(super) fn complete(&mut self, problems: &mut Vec<String>) {
         self.memory_budget.get_or_insert_with(|| Budget(default_budget()));
         self.worker_threads.get_or_insert_with(|| Count::nearest(default_worker_threads()));
+        if self.otlp_endpoint.is_none() {
+            let endpoint = otlp::endpoint(&otlp::variable);
+            self.otlp_endpoint = endpoint.unwrap_or_else(|problem| {
+                problems.push(problem);
+                None
+            });
+        }
         if let Some(FilePath(path)) = &self.admin_token_file
             && let Err(error) = AdminTokens::read(path)
         {
@@ -118,6 +132,11 @@ impl Process {
         {
             problems.push(format!("scaler-tls-dir: {error}"));
         }
+    }
+
+    /// Where the spans of builds are exported to, if anywhere.
+    pub fn traces(&self) -> Option<traces::Config> {
+        self.otlp_endpoint.clone().map(|endpoint| otlp::config(endpoint, &otlp::variable))
     }
 
     /// How many bytes the proxy may hold before it relays them.

@@ -8,7 +8,10 @@ use serde::{
     de::{Error, IntoDeserializer, SeqAccess, Visitor},
 };
 
-use super::value::{Budget, Count, FilePath, LocalAddress, Span, UpTo};
+use super::{
+    otlp::Collector,
+    value::{Budget, Count, FilePath, LocalAddress, Span, UpTo},
+};
 use crate::{
     access::Pattern,
     address::{Address, HostPort},
@@ -53,14 +56,14 @@ macro_rules! write_as_text {
 }
 
 read_from_text! {
-    Address: str::parse, Budget: str::parse, FilePath: str::parse, HostPort: str::parse, LoadFactor: str::parse,
+    Address: str::parse, Budget: str::parse, Collector: str::parse, FilePath: str::parse, HostPort: str::parse, LoadFactor: str::parse,
     LocalAddress: str::parse, Network: str::parse, ServerNames: str::parse, Span: str::parse, Target: str::parse,
     Endpoint: static_list::parse, Pattern: Pattern::parse,
     ClientAuth: word, LogFormat: word, LogLevel: word, PolicyKind: word,
 }
 
 write_as_text! {
-    Address, Budget, ClientAuth, FilePath, HostPort, LoadFactor, LocalAddress, LogFormat, LogLevel, Network,
+    Address, Budget, ClientAuth, Collector, FilePath, HostPort, LoadFactor, LocalAddress, LogFormat, LogLevel, Network,
     PolicyKind, Span, Target,
 }
 

@@ -25,7 +25,7 @@ use super::{
         CertificateLabels, CodeLabels, ConnectionErrorLabels, DecisionLabels, Described,
         DirectionLabels, DrainLabels, FaultLabels, GrpcCodeLabels, LabelNames, MethodLabels,
         PodErrorLabels, PoolLabels, QueueLabels, RejectionLabels, ReloadLabels, ResultLabels,
-        SourceLabels, SourceReasonLabels, StateLabels, VersionLabels,
+        SourceLabels, SourceReasonLabels, SpanLabels, SpanResult, StateLabels, VersionLabels,
     },
 };
 use crate::telemetry;
@@ -174,6 +174,7 @@ families! {
         pod_patches: Counters<PoolLabels>, "Annotations of pods written";
         backend_drains: Counters<DrainLabels>, "Requests to drain a backend, by how they ended";
         admin_requests_refused: Counters<AdminRefusalLabels>, "Requests on the admin port that were refused because the client had no right to them";
+        spans: Counters<SpanLabels>, "Spans of the proxy's own that have ended, by what became of them";
         admin_connections_closed: Counters<AdminClosureLabels>, "Connections of the admin port that were closed to bound their number";
     }
     gauges {
@@ -213,6 +214,9 @@ impl Families {
             let labels = AdminClosureLabels::new(*reason);
             families.admin_connections_closed.get_or_create_owned(&labels);
         }
+        for result in SpanResult::ALL {
+            families.spans.get_or_create_owned(&SpanLabels::new(*result));
+        }
         Arc::new(families)
     }
 
@@ -224,6 +228,12 @@ impl Families {
     /// Counts a connection to the admin port that was closed.
     pub fn admin_connection_closed(&self, reason: AdminClosure) {
         self.admin_connections_closed.get_or_create(&AdminClosureLabels::new(reason)).inc();
+    }
+
+    /// Counts spans that have ended.
+    pub fn count_spans(&self, result: SpanResult, count: usize) {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.spans.get_or_create(&SpanLabels::new(result)).inc_by(count);
     }
 
     /// Describes all metrics, sorted by name, for the documentation.

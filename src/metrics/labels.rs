@@ -131,6 +131,18 @@ label_set! {
 }
 
 label_set! {
+    /// What became of a span that has ended.
+    pub enum SpanResult {
+        /// The collector has it.
+        Exported = "exported",
+        /// The collector could not be reached, or refused it.
+        Failed = "failed",
+        /// Too many spans were waiting to be exported.
+        Dropped = "dropped",
+    }
+}
+
+label_set! {
     /// The side of the proxy on which certificates are used.
     pub enum TlsSide {
         /// Towards the clients that build.
@@ -219,6 +231,8 @@ labels!(/// Why a request was refused on the admin port.
     AdminRefusalLabels { ; reason: AdminRefusal });
 labels!(/// Why a connection of the admin port was closed.
     AdminClosureLabels { ; reason: AdminClosure });
+labels!(/// What became of a span.
+    SpanLabels { ; result: SpanResult });
 labels!(/// The certificates of one side.
     CertificateLabels { pool; side: TlsSide });
 labels!(/// The same, and what became of a change.

@@ -10,8 +10,9 @@ use std::{
 use tokio::time::timeout;
 
 use super::{
-    Decision, Placement,
+    Decision, Placement, Wish,
     queue::{SlotGrant, Started},
+    spans::Step,
 };
 use crate::{
     client::Client,
@@ -84,11 +85,11 @@ struct Progress {
 }
 
 impl Progress {
-    /// Tries whether the backend of `link` accepts.
+    /// Tries whether the backend of `link` accepts, and notes in `step` why it does not.
     ///
     /// # Errors
     /// No other backend can be tried either.
-    async fn accepts(&mut self, link: &Link) -> Result<bool, Failed> {
+    async fn accepts(&mut self, link: &Link, step: &Step) -> Result<bool, Failed> {
         let backend = link.backend();
         // Half of the time that is left, so that several backends have a turn. The first gets more time than a
         // connection may take anyway.
@@ -97,10 +98,15 @@ impl Progress {
             Ok(Ok(())) => return Ok(true),
             // The proxy could not reach another backend either.
             Ok(Err(error @ (ProxyError::Shortage { .. } | ProxyError::Limit(_)))) => {
+                step.failed(&error);
                 return Err(Failed::Other(error));
             }
-            Ok(Err(error)) => self.failures.push(error.to_string()),
+            Ok(Err(error)) => {
+                step.failed(&error);
+                self.failures.push(error.to_string());
+            }
             Err(_elapsed) => {
+                step.timed_out();
                 self.failures
                     .push(format!("backend {} did not answer within {limit:.1?}", backend.name()));
             }
@@ -123,17 +129,18 @@ impl Progress {
 }
 
 impl Placement {
-    /// Opens a link for a build.
+    /// Opens a link for the build of `wish`.
     ///
     /// # Errors
     /// No backend could be reached in time, or none has a free slot.
-    pub(super) async fn open(&self, mut tries: Tries) -> Result<Opened, Failed> {
+    pub(super) async fn open(&self, mut tries: Tries, wish: &Wish) -> Result<Opened, Failed> {
         let mut progress = self.progress(tries.deadline).await;
         tries.avoid.iter().chain(&tries.unable).for_each(|backend| progress.pass_over(backend));
         loop {
             let (count, mut decision, started) = self.next(&mut tries, &progress)?;
             let link = self.shared.for_build(count.backend(), &tries.client);
-            if progress.accepts(&link).await? {
+            let step = Step::connect(wish, count.backend());
+            if progress.accepts(&link, &step).await? {
                 if !progress.failures.is_empty() {
                     decision.outcome = Outcome::Failover;
                 }
@@ -157,7 +164,7 @@ impl Placement {
             let choice = policy.choose(&request, candidates, Instant::now(), &mut rand::rng());
             let choice = choice.ok_or_else(|| progress.nobody())?;
             let link = self.shared.for_call(&progress.roster.backends()[choice.index], client);
-            match progress.accepts(&link).await {
+            match progress.accepts(&link, &Step::default()).await {
                 Ok(true) => return Ok(link),
                 Ok(false) => {}
                 Err(Failed::Nobody(error) | Failed::Other(error)) => return Err(error),

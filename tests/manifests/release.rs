@@ -20,6 +20,9 @@ fn a_pool_of_the_chart_has_its_port_and_its_rights() {
     let open = everything.proxy()["ports"].to_string();
     assert!(open.contains("1235") && open.contains("1236"), "{open}");
     let toml: toml::Table = everything.configuration().parse().expect("TOML");
+    assert_eq!(toml["otlp-endpoint"].as_str(), Some("http://otel-collector.observability:4317"));
+    let variables = everything.proxy()["env"].to_string();
+    assert!(variables.contains("k8s.pod.name=$(POD_NAME)"), "{variables}");
     let pools = toml["pool"].as_array().expect("a list");
     let names: Vec<_> = pools.iter().filter_map(|pool| pool["name"].as_str()).collect();
     assert_eq!(names, ["default", "arm64", "big"]);

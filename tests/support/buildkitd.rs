@@ -23,6 +23,8 @@ pub(crate) struct Buildkitd {
     program: &'static str,
     /// The daemon's certificates, and those of a client that the daemon accepts.
     tls: Option<[PathBuf; 2]>,
+    /// Further arguments, and further variables of the environment as `NAME=VALUE`.
+    extra: [Vec<String>; 2],
 }
 
 impl Buildkitd {
@@ -35,6 +37,14 @@ impl Buildkitd {
     /// those in `client`.
     pub(crate) fn start_tls(name: &str, own: &Path, client: &Path) -> Self {
         Self::start_program(name, "buildkitd", Some([own.to_owned(), client.to_owned()]))
+    }
+
+    /// Starts a daemon with these variables in its environment, as `NAME=VALUE`.
+    pub(crate) fn start_with(name: &str, variables: &[&str]) -> Self {
+        let mut daemon = Self::absent(name);
+        daemon.extra[1] = variables.iter().map(ToString::to_string).collect();
+        daemon.restart();
+        daemon
     }
 
     /// Starts a daemon of v0.16, the last version that ignores the space limits of a prune.
@@ -83,7 +93,15 @@ impl Buildkitd {
         root: tempfile::TempDir,
         tls: Option<[PathBuf; 2]>,
     ) -> Self {
-        Self { name: name.to_owned(), port: free_port(), process: None, root, program, tls }
+        Self {
+            name: name.to_owned(),
+            port: free_port(),
+            process: None,
+            root,
+            program,
+            tls,
+            extra: Default::default(),
+        }
     }
 
     /// Starts `count` daemons at once.
@@ -130,8 +148,12 @@ impl Buildkitd {
         let tls = own_files.as_ref().map_or(Vec::new(), |[ca, certificate, key]| {
             vec!["--tlscacert", ca, "--tlscert", certificate, "--tlskey", key]
         });
-        let args = [&args[..], &own, &network, &tls].concat();
-        self.process = Some(Guarded::start_in(&tool(self.program), &args, root));
+        let program = tool(self.program);
+        let program = program.to_str().expect("a UTF-8 path");
+        let [more, variables] =
+            [0, 1].map(|of| self.extra[of].iter().map(String::as_str).collect::<Vec<_>>());
+        let args = [&variables[..], &[program], &args, &own, &network, &tls, &more].concat();
+        self.process = Some(Guarded::start_in(&tool("env"), &args, root));
         let addr = self.addr();
         eventually("buildkitd answers", Duration::from_secs(60), || {
             let mut info = Command::new(tool("buildctl"));

@@ -19,7 +19,7 @@ pub(crate) struct Builder {
     args: Vec<String>,
     admin: Option<String>,
     control: Option<String>,
-    kubeconfig: Option<PathBuf>,
+    variables: Vec<String>,
     file: Option<NamedTempFile>,
     stderr: Option<String>,
     descriptors: Option<u32>,
@@ -72,7 +72,13 @@ impl Builder {
 
     /// Uses this kubeconfig for the Kubernetes API.
     pub(crate) fn kubeconfig(self, kubeconfig: &Path) -> Self {
-        Self { kubeconfig: Some(kubeconfig.to_owned()), ..self }
+        self.variable(&format!("KUBECONFIG={}", kubeconfig.display()))
+    }
+
+    /// Sets a variable of the environment, as `NAME=VALUE`.
+    pub(crate) fn variable(mut self, variable: &str) -> Self {
+        self.variables.push(variable.to_owned());
+        self
     }
 
     /// Redirects the log as bash writes it. The test cannot read the log then.
@@ -89,10 +95,7 @@ impl Builder {
         };
         let (listen, own_admin) =
             (format!("tcp://127.0.0.1:{listen}"), format!("127.0.0.1:{own_admin}"));
-        let kubeconfig =
-            self.kubeconfig.iter().map(|path| format!("KUBECONFIG={}", path.display()));
-        let kubeconfig: Vec<_> = kubeconfig.collect();
-        let mut args: Vec<_> = kubeconfig.iter().map(String::as_str).collect();
+        let mut args: Vec<_> = self.variables.iter().map(String::as_str).collect();
         let admin = self.admin.as_deref().unwrap_or(&own_admin);
         let redirected =
             self.stderr.as_ref().map(|redirection| format!("exec \"$@\" {redirection}"));

@@ -77,6 +77,7 @@ fn wish(number: usize, key: &str) -> Wish {
         by_load: false,
         probe: false,
         weight: Weight::ONE,
+        span: None,
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     metrics::QueueExit,
     placement::{
         Placement, Wish,
+        spans::Step,
         tries::{Failed, Opened, less},
     },
 };
@@ -100,7 +101,7 @@ impl Placement {
             wait.back = grant.is_some();
             let tries = self.tries(publisher.wish, client, grant.take(), &wait.promise, deadline);
             let error = match self
-                .open(tries)
+                .open(tries, publisher.wish)
                 .await
                 .and_then(|opened| self.promised(opened, publisher, &wait))
             {
@@ -114,13 +115,17 @@ impl Placement {
                 Err(failed) => self.refusal(failed),
             };
             let cause = *wait.cause.get_or_insert_with(|| self.cause());
+            let step = Step::wait(publisher.wish, cause);
             // Boxed, so that a build that need not wait keeps no room for its wait.
-            grant = if publisher.wish.takes_turns() {
-                Some(Box::pin(self.wait_for_slot(publisher, client, &wait, cause, &error)).await?)
+            let waited = if publisher.wish.takes_turns() {
+                Box::pin(self.wait_for_slot(publisher, client, &wait, cause, &error))
+                    .await
+                    .map(Some)
             } else {
-                Box::pin(self.wait_for_backend(publisher, &wait, &error)).await?;
-                None
+                Box::pin(self.wait_for_backend(publisher, &wait, &error)).await.map(|()| None)
             };
+            grant = waited.inspect_err(|error| step.failed(error))?;
+            drop(step);
             publish(publisher.sender, None);
             publish(publisher.claim.wait_sender(), None);
             deadline = Self::deadline();
