@@ -89,6 +89,23 @@ fn a_token_is_taken_while_it_is_in_the_file() {
 }
 
 #[test]
+fn a_web_page_changes_nothing_in_whatever_browser_it_is() {
+    let proxy = proxy(&[]);
+    let foreign = "Origin: https://elsewhere.example\r\n";
+    for (method, path) in [
+        ("POST", "/backends/b/drain"),
+        ("POST", "/backends/b/cordon"),
+        ("DELETE", "/backends/b/cordon"),
+    ] {
+        let (code, told) = proxy.control_with(method, path, foreign);
+        assert!(code == 403 && told.contains("web page"), "{method} {path}: {code} {told}");
+    }
+    assert_eq!(proxy.metric("buildkit_lb_backend_state", &["\"cordoned\""]), 0.0);
+    assert_eq!(proxy.metric("buildkit_lb_admin_requests_refused_total", &["web_page"]), 3.0);
+    assert_eq!(proxy.control("POST", "/backends/b/cordon").0, 200);
+}
+
+#[test]
 fn a_request_above_the_bound_is_refused() {
     let proxy = proxy(&[]);
     let long = format!("x: {}\r\n", "a".repeat(20 << 10));

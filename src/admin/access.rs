@@ -18,7 +18,7 @@ use axum::{
     extract::FromRequestParts,
     http::{
         HeaderMap, StatusCode,
-        header::{AUTHORIZATION, WWW_AUTHENTICATE},
+        header::{AUTHORIZATION, ORIGIN, WWW_AUTHENTICATE},
         request::Parts,
     },
     response::{IntoResponse, Response},
@@ -73,7 +73,12 @@ impl FromRequestParts<Admin> for Allowed {
 
     async fn from_request_parts(parts: &mut Parts, admin: &Admin) -> Result<Self, Denied> {
         let caller = caller(parts)?;
-        let checked = admin.access.check_change(&caller, &parts.headers).await;
+        // A browser shows its certificate, and reaches a forwarded control listener, for any web page that asks for a
+        // change. It then says which page that is; programs do not.
+        let checked = match parts.headers.contains_key(ORIGIN) {
+            true => Err(AdminRefusal::WebPage),
+            false => admin.access.check_change(&caller, &parts.headers).await,
+        };
         admin.access.note(checked, caller.from)?;
         Ok(Self(caller))
     }
@@ -131,6 +136,10 @@ impl IntoResponse for Denied {
                             Bearer TOKEN` with a token in the file of --admin-token-file, or show a \
                             certificate that a CA in --admin-tls-dir has signed\n";
                 (StatusCode::UNAUTHORIZED, CHALLENGE, text).into_response()
+            }
+            AdminRefusal::WebPage => {
+                let text = "a web page may change nothing here: send the request without the header `Origin`\n";
+                (StatusCode::FORBIDDEN, text).into_response()
             }
             AdminRefusal::WrongClient => {
                 let text = "the name in this certificate is not listed by --admin-client, so the client may \

@@ -115,6 +115,8 @@ label_set! {
         WrongToken = "wrong_token",
         /// The client shows a certificate whose name is not listed.
         WrongClient = "wrong_client",
+        /// A web page in a browser asks for a change.
+        WebPage = "web_page",
     }
 }
 

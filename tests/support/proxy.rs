@@ -210,8 +210,13 @@ impl Proxy {
 
     /// Sends a request to the control listener, where nobody needs a token.
     pub(crate) fn control(&self, method: &str, path: &str) -> (u16, String) {
+        self.control_with(method, path, "")
+    }
+
+    /// The same with further header lines, each with its CRLF.
+    pub(crate) fn control_with(&self, method: &str, path: &str, headers: &str) -> (u16, String) {
         let stream = UnixStream::connect(&self.control).expect("the control listener");
-        ask(stream, method, path, "")
+        ask(stream, method, path, headers)
     }
 
     /// The path of the control listener's socket.
