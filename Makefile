@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build tools demo test bench bench-affinity bench-decision bench-queue bench-simulate check fmt fmt-check clippy doc tables deny shellcheck fuzz ci clean
+.PHONY: help build tools demo test bench bench-affinity bench-decision bench-queue bench-simulate check fmt fmt-check clippy doc tables pictures deny shellcheck fuzz ci clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ doc: ## API documentation, warnings are errors
 
 tables: ## write the tables of flags, metrics and chart values anew, from the code
 	BUILDKIT_LB_UPDATE_TABLES=1 cargo test --quiet --locked --test docs the_tables_of_the_pages
+
+pictures: ## take the pictures of the page in the documentation anew, in a real browser (root)
+	BUILDKIT_LB_UPDATE_PICTURES=1 cargo test --quiet --locked --test page in_a_real_browser
 
 fuzz: ## random inputs for every parser of bytes from outside (CASES=1000000: as many of each)
 	.ci/fuzz

@@ -8,6 +8,7 @@ mod access;
 mod backends;
 mod control;
 mod drain;
+mod page;
 mod seats;
 mod secured;
 mod server;
@@ -48,6 +49,7 @@ pub struct Admin {
     families: Arc<Families>,
     leaving: CancellationToken,
     access: Arc<Access>,
+    live: Arc<page::Live>,
 }
 
 impl Admin {
@@ -64,6 +66,7 @@ impl Admin {
             families: Arc::clone(families),
             leaving: leaving.clone(),
             access: Arc::new(Access::new(rights, families)),
+            live: Arc::default(),
         }
     }
 }
@@ -95,6 +98,11 @@ pub fn serve(
 
 fn router(admin: Admin) -> Router {
     Router::new()
+        .route("/", get(page::page))
+        .route("/builds/{ref}", get(page::build))
+        .route("/events", get(page::events))
+        .route("/page.css", get(page::style))
+        .route("/page.js", get(page::script))
         .route("/livez", get(alive))
         .route("/healthz", get(alive))
         .route("/startupz", get(alive))
@@ -104,7 +112,16 @@ fn router(admin: Admin) -> Router {
         .route("/backends/{name}/builds", get(backends::builds))
         .route("/backends/{name}/drain", post(backends::drain))
         .route("/backends/{name}/cordon", post(backends::cordon).delete(backends::uncordon))
+        .fallback(unknown)
         .with_state(admin)
+}
+
+/// The answer for a path that does not exist.
+async fn unknown() -> (StatusCode, &'static str) {
+    (
+        StatusCode::NOT_FOUND,
+        "there is nothing at this path: / is the page, /status.json the status\n",
+    )
 }
 
 /// The probe for liveness. It does not look at backends, because restarting the proxy would not bring one back.

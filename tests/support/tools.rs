@@ -38,6 +38,12 @@ pub(crate) fn definitions() -> PathBuf {
     DIRECTORY.get_or_init(|| ask("tests/tools/crds/install", &[])).clone()
 }
 
+/// The script of axe-core, which checks in a browser that a page can be used by everybody.
+pub(crate) fn axe() -> PathBuf {
+    static SCRIPT: OnceLock<PathBuf> = OnceLock::new();
+    SCRIPT.get_or_init(|| ask("tests/tools/axe/install", &[])).clone()
+}
+
 /// Runs an install script and returns the last path that it prints.
 fn ask(script: &str, args: &[&str]) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);

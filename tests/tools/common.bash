@@ -7,8 +7,8 @@ PATH=$PATH:/usr/sbin:/sbin
 
 # Programs, and one module, that a Debian may lack, as PROGRAM:PACKAGE: those that the tests and the demo start, and
 # those that only benchmarks and checks start.
-packages_of_tests=(busybox:busybox-static curl:curl docker-registry:docker-registry etcd:etcd-server
-	fish:fish git:git htpasswd:apache2-utils ip:iproute2 kill:procps mandoc:mandoc openssl:openssl pgrep:procps
+packages_of_tests=(busybox:busybox-static chromedriver:chromium-driver chromium:chromium curl:curl
+	docker-registry:docker-registry etcd:etcd-server fish:fish git:git htpasswd:apache2-utils ip:iproute2 kill:procps mandoc:mandoc npm:npm openssl:openssl pgrep:procps
 	pip3:python3-pip prometheus:prometheus promtool:prometheus runc:runc shellcheck:shellcheck ssh-keygen:openssh-client
 	zsh:zsh)
 packages_of_checks=(haproxy:haproxy nginx:nginx
