@@ -2,62 +2,16 @@
 //! each release that a page installs from this chart.
 
 use std::{
-    fs,
     io::Write as _,
-    path::PathBuf,
     process::{Command, Output, Stdio},
 };
 
 use regex::Regex;
 
-use super::{pages, support::tools::tool};
-
-/// A block of code of a page.
-#[derive(Debug)]
-struct Block {
-    page: PathBuf,
-    language: String,
-    text: String,
-}
-
-fn blocks() -> Vec<Block> {
-    let fence = Regex::new(r"(?ms)^( *)```(\w+)\n(.*?)^ *```$").expect("valid");
-    let mut found = Vec::new();
-    for page in pages() {
-        let text = fs::read_to_string(&page).expect("UTF-8");
-        found.extend(fence.captures_iter(&text).map(|block| Block {
-            page: page.clone(),
-            language: block[2].to_owned(),
-            text: block[3].replace(&format!("\n{}", &block[1]), "\n").trim_start().to_owned(),
-        }));
-    }
-    found
-}
-
-/// The commands of a block, without prompts and without output.
-fn typed(block: &Block) -> Option<String> {
-    match &*block.language {
-        "sh" => Some(block.text.clone()),
-        "console" => Some(commands(&block.text)),
-        _ => None,
-    }
-}
-
-/// The lines after a prompt. Each has the lines that continue it, after a backslash or in a loop.
-fn commands(console: &str) -> String {
-    let (mut script, mut goes_on, mut in_loop) = (String::new(), false, false);
-    for line in console.lines() {
-        let command = line.strip_prefix("$ ");
-        if command.is_some() || goes_on || in_loop {
-            let command = command.unwrap_or(line);
-            in_loop = (in_loop || command.starts_with("for ")) && command.trim() != "done";
-            goes_on = command.ends_with(['\\', '|']);
-            script += command;
-            script += "\n";
-        }
-    }
-    script
-}
+use crate::support::{
+    pages::{Block, blocks, commands, typed},
+    tools::tool,
+};
 
 fn bash(args: &[&str], script: &str) -> Output {
     let mut bash = Command::new(tool("bash"));
@@ -127,6 +81,24 @@ fn releases_that_are_installed_from_the_chart_render() {
     assert!(count >= 7, "{count}");
 }
 
+#[test]
+fn the_proxy_has_every_command_and_flag_that_a_page_types() {
+    let command =
+        Regex::new(r"(?m)^[$#] (?:\S*/)?buildkit-lb ((?:.*\\\n)*[^>&|\n]*)").expect("valid");
+    let binary = env!("CARGO_BIN_EXE_buildkit-lb");
+    let mut count = 0;
+    for Block { page, text, .. } in blocks() {
+        for found in command.captures_iter(&text) {
+            count += 1;
+            // Unknown flags and values that do not parse are refused before the help is printed.
+            let output = bash(&["-e"], &format!("'{binary}' {} --help", found[1].trim_end()));
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{}: {}\n{told}", page.display(), &found[0]);
+        }
+    }
+    assert!(count > 20, "{count}");
+}
+
 /// Whether the line is a helm command with values files of this repository.
 fn is_installed(line: &str) -> bool {
     ["helm install ", "helm template "].iter().any(|start| line.starts_with(start))
@@ -134,6 +106,8 @@ fn is_installed(line: &str) -> bool {
 
 #[test]
 fn commands_are_told_from_what_they_print() {
-    let console = "$ one \\\n    more\nprinted\n$ for a in b; do\n  two\ndone\nprinted\n$ three\n";
-    assert_eq!(commands(console), "one \\\n    more\nfor a in b; do\n  two\ndone\nthree\n");
+    let console = "$ one \\\n    more\nprinted\n$ for a in b; do\n  two\ndone\nprinted\n$ three <<'END'\n\
+                   four\nEND\nprinted\n";
+    let expected = "one \\\n    more\nfor a in b; do\n  two\ndone\nthree <<'END'\nfour\nEND\n";
+    assert_eq!(commands(console), expected);
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use regex::Regex;
 
-use super::{files, pages};
+use crate::support::pages::{files, pages};
 
 /// A page's lines without its blocks of code.
 fn prose(page: &str) -> impl Iterator<Item = &str> {

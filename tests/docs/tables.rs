@@ -16,7 +16,7 @@ use buildkit_lb::{
 };
 use clap::{Arg, Command};
 
-use super::{pages, values};
+use super::{support::pages::pages, values};
 
 /// Set by `make tables`.
 const UPDATE: &str = "BUILDKIT_LB_UPDATE_TABLES";

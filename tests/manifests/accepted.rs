@@ -45,7 +45,7 @@ impl Secrets {
 
 /// The kinds of KEDA, the Prometheus operator and cert-manager as these projects define them, and Azure's copies of
 /// the monitors, which differ in their group. Azure has no copy of PrometheusRule.
-fn further_kinds() -> Vec<(String, String)> {
+pub(super) fn further_kinds() -> Vec<(String, String)> {
     let mut kinds = Vec::new();
     for entry in fs::read_dir(definitions()).expect("a directory") {
         let path = entry.expect("an entry").path();

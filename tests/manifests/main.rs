@@ -12,6 +12,7 @@ mod scaling;
 mod service;
 #[path = "../support/mod.rs"]
 mod support;
+mod walks;
 
 use std::collections::BTreeMap;
 

@@ -11,6 +11,7 @@ pub(crate) mod compare;
 pub(crate) mod fake_daemon;
 pub(crate) mod frames;
 pub(crate) mod kubernetes;
+pub(crate) mod pages;
 pub(crate) mod proxy;
 pub(crate) mod raw_client;
 pub(crate) mod registry;
