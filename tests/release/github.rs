@@ -61,6 +61,13 @@ fn the_workflow_publishes_both_platforms_and_the_chart_and_signs_them() {
     let told = fs::read_to_string(summary).expect("a summary");
     let published = Published::told(&runner, &told, "contoso/buildkit-lb");
     assert_complete(&published);
-    let home = "home: https://forge.example/Contoso/buildkit-lb\n";
-    assert!(published.metadata().contains(home), "{}", published.metadata());
+    let metadata = published.metadata();
+    let project = "https://forge.example/Contoso/buildkit-lb";
+    for line in [
+        format!("home: {project}\n"),
+        format!("sources:\n- {project}\n"),
+        format!("icon: {project}/raw/v{VERSION}/docs/icon.svg\n"),
+    ] {
+        assert!(metadata.contains(&line), "no {line} in {metadata}");
+    }
 }
