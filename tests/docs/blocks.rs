@@ -70,7 +70,8 @@ fn releases_that_are_installed_from_the_chart_render() {
             // The command runs in the page's own directory if the page says so, as the chart's page does.
             let chart = if line.contains(" deploy/chart") { "." } else { "deploy/chart" };
             let shell = format!(
-                "cd {chart}; helm() {{ shift; '{helm}' template --kube-version 1.36.3 \"$@\"; }}\n{line}"
+                "cd {chart}; REGISTRY=registry.example\n\
+                 helm() {{ shift; '{helm}' template --kube-version 1.36.3 \"$@\"; }}\n{line}"
             );
             let output = bash(&["-e"], &shell.replace(" --create-namespace", ""));
             let told = String::from_utf8_lossy(&output.stderr);
