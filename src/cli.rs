@@ -15,6 +15,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     app::App,
+    commands,
     config::{Config, Given},
     drain_client,
     error::Chain,
@@ -53,6 +54,8 @@ enum Command {
     ExplainKey(ExplainOptions),
     /// Print the name that a certificate gives a client, and what that client may do.
     ExplainAccess(ExplainAccessOptions),
+    #[command(flatten)]
+    Operate(commands::Command),
     /// Drain a daemon at every proxy: keep new builds away from it and wait until its builds have ended.
     DrainBackend(drain_client::Options),
     /// Print a completion script for a shell.
@@ -125,6 +128,7 @@ pub fn run() -> ExitCode {
                 Err(error) => failed(&error),
             })
         }
+        Command::Operate(command) => operate(&command),
         Command::DrainBackend(options) => drain_backend(options),
         Command::Completions { shell } => print(&generate::completions(shell, command())),
         Command::Man { command: name } => match generate::manual(command(), name.as_deref()) {
@@ -139,11 +143,26 @@ fn drain_backend(options: drain_client::Options) -> ExitCode {
         Ok(log) => log,
         Err(error) => return failed(&error),
     };
-    // One thread suffices: the command waits nearly all of its time.
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    match waiting_runtime() {
         Ok(runtime) => runtime.block_on(drain_client::run(options)),
         Err(error) => failed(&error),
     }
+}
+
+fn operate(command: &commands::Command) -> ExitCode {
+    let runtime = match waiting_runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    match runtime.block_on(commands::run(command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&*error),
+    }
+}
+
+/// A runtime for a command that waits nearly all of its time, so that one thread suffices.
+fn waiting_runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 fn with_config(options: Options, run: impl FnOnce(Config) -> ExitCode) -> ExitCode {

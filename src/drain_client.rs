@@ -5,8 +5,6 @@
 //! have finished at the same time: a proxy that was drained first gives the backend no new builds while another one
 //! is waited for.
 
-mod request;
-
 use std::{
     cell::RefCell,
     path::PathBuf,
@@ -15,18 +13,16 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
-use self::request::{Credentials, ProxyAddress, RequestError};
 use crate::{
     address::Address,
+    admin_client::{CredentialFlags, ProxyAddress, Question, RequestError, send},
     error::chain,
     shutdown::Signals,
-    tls,
-    token::{AdminTokens, TokenList as _},
 };
 
 /// How soon a proxy that has finished is asked again: well within the lease of its cordon.
@@ -45,6 +41,9 @@ const ABSENT: Duration = Duration::from_secs(10);
 /// How long a proxy that refuses is tried. A changed Secret reaches all pods within two minutes.
 const REFUSING: Duration = Duration::from_secs(120);
 
+/// The longest answer that is read. Proxies send some lines of text.
+const MAX_ANSWER: usize = 64 * 1024;
+
 /// The flags of `drain-backend`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -54,16 +53,8 @@ pub struct Options {
     /// Repeatable.
     #[arg(long, value_name = "ADDR", value_delimiter = ',', required = true)]
     proxy: Vec<Address>,
-    /// File with the admin token of the proxies.
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// Directory with the CA certificates for the proxies' admin ports, if these use TLS, and with an optional
-    /// certificate and key to show to them. The file names are those of --tls-dir.
-    #[arg(long, value_name = "DIR")]
-    proxy_tls_dir: Option<PathBuf>,
-    /// Name in the certificates of the proxies' admin ports [default: the host of --proxy].
-    #[arg(long, value_name = "NAME")]
-    proxy_tls_server_name: Option<String>,
+    #[command(flatten)]
+    credentials: CredentialFlags,
     /// Addresses of the daemon, if several daemons have the same name.
     #[arg(long, value_name = "IP,…")]
     address: Option<String>,
@@ -150,16 +141,9 @@ async fn addresses(proxies: &[Address]) -> Vec<ProxyAddress> {
     loop {
         let mut addresses = Vec::new();
         for proxy in proxies {
-            match proxy {
-                Address::Unix(path) => addresses.push(ProxyAddress::Unix(path.clone())),
-                Address::Tcp { host, port } => {
-                    match tokio::net::lookup_host((host.as_str(), *port)).await {
-                        Ok(found) => addresses.extend(
-                            found.map(|address| ProxyAddress::Tcp { address, host: host.clone() }),
-                        ),
-                        Err(error) => warn!(host, %error, "cannot look up the proxies' name"),
-                    }
-                }
+            match ProxyAddress::of(proxy).await {
+                Ok(found) => addresses.extend(found),
+                Err(error) => warn!(%proxy, %error, "cannot look up the proxies' name"),
             }
         }
         addresses.sort_by_key(ToString::to_string);
@@ -238,11 +222,14 @@ async fn ask(address: &ProxyAddress, options: &Options, timeout: Duration) -> Re
     if let Some(address) = &options.address {
         path += &format!("&address={}", utf8_percent_encode(address, NON_ALPHANUMERIC));
     }
-    let credentials = match credentials(options) {
+    // The files are read again for each request, because they may have changed.
+    let credentials = match options.credentials.read_all() {
         Ok(credentials) => credentials,
-        Err(error) => return Reply::Refused(error),
+        Err(error) => return Reply::Refused(error.to_string()),
     };
-    match request::post(address, &path, &credentials, timeout + SLACK).await {
+    let limit = timeout + SLACK;
+    let question = Question { method: Method::POST, path: &path, limit, longest: MAX_ANSWER };
+    match send(address, &question, &credentials).await {
         Ok((StatusCode::OK, text)) => {
             debug!(proxy = %address, text, "proxy has drained the backend");
             Reply::Drained
@@ -256,18 +243,6 @@ async fn ask(address: &ProxyAddress, options: &Options, timeout: Duration) -> Re
         Ok((status, text)) => Reply::Refused(format!("{status}: {text}")),
         Err(error) => Reply::Absent(error),
     }
-}
-
-/// What to show to the proxies. The files are read again for each request, because they may have changed.
-fn credentials(options: &Options) -> Result<Credentials, String> {
-    let tokens = options.token_file.as_deref().map(AdminTokens::read).transpose();
-    let tokens = tokens.map_err(|error| error.to_string())?;
-    let tls = options.proxy_tls_dir.as_deref().map(tls::to_admin_port).transpose();
-    Ok(Credentials {
-        token: tokens.map(|tokens| tokens.first().to_owned()),
-        tls: tls.map_err(|error| error.to_string())?,
-        server_name: options.proxy_tls_server_name.clone(),
-    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

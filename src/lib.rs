@@ -3,8 +3,9 @@
 //! This list has the modules in the order in which a byte passes them. A module may use only modules that stand after it;
 //! a test, `tests/layout.rs`, compares the code with the list:
 //!
-//! - [`cli`] is the command line. [`explain`] and [`explain_access`] say what the proxy would decide, and [`drain_client`]
-//!   drains a daemon at all proxies.
+//! - [`cli`] is the command line. [`explain`] and [`explain_access`] say what the proxy would decide, [`commands`] shows
+//!   and changes a running proxy, and [`drain_client`] drains a daemon at all proxies. Both ask by way of
+//!   [`admin_client`].
 //! - [`app`] is the composition root. [`admin`] serves metrics and status, [`scaler`] tells KEDA how many builds there
 //!   are, [`pool`] is the composition root of one pool, and [`config`] has the settings.
 //! - [`listener`] admits clients, and [`connection`] serves one HTTP/2 connection.
@@ -25,8 +26,8 @@
 //! Leaves may be used by every module, and use only each other: [`acceptor`], [`access`], [`account`], [`activity`],
 //! [`address`], [`client`], [`connection_limit`], [`connection_table`], [`descriptors`], [`error`], [`first_message`],
 //! [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`metrics`], [`networks`],
-//! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`snapshot`], [`telemetry`], [`tls`],
-//! [`token`], [`traces`], [`wire`].
+//! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`snapshot`], [`telemetry`],
+//! [`terminal`], [`tls`], [`token`], [`traces`], [`wire`].
 
 // These macros panic if the reader of the output is gone.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -37,6 +38,7 @@ pub mod account;
 pub mod activity;
 pub mod address;
 pub mod admin;
+pub mod admin_client;
 pub mod affinity;
 pub mod annotations;
 pub mod app;
@@ -46,6 +48,7 @@ pub mod capabilities;
 pub mod carriers;
 pub mod cli;
 pub mod client;
+pub mod commands;
 pub mod config;
 pub mod connection;
 pub mod connection_limit;
@@ -90,6 +93,7 @@ pub mod shares;
 pub mod shutdown;
 pub mod snapshot;
 pub mod telemetry;
+pub mod terminal;
 pub mod tls;
 pub mod token;
 pub mod traces;

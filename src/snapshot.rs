@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     backend::Backend,
     build::{Build, EndedBuild, QueuedBuild},
-    time::Time,
+    time::{Time, brief},
     why::why,
 };
 

@@ -100,7 +100,7 @@ impl Clocks {
             name: backend.name().to_owned(),
             address: backend.address().to_string(),
             state: backend.state().label().to_owned(),
-            since: self.time(backend.since()),
+            since: backend.since().into(),
             cause: backend.cause(),
             probation_seconds: backend.probation_end().map(left),
             buildkit_version: backend.version().map(|version| version.to_string()),

@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -53,8 +53,8 @@ pub struct Backend {
     pub(super) candidate: Arc<Candidate>,
     location: ArcSwap<Location>,
     state: Mutex<State>,
-    /// When the state got its name.
-    since: Mutex<Instant>,
+    /// When the state got its name, as a time of day.
+    since: Mutex<SystemTime>,
     /// The version that the daemon reported last.
     version: ArcSwapOption<Version>,
     bindings: AtomicUsize,
@@ -83,7 +83,7 @@ impl Backend {
             candidate: Arc::new(candidate),
             location: ArcSwap::from_pointee(endpoint.location),
             state: Mutex::new(State::new(endpoint.condition)),
-            since: Mutex::new(Instant::now()),
+            since: Mutex::new(SystemTime::now()),
             version: ArcSwapOption::empty(),
             bindings: AtomicUsize::new(0),
             all_metrics: Arc::clone(metrics),
@@ -189,7 +189,7 @@ impl Backend {
     }
 
     /// Since when the backend has been in this state.
-    pub fn since(&self) -> Instant {
+    pub fn since(&self) -> SystemTime {
         *self.since.lock()
     }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use humantime::{format_rfc3339_seconds, parse_rfc3339};
+use humantime::{format_duration, format_rfc3339_seconds, parse_rfc3339};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// A time of day, written as in RFC 3339 in UTC, with seconds.
@@ -28,6 +28,17 @@ impl Time {
     pub fn since(self, earlier: Self) -> Duration {
         self.0.duration_since(earlier.0).unwrap_or_default()
     }
+}
+
+/// A duration as a person reads it: seconds below an hour, minutes below a day, and hours.
+pub fn brief(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let coarse = match seconds {
+        0..3600 => seconds,
+        3600..86_400 => seconds - seconds % 60,
+        _ => seconds - seconds % 3600,
+    };
+    format_duration(Duration::from_secs(coarse)).to_string()
 }
 
 impl Default for Time {

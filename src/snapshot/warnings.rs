@@ -2,9 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use humantime::format_duration;
-
-use super::{Backend, Certificate, Pool, Snapshot, Source, Warning};
+use super::{Backend, Certificate, Pool, Snapshot, Source, Warning, brief};
 use crate::error::first_few;
 
 /// How long before its end a certificate is warned of. An authority that renews certificates does so with a third of
@@ -67,7 +65,7 @@ fn doubtful(snapshot: &Snapshot, backend: &Backend) -> Option<Warning> {
         _ => return None,
     };
     let cause = backend.cause.as_deref().map(|cause| format!(": {cause}")).unwrap_or_default();
-    let (name, age) = (&backend.name, ago(snapshot.time.since(backend.since)));
+    let (name, age) = (&backend.name, brief(snapshot.time.since(backend.since)));
     let text = format!("Backend {name} has been {kind} for {age}{cause}.");
     Some(of_pool(&backend.pool, &format!("backend_{kind}"), text))
 }
@@ -89,7 +87,7 @@ fn expiring(snapshot: &Snapshot, own: &Certificate) -> Option<Warning> {
     let (kind, what) = match left {
         Duration::ZERO => ("certificate_expired", format!("has expired at {expires}")),
         left if left < EXPIRES_SOON => {
-            ("certificate_expires_soon", format!("expires in {}, at {expires}", ago(left)))
+            ("certificate_expires_soon", format!("expires in {}, at {expires}", brief(left)))
         }
         _ => return None,
     };
@@ -126,15 +124,4 @@ fn dropped_records(snapshot: &Snapshot) -> Option<Warning> {
     let text =
         || format!("{dropped} log records were dropped, because the log was not read in time.");
     (dropped > 0).then(|| of_proxy("log_records_dropped", text()))
-}
-
-/// A duration as its one or two largest units.
-fn ago(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    let coarse = match seconds {
-        0..3600 => seconds,
-        3600..86_400 => seconds - seconds % 60,
-        _ => seconds - seconds % 3600,
-    };
-    format_duration(Duration::from_secs(coarse)).to_string()
 }

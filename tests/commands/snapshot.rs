@@ -1,32 +1,15 @@
 //! `/status.json` in front of real daemons.
 
-use std::{
-    process::{Child, Stdio},
-    time::Duration,
-};
-
 use buildkit_lb::snapshot::{Snapshot, Time};
 
 use crate::support::{
     buildkitd::Buildkitd,
     certificates::{Authority, Request},
-    client::{Context, build, buildctl_tls},
+    client::buildctl_tls,
     eventually,
     proxy::Proxy,
 };
-
-const WAIT: Duration = Duration::from_secs(60);
-
-/// A build that lasts until the test kills its client.
-struct LongBuild(Child, #[allow(dead_code, reason = "it lives as long as its client")] Context);
-
-impl Drop for LongBuild {
-    fn drop(&mut self) {
-        // The client may have ended because its daemon has gone.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use crate::{LongBuild, WAIT};
 
 fn snapshot(proxy: &Proxy) -> Snapshot {
     serde_json::from_str(&proxy.admin("GET", "/status.json").1).expect("a snapshot")
@@ -47,14 +30,8 @@ async fn a_snapshot_shows_who_builds_what_where_and_since_when() {
     let certificate = &quiet.certificates[0];
     assert_eq!(certificate.side, "client");
     assert!(certificate.expires > Time::now(), "{certificate:?}");
-    let start = |seconds: u32| {
-        let context = Context::busybox(&format!("RUN sleep {seconds}"));
-        let mut client = build(buildctl_tls(&proxy.addr(), &agent), &context);
-        client.args(["--opt", &format!("build-arg:BUILDKIT_LB_KEY=k{seconds}")]);
-        let client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("runs");
-        LongBuild(client, context)
-    };
-    let clients = [start(5011), start(5012), start(5013)];
+    let start = |key| LongBuild::start(buildctl_tls(&proxy.addr(), &agent), key);
+    let clients = ["a", "b", "c"].map(start);
     let busy = eventually("two builds run and one waits", WAIT, || {
         let now = snapshot(&proxy);
         let sent = now.builds.iter().all(|build| build.bytes_up > 100_000);

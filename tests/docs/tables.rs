@@ -11,7 +11,7 @@ use std::{
 };
 
 use buildkit_lb::{
-    cli,
+    admin_client, cli, commands,
     metrics::{Description, Families},
 };
 use clap::{Arg, Command};
@@ -35,9 +35,21 @@ fn tables() -> BTreeMap<String, String> {
         ("metrics".to_owned(), metric_table()),
         ("values of the chart".to_owned(), values::table()),
     ]);
+    let top = command.find_subcommand("top").expect("a command");
+    let drain = command.find_subcommand("drain").expect("a command");
+    for (heading, command) in [(admin_client::HEADING, top), (commands::OUTPUT_HEADING, drain)] {
+        let under = |arg: &&Arg| arg.get_help_heading() == Some(heading);
+        let args: Vec<_> = command.get_arguments().filter(under).collect();
+        tables.insert(format!("flags under {heading}"), own_flag_table(&args));
+    }
+    // The commands of operators share these flags, which have tables of their own.
+    let elsewhere = [Some(admin_client::HEADING), Some(commands::OUTPUT_HEADING)];
     for command in command.get_subcommands() {
-        let own: Vec<_> =
-            command.get_arguments().filter(|arg| !shared.contains(arg.get_id())).collect();
+        let own: Vec<_> = command
+            .get_arguments()
+            .filter(|arg| !shared.contains(arg.get_id()))
+            .filter(|arg| !elsewhere.contains(&arg.get_help_heading()))
+            .collect();
         if !own.is_empty() {
             tables.insert(format!("flags of {}", command.get_name()), own_flag_table(&own));
         }

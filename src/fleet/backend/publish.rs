@@ -1,6 +1,6 @@
 //! Changes the state of a backend, and tells the policies, the metrics and the log about the change.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use tracing::{info, warn};
 
@@ -23,7 +23,7 @@ impl Backend {
             return;
         }
         if before.name != after.name {
-            *self.since.lock() = now;
+            *self.since.lock() = SystemTime::now();
         }
         if after.status.degraded && !before.status.degraded && !after.status.departed {
             self.metrics.degraded.inc();

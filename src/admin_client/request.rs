@@ -5,7 +5,7 @@ use std::{fmt, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::{Either, select};
 use http::{
-    Request, StatusCode,
+    Method, Request, StatusCode,
     header::{AUTHORIZATION, HOST},
 };
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -17,22 +17,26 @@ use rustls::{
 };
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::io::{Secured, Socket, configure_tcp};
+use super::Credentials;
+use crate::{
+    address::Address,
+    io::{Secured, Socket, configure_tcp},
+};
 
 /// How long to wait for a connection. A running proxy accepts at once; a proxy whose node is gone does not.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest answer that is read. Proxies send some lines of text.
-const MAX_ANSWER: usize = 64 * 1024;
-
 /// The address of one proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum ProxyAddress {
+pub enum ProxyAddress {
     /// One of the addresses of `host`.
     Tcp {
+        /// The address.
         address: SocketAddr,
+        /// The host, whose name the certificate of the proxy has.
         host: String,
     },
+    /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
@@ -45,51 +49,97 @@ impl fmt::Display for ProxyAddress {
     }
 }
 
-/// What to show to a proxy.
-pub(super) struct Credentials {
-    /// The admin token.
-    pub(super) token: Option<String>,
-    /// The certificates for the TLS handshake, if admin ports use TLS.
-    pub(super) tls: Option<Arc<ClientConfig>>,
-    /// The name in the certificate of the admin port. `None` if it is the host.
-    pub(super) server_name: Option<String>,
+impl ProxyAddress {
+    /// All addresses of `address`.
+    ///
+    /// # Errors
+    /// The host cannot be looked up.
+    pub async fn of(address: &Address) -> io::Result<Vec<Self>> {
+        match address {
+            Address::Unix(path) => Ok(vec![Self::Unix(path.clone())]),
+            Address::Tcp { host, port } => {
+                let found = tokio::net::lookup_host((host.as_str(), *port)).await?;
+                Ok(found.map(|address| Self::Tcp { address, host: host.clone() }).collect())
+            }
+        }
+    }
+}
+
+/// What is asked of a proxy.
+#[derive(Debug)]
+pub struct Question<'a> {
+    /// What is done.
+    pub method: Method,
+    /// The path, with the query.
+    pub path: &'a str,
+    /// How long to wait for the answer after the connection is open.
+    pub limit: Duration,
+    /// The longest answer that is read, in bytes.
+    pub longest: usize,
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RequestError {
+pub enum RequestError {
+    /// The host has no address.
+    #[error("the host has no address")]
+    NoAddress,
+    /// The proxy does not accept a connection.
     #[error("connect")]
     Connect(#[source] io::Error),
+    /// The proxy does not accept a connection in time.
     #[error("not connected within {CONNECT_TIMEOUT:?}")]
     ConnectTimeout,
+    /// The proxy does not answer in time.
     #[error("no answer in time")]
     Timeout,
+    /// The name that the certificate should have is neither a DNS name nor an address.
     #[error("no certificate can be for `{name}`")]
-    ServerName { name: String, source: InvalidDnsNameError },
+    ServerName {
+        /// The name.
+        name: String,
+        /// What is wrong with the name.
+        source: InvalidDnsNameError,
+    },
+    /// The TLS handshake fails.
     #[error("TLS handshake")]
     Handshake(#[source] io::Error),
-    #[error("the token is no header value")]
-    Token(#[from] http::Error),
+    /// The path or the token has characters that HTTP does not allow.
+    #[error("the request is not valid in HTTP")]
+    Request(#[from] http::Error),
+    /// The connection breaks, or the other side does not speak HTTP/1.
     #[error("exchange")]
     Exchange(#[from] hyper::Error),
+    /// The answer breaks off, or is too long.
     #[error("read the answer")]
     Answer(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Sends a POST request to `path`, and waits at most `limit` for the answer.
-pub(super) async fn post(
+impl RequestError {
+    /// Whether the proxy cannot have seen the request, because there was no connection.
+    pub fn is_unsent(&self) -> bool {
+        matches!(self, Self::Connect(_) | Self::ConnectTimeout)
+    }
+}
+
+/// Sends a request without a body. Returns the status and the text of the answer.
+///
+/// # Errors
+/// There is no connection, or no answer within the limits.
+pub async fn send(
     address: &ProxyAddress,
-    path: &str,
+    question: &Question<'_>,
     credentials: &Credentials,
-    limit: Duration,
 ) -> Result<(StatusCode, String), RequestError> {
-    let mut request = Request::post(path).header(HOST, "buildkit-lb");
+    let &Question { ref method, path, limit, longest } = question;
+    let mut request =
+        Request::builder().method(method.clone()).uri(path).header(HOST, "buildkit-lb");
     if let Some(token) = &credentials.token {
         request = request.header(AUTHORIZATION, format!("Bearer {token}"));
     }
     let request = request.body(Empty::new())?;
     let socket = connected(address, credentials).await?;
-    let exchanged = tokio::time::timeout(limit, exchange(socket, request)).await;
+    let exchanged = tokio::time::timeout(limit, exchange(socket, request, longest)).await;
     exchanged.unwrap_or(Err(RequestError::Timeout))
 }
 
@@ -137,12 +187,13 @@ async fn secured(
 async fn exchange(
     socket: Socket,
     request: Request<Empty<Bytes>>,
+    longest: usize,
 ) -> Result<(StatusCode, String), RequestError> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
     let answer = async move {
         let response = sender.send_request(request).await?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let body = Limited::new(response.into_body(), longest).collect().await;
         let body = body.map_err(RequestError::Answer)?;
         Ok((status, String::from_utf8_lossy(&body.to_bytes()).trim().to_owned()))
     };
