@@ -43,7 +43,7 @@ impl CapabilityQuery {
     }
 
     /// A daemon's answer. If no daemon is ready, the remembered answer, or else that of the next daemon to become
-    /// ready.
+    /// ready. A daemon that seems ready may be gone.
     pub(super) async fn answer(
         self,
         proxy: &Proxy,
@@ -51,21 +51,22 @@ impl CapabilityQuery {
         parts: &Parts,
         message: &Bytes,
     ) -> CallResult {
-        if proxy.fleet.is_ready() {
-            return ask_in_turn(proxy, parts, message).await;
+        if !proxy.fleet.is_ready()
+            && let Some(answer) = self.remembered(proxy)
+        {
+            return Ok(answer);
         }
+        let error = match ask_in_turn(proxy, parts, message).await {
+            Err(CallError::Own(error @ ProxyError::NoBackend(_))) => error,
+            answer => return answer,
+        };
         if let Some(answer) = self.remembered(proxy) {
             return Ok(answer);
         }
-        match ask_in_turn(proxy, parts, message).await {
-            Err(CallError::Own(error @ ProxyError::NoBackend(_))) => {
-                let ready = pin!(timeout(self.max_wait(proxy), proxy.fleet.ready()));
-                match proxy.parking.during(client, ready).await? {
-                    Ok(()) => ask_in_turn(proxy, parts, message).await,
-                    Err(_elapsed) => Err(error.into()),
-                }
-            }
-            answer => answer,
+        let ready = pin!(timeout(self.max_wait(proxy), proxy.fleet.ready()));
+        match proxy.parking.during(client, ready).await? {
+            Ok(()) => ask_in_turn(proxy, parts, message).await,
+            Err(_elapsed) => Err(error.into()),
         }
     }
 

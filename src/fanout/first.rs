@@ -19,7 +19,7 @@ use super::{
     reply::ReplyError,
 };
 use crate::{
-    call::{Call, CallResult},
+    call::{Call, CallError, CallResult},
     error::{ProxyError, first_few},
     fleet::Backend,
     proxy::Proxy,
@@ -76,6 +76,10 @@ pub(super) async fn ask_in_turn(proxy: &Proxy, parts: &Parts, message: &Bytes) -
         match answer {
             Ok(response) => {
                 match tokio::time::timeout(ANSWER_TIMEOUT, whole(response, &backend)).await {
+                    Ok(Err(CallError::Own(error @ ProxyError::BackendLost { .. }))) => {
+                        failures.push(error.to_string());
+                        left_out(&backend, parts, &ReplyError::Unreachable(error.to_string()));
+                    }
                     Ok(result) => return result,
                     Err(_elapsed) => {
                         backend.report_silence();

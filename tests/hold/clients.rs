@@ -28,14 +28,20 @@ pub(crate) const BUILT: Duration = Duration::from_secs(90);
 
 /// A proxy whose daemon has stopped. The proxy has learned before what the daemon can do.
 pub(crate) fn without_daemon() -> (Buildkitd, Proxy) {
-    let mut daemon = Buildkitd::start("only");
-    let proxy = Proxy::in_front_of([&daemon]).start();
-    let learnt = "capabilities of a version learnt";
-    eventually("the daemon is known", Duration::from_secs(20), || proxy.records(learnt).pop());
+    let (mut daemon, proxy) = with_known_daemon();
     daemon.kill();
     eventually("it is missed", Duration::from_secs(60), || {
         (proxy.metric("buildkit_lb_backend_state", &["state=\"ready\""]) == 0.0).then_some(())
     });
+    (daemon, proxy)
+}
+
+/// A proxy that has learned what its daemon can do.
+fn with_known_daemon() -> (Buildkitd, Proxy) {
+    let daemon = Buildkitd::start("only");
+    let proxy = Proxy::in_front_of([&daemon]).start();
+    let learnt = "capabilities of a version learnt";
+    eventually("the daemon is known", Duration::from_secs(60), || proxy.records(learnt).pop());
     (daemon, proxy)
 }
 
@@ -192,6 +198,21 @@ fn the_first_start_from_nothing_keeps_its_clients() {
     daemon.restart();
     succeeds(&mut build);
     assert_eq!(built(&output), "waited\n");
+}
+
+#[test]
+fn the_last_daemon_leaves_at_the_moment_when_clients_come() {
+    let (mut daemon, proxy) = with_known_daemon();
+    daemon.kill();
+    // The proxy still takes the daemon for ready.
+    let context = context();
+    let mut clients: Vec<_> =
+        (0..3).map(|_| start(&buildctl_build(&proxy.addr(), &context))).collect();
+    for client in &clients {
+        until_it_shows(client, STEP, 1, TOLD_TWICE);
+    }
+    daemon.restart();
+    clients.iter_mut().for_each(succeeds);
 }
 
 #[test]
