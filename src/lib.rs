@@ -6,7 +6,7 @@
 //! - [`cli`] is the command line. [`explain`] and [`explain_access`] say what the proxy would decide, [`commands`] shows
 //!   and changes a running proxy, and [`drain_client`] drains a daemon at all proxies. Both ask by way of
 //!   [`admin_client`].
-//! - [`app`] is the composition root. [`admin`] serves metrics and status, [`scaler`] tells KEDA how many builds there
+//! - [`app`] is the composition root. [`admin`] serves metrics, status and a page, [`scaler`] tells KEDA how many builds there
 //!   are, [`pool`] is the composition root of one pool, and [`config`] has the settings.
 //! - [`listener`] admits clients, and [`connection`] serves one HTTP/2 connection.
 //! - [`router`] finds the route of a call from its path and metadata.
