@@ -173,7 +173,7 @@ fn frame(snapshot: &Snapshot, title: &str, body: &Markup) -> Markup {
                     (body)
                 }
                 footer {
-                    "Version " (snapshot.version) ". Times are in UTC. The same as JSON: "
+                    "Version " (foreign(&snapshot.version)) ". Times are in UTC. The same as JSON: "
                     a href="/status.json" { "/status.json" }
                 }
             }
@@ -194,3 +194,6 @@ fn in_short(snapshot: &Snapshot) -> String {
         count(snapshot.warnings.len(), "warning"),
     )
 }
+
+#[cfg(test)]
+mod tests;

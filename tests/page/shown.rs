@@ -13,6 +13,7 @@ use crate::{
         client::{Context, buildctl_build, run},
         eventually,
         proxy::Proxy,
+        raw_client::RawClient,
         tools::tool,
     },
 };
@@ -111,6 +112,9 @@ fn the_page_follows_real_builds_in_a_real_browser() {
     let hostile = builds.start(HOSTILE);
     a_hostile_key_stays_text(&browser);
     drop(hostile);
+    a_hostile_ref_stays_text(&browser, &proxy);
+    browser.open(&page);
+    browser.run("window.same = true");
 
     fleet[1].kill();
     browser.wait("document.querySelector('#fleet .bad')?.textContent === 'unhealthy'");
@@ -156,6 +160,22 @@ fn a_hostile_key_stays_text(browser: &Browser) {
     assert_eq!(browser.run("return document.title"), "buildkit-lb");
     let text = browser.text("#running tbody th");
     assert!(!text.contains('\u{202e}') && text.contains("\\u{202e}"), "{text}");
+}
+
+/// A ref that any client may choose leads to its own page, as text.
+fn a_hostile_ref_stays_text(browser: &Browser, proxy: &Proxy) {
+    let hostile = "<b id=taken>/../?\u{202e}#\"";
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let calls = runtime.block_on(async {
+        let client = RawClient::connect(&proxy.socket()).await;
+        [client.session("hostile").await, client.solve(hostile, "hostile").await]
+    });
+    browser.wait(&row("running", "<b id=taken>"));
+    browser.run("document.querySelector('#running tbody a').click()");
+    browser.wait("document.querySelector('h1')?.textContent.includes('<b id=taken>')");
+    drop((calls, runtime));
+    browser.wait("document.querySelector('main').textContent.includes('It ended after')");
+    assert_eq!(browser.run("return document.getElementById('taken')"), Value::Null);
 }
 
 /// The console has nothing, and no request went elsewhere.

@@ -70,14 +70,14 @@ fn waits(build: &QueuedBuild) -> Found<'_> {
                 li { (clock(build.since)) " The build arrived." }
                 li {
                     span.at { "now" } " It is number " (build.position) " in the queue and has waited for "
-                    (span(waited)) ": " (build.text) "."
+                    (span(waited)) ": " (foreign(&build.text)) "."
                 }
             }
         }
         div.pad { dl.facts {
-            (fact("Pool", foreign(&build.pool)))
-            (fact("Key", key_of(&build.key, &build.key_source)))
-            (fact("Client", client(build.client.as_deref(), build.identity.as_deref())))
+            (fact("Pool", &foreign(&build.pool)))
+            (fact("Key", &key_of(&build.key, &build.key_source)))
+            (fact("Client", &client(build.client.as_deref(), build.identity.as_deref())))
         } }
     };
     let state = html! { span.state.calm { "waits" } };
@@ -95,7 +95,7 @@ fn runs(build: &Build) -> Found<'_> {
 fn ended(ended: &EndedBuild) -> Found<'_> {
     let (build, took) = (&ended.build, Duration::from_millis(ended.duration_ms));
     let end = html! {
-        li { (clock(ended.ended)) " It ended after " (precise(took)) ", with the code " (ended.code) "." }
+        li { (clock(ended.ended)) " It ended after " (precise(took)) ", with the code " (foreign(&ended.code)) "." }
     };
     Found { state: result(&ended.code), told: life(build, took, &end), ..Found::placed(build) }
 }
@@ -129,26 +129,26 @@ fn life(build: &Build, total: Duration, last: &Markup) -> Markup {
             }
         }
         div.pad { dl.facts {
-            (fact("Pool", foreign(&build.pool)))
-            (fact("Key", key_of(&build.key, &build.key_source)))
-            (fact("Cache", cache_of(build)))
-            (fact("Load at placement", html! {
+            (fact("Pool", &foreign(&build.pool)))
+            (fact("Key", &key_of(&build.key, &build.key_source)))
+            (fact("Cache", &cache_of(build)))
+            (fact("Load at placement", &html! {
                 "The backend ran " (build.load) @if let Some(limit) = build.limit { " of at most " (limit) } " builds."
             }))
-            (fact("Client", client(build.client.as_deref(), build.identity.as_deref())))
-            (fact("Session", html! { span.mono { (foreign(&build.session)) } }))
-            (fact("Relayed", html! { (bytes(build.bytes_up)) " up, " (bytes(build.bytes_down)) " down" }))
+            (fact("Client", &client(build.client.as_deref(), build.identity.as_deref())))
+            (fact("Session", &html! { span.mono { (foreign(&build.session)) } }))
+            (fact("Relayed", &html! { (bytes(build.bytes_up)) " up, " (bytes(build.bytes_down)) " down" }))
         } }
     }
 }
 
-fn fact(name: &str, value: Markup) -> Markup {
+fn fact(name: &str, value: &Markup) -> Markup {
     html! { dt { (name) } dd { (value) } }
 }
 
 fn key_of(key: &str, source: &str) -> Markup {
     html! {
-        @if key.is_empty() { "none" } @else { (foreign(key)) span.below { "from " (source) } }
+        @if key.is_empty() { "none" } @else { (foreign(key)) span.below { "from " (foreign(source)) } }
     }
 }
 

@@ -35,7 +35,7 @@ fn queued_row(build: &QueuedBuild, several: bool) -> Markup {
             th.text scope="row" { (named(&build.key, build.r#ref.as_deref().unwrap_or_default())) }
             td { (client(build.client.as_deref(), build.identity.as_deref())) }
             td.number { (span(Duration::from_secs(build.seconds))) }
-            td.text { (build.text) }
+            td.text { (foreign(&build.text)) }
         }
     }
 }
@@ -119,7 +119,7 @@ pub(super) fn result(code: &str) -> Markup {
     };
     html! {
         span class={ "state " (class) } { (word) }
-        @if class == "bad" { span.below { (code) } }
+        @if class == "bad" { span.below { (foreign(code)) } }
     }
 }
 
@@ -130,7 +130,7 @@ pub(super) fn cache(build: &Build) -> Markup {
         Some(false) => ("dull", "cold"),
         None => ("dull", "–"),
     };
-    html! { span class=(class) { (word) } span.below { (build.outcome) } }
+    html! { span class=(class) { (word) } span.below { (foreign(&build.outcome)) } }
 }
 
 /// What a build is of: its key, and its ref as a link.
@@ -146,8 +146,8 @@ pub(super) fn client(address: Option<&str>, identity: Option<&str>) -> Markup {
     let address = address.unwrap_or("Unix socket");
     html! {
         @match identity {
-            Some(identity) => { (foreign(identity)) span.below { (address) } }
-            None => (address),
+            Some(identity) => { (foreign(identity)) span.below { (foreign(address)) } }
+            None => (foreign(address)),
         }
     }
 }

@@ -18,24 +18,24 @@ pub(super) fn tiles(snapshot: &Snapshot) -> Markup {
     let failed = snapshot.recent.iter().filter(|ended| !ended.is_ok()).count();
     html! {
         dl.tiles id="figures" {
-            (tile("Backends ready", html! { (ready) " " small { "of " (snapshot.backends.len()) } }))
-            (tile("Builds running", html! {
+            (tile("Backends ready", &html! { (ready) " " small { "of " (snapshot.backends.len()) } }))
+            (tile("Builds running", &html! {
                 (running)
                 @if let Some(slots) = slots.filter(|slots| *slots > 0) { " " small { "of " (slots) " slots" } }
             }))
-            (tile("Builds waiting", html! { (snapshot.queue.len()) }))
-            (tile("Found their cache", html! {
+            (tile("Builds waiting", &html! { (snapshot.queue.len()) }))
+            (tile("Found their cache", &html! {
                 @match percent(warm, keyed) {
                     Some(percent) => { (percent) " % " small { "of " (keyed) " recent" } }
                     None => small { "no recent build with a key" },
                 }
             }))
-            (tile("Failed", html! { span class=[(failed > 0).then_some("bad")] { (failed) } " " small { "of " (snapshot.recent.len()) " recent" } }))
+            (tile("Failed", &html! { span class=[(failed > 0).then_some("bad")] { (failed) } " " small { "of " (snapshot.recent.len()) " recent" } }))
         }
     }
 }
 
-fn tile(name: &str, value: Markup) -> Markup {
+fn tile(name: &str, value: &Markup) -> Markup {
     html! { div { dt { (name) } dd { (value) } } }
 }
 
@@ -100,7 +100,7 @@ pub(super) fn state(state: &str) -> Markup {
         "unhealthy" | "lost" => "bad",
         _ => "calm",
     };
-    html! { span class={ "state " (class) } { (state) } }
+    html! { span class={ "state " (class) } { (foreign(state)) } }
 }
 
 /// A bar for the taken slots. It says nothing that the figure beside it does not.

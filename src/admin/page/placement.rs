@@ -43,7 +43,7 @@ fn plots(pool: &Pool, several: bool) -> Markup {
     html! {
         h3 {
             @if several { (foreign(&pool.name)) ": " }
-            (pool.policy) ", " (count(total as usize, "build"))
+            (foreign(&pool.policy)) ", " (count(total as usize, "build"))
         }
         @if total > 0 {
             div.plots {

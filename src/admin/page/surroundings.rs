@@ -39,7 +39,7 @@ fn pool_row(pool: &Pool) -> Markup {
         tr data-key={ "pool " (pool.name) } {
             th scope="row" { (foreign(&pool.name)) }
             td { @if pool.ready { (state("ready")) } @else { span.state.bad { "no ready backend" } } }
-            td.short { (pool.policy) }
+            td.short { (foreign(&pool.policy)) }
             td.number { (pool.running) }
             td.number { (pool.waiting) @if pool.max_waiting > 0 { " of " (pool.max_waiting) } }
         }
@@ -96,7 +96,7 @@ fn certificate_row(snapshot: &Snapshot, certificate: &Certificate) -> Markup {
     html! {
         tr data-key={ "certificate " (certificate.pool) " " (certificate.side) } {
             th scope="row" {
-                (certificate.side)
+                (foreign(&certificate.side))
                 @if snapshot.pools.len() > 1 { span.below { "pool " (foreign(&certificate.pool)) } }
             }
             td.short { (day.split('T').next().unwrap_or_default()) " " (clock(certificate.expires)) }
