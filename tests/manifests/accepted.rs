@@ -73,7 +73,7 @@ fn the_api_server_takes_everything_without_an_unknown_field() {
         must(&["create", "--filename", "-"], &definition, &name);
     }
     must(
-        &["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"],
+        &["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"],
         "",
         "the definitions are in force",
     );

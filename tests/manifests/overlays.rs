@@ -49,17 +49,20 @@ fn an_overlay_can_be_put_into_another_namespace() {
 }
 
 #[test]
-fn the_component_for_tls_of_the_admin_port_reaches_all_that_ask_there() {
+fn the_components_for_tls_reach_both_sides_of_each_connection() {
     for (overlay, kind, name) in
         [("statefulset", "StatefulSet", "buildkitd"), ("pod", "Pod", "buildkitd-0")]
     {
-        let rendered = with_components(overlay, &["monitoring", "admin-tls"]);
+        let rendered = with_components(overlay, &["monitoring", "backend-tls", "admin-tls"]);
         let proxy = rendered.proxy();
         for probe in ["readinessProbe", "livenessProbe"] {
             assert_eq!(proxy[probe]["httpGet"]["scheme"], "HTTPS", "{overlay}");
         }
         let daemon = rendered.find(kind, name);
         let pod = if kind == "Pod" { &daemon["spec"] } else { &daemon["spec"]["template"]["spec"] };
+        let daemon = containers(pod)["buildkitd"]["args"].to_string();
+        assert!(proxy["env"].to_string().contains("BUILDKIT_LB_BACKEND_TLS_DIR"));
+        assert!(daemon.contains("--tlscacert=/run/secrets/tls/ca.crt"), "{overlay}: {daemon}");
         let drain = containers(pod)["drain"].clone();
         let monitor = rendered.find("ServiceMonitor", "buildkit-lb");
         let endpoint = &monitor["spec"]["endpoints"][0];

@@ -106,7 +106,7 @@ fn what_the_pages_tell_to_type_works_against_a_cluster() {
         let output = server.feed(&["create", "--filename", "-"], &definition);
         assert!(output.status.success(), "{name}: {}", text(&output));
     }
-    server.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
+    server.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]);
     // cert-manager, KEDA and the teams are there before the fleet.
     for namespace in ["buildkit", "cert-manager", "web"] {
         cluster.namespace(namespace);

@@ -104,14 +104,14 @@ pub(crate) fn kustomization(path: &str) -> Rendered {
     Rendered { name: path.to_owned(), yaml: String::from_utf8_lossy(&output.stdout).into() }
 }
 
-/// Every overlay, alone and with all components.
+/// Every overlay alone, and two with all components: one whose daemons have a template, and one with bare pods.
 pub(crate) fn kustomizations() -> Vec<Rendered> {
     let overlays = fs::read_dir(format!("{DEPLOY}/kustomize/overlays")).expect("a directory");
     let overlays = overlays.map(|entry| entry.expect("an entry").path().display().to_string());
     let mut rendered: Vec<_> = overlays.map(|overlay| kustomization(&overlay)).collect();
     assert!(rendered.len() >= 4, "{}", rendered.len());
     let all = ["network-policy", "monitoring", "tls", "client-tokens", "backend-tls", "admin-tls"];
-    rendered.push(with_components("statefulset", &all));
+    rendered.extend(["statefulset", "pod"].map(|overlay| with_components(overlay, &all)));
     rendered
 }
 
