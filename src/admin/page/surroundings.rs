@@ -23,13 +23,7 @@ pub(super) fn warnings(snapshot: &Snapshot) -> Markup {
 
 /// The pools.
 pub(super) fn pools(snapshot: &Snapshot) -> Markup {
-    let columns = vec![
-        ("Pool", ""),
-        ("State", ""),
-        ("Policy", ""),
-        ("Running", "number"),
-        ("Waiting", "number"),
-    ];
+    let columns = vec![("Pool", ""), ("State", ""), ("Running", "number"), ("Waiting", "number")];
     let rows: Vec<_> = snapshot.pools.iter().map(pool_row).collect();
     table::card(("pools", "Pools"), &columns, &rows, "There is no pool.")
 }
@@ -37,9 +31,8 @@ pub(super) fn pools(snapshot: &Snapshot) -> Markup {
 fn pool_row(pool: &Pool) -> Markup {
     html! {
         tr data-key={ "pool " (pool.name) } {
-            th scope="row" { (foreign(&pool.name)) }
+            th scope="row" { (foreign(&pool.name)) span.below { (foreign(&pool.policy)) } }
             td { @if pool.ready { (state("ready")) } @else { span.state.bad { "no ready backend" } } }
-            td.short { (foreign(&pool.policy)) }
             td.number { (pool.running) }
             td.number { (pool.waiting) @if pool.max_waiting > 0 { " of " (pool.max_waiting) } }
         }
