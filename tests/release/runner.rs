@@ -24,7 +24,7 @@ use crate::{
 const DOCKER: &str = r#"#!/bin/sh
 case $1 in
 login) cat >/dev/null ;;
-run) ;;
+run | exec) ;;
 cp) cp "$TEST_BUILDCTL" "$3" ;;
 buildx) shift && exec "$TEST_BUILDX" "$@" ;;
 *) echo "docker: $*" >&2; exit 2 ;;
