@@ -5,6 +5,7 @@
 
 pub mod dns;
 pub mod kubernetes;
+mod metrics_port;
 pub mod static_list;
 
 use std::{collections::HashSet, fmt, str::FromStr, sync::Arc, time::SystemTime};
@@ -12,6 +13,7 @@ use std::{collections::HashSet, fmt, str::FromStr, sync::Arc, time::SystemTime};
 use parking_lot::Mutex;
 use tracing::{info, warn};
 
+pub use self::metrics_port::MetricsPort;
 use crate::{
     fleet::{Endpoint, Fleet},
     metrics::Metrics,
@@ -79,6 +81,8 @@ pub struct SourceStatus {
 pub struct Discovery {
     fleet: Arc<Fleet>,
     metrics: Arc<Metrics>,
+    /// The port at which daemons serve metrics, if they do.
+    metrics_port: Option<MetricsPort>,
     reports: Mutex<Vec<Report>>,
 }
 
@@ -89,9 +93,13 @@ struct Report {
 }
 
 impl Discovery {
-    /// Without sources, which leaves `fleet` as it is.
-    pub fn new(fleet: Arc<Fleet>, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { fleet, metrics, reports: Mutex::default() })
+    /// Without sources, which leaves `fleet` as it is. Daemons serve metrics at `metrics_port`, if they do.
+    pub fn new(
+        fleet: Arc<Fleet>,
+        metrics: Arc<Metrics>,
+        metrics_port: Option<MetricsPort>,
+    ) -> Arc<Self> {
+        Arc::new(Self { fleet, metrics, metrics_port, reports: Mutex::default() })
     }
 
     /// Adds a source. If two sources report a backend of the same name, the source added first keeps the name.
@@ -141,7 +149,10 @@ pub struct Source {
 
 impl Source {
     /// Reports all endpoints of the source. If there should be more, `missing` says what is missing.
-    pub fn found(&self, endpoints: Vec<Endpoint>, missing: Option<String>) {
+    pub fn found(&self, mut endpoints: Vec<Endpoint>, missing: Option<String>) {
+        if let Some(port) = &self.discovery.metrics_port {
+            endpoints.iter_mut().for_each(|endpoint| port.add(endpoint));
+        }
         let mut reports = self.discovery.reports.lock();
         let report = &mut reports[self.index];
         self.set_error(report, missing.map(|text| (text, false)));
@@ -166,6 +177,14 @@ impl Source {
     pub fn failed(&self, reason: Reason, text: String) {
         self.count_error(reason);
         self.set_error(&mut self.discovery.reports.lock()[self.index], Some((text, true)));
+    }
+
+    /// The name that a Service gives to the port at which its daemons serve metrics.
+    pub fn metrics_port_name(&self) -> Option<&str> {
+        match &self.discovery.metrics_port {
+            Some(MetricsPort::Name(name)) => Some(name),
+            _ => None,
+        }
     }
 
     /// The metrics of the source's pool.
@@ -225,7 +244,7 @@ mod tests {
     fn discovery() -> (Arc<Fleet>, Arc<Metrics>, Arc<Discovery>) {
         let metrics = Arc::new(Metrics::default());
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
-        let discovery = Discovery::new(Arc::clone(&fleet), Arc::clone(&metrics));
+        let discovery = Discovery::new(Arc::clone(&fleet), Arc::clone(&metrics), None);
         (fleet, metrics, discovery)
     }
 

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{backend::Signals, fitness::Fitness};
 pub use self::{
-    backend::{Backend, BindingCount, BuildCount, DrainGuard},
+    backend::{Backend, BindingCount, BuildCount, DrainGuard, StepCounts},
     endpoint::{Condition, Endpoint, Labels, Location, Pod},
     fitness::DEFAULT_PROBATION,
     outliers::BuildEnd,

@@ -16,7 +16,8 @@
 //!   [`ownership`], and the [`refusals`]. [`parking`] holds calls until their build is bound, [`placement`] decides where a
 //!   build goes, and [`directory`] finds the binding of a session or build.
 //! - [`call`] is one call and its result.
-//! - Beside the path, [`health`] probes backends, and [`annotations`] tells Kubernetes which pods have builds.
+//! - Beside the path, [`health`] probes backends, [`figures`] reads how many of their steps were cached, and
+//!   [`annotations`] tells Kubernetes which pods have builds.
 //! - [`capabilities`] remembers what daemons can do.
 //! - [`upstream`] is one connection to a daemon, and [`relay`] copies bodies unread.
 //! - [`discovery`] finds the backends and is the only writer of the [`fleet`], which has the live ones.
@@ -61,6 +62,7 @@ pub mod error;
 pub mod explain;
 pub mod explain_access;
 pub mod fanout;
+pub mod figures;
 pub mod first_message;
 pub mod fleet;
 pub mod health;

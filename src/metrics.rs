@@ -19,14 +19,14 @@ use tonic::Code;
 use self::labels::{
     BackendLabels, CertificateLabels, CodeLabels, ConnectionErrorLabels, DecisionLabels,
     DirectionLabels, DrainLabels, FaultLabels, GrpcCodeLabels, MethodLabels, PodErrorLabels,
-    PoolLabels, QueueLabels, RejectionLabels, ReloadLabels, ResultLabels, SourceLabels,
-    SourceReasonLabels, StateLabels, VersionLabels,
+    PoolLabels, QueueLabels, ReadLabels, RejectionLabels, ReloadLabels, ResultLabels, SourceLabels,
+    SourceReasonLabels, StateLabels, StepLabels, VersionLabels,
 };
 pub use self::{
     families::{Description, Families},
     labels::{
         AdminClosure, AdminRefusal, BackendState, Described, Direction, DrainResult, Fault,
-        PodVerb, QueueExit, ReloadResult, SessionResult, SpanResult, TlsSide,
+        PodVerb, QueueExit, ReadResult, ReloadResult, SessionResult, SpanResult, StepKind, TlsSide,
     },
 };
 use crate::{
@@ -78,6 +78,9 @@ impl Metrics {
         }
         for result in DrainResult::ALL {
             families.backend_drains.get_or_create_owned(&DrainLabels::new(pool, *result));
+        }
+        for result in ReadResult::ALL {
+            families.backend_metrics_reads.get_or_create_owned(&ReadLabels::new(pool, *result));
         }
         for reason in ErrorReason::ALL {
             families.rejected.get_or_create_owned(&RejectionLabels::new(pool, *reason));
@@ -246,6 +249,25 @@ impl Metrics {
             bytes_up: bytes(Direction::Up),
             bytes_down: bytes(Direction::Down),
         }
+    }
+
+    /// Counts steps of builds that the daemon of `backend` has counted, for the policy of the pool.
+    pub fn count_steps(&self, backend: &str, policy: &str, kind: StepKind, count: u64) {
+        let labels = StepLabels::new(&self.pool, backend, policy, kind);
+        self.families.backend_steps.get_or_create(&labels).inc_by(count);
+    }
+
+    /// Removes the series of [`Self::count_steps`].
+    pub fn forget_steps(&self, backend: &str, policy: &str) {
+        for &kind in StepKind::ALL {
+            self.families.backend_steps.remove(&StepLabels::new(&self.pool, backend, policy, kind));
+        }
+    }
+
+    /// Counts a read of a daemon's own metrics.
+    pub fn figures_read(&self, result: ReadResult) {
+        let labels = ReadLabels::new(&self.pool, result);
+        self.families.backend_metrics_reads.get_or_create(&labels).inc();
     }
 
     /// Replaces the series of the `old` version of a backend's daemon with that of the `new` one.

@@ -11,6 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     annotations, config,
     discovery::{self, Discovery, SourceStatus, Target, dns},
+    figures,
     fleet::Fleet,
     health,
     kubernetes::{Access, ClientError},
@@ -89,7 +90,8 @@ impl Pool {
         let placing = placement::Config { policy, warm, queue };
         let fleet = Fleet::new(Arc::clone(&metrics)).with_probation(config.probation.0);
         let fleet = Arc::new(fleet.with_tls(client));
-        let discovery = Discovery::new(Arc::clone(&fleet), Arc::clone(&metrics));
+        let discovery =
+            Discovery::new(Arc::clone(&fleet), Arc::clone(&metrics), config.backend_metrics_port);
         if !config.backend.is_empty() {
             discovery.source(&"backend").found(config.backend, None);
         }
@@ -100,6 +102,8 @@ impl Pool {
             let (client, stop) = (kubernetes.client().await?, stop.clone());
             closing.spawn(annotations::run(client, fleet, pods.annotations, metrics, stop));
         }
+        let (read, counted) = (Arc::clone(&fleet), Arc::clone(&metrics));
+        tasks.spawn(figures::run(read, policy.kind, counted, stop.clone()));
         let rules = Arc::new(config.affinity);
         let proxy =
             Proxy::new(Arc::clone(&fleet), metrics, placing, rules, commons.clone(), tasks.clone());

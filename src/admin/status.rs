@@ -111,6 +111,8 @@ impl Clocks {
             node: owned(&location.node),
             version: owned(&location.labels.version),
             architecture: owned(&location.labels.architecture),
+            steps_cached: backend.steps().map(|steps| steps.cached),
+            steps_total: backend.steps().map(|steps| steps.total),
         }
     }
 

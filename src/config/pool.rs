@@ -12,7 +12,7 @@ use super::{
 use crate::{
     address::Address,
     affinity::Rules,
-    discovery::{Target, static_list},
+    discovery::{MetricsPort, Target, static_list},
     fleet::{self, Endpoint},
     metrics::DEFAULT_POOL,
     networks::Network,
@@ -49,6 +49,11 @@ pub struct Pool {
     #[arg(help_heading = "Daemons", long, value_name = "URL")]
     #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
     pub discover: Vec<Target>,
+    /// Port at which daemons serve metrics of their own (buildkitd --debugaddr), from which the proxy reads how many steps
+    /// were cached: a number, or the name of a port of the Service. A --backend may have ?metrics=PORT instead
+    /// [default: none].
+    #[arg(help_heading = "Daemons", long, value_name = "PORT")]
+    pub backend_metrics_port: Option<MetricsPort>,
     /// How builds are spread: random, least-builds or consistent-hash.
     #[arg(help_heading = "Placement", long, value_name = "POLICY", default_value_t)]
     pub policy: PolicyKind,

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     access::Pattern,
     address::{Address, HostPort},
-    discovery::{Target, static_list},
+    discovery::{MetricsPort, Target, static_list},
     fleet::Endpoint,
     networks::Network,
     policy::{LoadFactor, PolicyKind},
@@ -57,13 +57,13 @@ macro_rules! write_as_text {
 
 read_from_text! {
     Address: str::parse, Budget: str::parse, Collector: str::parse, FilePath: str::parse, HostPort: str::parse, LoadFactor: str::parse,
-    LocalAddress: str::parse, Network: str::parse, ServerNames: str::parse, Span: str::parse, Target: str::parse,
+    LocalAddress: str::parse, MetricsPort: str::parse, Network: str::parse, ServerNames: str::parse, Span: str::parse, Target: str::parse,
     Endpoint: static_list::parse, Pattern: Pattern::parse,
     ClientAuth: word, LogFormat: word, LogLevel: word, PolicyKind: word,
 }
 
 write_as_text! {
-    Address, Budget, ClientAuth, Collector, FilePath, HostPort, LoadFactor, LocalAddress, LogFormat, LogLevel, Network,
+    Address, Budget, ClientAuth, Collector, FilePath, HostPort, LoadFactor, LocalAddress, LogFormat, LogLevel, MetricsPort, Network,
     PolicyKind, Span, Target,
 }
 

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use self::labels::ByPod;
+pub(super) use self::service::is_name;
 pub use self::service::{Port, Service};
 use super::Source;
 use crate::{
@@ -148,7 +149,8 @@ fn publish(
     labels: &mut watch::Receiver<ByPod>,
     source: &Source,
 ) {
-    let mut endpoints = slices::endpoints(known.objects(), &service.port);
+    let mut endpoints =
+        slices::endpoints(known.objects(), &service.port, source.metrics_port_name());
     labels::add(&labels.borrow_and_update(), &mut endpoints);
     let entries = known.objects().any(|slice| slice.endpoints.iter().flatten().count() > 0);
     let Service { namespace, name, port } = service;

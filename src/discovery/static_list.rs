@@ -1,12 +1,16 @@
 //! Daemons that the configuration names: `[NAME=]tcp://HOST:PORT` or `[NAME=]unix:///PATH`, with
 //! `?capacity=NUMBER` if they are not alike, and `?server-name=NAME` if a certificate is for another name than
-//! the host; both are joined by `&`.
+//! the host, and `?metrics=PORT` or `?metrics=HOST:PORT` if the daemon serves metrics; they are joined by `&`.
 
 use std::{num::NonZeroU32, sync::Arc};
 
 use rustls::pki_types::ServerName;
 
-use crate::{address::Address, fleet::Endpoint, tls::Expected};
+use crate::{
+    address::{Address, HostPort},
+    fleet::Endpoint,
+    tls::Expected,
+};
 
 /// The largest capacity. Capacities only compare backends, and no backend is that much larger than another.
 const MAX_CAPACITY: u32 = 10_000;
@@ -43,7 +47,9 @@ pub fn parse(text: &str) -> Result<Endpoint, String> {
         Some(name) => name.to_owned(),
         None => own_name.to_owned(),
     };
-    let endpoint = Endpoint::new(name, address);
+    let mut endpoint = Endpoint::new(name, address);
+    endpoint.location.metrics =
+        options.metrics.map(|metrics| metrics.at(&endpoint.address)).transpose()?;
     Ok(Endpoint {
         capacity: options.capacity.unwrap_or(endpoint.capacity),
         server_name: options.server_name.map_or(endpoint.server_name, Expected::Configured),
@@ -56,6 +62,40 @@ pub fn parse(text: &str) -> Result<Endpoint, String> {
 struct Options {
     capacity: Option<NonZeroU32>,
     server_name: Option<Arc<str>>,
+    metrics: Option<Metrics>,
+}
+
+/// Where a daemon serves metrics.
+#[derive(Debug)]
+enum Metrics {
+    /// At this port of the host of its address.
+    Port(u16),
+    At(HostPort),
+}
+
+impl Metrics {
+    fn parse(text: &str) -> Result<Self, String> {
+        let problem = || format!("`{text}` is neither a port from 1 to 65535 nor HOST:PORT");
+        if let Ok(port) = text.parse() {
+            return if port > 0 { Ok(Self::Port(port)) } else { Err(problem()) };
+        }
+        match text.parse::<HostPort>() {
+            Ok(address) if address.port > 0 => Ok(Self::At(address)),
+            _ => Err(problem()),
+        }
+    }
+
+    fn at(self, address: &Address) -> Result<HostPort, String> {
+        match (self, address) {
+            (Self::At(address), _) => Ok(address),
+            (Self::Port(port), Address::Tcp { host, .. }) => {
+                Ok(HostPort { host: host.clone(), port })
+            }
+            (Self::Port(port), Address::Unix(_)) => {
+                Err(format!("?metrics={port} needs a host, because {address} has none"))
+            }
+        }
+    }
 }
 
 impl Options {
@@ -65,9 +105,10 @@ impl Options {
             match option.split_once('=') {
                 Some(("capacity", capacity)) => options.capacity = Some(parse_capacity(capacity)?),
                 Some(("server-name", name)) => options.server_name = Some(parse_name(name)?),
+                Some(("metrics", metrics)) => options.metrics = Some(Metrics::parse(metrics)?),
                 _ => {
                     return Err(format!(
-                        "`?{option}` is neither ?capacity=N nor ?server-name=NAME"
+                        "`?{option}` is none of ?capacity=N, ?server-name=NAME and ?metrics=PORT"
                     ));
                 }
             }
@@ -90,7 +131,8 @@ pub fn text(endpoint: &Endpoint) -> String {
         Expected::Configured(name) => Some(format!("server-name={name}")),
         Expected::Discovered(_) => None,
     };
-    let options: Vec<_> = [capacity, server_name].into_iter().flatten().collect();
+    let metrics = endpoint.location.metrics.as_ref().map(|metrics| format!("metrics={metrics}"));
+    let options: Vec<_> = [capacity, server_name, metrics].into_iter().flatten().collect();
     let mark = if options.is_empty() { "" } else { "?" };
     format!("{}={}{mark}{}", endpoint.name, endpoint.address, options.join("&"))
 }
@@ -120,12 +162,25 @@ mod tests {
             "a=tcp://x:1?capacity=3",
             "a=tcp://x:1?server-name=b.test",
             "a=tcp://x:1?capacity=3&server-name=10.0.0.1",
+            "a=tcp://x:1?capacity=3&metrics=10.0.0.1:6060",
+            "a=unix:///s?metrics=[::1]:6060",
             "a=unix:///s",
         ] {
             let endpoint = parse(written).expect(written);
             assert_eq!(text(&endpoint), written);
         }
-        for wrong in ["a=tcp://x:1?size=3", "a=tcp://x:1?capacity=0", "tcp://x:1?server-name=a b"] {
+        assert_eq!(
+            text(&parse("a=tcp://x:1?metrics=6060").expect("valid")),
+            "a=tcp://x:1?metrics=x:6060"
+        );
+        for wrong in [
+            "a=tcp://x:1?size=3",
+            "a=tcp://x:1?capacity=0",
+            "tcp://x:1?server-name=a b",
+            "tcp://x:1?metrics=0",
+            "tcp://x:1?metrics=http://x",
+            "unix:///s?metrics=6060",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -6,6 +6,7 @@
 mod daemon_tls;
 mod guards;
 mod publish;
+mod steps;
 
 use std::{
     fmt,
@@ -21,8 +22,11 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use self::daemon_tls::Tls;
-pub use self::guards::{BindingCount, BuildCount, DrainGuard};
+use self::{daemon_tls::Tls, steps::Steps};
+pub use self::{
+    guards::{BindingCount, BuildCount, DrainGuard},
+    steps::StepCounts,
+};
 use super::{
     Endpoint, Location, Version,
     state::{Event, Published, State, Transition},
@@ -57,6 +61,8 @@ pub struct Backend {
     since: Mutex<SystemTime>,
     /// The version that the daemon reported last.
     version: ArcSwapOption<Version>,
+    /// The steps of builds that the daemon has counted.
+    steps: Mutex<Steps>,
     bindings: AtomicUsize,
     metrics: BackendMetrics,
     all_metrics: Arc<Metrics>,
@@ -85,6 +91,7 @@ impl Backend {
             state: Mutex::new(State::new(endpoint.condition)),
             since: Mutex::new(SystemTime::now()),
             version: ArcSwapOption::empty(),
+            steps: Mutex::default(),
             bindings: AtomicUsize::new(0),
             all_metrics: Arc::clone(metrics),
             signals: Arc::clone(signals),

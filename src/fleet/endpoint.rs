@@ -2,7 +2,10 @@
 
 use std::{num::NonZeroU32, sync::Arc};
 
-use crate::{address::Address, tls::Expected};
+use crate::{
+    address::{Address, HostPort},
+    tls::Expected,
+};
 
 /// A daemon as discovery reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub struct Location {
     pub pod: Option<Pod>,
     /// Facts from the labels of the pod.
     pub labels: Labels,
+    /// Where the daemon serves metrics of its own, if that is known.
+    pub metrics: Option<HostPort>,
 }
 
 /// A pod, as Kubernetes knows it.

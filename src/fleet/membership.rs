@@ -10,7 +10,7 @@ use std::{
 use tracing::info;
 
 use super::{Backend, Endpoint, Fleet, Roster};
-use crate::policy::Candidates;
+use crate::policy::{Candidates, PolicyKind};
 
 /// Backends that join within this time of the first one are the first fleet. Discovery may report them in several
 /// parts.
@@ -80,6 +80,9 @@ impl Fleet {
         departed.depart();
         self.fitness.forget(departed.name());
         self.metrics.forget_backend(departed.name());
+        for policy in PolicyKind::ALL {
+            self.metrics.forget_steps(departed.name(), policy.label());
+        }
     }
 
     fn store(&self, backends: Vec<Arc<Backend>>) {

@@ -24,8 +24,9 @@ use super::{
         AdminClosure, AdminClosureLabels, AdminRefusal, AdminRefusalLabels, BackendLabels,
         CertificateLabels, CodeLabels, ConnectionErrorLabels, DecisionLabels, Described,
         DirectionLabels, DrainLabels, FaultLabels, GrpcCodeLabels, LabelNames, MethodLabels,
-        PodErrorLabels, PoolLabels, QueueLabels, RejectionLabels, ReloadLabels, ResultLabels,
-        SourceLabels, SourceReasonLabels, SpanLabels, SpanResult, StateLabels, VersionLabels,
+        PodErrorLabels, PoolLabels, QueueLabels, ReadLabels, RejectionLabels, ReloadLabels,
+        ResultLabels, SourceLabels, SourceReasonLabels, SpanLabels, SpanResult, StateLabels,
+        StepLabels, VersionLabels,
     },
 };
 use crate::telemetry;
@@ -152,6 +153,8 @@ families! {
         binding_conflicts: Counters<PoolLabels>, "Builds that need sessions or linked targets of two backends; a warning in the log names both";
         backend_info: Gauges<VersionLabels>, "Version that a daemon says it has";
         backend_degraded: Counters<BackendLabels>, "How often a backend was found to fail builds for reasons of its own";
+        backend_steps: Counters<StepLabels>, "Steps of builds that a daemon has counted, if its own metrics are read: those that were cached, and all";
+        backend_metrics_reads: Counters<ReadLabels>, "Reads of the daemons' own metrics, by how they ended";
         backend_capacity: Gauges<BackendLabels>, "Size of a backend in proportion to the others";
         upstream_connections_active: Gauges<BackendLabels>, "Open connections to a backend";
         upstream_connect_seconds: Histograms<BackendLabels> = Family::new_with_constructor(Buckets(&CONNECT_SECONDS)), "Time to open a connection to a backend";

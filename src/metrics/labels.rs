@@ -133,6 +133,26 @@ label_set! {
 }
 
 label_set! {
+    /// Which steps of builds a daemon has counted.
+    pub enum StepKind {
+        /// Those that were in its cache.
+        Cached = "cached",
+        /// All.
+        Total = "total",
+    }
+}
+
+label_set! {
+    /// Whether the metrics of a daemon were read.
+    pub enum ReadResult {
+        /// They were read.
+        Ok = "ok",
+        /// The daemon did not answer, or its answer cannot be used.
+        Failed = "failed",
+    }
+}
+
+label_set! {
     /// What became of a span that has ended.
     pub enum SpanResult {
         /// The collector has it.
@@ -219,6 +239,10 @@ labels!(/// One backend and the direction of bytes.
     DirectionLabels { pool, backend; direction: Direction });
 labels!(/// One backend and why its connection failed.
     FaultLabels { pool, backend; reason: Fault });
+labels!(/// One backend, the policy of its pool, and which steps.
+    StepLabels { pool, backend, policy; kind: StepKind });
+labels!(/// Whether metrics of daemons were read.
+    ReadLabels { pool; result: ReadResult });
 labels!(/// Where backends are found, as the configuration writes it.
     SourceLabels { pool, source });
 labels!(/// The same, and why it failed.

@@ -38,9 +38,19 @@ pub struct Backend {
     pub version: Option<String>,
     /// The architecture that the labels of the daemon's pod name.
     pub architecture: Option<String>,
+    /// How many steps the daemon found in its cache since the proxy first read its metrics; `None` if they are not read.
+    pub steps_cached: Option<u64>,
+    /// How many steps the daemon's builds had in that time.
+    pub steps_total: Option<u64>,
 }
 
 impl Backend {
+    /// The share of the steps that the daemon found in its cache, in percent; `None` if it has counted none.
+    pub fn cached_percent(&self) -> Option<u64> {
+        let (cached, total) = self.steps_cached.zip(self.steps_total)?;
+        u64::try_from((u128::from(cached) * 100).checked_div(u128::from(total))?).ok()
+    }
+
     /// The builds of the backend and its slots, as `3/4`; without a limit only the builds.
     pub fn load(&self) -> String {
         match self.slots {

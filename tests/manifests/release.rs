@@ -21,6 +21,7 @@ fn a_pool_of_the_chart_has_its_port_and_its_rights() {
     assert!(open.contains("1235") && open.contains("1236"), "{open}");
     let toml: toml::Table = everything.configuration().parse().expect("TOML");
     assert_eq!(toml["otlp-endpoint"].as_str(), Some("http://otel-collector.observability:4317"));
+    assert_eq!(toml["backend-metrics-port"].as_str(), Some("6060"));
     let variables = everything.proxy()["env"].to_string();
     assert!(variables.contains("k8s.pod.name=$(POD_NAME)"), "{variables}");
     let pools = toml["pool"].as_array().expect("a list");

@@ -100,6 +100,8 @@ const WELL: &[(&str, &str)] = &[
     (WRONG_TOKEN, "0x50 0+1x5 5x5"),
     ("buildkit_lb_admin_requests_refused_total{reason=\"disabled\"}", "0+6x60"),
     (RECORDS, "0x60"),
+    (UNREAD, "0x50 0+10x5 50x5"),
+    ("buildkit_lb_backend_metrics_reads_total{result=\"ok\"}", "0+6x60"),
     (SPANS, "0x50 0+10x5 50x5"),
     ("buildkit_lb_spans_total{result=\"exported\"}", "0+50x60"),
 ];
@@ -126,6 +128,7 @@ const RELOADS: &str = "buildkit_lb_certificate_reloads_total{side=\"client\",res
 const HANDSHAKES: &str = "buildkit_lb_connection_errors_total{reason=\"tls_unknown_ca\"}";
 const DAEMON_TLS: &str = "buildkit_lb_upstream_errors_total{backend=\"a\",reason=\"tls\"}";
 const WRONG_TOKEN: &str = "buildkit_lb_admin_requests_refused_total{reason=\"wrong_token\"}";
+const UNREAD: &str = "buildkit_lb_backend_metrics_reads_total{result=\"failed\"}";
 const SPANS: &str = "buildkit_lb_spans_total{result=\"failed\"}";
 const RECORDS: &str = "buildkit_lb_log_records_dropped_total";
 
@@ -154,6 +157,7 @@ const WRONG: &[(&str, &[(&str, &str)])] = &[
     ("BuildkitLbDaemonTlsFails", &[(DAEMON_TLS, "0x40 1+1x20")]),
     ("BuildkitLbClientsDenied", &[(DENIED, "0+2x60")]),
     ("BuildkitLbAdminRequestsRefused", &[(WRONG_TOKEN, "0x50 0+3x10")]),
+    ("BuildkitLbBackendMetricsUnread", &[(UNREAD, "0x30 0+6x30")]),
     ("BuildkitLbSpansLost", &[(SPANS, "0x30 0+5x30")]),
     ("BuildkitLbLogRecordsDropped", &[(RECORDS, "0x55 7x5")]),
 ];

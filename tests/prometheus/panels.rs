@@ -15,14 +15,14 @@ use crate::{
         client::{Context, build, buildctl_build, buildctl_tls, run, succeed},
         eventually,
         kubernetes::unreachable_kubeconfig,
-        proxy::Proxy,
+        proxy::Builder,
     },
 };
 
 #[test]
 fn prometheus_scrapes_the_metrics_of_a_build_and_fills_the_dashboard() {
-    let fleet = Buildkitd::fleet(1);
-    let proxy = Proxy::in_front_of(&fleet).start();
+    let daemon = Buildkitd::start_with_metrics("d0");
+    let proxy = Builder::default().backend(&with_metrics(&daemon)).start();
     let prometheus = Prometheus::start(&proxy);
     succeed(&mut buildctl_build(&proxy.addr(), &Context::busybox("RUN echo scraped")));
 
@@ -62,9 +62,12 @@ fn prometheus_scrapes_the_metrics_of_a_build_and_fills_the_dashboard() {
 fn dashboard_and_alerts_know_no_metric_that_the_proxy_does_not_have() {
     // A metric has no series before its first event, so every event must happen: a build, a daemon and an API server
     // that do not exist, a client with another protocol, a call that is refused.
-    let fleet = Buildkitd::fleet(1);
+    let daemon = Buildkitd::start_with_metrics("d0");
     let kubeconfig = unreachable_kubeconfig();
-    let proxy = Proxy::in_front_of(&fleet).backend("a=tcp://127.0.0.1:1").args(&["--pod-details"]);
+    let proxy = Builder::default()
+        .backend(&with_metrics(&daemon))
+        .backend("a=tcp://127.0.0.1:1")
+        .args(&["--pod-details"]);
     let authority = Authority::new("of clients");
     let own = authority.directory("proxy", &Request::SERVER);
     let proxy = proxy.args(&["--tls-dir", own.to_str().expect("UTF-8")]);
@@ -80,6 +83,7 @@ fn dashboard_and_alerts_know_no_metric_that_the_proxy_does_not_have() {
         ("buildkit_lb_upstream_errors_total", "backend=\"a\""),
         ("buildkit_lb_pod_errors_total", "unreachable"),
         ("buildkit_lb_discovery_errors_total", "unreachable"),
+        ("buildkit_lb_backend_metrics_reads_total", "result=\"ok\""),
     ] {
         eventually(metric, Duration::from_secs(60), || {
             (proxy.metric(metric, &[label]) > 0.0).then_some(())
@@ -115,6 +119,11 @@ fn dashboard_and_alerts_know_no_metric_that_the_proxy_does_not_have() {
     let names = kinds.filter_map(|kind| Some(kind.split_once(' ')?.0));
     let missing: Vec<_> = names.filter(|metric| !shown(metric)).collect();
     assert_eq!(missing, [""; 0]);
+}
+
+/// A daemon whose metrics are read.
+fn with_metrics(daemon: &Buildkitd) -> String {
+    format!("{}?metrics={}", daemon.backend(), daemon.metrics_port())
 }
 
 /// The dashboard's queries with the titles of their panels, for all values of its variables.

@@ -47,6 +47,21 @@ impl Buildkitd {
         daemon
     }
 
+    /// Starts a daemon that serves metrics at [`Self::metrics_port`].
+    pub(crate) fn start_with_metrics(name: &str) -> Self {
+        let mut daemon = Self::absent(name);
+        let address = format!("127.0.0.1:{}", free_port());
+        daemon.extra[0] = vec!["--debugaddr".to_owned(), address];
+        daemon.restart();
+        daemon
+    }
+
+    /// The port at which the daemon serves metrics.
+    pub(crate) fn metrics_port(&self) -> &str {
+        let address = self.extra[0].last().expect("it serves metrics");
+        address.rsplit(':').next().expect("a port")
+    }
+
     /// Starts a daemon of v0.16, the last version that ignores the space limits of a prune.
     pub(crate) fn start_old(name: &str) -> Self {
         Self::start_program(name, "old-buildkitd", None)

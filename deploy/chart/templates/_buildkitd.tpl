@@ -135,6 +135,9 @@ containers:
       - --tlscert=/run/secrets/tls/tls.crt
       - --tlskey=/run/secrets/tls/tls.key
       {{- end }}
+      {{- with $root.Values.buildkitd.metricsPort }}
+      - --debugaddr={{ $root.Values.listenAddress }}:{{ int . }}
+      {{- end }}
       {{- with $root.Values.buildkitd.extraArgs }}
       {{- toYaml . | nindent 6 }}
       {{- end }}

@@ -57,13 +57,17 @@ pub(super) fn fleet(snapshot: &Snapshot) -> Markup {
     if several {
         columns.insert(1, ("Pool", ""));
     }
+    let read = snapshot.backends.iter().any(|backend| backend.steps_total.is_some());
+    if read {
+        columns.push(("Cached steps", ""));
+    }
     let rows: Vec<_> =
-        snapshot.backends.iter().map(|backend| row(snapshot, backend, several)).collect();
+        snapshot.backends.iter().map(|backend| row(snapshot, backend, several, read)).collect();
     let empty = "No backend is known. “Discovery” says what the sources report.";
     table::card(("fleet", "Fleet"), &columns, &rows, empty)
 }
 
-fn row(snapshot: &Snapshot, backend: &Backend, several: bool) -> Markup {
+fn row(snapshot: &Snapshot, backend: &Backend, several: bool, read: bool) -> Markup {
     let since = coarse(snapshot.time.since(backend.since));
     html! {
         tr data-key={ "backend " (backend.pool) " " (backend.name) } {
@@ -88,7 +92,16 @@ fn row(snapshot: &Snapshot, backend: &Backend, several: bool) -> Markup {
                 (foreign(backend.zone.as_deref().unwrap_or("–")))
                 @if let Some(node) = &backend.node { span.below { (foreign(node)) } }
             }
+            @if read { td.short { (cached(backend)) } }
         }
+    }
+}
+
+/// The share of a backend's steps that were in its cache.
+fn cached(backend: &Backend) -> Markup {
+    match (backend.cached_percent(), backend.steps_total) {
+        (Some(percent), Some(total)) => html! { (percent) " %" span.below { "of " (total) } },
+        _ => html! { "–" },
     }
 }
 

@@ -34,7 +34,7 @@ impl Server {
         let serve = tokio::spawn(serve(socket, Arc::clone(&zone)));
         let metrics = Arc::new(Metrics::default());
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
-        let discovery = Discovery::new(Arc::clone(&fleet), metrics);
+        let discovery = Discovery::new(Arc::clone(&fleet), metrics, None);
         let source = discovery.source(&name);
         let resolver = resolver(Some(address)).expect("a resolver");
         let run = run(resolver, name.parse().expect("valid"), source, CancellationToken::new());

@@ -62,7 +62,7 @@ impl fmt::Display for Service {
 }
 
 /// What Kubernetes takes as the name of a namespace, a Service or a port.
-fn is_name(text: &str) -> bool {
+pub(in crate::discovery) fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=63).contains(&text.len()) && text.bytes().all(allowed)
 }

@@ -15,7 +15,7 @@ use k8s_openapi::api::discovery::v1::{
 
 use super::Port;
 use crate::{
-    address::Address,
+    address::{Address, HostPort},
     fleet::{Condition, Endpoint, Labels, Location, Pod},
 };
 
@@ -34,14 +34,18 @@ struct PodEntry {
     location: Location,
 }
 
-/// The daemons in `slices`, sorted by name. No two have the same name or the same address.
+/// The daemons in `slices`, sorted by name. No two have the same name or the same address. They serve metrics at the
+/// port that has the name `metrics`.
 pub(super) fn endpoints<'a>(
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
     port: &Port,
+    metrics: Option<&str>,
 ) -> Vec<Endpoint> {
+    let metrics = metrics.map(|name| Port::Name(name.to_owned()));
     let mut pods: HashMap<Identity, PodEntry> = HashMap::new();
     for slice in slices {
         let Some(port) = number(slice, port) else { continue };
+        let metrics = metrics.as_ref().and_then(|metrics| number(slice, metrics));
         for entry in slice.endpoints.iter().flatten() {
             let Some((family, host)) = host(slice, entry) else { continue };
             let pod_entry = PodEntry {
@@ -53,6 +57,7 @@ pub(super) fn endpoints<'a>(
                     node: entry.node_name.as_deref().map(Into::into),
                     pod: pod(slice, entry),
                     labels: Labels::default(),
+                    metrics: metrics.map(|port| HostPort { host: host.to_owned(), port }),
                 },
             };
             let identity = identity(entry, host);
@@ -92,6 +97,7 @@ impl PodEntry {
         };
         if (other.family, other.address.to_string()) < (self.family, self.address.to_string()) {
             (self.family, self.address) = (other.family, other.address);
+            self.location.metrics = other.location.metrics;
         }
         self.location.zone = self.location.zone.take().or(other.location.zone);
         self.location.node = self.location.node.take().or(other.location.node);

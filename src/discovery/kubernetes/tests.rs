@@ -38,7 +38,7 @@ impl Api {
         let (service, requests) = mock::pair();
         let metrics = Arc::new(Metrics::default());
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
-        let discovery = Discovery::new(Arc::clone(&fleet), metrics);
+        let discovery = Discovery::new(Arc::clone(&fleet), metrics, None);
         let target: Service = "ci/buildkitd".parse().expect("valid");
         let source = discovery.source(&"test");
         let client = Client::new(service, "ci");

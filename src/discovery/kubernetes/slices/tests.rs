@@ -58,7 +58,7 @@ fn found(slices: &[EndpointSlice]) -> Vec<String> {
 }
 
 fn found_at(slices: &[EndpointSlice], port: &Port) -> Vec<String> {
-    endpoints(slices, port)
+    endpoints(slices, port, None)
         .iter()
         .map(|e| format!("{}={} {:?}", e.name, e.address.authority(), e.condition))
         .collect()
@@ -145,7 +145,7 @@ fn names_come_from_target_then_hostname_then_address() {
 fn ports_are_found_by_number_by_name_and_by_habit() {
     let at = |ports: &[(&str, i32)], port: &Port| {
         let slices = [slice("IPv4", ports, vec![pod("a", "10.0.0.1", "")])];
-        endpoints(&slices, port).first().map(|endpoint| endpoint.address.authority())
+        endpoints(&slices, port, None).first().map(|endpoint| endpoint.address.authority())
     };
     let name = |name: &str| Port::Name(name.to_owned());
     let some = |port: u16| Some(format!("10.0.0.1:{port}"));
@@ -186,7 +186,7 @@ fn zone_node_and_pod_are_kept() {
     if let Some(target) = &mut entry.target_ref {
         target.namespace = Some("ci".to_owned());
     }
-    let found = endpoints(&[v4(vec![entry])], &Port::Usual);
+    let found = endpoints(&[v4(vec![entry])], &Port::Usual, None);
     let location = &found[0].location;
     assert_eq!(
         (location.zone.as_deref(), location.node.as_deref()),
@@ -194,6 +194,21 @@ fn zone_node_and_pod_are_kept() {
     );
     let pod = location.pod.as_ref().map(|pod| (&*pod.namespace, &*pod.name, &*pod.uid));
     assert_eq!(pod, Some(("ci", "a", "uid-of-a")));
+}
+
+#[test]
+fn a_named_port_of_the_service_serves_the_metrics_of_its_pods() {
+    let ports = [("buildkit", 1234), ("debug", 6060)];
+    let six = slice("IPv6", &[("buildkit", 1234), ("debug", 6061)], vec![pod("a", "fd00::1", "")]);
+    let four = slice("IPv4", &ports, vec![pod("a", "10.0.0.1", "")]);
+    let metrics = |slices: &[EndpointSlice], name| {
+        let metrics = endpoints(slices, &Port::Usual, name).remove(0).location.metrics;
+        metrics.map(|metrics| metrics.to_string())
+    };
+    let slices = [six, four];
+    assert_eq!(metrics(&slices, Some("debug")).as_deref(), Some("10.0.0.1:6060"));
+    assert_eq!(metrics(&slices[..1], Some("debug")).as_deref(), Some("[fd00::1]:6061"));
+    assert_eq!((metrics(&slices, Some("none")), metrics(&slices, None)), (None, None));
 }
 
 fn text() -> impl Strategy<Value = String> {
@@ -244,12 +259,12 @@ proptest! {
         number in proptest::option::of(1..=u16::MAX),
     ) {
         let port = number.map_or(Port::Usual, Port::Number);
-        let found = endpoints(&slices, &port);
+        let found = endpoints(&slices, &port, None);
         let names: std::collections::HashSet<_> = found.iter().map(|e| &e.name).collect();
         let addresses: std::collections::HashSet<_> = found.iter().map(|e| &e.address).collect();
         prop_assert_eq!((names.len(), addresses.len()), (found.len(), found.len()));
         slices.reverse();
-        let again = endpoints(&slices, &port);
+        let again = endpoints(&slices, &port, None);
         let key = |found: &[Endpoint]| -> Vec<_> {
             found.iter().map(|e| (e.name.clone(), e.address.clone(), e.condition)).collect()
         };
