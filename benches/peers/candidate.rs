@@ -77,23 +77,24 @@ impl Candidate {
         }
     }
 
-    /// Starts the candidate in front of the daemon at `daemon`. If `cores` are counted, the candidate runs on those. If
+    /// Starts the candidate in front of the `daemons`. If `cores` are counted, the candidate runs on those. If
     /// there are `certificates`, both sides speak TLS.
     pub(crate) fn start(
         &self,
-        daemon: SocketAddr,
+        daemons: Vec<SocketAddr>,
         dir: &Path,
         cores: Option<&Cores>,
         certificates: Option<&Certificates>,
     ) -> Result<Target> {
         if *self == Self::Direct {
-            return Ok(Target { name: self.name().to_owned(), address: daemon, process: None });
+            let name = self.name().to_owned();
+            return Ok(Target { name, addresses: daemons, process: None });
         }
         let address = free_address()?;
         let dir = dir.join(self.name());
         fs::create_dir_all(&dir)?;
         let mut command =
-            self.command(&Site { listen: address, daemon, dir: &dir, cores, certificates })?;
+            self.command(&Site { listen: address, daemons, dir: &dir, cores, certificates })?;
         if let Some(cores) = cores {
             command.splice(0..0, [path_of("taskset"), "-c".into(), cores.proxy.clone()]);
         }
@@ -102,7 +103,8 @@ impl Candidate {
         process
             .wait_until_listening(address, &log)
             .with_context(|| format!("start {}", self.name()))?;
-        Ok(Target { name: self.name().to_owned(), address, process: Some(process) })
+        let name = self.name().to_owned();
+        Ok(Target { name, addresses: vec![address], process: Some(process) })
     }
 
     fn command(&self, site: &Site<'_>) -> Result<Vec<String>> {
@@ -147,9 +149,10 @@ impl Candidate {
                     binary.display().to_string(),
                     "serve".into(),
                     format!("--listen=tcp://{}", site.listen),
-                    format!("--backend=a=tcp://{}", site.daemon),
                     "--admin-listen=127.0.0.1:0".into(),
                 ];
+                let daemons = site.daemons.iter().enumerate();
+                words.extend(daemons.map(|(at, daemon)| format!("--backend=d{at}=tcp://{daemon}")));
                 if let Some(certificates) = site.certificates {
                     let dir = certificates.dir();
                     words.extend(["tls", "backend-tls"].map(|side| format!("--{side}-dir={dir}")));
@@ -199,10 +202,10 @@ fn envoy(config: &str) -> Vec<String> {
     [ENVOY, "--disable-hot-restart", "-l", "warn", "-c", config].map(str::to_owned).to_vec()
 }
 
-/// The addresses of a candidate and of its daemon, and the directory for its files.
+/// The addresses of a candidate and of its daemons, and the directory for its files.
 struct Site<'a> {
     listen: SocketAddr,
-    daemon: SocketAddr,
+    daemons: Vec<SocketAddr>,
     dir: &'a Path,
     cores: Option<&'a Cores>,
     certificates: Option<&'a Certificates>,
@@ -215,11 +218,10 @@ impl Site<'_> {
     }
 
     fn write(&self, name: &str, template: &str) -> Result<String> {
-        let text = template
+        let text = self
+            .with_daemons(template)
             .replace("@listen_port@", &self.listen.port().to_string())
-            .replace("@upstream_port@", &self.daemon.port().to_string())
             .replace("@listen@", &self.listen.to_string())
-            .replace("@upstream@", &self.daemon.to_string())
             .replace("@workers@", &self.workers())
             .replace("@dir@", &self.dir.display().to_string())
             .replace(
@@ -230,17 +232,43 @@ impl Site<'_> {
         fs::write(&path, text)?;
         Ok(path.display().to_string())
     }
+
+    /// The `template` with each line about a daemon once for each daemon.
+    fn with_daemons(&self, template: &str) -> String {
+        let mut text = String::new();
+        for line in template.lines() {
+            let daemons = if line.contains("@upstream") { &self.daemons[..] } else { &[] };
+            for (at, daemon) in daemons.iter().enumerate() {
+                text += &line
+                    .replace("@upstream_number@", &at.to_string())
+                    .replace("@upstream_port@", &daemon.port().to_string())
+                    .replace("@upstream@", &daemon.to_string());
+                text.push('\n');
+            }
+            if daemons.is_empty() {
+                text += line;
+                text.push('\n');
+            }
+        }
+        text
+    }
 }
 
 /// A running candidate.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) name: String,
-    pub(crate) address: SocketAddr,
+    /// Where clients connect: the proxy, or the daemons if there is no proxy.
+    pub(crate) addresses: Vec<SocketAddr>,
     process: Option<Process>,
 }
 
 impl Target {
+    /// Where a single client connects.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
     /// What the proxy has used so far; nothing if there is no proxy.
     pub(crate) fn usage(&self) -> Result<Usage> {
         self.process.as_ref().map_or(Ok(Usage::default()), |process| Usage::of_tree(process.id()))

@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -13,7 +13,10 @@ use h2::{
     client::{ResponseFuture, SendRequest},
 };
 use http::{HeaderMap, Request};
-use tokio::{net::TcpStream, task::JoinHandle};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    task::JoinHandle,
+};
 
 /// The receive windows of client and daemon. Those of grpc-go grow to about this size under load.
 pub(crate) const STREAM_WINDOW: u32 = 4 << 20;
@@ -102,7 +105,17 @@ impl Drop for Client {
 
 impl Client {
     pub(crate) async fn connect(address: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(address).await?;
+        Self::over(TcpStream::connect(address).await?, address).await
+    }
+
+    /// Connects from another address than the system would choose.
+    pub(crate) async fn connect_from(source: Ipv4Addr, address: SocketAddr) -> Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((source, 0).into())?;
+        Self::over(socket.connect(address).await?, address).await
+    }
+
+    async fn over(stream: TcpStream, address: SocketAddr) -> Result<Self> {
         stream.set_nodelay(true)?;
         let (requests, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)

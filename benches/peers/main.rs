@@ -16,6 +16,7 @@ mod grpc;
 mod machine;
 #[path = "../support/process.rs"]
 mod process;
+mod setup;
 mod storm;
 #[path = "../support/table.rs"]
 mod table;
@@ -25,23 +26,15 @@ mod tools;
 mod usage;
 mod workload;
 
-use std::{
-    io::{BufRead as _, BufReader},
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::{Child, Stdio},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum as _};
 
 use candidate::{BUILDKIT_LB, Candidate, Target};
-use machine::Cores;
+use setup::{DAEMON_ROLE, FakeDaemon, Setup};
 use table::Table;
 use workload::{Size, Stage, Workload};
-
-/// The first argument of the process that runs the daemon.
-const DAEMON_ROLE: &str = "daemon";
 
 #[derive(Debug, Parser)]
 #[command(about = "Compares buildkit-lb with its peers")]
@@ -54,12 +47,15 @@ struct Arguments {
     /// Candidates to leave out, separated by commas
     #[arg(long, value_delimiter = ',')]
     without: Vec<String>,
-    /// Rounds of each workload; workloads that measure memory run a third of them
+    /// Rounds of each workload; storms and workloads that measure memory run a third of them
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Cores of the proxy, and so its threads, in a storm of builds
-    #[arg(long, default_value_t = 1)]
-    threads: usize,
+    /// Cores of the proxy, and so its threads, in a storm of builds: a table for each number
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
+    threads: Vec<usize>,
+    /// Daemons behind the proxy in a storm of builds: tables for each number
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 3])]
+    daemons: Vec<usize>,
     /// Small amounts, for development
     #[arg(long)]
     quick: bool,
@@ -103,13 +99,28 @@ async fn run(arguments: &Arguments) -> Result<()> {
     println!("{}; client, proxy and daemon share them.", machine::line());
     println!("{}.\n", candidate::versions());
     for workload in arguments.workloads() {
-        let bench = Bench { arguments, candidates: &candidates, workload, dir: scratch.path() };
-        let table = bench.run().await.with_context(|| format!("workload {workload:?}"))?;
-        println!("### {}\n\n{}", workload.title(), table.markdown("median"));
-        if let Some(cores) = bench.cores() {
-            println!("{}\n", cores.line());
+        let mut done: Option<(Setup, Table)> = None;
+        for setup in arguments.setups(workload) {
+            let (candidates, dir) = (&candidates, scratch.path());
+            let bench = Bench { arguments, candidates, workload, setup, dir };
+            let table = bench.run().await.with_context(|| format!("workload {workload:?}"))?;
+            println!("### {}\n\n{}", bench.title(), table.markdown("median"));
+            if let Some(setup) = &bench.setup {
+                println!("{}\n", setup.cores.line());
+            }
+            println!("{}", table.verdicts(BUILDKIT_LB, workload.goals()));
+            let Some(setup) = bench.setup else { continue };
+            // Threads that share their cores with clients and daemons tell nothing about their number.
+            let comparable = |(before, _): &(Setup, Table)| {
+                before.daemons == setup.daemons && setup.cores.others.is_some()
+            };
+            if let Some((before, slower)) = done.filter(comparable) {
+                let (fewer, threads) = (before.cores.threads, setup.cores.threads);
+                let row = format!("builds a second, {threads} threads ÷ {fewer}");
+                println!("{}", table.divided(&slower, 0, &row));
+            }
+            done = Some((setup, table));
         }
-        println!("{}", table.verdicts(BUILDKIT_LB, workload.goals()));
     }
     Ok(())
 }
@@ -142,6 +153,15 @@ impl Arguments {
         }
     }
 
+    /// The setups of `workload`: one with one daemon, or each that was asked for if it is a storm.
+    fn setups(&self, workload: Workload) -> Vec<Option<Setup>> {
+        if workload.is_storm() {
+            Setup::all(&self.daemons, &self.threads).into_iter().map(Some).collect()
+        } else {
+            vec![None]
+        }
+    }
+
     fn size(&self) -> Size {
         if self.quick { Size::QUICK } else { Size::FULL }
     }
@@ -152,10 +172,17 @@ struct Bench<'a> {
     arguments: &'a Arguments,
     candidates: &'a [Candidate],
     workload: Workload,
+    /// How a storm is set up.
+    setup: Option<Setup>,
     dir: &'a Path,
 }
 
 impl Bench<'_> {
+    fn title(&self) -> String {
+        let title = self.workload.title();
+        self.setup.as_ref().map_or(title.to_owned(), |setup| format!("{title}, {setup}"))
+    }
+
     async fn run(&self) -> Result<Table> {
         let names = self
             .candidates
@@ -166,7 +193,7 @@ impl Bench<'_> {
         if self.workload.needs_fresh_proxy() {
             for round in 0..self.arguments.rounds.div_ceil(3) {
                 for index in self.order(round) {
-                    let (target, _daemon) = self.start(index, &stage)?;
+                    let (target, _daemons) = self.start(index, &stage)?;
                     self.measure(index, &stage, &target, &mut table).await?;
                 }
             }
@@ -183,30 +210,26 @@ impl Bench<'_> {
         Ok(table)
     }
 
-    /// Which process has which cores, where they are kept apart.
-    fn cores(&self) -> Option<Cores> {
-        self.workload.is_storm().then(|| Cores::for_proxy(self.arguments.threads))
-    }
-
     /// Each round begins with another candidate, because the first one may find a colder machine.
     fn order(&self, round: usize) -> impl Iterator<Item = usize> + use<> {
         let len = self.candidates.len();
         (0..len).map(move |position| (position + round) % len)
     }
 
-    fn start(&self, index: usize, stage: &Stage) -> Result<(Target, Option<FakeDaemon>)> {
-        let cores = self.cores();
-        let (address, daemon) = match stage {
-            Stage::Real { buildkit, .. } => (buildkit.address(), None),
+    fn start(&self, index: usize, stage: &Stage) -> Result<(Target, Vec<FakeDaemon>)> {
+        let cores = self.setup.as_ref().map(|setup| &setup.cores);
+        let (addresses, daemons) = match stage {
+            Stage::Real { buildkit, .. } => (vec![buildkit.address()], Vec::new()),
             Stage::Fake => {
-                let daemon = FakeDaemon::start(cores.as_ref())?;
-                (daemon.address, Some(daemon))
+                let count = self.setup.as_ref().map_or(1, |setup| setup.daemons);
+                let daemons = (0..count).map(|_| FakeDaemon::start(cores));
+                let daemons = daemons.collect::<Result<Vec<_>>>()?;
+                (daemons.iter().map(|daemon| daemon.address).collect(), daemons)
             }
         };
         let certificates = stage.certificates();
-        let target =
-            self.candidates[index].start(address, self.dir, cores.as_ref(), certificates)?;
-        Ok((target, daemon))
+        let target = self.candidates[index].start(addresses, self.dir, cores, certificates)?;
+        Ok((target, daemons))
     }
 
     async fn measure(
@@ -218,42 +241,11 @@ impl Bench<'_> {
     ) -> Result<()> {
         let values = self
             .workload
-            .measure(&self.arguments.size(), stage, target, self.cores().as_ref())
+            .measure(&self.arguments.size(), stage, target, self.setup.as_ref())
             .await
             .with_context(|| format!("through {}", target.name))?;
         eprintln!("{:?} {} {values:.2?}", self.workload, target.name);
         table.add(index, values);
         Ok(())
-    }
-}
-
-/// This program in the role of the daemon, in a process of its own.
-#[derive(Debug)]
-struct FakeDaemon {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl FakeDaemon {
-    /// Starts the daemon. For a storm it has several threads, on other cores than the proxy's `cores`.
-    fn start(cores: Option<&Cores>) -> Result<Self> {
-        let mut words = vec![DAEMON_ROLE.to_owned()];
-        words.extend(cores.map(|_| storm::ROLE.to_owned()));
-        let mut child = process::own_role(&words, cores)
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start the fake daemon")?;
-        let mut line = String::new();
-        let stdout = child.stdout.take().context("the fake daemon has no output")?;
-        BufReader::new(stdout).read_line(&mut line)?;
-        let address = line.trim().parse().context("read the fake daemon's address")?;
-        Ok(Self { child, address })
-    }
-}
-
-impl Drop for FakeDaemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

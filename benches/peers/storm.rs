@@ -1,7 +1,7 @@
 //! The load of `build-storm`: many lanes of short builds one after the other, from a process with many threads.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -22,8 +22,8 @@ use crate::{
 /// The first argument of the process that makes the load.
 pub(crate) const ROLE: &str = "storm";
 
-/// Clients that build at the same time.
-const LANES: usize = 64;
+/// Clients that build at the same time, each at an address of its own.
+const LANES: u8 = 64;
 
 /// The size of a storm.
 #[derive(Debug, Clone, Copy)]
@@ -44,10 +44,11 @@ pub(crate) struct Outcome {
 }
 
 impl Storm {
-    /// Runs the storm against `target` in a process of its own, on other cores than the proxy's `cores`.
-    pub(crate) fn run(self, target: SocketAddr, cores: &Cores) -> Result<Outcome> {
+    /// Runs the storm against `targets` in a process of its own, on other cores than the proxy's `cores`.
+    pub(crate) fn run(self, targets: &[SocketAddr], cores: &Cores) -> Result<Outcome> {
         let Self { builds, upload } = self;
-        let words = [ROLE.to_owned(), target.to_string(), builds.to_string(), upload.to_string()];
+        let mut words = vec![ROLE.to_owned(), builds.to_string(), upload.to_string()];
+        words.extend(targets.iter().map(ToString::to_string));
         let output = process::own_role(&words, Some(cores)).output().context("start the storm")?;
         let text = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -58,15 +59,17 @@ impl Storm {
     }
 }
 
-/// The role of that process. `words` are the target, the number of builds and the bytes of each build.
+/// The role of that process. `words` are the number of builds, the bytes of each build, and the targets.
 pub(crate) async fn role(words: &[String]) -> Result<()> {
-    let [target, builds, upload] = words else { bail!("usage: {ROLE} TARGET BUILDS BYTES") };
-    let (target, upload) = (target.parse()?, upload.parse()?);
+    let [builds, upload, targets @ ..] = words else { bail!("usage: {ROLE} BUILDS BYTES TARGETS") };
+    let (targets, upload) = (parsed(targets)?, upload.parse()?);
+    ensure!(!targets.is_empty(), "no target");
     let left = Arc::new(AtomicUsize::new(builds.parse()?));
     let started = Instant::now();
     let mut lanes = JoinSet::new();
-    for _ in 0..LANES {
-        lanes.spawn(lane(target, upload, Arc::clone(&left)));
+    for (number, target) in (1..=LANES).zip(targets.iter().cycle()) {
+        let client = Ipv4Addr::new(127, 0, 0, number);
+        lanes.spawn(lane(client, *target, upload, Arc::clone(&left)));
     }
     let mut times = Vec::new();
     while let Some(lane) = lanes.join_next().await {
@@ -79,22 +82,31 @@ pub(crate) async fn role(words: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Builds while any are `left`. Returns how long each build took, in milliseconds.
-async fn lane(target: SocketAddr, upload: u64, left: Arc<AtomicUsize>) -> Result<Vec<f64>> {
+fn parsed(addresses: &[String]) -> Result<Vec<SocketAddr>> {
+    addresses.iter().map(|address| Ok(address.parse()?)).collect()
+}
+
+/// Builds from the address `client` while any builds are `left`. Returns how long each build took, in milliseconds.
+async fn lane(
+    client: Ipv4Addr,
+    target: SocketAddr,
+    upload: u64,
+    left: Arc<AtomicUsize>,
+) -> Result<Vec<f64>> {
     let mut times = Vec::new();
     let take =
         || left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
     while take().is_ok() {
         let started = Instant::now();
-        build(target, upload).await?;
+        build(client, target, upload).await?;
         times.push(started.elapsed().as_secs_f64() * 1e3);
     }
     Ok(times)
 }
 
 /// One build on a connection of its own, like a run of buildctl.
-async fn build(target: SocketAddr, upload: u64) -> Result<()> {
-    let client = Client::connect(target).await?;
+async fn build(client: Ipv4Addr, target: SocketAddr, upload: u64) -> Result<()> {
+    let client = Client::connect_from(client, target).await?;
     let workers = "/moby.buildkit.v1.Control/ListWorkers";
     client.unary(workers, &[], grpc::frame(b"")).await?;
     let mut build = Build::open(&client, 0).await?;

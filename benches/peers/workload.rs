@@ -20,6 +20,7 @@ use crate::{
     context, daemon,
     grpc::{self, Build, Client, Session},
     machine::Cores,
+    setup::Setup,
     storm::{Outcome, Storm},
     table::{Figure, Goal, Limit},
     usage::Usage,
@@ -97,8 +98,8 @@ impl Size {
         single_calls: 4_000,
         idle_sessions: 3_000,
         short_builds: 100_000,
-        storm_builds: 40_000,
-        large_storm_builds: 1_000,
+        storm_builds: 20_000,
+        large_storm_builds: 500,
     };
     pub(crate) const QUICK: Self = Self {
         cached_builds: 5,
@@ -203,9 +204,9 @@ impl Workload {
         matches!(self, Self::BuildStorm | Self::BuildStormLarge)
     }
 
-    /// Whether memory is measured. If so, every round starts a new proxy.
+    /// Whether every round starts a new proxy: memory is measured, or the daemons would be too many to run at once.
     pub(crate) fn needs_fresh_proxy(self) -> bool {
-        matches!(self, Self::IdleSessions | Self::OpenBuilds | Self::ManyBuilds)
+        self.is_storm() || matches!(self, Self::IdleSessions | Self::OpenBuilds | Self::ManyBuilds)
     }
 
     pub(crate) fn figures(self) -> &'static [Figure] {
@@ -349,10 +350,10 @@ impl Workload {
         size: &Size,
         stage: &Stage,
         target: &Target,
-        cores: Option<&Cores>,
+        setup: Option<&Setup>,
     ) -> Result<Vec<f64>> {
-        if let Some(cores) = cores {
-            return build_storm(self.storm(size), target, cores);
+        if let Some(setup) = setup {
+            return build_storm(self.storm(size), target, &setup.cores);
         }
         match stage {
             Stage::Real { files, .. } => self.measure_real(size, target, files),
@@ -382,7 +383,7 @@ impl Workload {
             Self::CachedBuild => {
                 let mut walls = Vec::new();
                 for _ in 0..size.cached_builds {
-                    let wall = files.build(target.address, &[])?;
+                    let wall = files.build(target.address(), &[])?;
                     walls.push(wall.as_secs_f64() * 1e3);
                 }
                 let cpu = cpu_since(&before, target)? * 1e3 / size.cached_builds as f64;
@@ -390,13 +391,13 @@ impl Workload {
             }
             Self::ContextUp => {
                 context::touch(&files.context())?;
-                let wall = files.build(target.address, &[])?;
+                let wall = files.build(target.address(), &[])?;
                 Ok(vec![wall.as_secs_f64(), cpu_since(&before, target)? / gib])
             }
             _ => {
                 let output = files.dir.join("export.tar");
                 let export = format!("--output=type=tar,dest={}", output.display());
-                let wall = files.build(target.address, &[export])?;
+                let wall = files.build(target.address(), &[export])?;
                 let cpu = cpu_since(&before, target)?;
                 let len = std::fs::metadata(&output)?.len();
                 std::fs::remove_file(&output)?;
@@ -409,13 +410,13 @@ impl Workload {
 
 fn build_storm(storm: Storm, target: &Target, cores: &Cores) -> Result<Vec<f64>> {
     let before = target.usage()?;
-    let Outcome { builds_per_second, p50, p99 } = storm.run(target.address, cores)?;
+    let Outcome { builds_per_second, p50, p99 } = storm.run(&target.addresses, cores)?;
     let cpu = cpu_since(&before, target)? * 1e6 / storm.builds as f64;
     Ok(vec![builds_per_second, p50, p99, cpu])
 }
 
 async fn small_rpc(calls: usize, target: &Target) -> Result<Vec<f64>> {
-    let client = Arc::new(Client::connect(target.address).await?);
+    let client = Arc::new(Client::connect(target.address()).await?);
     let build = Arc::new(Build::open(&client, 0).await?);
     call_concurrently(calls / 20, &client, &build).await?;
     let before = target.usage()?;
@@ -453,7 +454,7 @@ async fn small_call(client: &Client, build: &Build) -> Result<u64> {
 }
 
 async fn one_rpc(calls: usize, target: &Target) -> Result<Vec<f64>> {
-    let client = Client::connect(target.address).await?;
+    let client = Client::connect(target.address()).await?;
     let build = Build::open(&client, 0).await?;
     for _ in 0..calls / 10 {
         small_call(&client, &build).await?;
@@ -474,7 +475,7 @@ async fn idle_sessions(sessions: usize, target: &Target) -> Result<Vec<f64>> {
     let before = warmed_up(target).await?;
     let mut open = Vec::with_capacity(sessions);
     for _ in 0..sessions {
-        let client = Client::connect(target.address).await?;
+        let client = Client::connect(target.address()).await?;
         let session = Session::open(&client).await?;
         open.push((client, session));
     }
@@ -488,7 +489,7 @@ async fn open_builds(builds: usize, target: &Target) -> Result<Vec<f64>> {
     let before = warmed_up(target).await?;
     let mut open = Vec::with_capacity(builds);
     for _ in 0..builds {
-        let client = Client::connect(target.address).await?;
+        let client = Client::connect(target.address()).await?;
         let build = Build::open(&client, 0).await?;
         open.push((client, build));
     }
@@ -550,7 +551,7 @@ async fn many_builds(builds: usize, target: &Target) -> Result<Vec<f64>> {
 }
 
 async fn build_concurrently(builds: usize, target: &Target) -> Result<()> {
-    let address = target.address;
+    let address = target.address();
     let mut lanes = JoinSet::new();
     for _ in 0..CONCURRENT_BUILDS {
         lanes.spawn(async move {
@@ -567,7 +568,7 @@ async fn build_concurrently(builds: usize, target: &Target) -> Result<()> {
 }
 
 async fn short_build(target: &Target) -> Result<()> {
-    short_build_through(target.address).await
+    short_build_through(target.address()).await
 }
 
 /// A build with the calls that buildctl makes, on a connection of its own.
@@ -583,7 +584,7 @@ async fn short_build_through(address: std::net::SocketAddr) -> Result<()> {
 }
 
 async fn bulk(up: u64, down: u64, target: &Target) -> Result<Vec<f64>> {
-    let client = Client::connect(target.address).await?;
+    let client = Client::connect(target.address()).await?;
     let before = target.usage()?;
     let started = Instant::now();
     let mut build = Build::open(&client, down).await?;

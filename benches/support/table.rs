@@ -89,13 +89,32 @@ impl Table {
         self.columns.iter().position(|column| column.name == name)
     }
 
-    /// The table. `corner` describes its cells.
-    pub(crate) fn markdown(&self, corner: &str) -> String {
+    /// The first two lines of a table. `corner` describes its cells.
+    fn head(&self, corner: &str) -> String {
         let mut text = format!("| {corner} |");
         for column in &self.columns {
             let _ = write!(text, " {} |", column.title);
         }
         let _ = write!(text, "\n|---|{}", "---|".repeat(self.columns.len()));
+        text
+    }
+
+    /// The medians of `figure`, divided by those of `base`, a table of the same candidates. `name` is that of the row.
+    #[allow(dead_code, reason = "not every benchmark varies its setup")]
+    pub(crate) fn divided(&self, base: &Self, figure: usize, name: &str) -> String {
+        let mut text = self.head("ratio of medians");
+        let _ = write!(text, "\n| {name} |");
+        for column in 0..self.columns.len() {
+            let ratio = self.median(column, figure) / base.median(column, figure);
+            let _ = write!(text, " {ratio:.2} |");
+        }
+        text.push('\n');
+        text
+    }
+
+    /// The table. `corner` describes its cells.
+    pub(crate) fn markdown(&self, corner: &str) -> String {
+        let mut text = self.head(corner);
         for (index, figure) in self.figures.iter().enumerate() {
             let _ = write!(text, "\n| {} |", figure.name);
             for column in 0..self.columns.len() {
