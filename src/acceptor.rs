@@ -92,6 +92,7 @@ impl Acceptor {
     /// The address is in use, unknown or not permitted.
     pub async fn bind_port(HostPort { host, port }: &HostPort) -> io::Result<(Self, SocketAddr)> {
         let listener = TcpListener::bind((host.as_str(), *port)).await?;
+        configure_tcp(&listener)?;
         let bound = listener.local_addr()?;
         let address = Address::Tcp { host: bound.ip().to_string(), port: bound.port() };
         Ok((Self { socket: Listening::Tcp(listener), address, failing: false }, bound))
@@ -134,8 +135,6 @@ impl Acceptor {
         Ok(match &self.socket {
             Listening::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // If the client is gone already, the connection fails at its first use.
-                let _ = configure_tcp(&stream);
                 (Socket::Tcp(stream), Some(peer))
             }
             Listening::Unix(listener, _file) => (Socket::Unix(listener.accept().await?.0), None),
@@ -158,6 +157,7 @@ async fn listen_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
 fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
+    configure_tcp(&socket)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -192,6 +192,7 @@ mod tests {
     use std::time::Duration;
 
     use futures_util::future::try_join_all;
+    use socket2::SockRef;
     use tokio::net::TcpStream;
 
     use super::*;
@@ -205,6 +206,26 @@ mod tests {
         let clients = try_join_all((0..clients).map(|_| TcpStream::connect(address)));
         let clients = tokio::time::timeout(Duration::from_secs(20), clients).await;
         clients.expect("no SYN is dropped").expect("all connect");
+    }
+
+    #[tokio::test]
+    async fn connections_have_their_options_from_the_socket_that_listens() {
+        let port = HostPort { host: "127.0.0.1".to_owned(), port: 0 };
+        let clients = Address::Tcp { host: port.host.clone(), port: 0 };
+        let (for_operators, _bound) = Acceptor::bind_port(&port).await.expect("it listens");
+        for mut acceptor in [Acceptor::bind(&clients).await.expect("it listens"), for_operators] {
+            let Address::Tcp { host, port } = acceptor.address().clone() else { panic!("TCP") };
+            let _client = TcpStream::connect((host.as_str(), port)).await.expect("it accepts");
+            let (Socket::Tcp(accepted), _peer) = acceptor.accept(|| false).await else {
+                panic!("TCP")
+            };
+            let socket = SockRef::from(&accepted);
+            assert!(socket.tcp_nodelay().expect("asked") && socket.keepalive().expect("asked"));
+            let idle = socket.tcp_keepalive_time().expect("asked");
+            assert_eq!(idle, Duration::from_secs(30));
+            let unacknowledged = socket.tcp_user_timeout().expect("asked");
+            assert_eq!(unacknowledged, Some(Duration::from_secs(60)));
+        }
     }
 
     #[tokio::test]

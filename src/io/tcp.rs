@@ -1,9 +1,8 @@
 //! The options that every TCP connection of the proxy has.
 
-use std::{io, time::Duration};
+use std::{io, os::fd::AsFd, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
 
 /// An idle peer that is gone is found after this and three probes ten seconds apart.
 ///
@@ -16,13 +15,14 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long sent data may stay unacknowledged. A node that vanished in the middle of a transfer is found by this.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
-/// Turns Nagle's algorithm off, and has the system find dead peers.
+/// Turns Nagle's algorithm off, and has the system find dead peers. The connections of a `socket` that listens have the
+/// options of that socket.
 ///
 /// # Errors
 /// The system refuses an option.
-pub fn configure_tcp(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
+pub fn configure_tcp(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
