@@ -37,7 +37,7 @@ use crate::{
     tls,
     token::TokenFile,
     traces::Traces,
-    upstream::client_connections,
+    upstream::Connections,
 };
 
 /// How often a drain says what it waits for.
@@ -264,7 +264,7 @@ fn commons(
     info!(memory_budget = budget, "memory budget set");
     let tokens = process.client_token_file.as_deref().map(TokenFile::open).transpose();
     Ok(Commons {
-        connections: client_connections(Budget::of_process().upstream),
+        connections: Connections::of(Budget::of_process()),
         reader: Reader::new(Account::new(budget, families.held_bytes.clone())),
         windows: large_windows(budget),
         drain: drain.clone(),

@@ -2,8 +2,14 @@
 
 use std::io;
 
-/// Kept back for the admin port, probes, discovery and files: a sixteenth of all, but this at least.
+/// Kept back for the admin port, probes, discovery, files and spare connections: a sixteenth of all, but this at least.
 const KEPT_BACK: u64 = 64;
+
+/// The part of those that may be connections to daemons which no build uses: one in this many.
+const SPARE_PART: u64 = 4;
+
+/// The most such connections: more save nothing.
+const MOST_SPARE: u64 = 256;
 
 /// The most connections, even if the limit of descriptors is higher, because a connection takes memory, too.
 const MOST: u64 = 1 << 18;
@@ -15,6 +21,8 @@ pub struct Budget {
     pub clients: u64,
     /// Connections to daemons that carry calls of clients.
     pub upstream: u64,
+    /// Connections to daemons that are kept for the next build.
+    pub spare: usize,
 }
 
 impl Budget {
@@ -22,7 +30,8 @@ impl Budget {
     pub fn of(limit: u64) -> Self {
         let kept_back = (limit / 16).max(KEPT_BACK);
         let half = (limit.saturating_sub(kept_back) / 2).clamp(1, MOST);
-        Self { clients: half, upstream: half }
+        let spare = (kept_back / SPARE_PART).min(MOST_SPARE) as usize;
+        Self { clients: half, upstream: half, spare }
     }
 
     /// The budget for the limit of this process at this time.
@@ -48,10 +57,11 @@ mod tests {
 
     #[test]
     fn some_are_kept_back_and_the_rest_is_for_both_sides() {
-        assert_eq!(Budget::of(1_024), Budget { clients: 480, upstream: 480 });
-        assert_eq!(Budget::of(65_536), Budget { clients: 30_720, upstream: 30_720 });
-        assert_eq!(Budget::of(10), Budget { clients: 1, upstream: 1 });
-        assert_eq!(Budget::of(u64::MAX), Budget { clients: MOST, upstream: MOST });
+        let budget = |each, spare| Budget { clients: each, upstream: each, spare };
+        assert_eq!(Budget::of(1_024), budget(480, 16));
+        assert_eq!(Budget::of(65_536), budget(30_720, 256));
+        assert_eq!(Budget::of(10), budget(1, 16));
+        assert_eq!(Budget::of(u64::MAX), budget(MOST, 256));
     }
 
     #[test]

@@ -38,7 +38,7 @@ use crate::{
     shares::Shares,
     token::{ClientTokens, TokenFile},
     traces::Traces,
-    upstream::{Link, SendError, SharedLinks},
+    upstream::{Connections, Link, SendError, SharedLinks},
 };
 
 /// The shared state of one pool. Clones share it.
@@ -91,7 +91,7 @@ pub struct Proxy {
 #[derive(Debug, Clone)]
 pub struct Commons {
     /// The limit on connections to daemons.
-    pub connections: Shares,
+    pub connections: Connections,
     /// Reads first messages, and charges them to one account.
     pub reader: Reader,
     /// The memory that large receive windows may take, in bytes.

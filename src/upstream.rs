@@ -1,4 +1,5 @@
-//! One HTTP/2 connection to a daemon. It is dialled when needed, and again once it takes no more streams.
+//! One HTTP/2 connection to a daemon. It is dialled when needed, and again once it takes no more streams. A connection that
+//! a build has left serves one more build.
 //!
 //! A [`Link`] belongs to one binding or to the fleet's own calls, so a lost connection costs one build. A request is
 //! sent again only if the library returns it unsent.
@@ -6,6 +7,7 @@
 mod call;
 mod dial;
 mod links;
+mod spare;
 
 use std::{
     any::Any,
@@ -23,11 +25,12 @@ use tracing::debug;
 
 use self::{
     call::{CallError, call},
-    dial::{Dial, Dialer, Owner, Sender, Windows},
+    dial::{Connection, Dial, Dialer, Owner, Windows},
+    spare::Spares,
 };
 pub use self::{
     dial::CONNECT_TIMEOUT,
-    links::{SharedLinks, client_connections},
+    links::{Connections, SharedLinks},
 };
 use crate::{
     error::{ProxyError, chain},
@@ -68,16 +71,10 @@ impl Link {
     /// A link of the proxy's own that is not open yet. Its tasks run on `tasks`.
     pub fn new(backend: Arc<Backend>, tasks: TaskTracker) -> Self {
         let windows = Windows { stream: STREAM_WINDOW, connection: CONNECTION_WINDOW };
-        Self::with_windows(backend, windows, tasks, None)
+        Self::with(Dialer { backend, windows, tasks, owner: None, spares: None })
     }
 
-    fn with_windows(
-        backend: Arc<Backend>,
-        windows: Windows,
-        tasks: TaskTracker,
-        owner: Option<Owner>,
-    ) -> Self {
-        let dialer = Dialer { backend, windows, tasks, owner };
+    fn with(dialer: Dialer) -> Self {
         Self::of(Arc::new(Inner { dialer, dial: Mutex::default() }))
     }
 
@@ -101,7 +98,7 @@ impl Link {
     /// [`ProxyError::Connect`] if the backend fails; it is then ejected. [`ProxyError::Shortage`] if the proxy lacks
     /// something.
     pub async fn open(&self) -> Result<(), ProxyError> {
-        self.sender().await.map(drop)
+        self.connection().await.map(drop)
     }
 
     /// Gives up the connection. It closes when its last stream has ended.
@@ -123,12 +120,13 @@ impl Link {
         // and it goes out on a new connection, as in grpc-go.
         let mut attempts = 0;
         loop {
-            let sender = self.sender().await.map_err(SendError::Proxy)?;
+            let connection = self.connection().await.map_err(SendError::Proxy)?;
             attempts += 1;
-            match call(sender, request, &self.inner.dialer.tasks).await {
+            match call(&connection, request, &self.inner.dialer.tasks).await {
                 Ok(response) => {
-                    let guard = self.guard.clone();
-                    return Ok(response.map(|stream| Received::new(stream, guard)));
+                    connection.note_answer();
+                    let guard = self.guard.clone().unwrap_or(connection);
+                    return Ok(response.map(|stream| Received::new(stream, Some(guard))));
                 }
                 Err(CallError::Unsent(unsent, _)) if attempts < 3 => {
                     debug!(
@@ -158,9 +156,9 @@ impl Link {
         }
     }
 
-    async fn sender(&self) -> Result<Sender, ProxyError> {
+    async fn connection(&self) -> Result<Connection, ProxyError> {
         match self.current_dial().await {
-            Ok(connection) => Ok(connection.sender),
+            Ok(connection) => Ok(connection),
             Err(error) => {
                 self.release();
                 Err(error.report(self.backend()))

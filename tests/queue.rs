@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::{path::Path, time::Duration};
+use std::{future::pending, path::Path, time::Duration};
 
 use buildkit_lb::wire::{self, control::SolveRequest};
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use support::{
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinHandle,
 };
 
@@ -313,28 +314,40 @@ async fn a_proxy_that_ends_refuses_the_builds_that_wait() {
     assert_eq!(daemon.seen("Control/Solve").len(), 1, "no daemon has seen it");
 }
 
-/// A way to a daemon that can be closed: open connections stay, and no new one is accepted.
+/// A way to a daemon that can be closed: open connections stay and carry nothing more, and no new one is accepted.
 struct Door {
     port: u16,
     to: String,
     accepting: JoinHandle<()>,
+    closed: watch::Sender<bool>,
 }
 
 impl Door {
     async fn open(port: u16, to: &str) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a port");
         let port = listener.local_addr().expect("bound").port();
-        let target = to.to_owned();
+        let (target, closed) = (to.to_owned(), watch::Sender::new(false));
+        let closing = closed.subscribe();
         let accepting = tokio::spawn(async move {
             while let Ok((mut from, _peer)) = listener.accept().await {
                 let mut to = TcpStream::connect(&target).await.expect("the daemon accepts");
-                tokio::spawn(async move { copy_bidirectional(&mut from, &mut to).await });
+                let mut closing = closing.clone();
+                tokio::spawn(async move {
+                    let ended = tokio::select! {
+                        _ = copy_bidirectional(&mut from, &mut to) => true,
+                        _ = closing.wait_for(|closed| *closed) => false,
+                    };
+                    if !ended {
+                        pending::<()>().await;
+                    }
+                });
             }
         });
-        Self { port, to: to.to_owned(), accepting }
+        Self { port, to: to.to_owned(), accepting, closed }
     }
 
     async fn close(self) -> (u16, String) {
+        self.closed.send_replace(true);
         self.accepting.abort();
         let _ = self.accepting.await;
         (self.port, self.to)

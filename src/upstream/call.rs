@@ -2,22 +2,18 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
-use h2::{
-    Reason, RecvStream,
-    client::{ResponseFuture, SendRequest},
-};
+use h2::{Reason, RecvStream, client::ResponseFuture};
 use http::{Request, Response};
 use http_body::Body as _;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use crate::{
-    io::Payload,
-    relay::{Body, Sending},
-};
+use super::dial::Connection;
+use crate::relay::{Body, Sending};
 
 /// Why a call has no response.
 #[derive(Debug)]
@@ -30,7 +26,7 @@ pub(super) enum CallError {
 
 /// Opens a stream for `request` and waits for the headers of the response. Meanwhile the body is sent on `tasks`.
 pub(super) async fn call(
-    connection: SendRequest<Payload>,
+    connection: &Connection,
     request: Box<Request<Body>>,
     tasks: &TaskTracker,
 ) -> Result<Response<RecvStream>, CallError> {
@@ -38,7 +34,7 @@ pub(super) async fn call(
     // The sender is dropped with this future: a caller that stops waiting has cancelled the call.
     let (waiting, cancelled) = oneshot::channel();
     if let Some(sending) = sending {
-        upload(sending, cancelled, tasks);
+        upload(sending, cancelled, connection, tasks);
     }
     let response = response.await.map_err(CallError::Failed)?;
     // Nobody listens if there is no upload.
@@ -48,30 +44,33 @@ pub(super) async fn call(
 
 type Started = (ResponseFuture, Option<Sending>);
 
-async fn start(
-    connection: SendRequest<Payload>,
-    request: Box<Request<Body>>,
-) -> Result<Started, CallError> {
-    let mut connection = match connection.ready().await {
-        Ok(connection) => connection,
+async fn start(connection: &Connection, request: Box<Request<Body>>) -> Result<Started, CallError> {
+    let mut sender = match connection.sender().ready().await {
+        Ok(sender) => sender,
         Err(error) => return Err(CallError::Unsent(request, error)),
     };
     let (parts, body) = request.into_parts();
     let ended = body.is_end_stream();
-    let (response, stream) = connection
-        .send_request(Request::from_parts(parts, ()), ended)
-        .map_err(CallError::Failed)?;
+    let (response, stream) =
+        sender.send_request(Request::from_parts(parts, ()), ended).map_err(CallError::Failed)?;
     Ok((response, (!ended).then(|| Sending::new(body, stream))))
 }
 
 /// Sends the available part of a body at once, and the rest in a task.
-fn upload(mut sending: Sending, mut cancelled: oneshot::Receiver<()>, tasks: &TaskTracker) {
+fn upload(
+    mut sending: Sending,
+    mut cancelled: oneshot::Receiver<()>,
+    connection: &Connection,
+    tasks: &TaskTracker,
+) {
     let mut waker = Context::from_waker(std::task::Waker::noop());
     if sending.poll(&mut waker).is_ready() {
         return;
     }
-    let mut waits = true;
+    let (mut waits, connection) = (true, Arc::clone(connection));
     tasks.spawn(std::future::poll_fn(move |cx| {
+        // The connection is not free for another build before the task ends.
+        let _held = &connection;
         if waits && let Poll::Ready(response) = Pin::new(&mut cancelled).poll(cx) {
             if response.is_err() {
                 sending.reset(Reason::CANCEL);

@@ -2,10 +2,7 @@
 
 use std::{
     io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,6 +19,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::spare::{Line, Spares, Use};
 use crate::{
     address::Address,
     client::Client,
@@ -58,19 +56,8 @@ pub(super) struct Windows {
 pub(super) type Sender = SendRequest<Payload>;
 pub(super) type Dial = Shared<BoxFuture<'static, Result<Connection, DialError>>>;
 
-/// An open connection. It closes when all clones are gone and its last stream has ended.
-#[derive(Debug, Clone)]
-pub(super) struct Connection {
-    pub(super) sender: Sender,
-    ended: Arc<AtomicBool>,
-}
-
-impl Connection {
-    /// Whether the connection can no longer be used.
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Relaxed)
-    }
-}
+/// An open connection. It closes, or becomes a spare, when all clones are gone. Each stream holds one.
+pub(super) type Connection = Arc<Use>;
 
 impl DialError {
     /// Returns the error for a call. If `backend` is at fault, the fault is reported to it.
@@ -100,6 +87,8 @@ pub(super) struct Dialer {
     pub(super) tasks: TaskTracker,
     /// The client that owns the connection; `None` if it is the proxy's own.
     pub(super) owner: Option<Owner>,
+    /// The connections that builds have left; `None` if it is not for a build.
+    pub(super) spares: Option<Arc<Spares>>,
 }
 
 /// The client that a connection is for, and the limit that it counts towards.
@@ -123,8 +112,29 @@ impl Dialer {
 }
 
 async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
-    let Dialer { backend, windows, tasks, owner } = dialer;
+    let Dialer { backend, windows, tasks, owner, spares } = dialer;
     let share = owner.map(|owner| owner.share()).transpose()?;
+    let spare = match &spares {
+        Some(spares) => spares.take().await,
+        None => None,
+    };
+    let line = match spare {
+        Some(line) => {
+            line.count_for(share);
+            line
+        }
+        None => Arc::new(open(backend, windows, &tasks, share).await?),
+    };
+    Ok(Arc::new(Use::new(line, spares)))
+}
+
+/// Opens a connection, and waits until the daemon shows that it is there.
+async fn open(
+    backend: Arc<Backend>,
+    windows: Windows,
+    tasks: &TaskTracker,
+    share: Option<Share>,
+) -> Result<Line, DialError> {
     let started = Instant::now();
     let deadline = Deadline::now() + CONNECT_TIMEOUT;
     let socket = open_socket(&backend, deadline).await?;
@@ -143,22 +153,22 @@ async fn dial(dialer: Dialer) -> Result<Connection, DialError> {
         .initial_max_send_streams(usize::MAX >> 1)
         .handshake(io.clone())
         .await;
-    let (sender, connection) =
+    let (sender, mut connection) =
         handshake.map_err(|error| DialError::Fault(Fault::Lost, chain(&error).into()))?;
-    let connected = Connection { sender, ended: Arc::default() };
-    let ended = Arc::clone(&connected.ended);
+    let line = Line::new(sender, connection.ping_pong());
+    line.count_for(share);
+    let state = Arc::clone(line.state());
     let connection = Flushing::new(connection, io.clone());
     backend.metrics().connections.inc();
     // This is no async block, because a block would store the connection twice.
     tasks.spawn(connection.map(move |result| {
-        drop(share);
         backend.metrics().connections.dec();
         if let Err(error) = result {
             debug!(backend = backend.name(), error = %Chain(&error), "upstream connection ended");
         }
-        ended.store(true, Ordering::Relaxed);
+        state.end();
     }));
-    settings_received(&io, deadline).await.map(|()| connected)
+    settings_received(&io, deadline).await.map(|()| line)
 }
 
 /// Connects to `backend` and makes the TLS handshake, if there is one.

@@ -11,11 +11,13 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use super::{Guard, Inner, Link, Owner, Windows};
+use super::{Guard, Inner, Link, Owner, Spares, Windows, dial::Dialer};
 use crate::{
     client::Client,
+    descriptors::Budget,
     fleet::{Backend, Fleet},
     http2_limits::{
         CONNECTION_WINDOW, SHARED_CONNECTION_WINDOW, SHARED_STREAM_WINDOW, STREAM_WINDOW,
@@ -47,17 +49,30 @@ const CLIENT_WINDOWS: Windows =
 /// The windows of the link for the proxy's own questions.
 const OWN_WINDOWS: Windows = Windows { stream: STREAM_WINDOW, connection: CONNECTION_WINDOW };
 
-/// Divides the `total` connections to daemons among the clients.
-pub fn client_connections(total: u64) -> Shares {
-    let connection = (total / 2).clamp(MIN_OF_CONNECTION, MAX_OF_CONNECTION);
-    Shares::new(Limits { total, address: total, connection })
+/// The limits of connections to daemons, which all pools share. Clones share them, too.
+#[derive(Debug, Clone)]
+pub struct Connections {
+    /// The connections that clients use.
+    clients: Shares,
+    /// The connections that no client uses, kept for the next build.
+    spares: Arc<Semaphore>,
+}
+
+impl Connections {
+    /// Divides the connections to daemons of the `budget` among the clients.
+    pub fn of(budget: Budget) -> Self {
+        let total = budget.upstream;
+        let connection = (total / 2).clamp(MIN_OF_CONNECTION, MAX_OF_CONNECTION);
+        let clients = Shares::new(Limits { total, address: total, connection });
+        Self { clients, spares: Arc::new(Semaphore::new(budget.spare)) }
+    }
 }
 
 /// The links to each backend that no build owns, and the limit of all links of clients.
 #[derive(Debug)]
 pub struct SharedLinks {
     backends: Mutex<HashMap<Arc<str>, BackendLinks>>,
-    connections: Shares,
+    connections: Connections,
     tasks: TaskTracker,
 }
 
@@ -66,19 +81,22 @@ struct BackendLinks {
     questions: Link,
     calls: Link,
     shared_calls: Shares,
+    /// The connections that builds have left.
+    spares: Arc<Spares>,
     /// The links of single clients, by the number of the client's connection. A link goes with its last call.
     clients: HashMap<u64, Weak<Inner>>,
 }
 
 impl SharedLinks {
     /// No links yet. Each link of a client counts towards `connections`. Their tasks run on `tasks`.
-    pub fn new(connections: Shares, tasks: TaskTracker) -> Self {
+    pub fn new(connections: Connections, tasks: TaskTracker) -> Self {
         Self { backends: Mutex::default(), connections, tasks }
     }
 
     /// A new link to `backend` for a build or a session of `client`.
     pub fn for_build(&self, backend: &Arc<Backend>, client: &Client) -> Link {
-        self.of_client(backend, client, OWN_WINDOWS)
+        let spares = self.with(backend, |links| Arc::clone(&links.spares));
+        self.of_client(backend, client, OWN_WINDOWS, Some(spares))
     }
 
     /// The link to `backend` for a question whose answer is read completely, whatever its client does.
@@ -92,7 +110,7 @@ impl SharedLinks {
             Ok(share) => links.calls.guarded(Arc::new(share)),
             Err(_over) => {
                 let link = links.of_client(client.connection, || {
-                    self.of_client(backend, client, CLIENT_WINDOWS)
+                    self.of_client(backend, client, CLIENT_WINDOWS, None)
                 });
                 let guard: Guard = Arc::clone(&link.inner) as Guard;
                 link.guarded(guard)
@@ -109,14 +127,22 @@ impl SharedLinks {
         self.backends.lock().retain(|_, links| stays(links));
     }
 
-    fn of_client(&self, backend: &Arc<Backend>, client: &Client, windows: Windows) -> Link {
-        let owner = Owner { client: client.clone(), connections: self.connections.clone() };
-        Link::with_windows(Arc::clone(backend), windows, self.tasks.clone(), Some(owner))
+    fn of_client(
+        &self,
+        backend: &Arc<Backend>,
+        client: &Client,
+        windows: Windows,
+        spares: Option<Arc<Spares>>,
+    ) -> Link {
+        let connections = self.connections.clients.clone();
+        let owner = Some(Owner { client: client.clone(), connections });
+        let (backend, tasks) = (Arc::clone(backend), self.tasks.clone());
+        Link::with(Dialer { backend, windows, tasks, owner, spares })
     }
 
     fn with<T>(&self, backend: &Arc<Backend>, take: impl FnOnce(&mut BackendLinks) -> T) -> T {
         let mut all = self.backends.lock();
-        let new = || BackendLinks::new(backend, &self.tasks);
+        let new = || BackendLinks::new(backend, &self.connections.spares, &self.tasks);
         let links = all.entry(backend.shared_name()).or_insert_with(new);
         if !Arc::ptr_eq(links.questions.backend(), backend) {
             *links = new();
@@ -126,8 +152,11 @@ impl SharedLinks {
 }
 
 impl BackendLinks {
-    fn new(backend: &Arc<Backend>, tasks: &TaskTracker) -> Self {
-        let link = |windows| Link::with_windows(Arc::clone(backend), windows, tasks.clone(), None);
+    fn new(backend: &Arc<Backend>, room: &Arc<Semaphore>, tasks: &TaskTracker) -> Self {
+        let link = |windows| {
+            let (backend, tasks) = (Arc::clone(backend), tasks.clone());
+            Link::with(Dialer { backend, windows, tasks, owner: None, spares: None })
+        };
         let limits = Limits {
             total: SHARED_CALLS,
             address: SHARED_CALLS,
@@ -137,6 +166,7 @@ impl BackendLinks {
             questions: link(OWN_WINDOWS),
             calls: link(SHARED_WINDOWS),
             shared_calls: Shares::new(limits),
+            spares: Arc::new(Spares::new(Arc::clone(room), tasks.clone())),
             clients: HashMap::new(),
         }
     }
@@ -166,14 +196,14 @@ mod tests {
 
     #[test]
     fn a_spread_bake_of_forty_targets_fits_where_there_are_few_connections() {
-        let shares = client_connections(crate::descriptors::Budget::of(256).upstream);
+        let shares = Connections::of(Budget::of(256)).clients;
         let bake: Result<Vec<_>, _> = (0..42).map(|_| shares.take_spare(&client(1), 1)).collect();
         assert!(bake.is_ok());
     }
 
     #[tokio::test]
     async fn calls_above_a_clients_share_go_over_one_link_of_its_own() {
-        let links = SharedLinks::new(client_connections(100), TaskTracker::new());
+        let links = SharedLinks::new(Connections::of(Budget::of(300)), TaskTracker::new());
         let backend = &crate::fleet::tests::backends(1)[0];
         let call = |number| links.for_call(backend, &client(number));
         let same = |one: &Link, other: &Link| Arc::ptr_eq(&one.inner, &other.inner);

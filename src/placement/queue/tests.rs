@@ -6,6 +6,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::{
+    descriptors::Budget,
     directory::{Directory, Ties, WaitSender},
     fleet::{
         Fault,
@@ -14,7 +15,7 @@ use crate::{
     ids::BindingKey,
     placement::{self, Placed, Wish, warm},
     policy::Policy,
-    upstream::{SharedLinks, client_connections},
+    upstream::{Connections, SharedLinks},
 };
 
 /// A port whose connections are accepted and kept.
@@ -43,7 +44,7 @@ async fn placement(daemons: usize, config: Config) -> Arc<Placement> {
     let placement = Arc::new(Placement::new(
         Directory::default(),
         Arc::new(fleet(endpoints)),
-        Arc::new(SharedLinks::new(client_connections(10_000), tasks.clone())),
+        Arc::new(SharedLinks::new(Connections::of(Budget::of(25_000)), tasks.clone())),
         Arc::default(),
         placement::Config {
             policy: Policy::default(),
