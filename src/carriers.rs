@@ -3,13 +3,14 @@
 //! All streams of a link share one window. If a client could open calls on the link of another client's build and
 //! not read the answers, it could stop that build. A ref is no secret, so the ref alone is not enough.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use parking_lot::Mutex;
 
 use crate::{
     client::Client,
     ids::{Id, TraceId},
+    map::Map,
 };
 
 /// Where a Solve came from.
@@ -35,7 +36,7 @@ impl Carrier {
 
 /// The connections that carry Solves, by build. Clones share the list.
 #[derive(Debug, Clone, Default)]
-pub struct Carriers(Arc<Mutex<HashMap<Id, Vec<Carrier>>>>);
+pub struct Carriers(Arc<Mutex<Map<Id, Vec<Carrier>>>>);
 
 impl Carriers {
     /// Notes that the connection of `client` carries the Solve of `build`, as long as the returned guard lives.

@@ -4,11 +4,9 @@
 //! in what they call idle. [`crate::shares`] has a ledger of its own, because it counts amounts of calls or bytes, and
 //! takes the newest from the client that has most, whether it is used or not.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
-};
+use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
+
+use crate::map::Map;
 
 /// The connections of one address, by their numbers. Newer connections have higher numbers.
 pub type Connections<T> = BTreeMap<u64, T>;
@@ -21,7 +19,7 @@ pub type ChooseIdle<T> = fn(&Connections<T>) -> Option<u64>;
 /// IPv6 clients are counted by their network of 64 bits, as by `shares::network`.
 #[derive(Debug)]
 pub struct ConnectionTable<T> {
-    addresses: HashMap<Option<IpAddr>, Connections<T>>,
+    addresses: Map<Option<IpAddr>, Connections<T>>,
     len: usize,
     choose_idle: ChooseIdle<T>,
 }
@@ -29,7 +27,7 @@ pub struct ConnectionTable<T> {
 impl<T> ConnectionTable<T> {
     /// A table without connections.
     pub fn new(choose_idle: ChooseIdle<T>) -> Self {
-        Self { addresses: HashMap::new(), len: 0, choose_idle }
+        Self { addresses: Map::default(), len: 0, choose_idle }
     }
 
     /// The number of connections of all addresses.

@@ -26,7 +26,7 @@
 //!
 //! Leaves may be used by every module, and use only each other: [`acceptor`], [`access`], [`account`], [`activity`],
 //! [`address`], [`client`], [`connection_limit`], [`connection_table`], [`descriptors`], [`error`], [`first_message`],
-//! [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`metrics`], [`networks`],
+//! [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`map`], [`metrics`], [`networks`],
 //! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`snapshot`], [`telemetry`],
 //! [`terminal`], [`tls`], [`token`], [`traces`], [`wire`].
 
@@ -73,6 +73,7 @@ pub mod io;
 pub mod kubernetes;
 pub mod label;
 pub mod listener;
+pub mod map;
 pub mod metrics;
 pub mod networks;
 pub mod opening;

@@ -4,12 +4,7 @@
 //! id: a client that names the id of another there could build with the other's files and credentials, or overwrite
 //! its record. So no call with another client's id reaches a daemon.
 
-use std::{
-    collections::{HashMap, hash_map},
-    num::NonZeroUsize,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::hash_map, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -19,6 +14,7 @@ use crate::{
     error::ProxyError,
     identity::Identity,
     ids::{Id, SessionId},
+    map::Map,
 };
 
 /// The number of ended builds whose owner is remembered, as many as the directory remembers. Each takes about 200
@@ -46,7 +42,7 @@ struct Held {
 
 #[derive(Debug)]
 struct State {
-    held: HashMap<Bare, Held>,
+    held: Map<Bare, Held>,
     /// The owners of ended builds. Only owners with an identity are remembered.
     ended: LruCache<Arc<[u8]>, Arc<Identity>>,
 }
@@ -57,7 +53,7 @@ pub struct Ownership(Arc<(Mutex<State>, Notify)>);
 
 impl Default for Ownership {
     fn default() -> Self {
-        let state = State { held: HashMap::new(), ended: LruCache::new(REMEMBERED) };
+        let state = State { held: Map::default(), ended: LruCache::new(REMEMBERED) };
         Self(Arc::new((Mutex::new(state), Notify::new())))
     }
 }

@@ -1,9 +1,6 @@
 //! The keys that streams hold now, the streams that wait for a key, and the Solves that are being placed.
 
-use std::{
-    collections::{HashMap, hash_map},
-    sync::Arc,
-};
+use std::{collections::hash_map, sync::Arc};
 
 use tokio::sync::{oneshot, watch};
 
@@ -11,6 +8,7 @@ use super::{Binding, Bound, Waiting, memory::Memory};
 use crate::{
     error::ProxyError,
     ids::{BindingKey, Id},
+    map::Map,
     relay::ByteCounts,
 };
 
@@ -70,13 +68,13 @@ pub(super) enum BindingState {
 /// All live keys of a directory, with the streams and the Solves around them.
 #[derive(Debug, Default)]
 pub(super) struct Live {
-    pub(super) keys: HashMap<BindingKey, LiveKey>,
-    pub(super) waiters: HashMap<BindingKey, HashMap<u64, Waiter>>,
+    pub(super) keys: Map<BindingKey, LiveKey>,
+    pub(super) waiters: Map<BindingKey, Map<u64, Waiter>>,
     next_waiter: u64,
     /// The own keys of Solves that have been read and not yet placed.
-    pub(super) placing: HashMap<BindingKey, Arrived>,
+    pub(super) placing: Map<BindingKey, Arrived>,
     /// The refs that several builds have.
-    pub(super) namesakes: HashMap<Id, Namesakes>,
+    pub(super) namesakes: Map<Id, Namesakes>,
 }
 
 impl LiveKey {

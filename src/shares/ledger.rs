@@ -1,13 +1,14 @@
 //! Who has how much: the book that [`super::Shares`] keeps.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
 use tokio::sync::oneshot;
 
 use super::{LimitReached, Limits};
+use crate::map::Map;
 
 type Address = Option<IpAddr>;
 
@@ -27,7 +28,7 @@ pub(super) struct Ledger {
     limits: Limits,
     used: u64,
     next: u64,
-    addresses: HashMap<Address, AddressUse>,
+    addresses: Map<Address, AddressUse>,
     /// The same addresses, the heaviest last.
     by_weight: BTreeSet<(u64, Address)>,
 }
@@ -35,7 +36,7 @@ pub(super) struct Ledger {
 #[derive(Debug, Default)]
 struct AddressUse {
     used: u64,
-    connections: HashMap<u64, ConnectionUse>,
+    connections: Map<u64, ConnectionUse>,
     /// The same connections, the heaviest last.
     by_weight: BTreeSet<(u64, u64)>,
 }
@@ -55,7 +56,7 @@ struct Entry {
 
 impl Ledger {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, used: 0, next: 0, addresses: HashMap::new(), by_weight: BTreeSet::new() }
+        Self { limits, used: 0, next: 0, addresses: Map::default(), by_weight: BTreeSet::new() }
     }
 
     pub(super) fn used(&self) -> u64 {

@@ -5,10 +5,7 @@
 //! calls of clients share another connection. It takes only as many calls as could leave their whole windows unread;
 //! any other call goes over a link of its client's own.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Weak},
-};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -22,6 +19,7 @@ use crate::{
     http2_limits::{
         CONNECTION_WINDOW, SHARED_CONNECTION_WINDOW, SHARED_STREAM_WINDOW, STREAM_WINDOW,
     },
+    map::Map,
     shares::{Limits, Shares},
 };
 
@@ -71,7 +69,7 @@ impl Connections {
 /// The links to each backend that no build owns, and the limit of all links of clients.
 #[derive(Debug)]
 pub struct SharedLinks {
-    backends: Mutex<HashMap<Arc<str>, BackendLinks>>,
+    backends: Mutex<Map<Arc<str>, BackendLinks>>,
     connections: Connections,
     tasks: TaskTracker,
 }
@@ -84,7 +82,7 @@ struct BackendLinks {
     /// The connections that builds have left.
     spares: Arc<Spares>,
     /// The links of single clients, by the number of the client's connection. A link goes with its last call.
-    clients: HashMap<u64, Weak<Inner>>,
+    clients: Map<u64, Weak<Inner>>,
 }
 
 impl SharedLinks {
@@ -167,7 +165,7 @@ impl BackendLinks {
             calls: link(SHARED_WINDOWS),
             shared_calls: Shares::new(limits),
             spares: Arc::new(Spares::new(Arc::clone(room), tasks.clone())),
-            clients: HashMap::new(),
+            clients: Map::default(),
         }
     }
 
