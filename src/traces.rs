@@ -2,7 +2,7 @@
 //!
 //! BuildKit's clients and daemons trace every build. The proxy adds spans of its own to the client's trace, so that a
 //! wait in the queue stands beside the steps of the build. This module knows nothing of builds: it makes spans, and
-//! [`export`] sends them to a collector. Without an endpoint there are no [`Traces`].
+//! `export` sends them to a collector. Without an endpoint there are no [`Traces`].
 
 mod export;
 
