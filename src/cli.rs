@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     app::App,
-    commands,
+    check, commands,
     config::{Config, Given},
     drain_client,
     error::Chain,
@@ -48,6 +48,8 @@ enum Command {
     Serve(Options),
     /// Check the configuration and print every problem in it.
     CheckConfig(Options),
+    /// Look at the live set-up of a configuration: ports, certificates, sources, rights and daemons.
+    Check(CheckOptions),
     /// Print the configuration that results from defaults, file, environment and flags, as one file.
     PrintConfig(Options),
     /// Print the affinity key of a build, the source of the key, and how the backends rank for it.
@@ -77,6 +79,15 @@ struct Options {
     config: Option<PathBuf>,
     #[command(flatten)]
     settings: Given,
+}
+
+#[derive(Debug, Args)]
+struct CheckOptions {
+    /// Form of the output: table or json.
+    #[arg(long, value_name = "FORM", default_value = "table", hide_possible_values = true)]
+    output: check::Format,
+    #[command(flatten)]
+    options: Options,
 }
 
 #[derive(Debug, Args)]
@@ -115,6 +126,9 @@ pub fn run() -> ExitCode {
         Command::CheckConfig(options) => {
             with_config(options, |_config| print("configuration is valid\n"))
         }
+        Command::Check(CheckOptions { options, output }) => {
+            with_config(options, |config| check_live(config, output))
+        }
         Command::PrintConfig(options) => with_config(options, |config| print(&config.to_toml())),
         Command::ExplainKey(ExplainOptions { options, parameters }) => {
             with_config(options, |config| match explain(&config, &parameters) {
@@ -136,6 +150,22 @@ pub fn run() -> ExitCode {
             Err(error) => failed(&error),
         },
     }
+}
+
+/// Prints what `check` finds. The exit code is 1 if anything found is an error.
+fn check_live(config: Config, output: check::Format) -> ExitCode {
+    let runtime = match waiting_runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    let findings = runtime.block_on(check::run(config));
+    // What still waits for a server that does not answer is not waited for.
+    runtime.shutdown_background();
+    let printed = match findings.text(output) {
+        Ok(text) => print(&text),
+        Err(error) => failed(&error),
+    };
+    if findings.has_errors() { ExitCode::FAILURE } else { printed }
 }
 
 fn drain_backend(options: drain_client::Options) -> ExitCode {

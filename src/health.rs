@@ -167,15 +167,20 @@ impl Prober {
 
 /// Why a probe got no answer.
 #[derive(Debug, thiserror::Error)]
-enum ProbeError {
+pub enum ProbeError {
+    /// There is no connection.
     #[error(transparent)]
     Open(ProxyError),
+    /// The daemon answers with an error.
     #[error(transparent)]
     Status(Box<tonic::Status>),
 }
 
 /// What the daemon says of itself. `None` if it is too old to know the call.
-async fn ask(link: Link) -> Result<Option<InfoResponse>, ProbeError> {
+///
+/// # Errors
+/// There is no connection, or the daemon answers with an error.
+pub async fn ask(link: Link) -> Result<Option<InfoResponse>, ProbeError> {
     link.open().await.map_err(ProbeError::Open)?;
     match ControlClient::new(link).info(InfoRequest {}).await {
         Ok(info) => Ok(Some(info.into_inner())),

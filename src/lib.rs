@@ -3,7 +3,7 @@
 //! This list has the modules in the order in which a byte passes them. A module may use only modules that stand after it;
 //! a test, `tests/layout.rs`, compares the code with the list:
 //!
-//! - [`cli`] is the command line. [`explain`] and [`explain_access`] say what the proxy would decide, [`commands`] shows
+//! - [`cli`] is the command line. [`check`] looks at a live set-up, [`explain`] and [`explain_access`] say what the proxy would decide, [`commands`] shows
 //!   and changes a running proxy, and [`drain_client`] drains a daemon at all proxies. Both ask by way of
 //!   [`admin_client`].
 //! - [`app`] is the composition root. [`admin`] serves metrics, status and a page, [`scaler`] tells KEDA how many builds there
@@ -47,6 +47,7 @@ pub mod builds;
 pub mod call;
 pub mod capabilities;
 pub mod carriers;
+pub mod check;
 pub mod cli;
 pub mod client;
 pub mod commands;

@@ -60,6 +60,18 @@ pub struct Shared<'a> {
     pub stop: &'a CancellationToken,
 }
 
+impl Shared<'_> {
+    fn finder(&self) -> Finder<'_> {
+        Finder {
+            dns_server: self.dns_server,
+            kubernetes: &self.kubernetes,
+            pod_details: self.pods.details,
+            tasks: self.tasks,
+            stop: self.stop,
+        }
+    }
+}
+
 /// A running pool.
 #[derive(Debug)]
 pub struct Pool {
@@ -95,7 +107,7 @@ impl Pool {
         if !config.backend.is_empty() {
             discovery.source(&"backend").found(config.backend, None);
         }
-        discover(config.discover, &discovery, shared).await?;
+        discover(config.discover, &discovery, shared.finder()).await?;
         let closing = TaskTracker::new();
         if pods.annotations.any() {
             let (fleet, metrics) = (Arc::clone(&fleet), Arc::clone(&metrics));
@@ -144,10 +156,14 @@ impl Pool {
     }
 }
 
-type BothSides = (Option<Arc<tls::Server>>, Option<Arc<tls::Client>>);
+/// TLS to clients and TLS to daemons, each if it is configured.
+pub type BothSides = (Option<Arc<tls::Server>>, Option<Arc<tls::Client>>);
 
 /// Loads the certificates of both sides.
-fn load(config: &config::Tls) -> Result<BothSides, TlsError> {
+///
+/// # Errors
+/// The files cannot be used for TLS.
+pub fn load(config: &config::Tls) -> Result<BothSides, TlsError> {
     let clients = config.clients.as_ref();
     let server = clients.map(|side| tls::Server::load(side.files.clone(), side.client_auth));
     let backends = config.backends.as_ref();
@@ -173,26 +189,42 @@ fn follow(
     }
 }
 
+/// What the sources of daemons need.
+#[derive(Debug, Clone, Copy)]
+pub struct Finder<'a> {
+    /// The DNS server to use instead of those of this machine.
+    pub dns_server: Option<SocketAddr>,
+    /// The client of the Kubernetes API.
+    pub kubernetes: &'a Access,
+    /// Whether the labels of daemons' pods are read.
+    pub pod_details: bool,
+    /// Tracks the tasks.
+    pub tasks: &'a TaskTracker,
+    /// Cancelled when the tasks must end.
+    pub stop: &'a CancellationToken,
+}
+
 /// Starts to look for daemons at each of `targets`.
-async fn discover(
+///
+/// # Errors
+/// There are no credentials for Kubernetes, or this machine names no DNS server.
+pub async fn discover(
     targets: Vec<Target>,
     discovery: &Arc<Discovery>,
-    shared: &Shared<'_>,
+    finder: Finder<'_>,
 ) -> Result<(), PoolError> {
+    let Finder { dns_server, kubernetes, pod_details, tasks, stop } = finder;
     for target in targets {
         let source = discovery.source(&target);
-        let stop = shared.stop.clone();
+        let stop = stop.clone();
         match target {
             Target::Kubernetes(service) => {
-                let client = shared.kubernetes.client().await?;
-                let details = shared.pods.details;
-                shared
-                    .tasks
-                    .spawn(discovery::kubernetes::run(client, service, details, source, stop));
+                let client = kubernetes.client().await?;
+                tasks.spawn(discovery::kubernetes::run(client, service, pod_details, source, stop));
             }
             Target::Dns(name) => {
-                let resolver = dns::resolver(shared.dns_server)?;
-                shared.tasks.spawn(dns::run(resolver, name, source, stop));
+                let resolver = dns::resolver(dns_server)?;
+                tasks.spawn(dns::run(resolver, name, source, stop));
             }
         }
     }

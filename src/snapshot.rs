@@ -19,6 +19,7 @@ pub use self::{
     backend::Backend,
     build::{Build, EndedBuild, QueuedBuild},
     time::{Time, brief},
+    warnings::EXPIRES_SOON,
     why::why,
 };
 

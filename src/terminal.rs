@@ -70,6 +70,22 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
+/// JSON in which every character is escaped that controls a terminal. Only strings contain such characters, because JSON
+/// itself has none but line ends.
+pub fn json(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for char in json.chars() {
+        if char == '\n' || printable(char.encode_utf8(&mut [0; 4])).len() == char.len_utf8() {
+            text.push(char);
+        } else {
+            let mut units = [0; 2];
+            let units = char.encode_utf16(&mut units).iter();
+            text.extend(units.map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    text
+}
+
 fn is_shown(char: char) -> bool {
     // A quote and a backslash are escaped only where they would end a literal.
     let quoted = matches!(char, '"' | '\'' | '\\');

@@ -5,6 +5,7 @@
 
 mod authority;
 mod client;
+mod dates;
 mod failure;
 mod files;
 mod rotation;
@@ -17,6 +18,7 @@ use rustls::crypto::CryptoProvider;
 pub use self::{
     authority::Authority,
     client::{Client, Expected, ServerNames, Sessions, to_admin_port},
+    dates::{Dates, dates},
     failure::{failure, too_slow},
     files::{Files, TlsError},
     server::{ClientAuth, HANDSHAKE_TIMEOUT, Server},

@@ -86,26 +86,10 @@ fn written(form: Format, value: &impl Serialize) -> Result<String, OutputError> 
         Format::Yaml => {
             serde_saphyr::to_string(value).map_err(|error| OutputError::Yaml(Box::new(error)))
         }
-        Format::Table | Format::Json => Ok(escaped(&serde_json::to_string_pretty(value)?) + "\n"),
-    }
-}
-
-/// JSON in which every character is escaped that controls a terminal. Only strings contain such characters, because JSON
-/// itself has none but line ends.
-fn escaped(json: &str) -> String {
-    let mut text = String::with_capacity(json.len());
-    for char in json.chars() {
-        if char == '\n'
-            || terminal::printable(char.encode_utf8(&mut [0; 4])).len() == char.len_utf8()
-        {
-            text.push(char);
-        } else {
-            let mut units = [0; 2];
-            let units = char.encode_utf16(&mut units).iter();
-            text.extend(units.map(|unit| format!("\\u{unit:04x}")));
+        Format::Table | Format::Json => {
+            Ok(terminal::json(&serde_json::to_string_pretty(value)?) + "\n")
         }
     }
-    text
 }
 
 /// The lines of `table`, or `nothing` if it is empty.

@@ -138,7 +138,10 @@ async fn follow(
                     publish_at.get_or_insert_with(|| Instant::now() + GATHER);
                 }
             }
-            _ = confirm.tick() => if known.is_complete() { source.confirmed() },
+            // What is still to be published confirms itself.
+            _ = confirm.tick() => if known.is_complete() && publish_at.is_none() {
+                source.confirmed();
+            },
         }
     }
 }

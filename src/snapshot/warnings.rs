@@ -7,7 +7,7 @@ use crate::error::first_few;
 
 /// How long before its end a certificate is warned of. An authority that renews certificates does so with a third of
 /// their life left, and most certificates live 90 days.
-const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+pub const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// The warnings of `snapshot`, the most urgent first.
 pub(super) fn warnings(snapshot: &Snapshot) -> Vec<Warning> {

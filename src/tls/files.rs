@@ -192,7 +192,10 @@ impl Contents {
 }
 
 /// Every certificate in a file, of which there must be one at least.
-fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(super) fn certificates(
+    pem: &[u8],
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match all {
         Ok(all) if all.is_empty() => {
@@ -207,7 +210,7 @@ fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>,
     }
 }
 
-fn read_bounded(path: &Path) -> Result<Vec<u8>, TlsError> {
+pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>, TlsError> {
     regular_file::read(path, MAX_FILE).map_err(|why| {
         let path = path.to_owned();
         match why {
