@@ -42,7 +42,7 @@ fn column<'a>(rows: &'a Rows, name: &str) -> Vec<&'a str> {
 }
 
 fn json<T: serde::de::DeserializeOwned>(text: &str) -> T {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    serde_json::from_str(text).map_err(|error| format!("{error}: {text}")).expect("JSON")
 }
 
 /// A cell without a value is a hyphen.

@@ -152,7 +152,8 @@ fn objections(rendered: &Rendered) -> Vec<(String, String)> {
     lint.args(["score", "--kubernetes-version=v1.36", "--output-format=json"]);
     // The code says only whether there are objections.
     let output = run(lint.arg(file));
-    let objects: Vec<Value> = serde_json::from_slice(&output.stdout).expect(&text(&output));
+    let objects: Result<Vec<Value>, _> = serde_json::from_slice(&output.stdout);
+    let objects = objects.map_err(|error| (error, text(&output))).expect("JSON");
     let mut found = Vec::new();
     for object in &objects {
         for check in object["checks"].as_array().expect("checks") {
