@@ -56,7 +56,7 @@ impl Tapped {
                 return connection;
             }
         }
-        panic!("no build came on {connections:?}");
+        unreachable!("no build came on {connections:?}")
     }
 
     fn open(&self) -> f64 {
