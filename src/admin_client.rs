@@ -47,7 +47,7 @@ pub struct Ask<'a> {
     pub method: Method,
     /// The path, with the query.
     pub path: &'a str,
-    /// How much longer than [`LIMIT`] the answer may take, because the proxy has to wait for something.
+    /// How much longer than the usual limit the answer may take, because the proxy has to wait for something.
     pub wait: Duration,
 }
 

@@ -81,7 +81,7 @@ pub(super) async fn check(
             Ok(Ok(false)) => findings.error(&subject, "not granted", &advice),
             Ok(Err(error)) => findings.error(&subject, chain(&error), &advice),
             Err(_elapsed) => {
-                findings.error(&subject, format!("no answer within {LIMIT:?}"), &advice)
+                findings.error(&subject, format!("no answer within {LIMIT:?}"), &advice);
             }
         }
     }

@@ -14,7 +14,8 @@ use support::client::{run, text};
 fn check(command: &mut Command) -> (Option<i32>, Vec<Finding>) {
     let output = run(command.args(["--output", "json"]));
     let told = String::from_utf8_lossy(&output.stdout);
-    let findings = serde_json::from_str(&told).unwrap_or_else(|_| panic!("{}", text(&output)));
+    let findings =
+        serde_json::from_str(&told).map_err(|error| (error, text(&output))).expect("JSON");
     (output.status.code(), findings)
 }
 
@@ -28,7 +29,7 @@ fn command(args: &[&str]) -> Command {
 /// The finding about `subject`.
 fn about<'a>(findings: &'a [Finding], subject: &str) -> &'a Finding {
     let found = findings.iter().find(|finding| finding.subject.contains(subject));
-    found.unwrap_or_else(|| panic!("nothing about {subject} in {findings:#?}"))
+    found.ok_or_else(|| format!("nothing about {subject} in {findings:#?}")).expect("a finding")
 }
 
 /// Fails unless the finding about `subject` has this level, these words, and advice if it is not well.
