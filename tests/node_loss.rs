@@ -92,18 +92,20 @@ fn the_build_of_a_client_whose_node_is_lost_is_cancelled() {
     args.extend(build.get_args().map(|arg| arg.to_str().expect("UTF-8")));
     let mut client = node.inside(&args);
     let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("runs");
-    eventually("the build runs", Duration::from_secs(20), || {
-        (running(&proxy) == ["d0"]).then_some(())
+    let steps = || run(Command::new(tool("pgrep")).args(["-f", "sleep 200000"])).stdout;
+    // Until its step runs, the build needs its client's files, and the daemon would give it up before the proxy does.
+    eventually("the build's step runs", Duration::from_secs(60), || {
+        (!steps().is_empty()).then_some(())
     });
+    assert_eq!(running(&proxy), ["d0"]);
     node.cut_off();
     eventually("the build is given up", FOUND, || running(&proxy).is_empty().then_some(()));
     let canceled = |line: &Value| line["code"] == "Cancelled";
-    eventually("its record is written", Duration::from_secs(5), || {
+    eventually("its record is written", Duration::from_secs(60), || {
         proxy.records("build ended").iter().any(canceled).then_some(())
     });
-    eventually("the daemon has ended its step", Duration::from_secs(5), || {
-        let steps = run(Command::new(tool("pgrep")).args(["-f", "sleep 200000"]));
-        steps.stdout.is_empty().then_some(())
+    eventually("the daemon has ended its step", Duration::from_secs(60), || {
+        steps().is_empty().then_some(())
     });
     client.kill().expect("killed");
     client.wait().expect("ended");

@@ -21,8 +21,11 @@ use support::{
     raw_client::RawClient,
 };
 use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::watch,
     task::JoinHandle,
 };
@@ -42,7 +45,8 @@ fn build_quickly(daemon: &FakeDaemon) {
     });
 }
 
-/// A way to a daemon that accepts no connection while it is closed. Open connections stay.
+/// A way to a daemon that accepts no connection while it is closed. Open connections stay, so that running builds go on,
+/// but no PING is answered, so that no further build gets a connection that an earlier one has left.
 struct Door {
     socket: String,
     open: watch::Sender<bool>,
@@ -66,9 +70,14 @@ impl Door {
                 };
                 tokio::select! {
                     accepted = own.accept() => {
-                        let (mut from, _peer) = accepted.expect("a connection");
-                        let mut to = TcpStream::connect(&to).await.expect("the daemon accepts");
-                        tokio::spawn(async move { copy_bidirectional(&mut from, &mut to).await });
+                        let (from, _peer) = accepted.expect("a connection");
+                        let to = TcpStream::connect(&to).await.expect("the daemon accepts");
+                        let ((mut asks, hears), (says, mut heeds)) = (from.into_split(), to.into_split());
+                        tokio::spawn(async move {
+                            let _ = copy(&mut asks, &mut heeds).await;
+                            let _ = heeds.shutdown().await;
+                        });
+                        tokio::spawn(carry_answers(says, hears, state.clone()));
                     }
                     _ = state.changed() => {}
                 }
@@ -77,6 +86,33 @@ impl Door {
         });
         Self { socket: address.to_string(), open, _accepting: accepting }
     }
+}
+
+/// Carries the frames of a daemon to its client, without those that answer a PING while the door is not `open` (RFC 9113,
+/// section 6.7).
+async fn carry_answers(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    open: watch::Receiver<bool>,
+) {
+    const HEAD_LEN: usize = 9;
+    let mut head = [0; HEAD_LEN];
+    while from.read_exact(&mut head).await.is_ok() {
+        let len = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let mut frame = head.to_vec();
+        frame.resize(HEAD_LEN + len, 0);
+        if from.read_exact(&mut frame[HEAD_LEN..]).await.is_err() {
+            break;
+        }
+        let answers_a_ping = head[3] == 6 && head[4] & 1 == 1;
+        if answers_a_ping && !*open.borrow() {
+            continue;
+        }
+        if to.write_all(&frame).await.is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown().await;
 }
 
 /// The builds that have ended, over all workers.
