@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write as _,
-    net::{TcpListener, TcpStream},
+    net::{Shutdown, TcpListener, TcpStream},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Stdio,
@@ -78,6 +78,9 @@ impl Gate {
 
     fn open(mut waiting: TcpStream) {
         waiting.write_all(b"HTTP/1.0 200 OK\r\n\r\nopen").expect("the step still waits");
+        waiting.shutdown(Shutdown::Write).expect("the step still waits");
+        // A socket that is closed with a request unread resets its connection, and the answer is lost with it.
+        std::io::copy(&mut waiting, &mut std::io::sink()).expect("the step ends the connection");
     }
 }
 
