@@ -11,7 +11,7 @@ mod windows;
 
 use std::{
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -29,6 +29,7 @@ use crate::{
     client::{ActiveStreams, Client},
     connection_limit::{ConnectionPermit, TooManyConnections},
     error::{ConnectionError, ConnectionErrorReason, ProxyError, chain},
+    gate::Gate,
     io::{Batched, Flushing, PREFACE_LEN, Socket},
     metrics::Metrics,
     opening::{self, HTTP1_ANSWER, Opening},
@@ -120,18 +121,36 @@ fn drive(
     let opening = Box::pin(open(io.clone(), client, context, refused, deadline));
     async move {
         let Some(mut connection) = opening.await? else { return Ok(()) };
-        let mut ended = Ok(());
-        tokio::select! {
-            result = &mut connection => return outcome(result, &io),
-            () = handshake_overdue(&io, deadline) => return Err(no_handshake()),
-            () = may_close(&drain, &active) => {}
-            () = active.dismissed() => ended = Err(evicted()),
-        }
+        let ended = {
+            let mut close = pin!(Gate::new(asked_to_close(&io, deadline, &drain, &active)));
+            tokio::select! {
+                biased;
+                result = &mut connection => return outcome(result, &io),
+                ended = &mut close => ended?,
+            }
+        };
         connection.as_mut().inner_mut().close();
         tokio::select! {
             result = connection => ended.and(outcome(result, &io)),
             () = unused(&active) => ended,
         }
+    }
+}
+
+/// Completes when an open connection must close, with what that means for its end.
+///
+/// # Errors
+/// The client has not finished the HTTP/2 handshake by `deadline`. The connection must end at once.
+async fn asked_to_close(
+    io: &Batched,
+    deadline: Instant,
+    drain: &CancellationToken,
+    active: &ActiveStreams,
+) -> Result<Ended, ConnectionError> {
+    tokio::select! {
+        () = handshake_overdue(io, deadline) => Err(no_handshake()),
+        () = may_close(drain, active) => Ok(Ok(())),
+        () = active.dismissed() => Ok(Err(evicted())),
     }
 }
 

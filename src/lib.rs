@@ -25,7 +25,7 @@
 //! - [`policy`] chooses the backend of a build.
 //!
 //! Leaves may be used by every module, and use only each other: [`acceptor`], [`access`], [`account`], [`activity`],
-//! [`address`], [`client`], [`connection_limit`], [`connection_table`], [`descriptors`], [`error`], [`first_message`],
+//! [`address`], [`client`], [`connection_limit`], [`connection_table`], [`descriptors`], [`error`], [`first_message`], [`gate`],
 //! [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`map`], [`metrics`], [`networks`],
 //! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`snapshot`], [`telemetry`],
 //! [`terminal`], [`tls`], [`token`], [`traces`], [`wire`].
@@ -66,6 +66,7 @@ pub mod fanout;
 pub mod figures;
 pub mod first_message;
 pub mod fleet;
+pub mod gate;
 pub mod health;
 pub mod http2_limits;
 pub mod identity;

@@ -3,17 +3,14 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
 };
 
-use futures_util::task::{ArcWake, AtomicWaker, waker_ref};
 use pin_project_lite::pin_project;
 
 use super::{Batched, RECEIVED, WROTE};
+use crate::gate::WakeFlag;
 
 /// Up to this number of bytes, a write is an answer to a PING, window updates, or the headers of an answer.
 const CONTROL_LEN: usize = 64;
@@ -30,23 +27,6 @@ fn patience(unsent: usize) -> u8 {
     if unsent <= CONTROL_LEN { 3 } else { u8::from(unsent <= PART_LEN) }
 }
 
-/// Wakes the task of a connection, and remembers that the connection itself asked for it.
-///
-/// A turn that only lets other tasks run first need not poll the connection, whose tables take a thousand
-/// instructions to go through.
-#[derive(Debug, Default)]
-struct WakeFlag {
-    raised: AtomicBool,
-    task: AtomicWaker,
-}
-
-impl ArcWake for WakeFlag {
-    fn wake_by_ref(flag: &Arc<Self>) {
-        flag.raised.store(true, Ordering::Release);
-        flag.task.wake();
-    }
-}
-
 pin_project! {
     /// Polls a connection, and sends what it has written; see [`patience`].
     ///
@@ -57,7 +37,8 @@ pin_project! {
         #[pin]
         inner: F,
         io: Batched,
-        // Raised by whatever the inner future or the socket waits for.
+        // Raised by whatever the inner future or the socket waits for. In a turn that only lets other tasks run first,
+        // the connection is not polled.
         flag: Arc<WakeFlag>,
         // Whether written bytes have not been sent yet.
         owing: bool,
@@ -71,13 +52,13 @@ pin_project! {
 impl<F: Future> Flushing<F> {
     /// Wraps `inner`, a future that drives a connection over `io`.
     pub fn new(inner: F, io: Batched) -> Self {
-        let flag = Arc::new(WakeFlag { raised: true.into(), task: AtomicWaker::new() });
+        let flag = WakeFlag::raised();
         Self { inner, io, flag, owing: false, waited: 0, output: None }
     }
 
     /// The wrapped future. The next poll will poll it.
     pub fn inner_mut(self: Pin<&mut Self>) -> Pin<&mut F> {
-        self.flag.raised.store(true, Ordering::Release);
+        self.flag.raise();
         self.project().inner
     }
 }
@@ -87,10 +68,10 @@ impl<F: Future> Future for Flushing<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        this.flag.task.register(cx.waker());
-        let waker = waker_ref(this.flag);
+        this.flag.belong_to(cx);
+        let waker = this.flag.waker();
         let asking = &mut Context::from_waker(&waker);
-        if this.output.is_none() && this.flag.raised.swap(false, Ordering::Acquire) {
+        if this.output.is_none() && this.flag.lower() {
             WROTE.set(false);
             RECEIVED.set(0);
             if let Poll::Ready(output) = this.inner.poll(asking) {
@@ -124,12 +105,12 @@ mod tests {
     use std::{
         io::Read as _,
         os::unix,
-        sync::atomic::AtomicUsize,
+        sync::atomic::{AtomicUsize, Ordering},
         task::{Waker, ready},
         time::Duration,
     };
 
-    use futures_util::{FutureExt as _, future::join, task::waker};
+    use futures_util::{FutureExt as _, future::join};
     use parking_lot::Mutex;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWrite},
@@ -222,12 +203,14 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_asks_for_a_look_wakes_its_task() {
         let (mut connection, seen, _other) = connection(PART_LEN + 1).await;
-        let task = Arc::<WakeFlag>::default();
-        let waker = waker(Arc::clone(&task));
-        assert!(Pin::new(&mut connection).poll(&mut Context::from_waker(&waker)).is_pending());
-        assert!(!task.raised.load(Ordering::Relaxed));
+        let task = WakeFlag::raised();
+        task.lower();
+        assert!(
+            Pin::new(&mut connection).poll(&mut Context::from_waker(&task.waker())).is_pending()
+        );
+        assert!(!task.lower());
         seen.waker.lock().take().expect("polled").wake();
-        assert!(task.raised.load(Ordering::Relaxed));
+        assert!(task.lower());
     }
 
     #[tokio::test]
