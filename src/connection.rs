@@ -162,7 +162,10 @@ async fn open(
     refused: Option<ProxyError>,
     deadline: Instant,
 ) -> Result<Option<Connection>, ConnectionError> {
-    let inspect = |bytes: &[u8]| (Opening::of(bytes), opening::shown(bytes));
+    let inspect = |bytes: &[u8]| match Opening::of(bytes) {
+        Opening::Http2 => (Opening::Http2, String::new()),
+        stranger => (stranger, opening::shown(bytes)),
+    };
     let (opening, shown) = tokio::select! {
         opened = io.first_bytes(inspect) => opened.map_err(|error| lost(&error))?,
         () = sleep_until(deadline) => return Err(no_handshake()),
@@ -205,7 +208,8 @@ fn handshake(
 ) -> Connection {
     let Context { proxy, tasks, drain: _ } = context;
     let server = Server::new(io.clone(), Calls::new(proxy, client, refused), tasks);
-    Box::pin(Flushing::new(server, io))
+    // A client's SETTINGS follow its preface at once, but often in a packet of their own.
+    Box::pin(Flushing::new(server, io).after(HANDSHAKE_LEN))
 }
 
 fn no_handshake() -> ConnectionError {

@@ -40,6 +40,8 @@ pin_project! {
         // Raised by whatever the inner future or the socket waits for. In a turn that only lets other tasks run first,
         // the connection is not polled.
         flag: Arc<WakeFlag>,
+        // The number of bytes that the other side must have sent before anything is sent to it.
+        after: usize,
         // Whether written bytes have not been sent yet.
         owing: bool,
         // How often other tasks have run since the bytes were written.
@@ -53,7 +55,13 @@ impl<F: Future> Flushing<F> {
     /// Wraps `inner`, a future that drives a connection over `io`.
     pub fn new(inner: F, io: Batched) -> Self {
         let flag = WakeFlag::raised();
-        Self { inner, io, flag, owing: false, waited: 0, output: None }
+        Self { inner, io, flag, after: 0, owing: false, waited: 0, output: None }
+    }
+
+    /// Sends nothing before the other side has sent `len` bytes, or `inner` has ended. The answers to these bytes are then
+    /// sent together with what was written before.
+    pub fn after(self, len: usize) -> Self {
+        Self { after: len, ..self }
     }
 
     /// The wrapped future. The next poll will poll it.
@@ -80,6 +88,9 @@ impl<F: Future> Future for Flushing<F> {
             *this.owing |= WROTE.get();
         }
         if *this.owing {
+            if this.output.is_none() && this.io.received() < *this.after {
+                return Poll::Pending;
+            }
             if this.output.is_none() && *this.waited < patience(this.io.unsent()) {
                 *this.waited += 1;
                 cx.waker().wake_by_ref();
@@ -211,6 +222,20 @@ mod tests {
         assert!(!task.lower());
         seen.waker.lock().take().expect("polled").wake();
         assert!(task.lower());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_before_the_other_side_has_begun() {
+        let (connection, _seen, mut other) = connection(PART_LEN + 1).await;
+        let mut connection = connection.after(2);
+        let sent = |other: &mut unix::net::UnixStream| other.read(&mut [0; PART_LEN + 1]).is_ok();
+        turn(&mut connection);
+        connection.io.note_received(1);
+        turn(&mut connection);
+        assert!(!sent(&mut other));
+        connection.io.note_received(1);
+        turn(&mut connection);
+        assert!(sent(&mut other));
     }
 
     #[tokio::test]
