@@ -13,6 +13,9 @@ use http_body::Body as _;
 use super::{Body, ResetError};
 use crate::io::Payload;
 
+/// The last piece of a request that is sent without waiting for capacity: that of a call with one message.
+const AT_ONCE_LEN: usize = 16 << 10;
+
 /// A body that is being sent.
 #[derive(Debug)]
 pub struct Sending {
@@ -20,12 +23,21 @@ pub struct Sending {
     stream: SendStream<Payload>,
     /// A piece of the body that waits for capacity in the stream.
     piece: Option<Payload>,
+    /// Up to this length, the last piece does not wait for capacity.
+    at_once: usize,
 }
 
 impl Sending {
     /// Nothing of `body` has been sent in `stream` yet.
     pub fn new(body: Body, stream: SendStream<Payload>) -> Self {
-        Self { body, stream, piece: None }
+        Self { body, stream, piece: None, at_once: 0 }
+    }
+
+    /// The same for the body of a request to a daemon. If its end is there and small, the library may keep it until the
+    /// stream has capacity: a new stream has none before the connection is looked at, so a task would have to wait for
+    /// that, and would keep as much.
+    pub fn request(body: Body, stream: SendStream<Payload>) -> Self {
+        Self { at_once: AT_ONCE_LEN, ..Self::new(body, stream) }
     }
 
     /// Resets the stream, so that nothing more of the body is sent.
@@ -54,13 +66,14 @@ impl Sending {
                 return Poll::Ready(Ok(None));
             }
             if let Some(piece) = &self.piece {
-                while piece.has_remaining() && self.stream.capacity() == 0 {
+                let end = self.body.is_end_stream();
+                let waits = !(end && piece.remaining() <= self.at_once);
+                while waits && piece.has_remaining() && self.stream.capacity() == 0 {
                     match ready!(self.stream.poll_capacity(cx)) {
                         Some(Ok(_)) => {}
                         Some(Err(_)) | None => return Poll::Ready(Ok(None)),
                     }
                 }
-                let end = self.body.is_end_stream();
                 let sent = self.piece.take().map(|piece| self.stream.send_data(piece, end));
                 if end || !matches!(sent, Some(Ok(()))) {
                     return Poll::Ready(Ok(None));

@@ -31,14 +31,12 @@ pub(super) async fn call(
     tasks: &TaskTracker,
 ) -> Result<Response<RecvStream>, CallError> {
     let (response, sending) = start(connection, request).await?;
-    // The sender is dropped with this future: a caller that stops waiting has cancelled the call.
-    let (waiting, cancelled) = oneshot::channel();
-    if let Some(sending) = sending {
-        upload(sending, cancelled, connection, tasks);
-    }
+    let uploading = sending.and_then(|sending| upload(sending, connection, tasks));
     let response = response.await.map_err(CallError::Failed)?;
-    // Nobody listens if there is no upload.
-    let _ = waiting.send(());
+    if let Some(uploading) = uploading {
+        // An error means that everything has been sent.
+        let _ = uploading.send(());
+    }
     Ok(response)
 }
 
@@ -53,20 +51,21 @@ async fn start(connection: &Connection, request: Box<Request<Body>>) -> Result<S
     let ended = body.is_end_stream();
     let (response, stream) =
         sender.send_request(Request::from_parts(parts, ()), ended).map_err(CallError::Failed)?;
-    Ok((response, (!ended).then(|| Sending::new(body, stream))))
+    Ok((response, (!ended).then(|| Sending::request(body, stream))))
 }
 
-/// Sends the available part of a body at once, and the rest in a task.
+/// Sends the available part of a body at once, and the rest in a task. The task wants to be told when the response is
+/// there. If its teller is dropped instead, the caller has stopped waiting, which cancels the call.
 fn upload(
     mut sending: Sending,
-    mut cancelled: oneshot::Receiver<()>,
     connection: &Connection,
     tasks: &TaskTracker,
-) {
+) -> Option<oneshot::Sender<()>> {
     let mut waker = Context::from_waker(std::task::Waker::noop());
     if sending.poll(&mut waker).is_ready() {
-        return;
+        return None;
     }
+    let (waiting, mut cancelled) = oneshot::channel();
     let (mut waits, connection) = (true, Arc::clone(connection));
     tasks.spawn(std::future::poll_fn(move |cx| {
         // The connection is not free for another build before the task ends.
@@ -80,4 +79,5 @@ fn upload(
         }
         sending.poll(cx)
     }));
+    Some(waiting)
 }
