@@ -83,6 +83,7 @@ impl Inbox {
         socket: &mut Socket,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
+        ready!(socket.poll_read_ready(cx))?;
         self.buffer = buffers::borrow();
         let start = self.partial_len;
         self.buffer[..start].copy_from_slice(&self.partial[..start]);

@@ -42,6 +42,16 @@ impl Socket {
         Ok(target.filled().len())
     }
 
+    /// Waits until a read may find something.
+    pub(super) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(cx),
+            Self::Unix(stream) => stream.poll_read_ready(cx),
+            // What is encrypted may have arrived before.
+            Self::Tls(_) => Poll::Ready(Ok(())),
+        }
+    }
+
     pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
