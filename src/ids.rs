@@ -1,7 +1,12 @@
 //! The ids that tie the calls of a build together, and where in a call each id stands.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    hash::{BuildHasher as _, Hash, Hasher},
+    sync::{Arc, LazyLock},
+};
 
+use foldhash::quality::RandomState;
 use http::HeaderMap;
 use twox_hash::XxHash3_64;
 
@@ -20,8 +25,10 @@ const BUILD_HEADER: &str = "buildkit-controlapi-buildid";
 ///
 /// The owner is part of the id. So a client that asks for what belongs to another owner asks for something that
 /// does not exist, whatever method it calls. All clients without identity are one owner.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Id {
+    /// The hash of the rest. A short build looks its two ids up some eighty times.
+    hash: u64,
     bytes: Arc<[u8]>,
     owner: Option<Arc<Identity>>,
 }
@@ -31,7 +38,14 @@ impl Id {
     pub fn new(bytes: &[u8], owner: Option<&Arc<Identity>>) -> Option<Self> {
         // Copied, because an id outlives the message that contains it.
         let fits = (1..=MAX_ID_LEN).contains(&bytes.len());
-        fits.then(|| Self { bytes: bytes.into(), owner: owner.cloned() })
+        fits.then(|| Self::with(bytes.into(), owner.cloned()))
+    }
+
+    fn with(bytes: Arc<[u8]>, owner: Option<Arc<Identity>>) -> Self {
+        // Its seeds are random, because clients choose ids.
+        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+        let hash = HASHER.hash_one((&bytes, &owner));
+        Self { hash, bytes, owner }
     }
 
     /// The bytes of the id, without the owner.
@@ -51,14 +65,28 @@ impl Id {
 
     /// The id that has the same bytes and belongs to `owner`.
     pub fn of(&self, owner: Option<&Arc<Identity>>) -> Self {
-        Self { bytes: Arc::clone(&self.bytes), owner: owner.cloned() }
+        Self::with(Arc::clone(&self.bytes), owner.cloned())
+    }
+}
+
+impl Hash for Id {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
     }
 }
 
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        String::from_utf8_lossy(&self.bytes).escape_debug().fmt(f)
+        match str::from_utf8(&self.bytes) {
+            Ok(plain) if self.bytes.iter().all(|byte| is_plain(*byte)) => f.write_str(plain),
+            _ => String::from_utf8_lossy(&self.bytes).escape_debug().fmt(f),
+        }
     }
+}
+
+/// Whether text shows `byte` as it is.
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte)
 }
 
 impl fmt::Debug for Id {
