@@ -62,6 +62,12 @@ pub struct Link {
     guard: Option<Guard>,
 }
 
+/// The connection of a link.
+enum Current {
+    Open(Connection),
+    Opening(Dial),
+}
+
 struct Inner {
     dialer: Dialer,
     dial: Mutex<Option<Dial>>,
@@ -157,7 +163,11 @@ impl Link {
     }
 
     async fn connection(&self) -> Result<Connection, ProxyError> {
-        match self.current_dial().await {
+        let dial = match self.current() {
+            Current::Open(connection) => return Ok(connection),
+            Current::Opening(dial) => dial,
+        };
+        match dial.await {
             Ok(connection) => Ok(connection),
             Err(error) => {
                 self.release();
@@ -166,19 +176,19 @@ impl Link {
         }
     }
 
-    fn current_dial(&self) -> Dial {
+    /// The connection, which is opened anew if it can no longer be used.
+    fn current(&self) -> Current {
         let mut current = self.inner.dial.lock();
         if let Some(dial) = &*current {
-            let usable = match dial.peek() {
-                Some(Ok(connection)) => !connection.has_ended(),
-                Some(Err(_)) => false,
-                None => true,
-            };
-            if usable {
-                return dial.clone();
+            match dial.peek() {
+                Some(Ok(connection)) if !connection.has_ended() => {
+                    return Current::Open(Arc::clone(connection));
+                }
+                Some(_) => {}
+                None => return Current::Opening(dial.clone()),
             }
         }
-        current.insert(self.inner.dialer.dial()).clone()
+        Current::Opening(current.insert(self.inner.dialer.dial()).clone())
     }
 
     /// Adds the scheme and the authority, which HTTP/2 requires. A client may have left out the authority.
