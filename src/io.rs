@@ -37,6 +37,7 @@ mod inbox;
 pub mod moderation;
 mod outbox;
 mod payload;
+mod pulse;
 mod secured;
 mod socket;
 mod tcp;
@@ -64,6 +65,7 @@ use tokio::{
 pub use self::{
     flushing::Flushing,
     payload::Payload,
+    pulse::Pulse,
     secured::{ReadAhead, Secured},
     socket::Socket,
     tcp::configure_tcp,
@@ -98,6 +100,7 @@ pub struct Batched {
 struct Shared {
     state: Mutex<State>,
     received: AtomicUsize,
+    pulse: Pulse,
     /// Why the other side refuses TLS, if this was the first thing that it sent.
     refusal: OnceLock<Arc<str>>,
     /// Notified when the first read has ended, in whatever way.
@@ -124,14 +127,19 @@ impl Batched {
 
     fn new(socket: Socket, inbox: Inbox) -> Self {
         let state = Mutex::new(State { socket, inbox, outbox: Outbox::default() });
-        let (received, first_read) = (AtomicUsize::new(0), Notify::new());
-        let refusal = OnceLock::new();
-        Self { shared: Arc::new(Shared { state, received, refusal, first_read }) }
+        let (received, pulse) = (AtomicUsize::new(0), Pulse::default());
+        let (first_read, refusal) = (Notify::new(), OnceLock::new());
+        Self { shared: Arc::new(Shared { state, received, pulse, refusal, first_read }) }
     }
 
     /// The number of bytes that the other side has sent.
     pub fn received(&self) -> usize {
         self.shared.received.load(Ordering::Relaxed)
+    }
+
+    /// When the other side was heard last.
+    pub fn pulse(&self) -> Pulse {
+        self.shared.pulse.clone()
     }
 
     /// Why the other side refused TLS after the handshake. In TLS 1.3, the client's handshake ends before the
@@ -185,6 +193,9 @@ impl Batched {
     }
 
     fn note_received(&self, len: usize) {
+        if len > 0 {
+            self.shared.pulse.beat();
+        }
         if self.shared.received.fetch_add(len, Ordering::Relaxed) == 0 {
             self.shared.first_read.notify_one();
         }

@@ -155,7 +155,7 @@ async fn open(
         .await;
     let (sender, mut connection) =
         handshake.map_err(|error| DialError::Fault(Fault::Lost, chain(&error).into()))?;
-    let line = Line::new(sender, connection.ping_pong());
+    let line = Line::new(sender, connection.ping_pong(), io.pulse());
     line.count_for(share);
     let state = Arc::clone(line.state());
     let connection = Flushing::new(connection, io.clone());
