@@ -112,6 +112,8 @@ struct State {
     socket: Socket,
     inbox: Inbox,
     outbox: Outbox,
+    /// Whether the other side has closed the connection.
+    ended: bool,
 }
 
 impl Batched {
@@ -126,7 +128,8 @@ impl Batched {
     }
 
     fn new(socket: Socket, inbox: Inbox) -> Self {
-        let state = Mutex::new(State { socket, inbox, outbox: Outbox::default() });
+        let outbox = Outbox::default();
+        let state = Mutex::new(State { socket, inbox, outbox, ended: false });
         let (received, pulse) = (AtomicUsize::new(0), Pulse::default());
         let (first_read, refusal) = (Notify::new(), OnceLock::new());
         Self { shared: Arc::new(Shared { state, received, pulse, refusal, first_read }) }
@@ -208,7 +211,7 @@ impl AsyncRead for Batched {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let State { socket, inbox, .. } = &mut *self.shared.state.lock();
+        let State { socket, inbox, ended, .. } = &mut *self.shared.state.lock();
         let room = into.remaining();
         loop {
             inbox.take(into);
@@ -229,6 +232,7 @@ impl AsyncRead for Batched {
             moderation::received(len);
             self.note_received(len);
             if result? == 0 {
+                *ended = true;
                 return Poll::Ready(Ok(()));
             }
         }
@@ -249,10 +253,15 @@ impl AsyncWrite for Batched {
         Poll::Ready(Ok(()))
     }
 
+    /// Ends the sending direction. If the other side has ended its own, the connection is over, and what closes it does
+    /// that, too; only TLS has something to say before.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let State { socket, outbox, .. } = &mut *self.shared.state.lock();
+        let State { socket, outbox, ended, .. } = &mut *self.shared.state.lock();
         ready!(outbox.poll_write_out(socket, cx))?;
-        socket.poll_shutdown(cx)
+        match (&socket, *ended) {
+            (Socket::Tcp(_) | Socket::Unix(_), true) => Poll::Ready(Ok(())),
+            _ => socket.poll_shutdown(cx),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
