@@ -2,6 +2,7 @@
 
 mod queue;
 mod record;
+mod text;
 mod throttle;
 
 use std::{fs::File, io, os::fd::AsFd as _, panic, sync::LazyLock, time::Duration};
@@ -10,8 +11,8 @@ use prometheus_client::metrics::counter::Counter;
 use tracing::error;
 use tracing_subscriber::{EnvFilter, fmt as subscriber};
 
-use self::queue::Queue;
 pub use self::throttle::Throttle;
+use self::{queue::Queue, text::TextFields};
 use crate::label::label_set;
 
 /// How long a process that ends waits for its last records to be written.
@@ -75,7 +76,7 @@ impl Log {
             .log_internal_errors(false);
         // A second call (a test in the same process) keeps the first subscriber.
         let _ = match format {
-            LogFormat::Text => builder.with_ansi(false).try_init(),
+            LogFormat::Text => builder.with_ansi(false).fmt_fields(TextFields).try_init(),
             LogFormat::Json => builder.json().try_init(),
         };
         // The standard library's own hook blocks if nobody reads standard error.
