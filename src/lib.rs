@@ -26,7 +26,7 @@
 //!
 //! Leaves may be used by every module, and use only each other: [`acceptor`], [`access`], [`account`], [`activity`],
 //! [`address`], [`client`], [`connection_limit`], [`connection_table`], [`descriptors`], [`error`], [`first_message`], [`gate`],
-//! [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`map`], [`metrics`], [`networks`],
+//! [`http1`], [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`map`], [`metrics`], [`networks`],
 //! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`snapshot`], [`telemetry`],
 //! [`terminal`], [`tls`], [`token`], [`traces`], [`wire`].
 
@@ -68,6 +68,7 @@ pub mod first_message;
 pub mod fleet;
 pub mod gate;
 pub mod health;
+pub mod http1;
 pub mod http2_limits;
 pub mod identity;
 pub mod ids;

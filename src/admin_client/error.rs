@@ -5,7 +5,7 @@ use std::io;
 use http::StatusCode;
 
 use super::{AdminUrl, CredentialsError, RequestError};
-use crate::{error::chain, terminal::printable};
+use crate::{error::chain, http1::ExchangeError, terminal::printable};
 
 /// The most characters of an answer that an error quotes. The proxy's own answers are shorter; another server may answer
 /// with a page.
@@ -79,10 +79,10 @@ impl AskError {
             RequestError::Handshake(_) | RequestError::ServerName { .. } => {
                 "check the CA certificates in --proxy-tls-dir, and --proxy-tls-server-name"
             }
-            RequestError::Exchange(_) if url.is_secured() => {
+            RequestError::Exchange(ExchangeError::Connection(_)) if url.is_secured() => {
                 "the proxy may take no client without a certificate, or this is no admin port"
             }
-            RequestError::Exchange(_) | RequestError::Answer(_) => {
+            RequestError::Exchange(_) => {
                 "is this the admin port of a buildkit-lb, and does it speak TLS (https://)?"
             }
             RequestError::Timeout => {

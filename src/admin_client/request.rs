@@ -2,15 +2,11 @@
 
 use std::{fmt, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use futures_util::future::{Either, select};
 use http::{
     Method, Request, StatusCode,
     header::{AUTHORIZATION, HOST},
 };
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Empty;
 use rustls::{
     ClientConfig,
     pki_types::{InvalidDnsNameError, ServerName},
@@ -20,6 +16,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::Credentials;
 use crate::{
     address::Address,
+    http1::{self, ExchangeError},
     io::{Secured, Socket, configure_tcp},
 };
 
@@ -107,12 +104,9 @@ pub enum RequestError {
     /// The path or the token has characters that HTTP does not allow.
     #[error("the request is not valid in HTTP")]
     Request(#[from] http::Error),
-    /// The connection breaks, or the other side does not speak HTTP/1.
-    #[error("exchange")]
-    Exchange(#[from] hyper::Error),
-    /// The answer breaks off, or is too long.
-    #[error("read the answer")]
-    Answer(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The connection breaks, or the answer is too long.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
 }
 
 impl RequestError {
@@ -139,8 +133,12 @@ pub async fn send(
     }
     let request = request.body(Empty::new())?;
     let socket = connected(address, credentials).await?;
-    let exchanged = tokio::time::timeout(limit, exchange(socket, request, longest)).await;
-    exchanged.unwrap_or(Err(RequestError::Timeout))
+    match tokio::time::timeout(limit, http1::exchange(socket, request, longest)).await {
+        Ok(exchanged) => {
+            exchanged.map(|(status, text)| (status, text.trim().to_owned())).map_err(Into::into)
+        }
+        Err(_elapsed) => Err(RequestError::Timeout),
+    }
 }
 
 async fn connected(
@@ -181,25 +179,5 @@ async fn secured(
         Ok(Ok(secured)) => Ok(Socket::Tls(Box::new(secured))),
         Ok(Err(error)) => Err(RequestError::Handshake(error)),
         Err(_elapsed) => Err(RequestError::ConnectTimeout),
-    }
-}
-
-async fn exchange(
-    socket: Socket,
-    request: Request<Empty<Bytes>>,
-    longest: usize,
-) -> Result<(StatusCode, String), RequestError> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
-    let answer = async move {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), longest).collect().await;
-        let body = body.map_err(RequestError::Answer)?;
-        Ok((status, String::from_utf8_lossy(&body.to_bytes()).trim().to_owned()))
-    };
-    match select(Box::pin(answer), Box::pin(connection)).await {
-        Either::Left((answer, _connection)) => answer,
-        // The connection ends when the answer has arrived, or without one.
-        Either::Right((_ended, answer)) => answer.await,
     }
 }

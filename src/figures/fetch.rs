@@ -1,16 +1,16 @@
 //! One request for a daemon's metrics. The debug address of buildkitd has no TLS.
 
-use std::{error::Error, io, net::SocketAddr};
+use std::{io, net::SocketAddr};
 
 use bytes::Bytes;
-use futures_util::future::{Either, select};
 use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Empty;
 use tokio::net::TcpStream;
 
-use crate::address::HostPort;
+use crate::{
+    address::HostPort,
+    http1::{self, ExchangeError},
+};
 
 /// The longest answer that is read. buildkitd v0.32 answers with 9 KiB.
 const MAX_ANSWER: usize = 1 << 20;
@@ -23,11 +23,9 @@ pub(super) enum FetchError {
     #[error("connect to {0}")]
     Connect(HostPort, #[source] io::Error),
     #[error("ask for /metrics")]
-    Http(#[from] hyper::Error),
+    Exchange(#[from] ExchangeError),
     #[error("the answer is {0}")]
     Status(StatusCode),
-    #[error("read the answer")]
-    Body(#[source] Box<dyn Error + Send + Sync>),
 }
 
 /// The metrics that are served at `address`, as text.
@@ -40,20 +38,9 @@ pub(super) async fn fetch(address: &HostPort) -> Result<String, FetchError> {
     if let Ok(host) = address.to_string().parse() {
         request.headers_mut().insert(header::HOST, host);
     }
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let answer = async move {
-        let response = sender.send_request(request).await?;
-        if response.status() != StatusCode::OK {
-            return Err(FetchError::Status(response.status()));
-        }
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(FetchError::Body)?.to_bytes();
-        Ok(String::from_utf8_lossy(&body).into_owned())
-    };
-    match select(Box::pin(answer), Box::pin(connection)).await {
-        Either::Left((answer, _connection)) => answer,
-        // The connection ends when the answer has arrived, or without one.
-        Either::Right((_ended, answer)) => answer.await,
+    match http1::exchange(stream, request, MAX_ANSWER).await? {
+        (StatusCode::OK, text) => Ok(text),
+        (status, _text) => Err(FetchError::Status(status)),
     }
 }
 
@@ -92,10 +79,16 @@ mod tests {
         let ok = "HTTP/1.1 200 OK\r\nContent-Length: 65536\r\n\r\n";
         assert_eq!(answered(ok, 1).await.expect("an answer").len(), 65_536);
         let endless = answered("HTTP/1.1 200 OK\r\n\r\n", 1000).await;
-        assert!(matches!(endless, Err(FetchError::Body(_))), "{endless:?}");
+        assert!(
+            matches!(endless, Err(FetchError::Exchange(ExchangeError::Answer(_)))),
+            "{endless:?}"
+        );
         let refused = answered("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", 0).await;
         assert!(matches!(refused, Err(FetchError::Status(_))), "{refused:?}");
         let nonsense = answered("SSH-2.0-OpenSSH\r\n\r\n", 0).await;
-        assert!(matches!(nonsense, Err(FetchError::Http(_))), "{nonsense:?}");
+        assert!(
+            matches!(nonsense, Err(FetchError::Exchange(ExchangeError::Connection(_)))),
+            "{nonsense:?}"
+        );
     }
 }
