@@ -73,19 +73,17 @@ pub(super) async fn ask_in_turn(proxy: &Proxy, parts: &Parts, message: &Bytes) -
                 }
             },
         };
-        match answer {
+        let unreachable = match answer {
             Ok(response) => {
                 match tokio::time::timeout(ANSWER_TIMEOUT, whole(response, &backend)).await {
-                    Ok(Err(CallError::Own(error @ ProxyError::BackendLost { .. }))) => {
-                        failures.push(error.to_string());
-                        left_out(&backend, parts, &ReplyError::Unreachable(error.to_string()));
-                    }
+                    Ok(Err(CallError::Own(error @ ProxyError::BackendLost { .. }))) => error,
                     Ok(result) => return result,
                     Err(_elapsed) => {
                         backend.report_silence();
                         let error = ReplyError::Timeout;
                         failures.push(format!("backend {}: {error}", backend.name()));
                         left_out(&backend, parts, &error);
+                        continue;
                     }
                 }
             }
@@ -93,11 +91,11 @@ pub(super) async fn ask_in_turn(proxy: &Proxy, parts: &Parts, message: &Bytes) -
             Err(SendError::Cancelled) => return Err(ResetError::cancel().into()),
             // The proxy could not reach another daemon either.
             Err(SendError::Proxy(error @ ProxyError::Shortage { .. })) => return Err(error.into()),
-            Err(SendError::Proxy(error)) => {
-                failures.push(error.to_string());
-                left_out(&backend, parts, &ReplyError::Unreachable(error.to_string()));
-            }
-        }
+            Err(SendError::Proxy(error)) => error,
+        };
+        let cause = unreachable.to_string();
+        failures.push(cause.clone());
+        left_out(&backend, parts, &ReplyError::Unreachable(cause));
     }
     let error = match failures.is_empty() {
         true => nobody(proxy),
