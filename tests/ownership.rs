@@ -107,6 +107,12 @@ async fn ask(client: RawClient, path: String, headers: Vec<(&str, &str)>, messag
     client.send(&path, &headers, message).await.ended().await
 }
 
+/// The answer to a question for the blob `digest`.
+async fn blob(client: RawClient, digest: &str) -> Ended {
+    let message = wire::encode(&RefRequest { r#ref: digest.to_owned().into() });
+    ask(client, "/containerd.services.content.v1.Content/Info".to_owned(), vec![], message).await
+}
+
 /// Every call that may contain the id of somebody else's build, session or blob.
 fn cases() -> Vec<Case> {
     let mut cases = vec![
@@ -347,21 +353,12 @@ async fn a_limit_counts_the_records_that_the_client_may_see_and_a_blob_is_its_ow
     });
     let digests: Vec<_> =
         digest.find_iter(&record).map(|found| found.as_str().to_owned()).collect();
-    let info = |client: RawClient, digest: String| async move {
-        let message = wire::encode(&RefRequest { r#ref: digest.into() });
-        let path = "/containerd.services.content.v1.Content/Info".to_owned();
-        ask(client, path, vec![], message).await
-    };
     let mut found = 0;
     for digest in digests {
         let unknown = digest.replace(&digest[7..20], "0000000000000");
-        let refused = info(b.clone(), digest.clone()).await;
-        assert_eq!(
-            told(&refused, &digest),
-            told(&info(b.clone(), unknown.clone()).await, &unknown),
-            "{digest}"
-        );
-        found += usize::from(info(a.clone(), digest).await.code() == Some(0));
+        let (refused, nothing) = (blob(b.clone(), &digest).await, blob(b.clone(), &unknown).await);
+        assert_eq!(told(&refused, &digest), told(&nothing, &unknown), "{digest}");
+        found += usize::from(blob(a.clone(), &digest).await.code() == Some(0));
     }
     assert!(found > 0, "the owner gets none of its blobs");
 }
@@ -403,16 +400,12 @@ async fn the_manifests_of_an_image_for_two_platforms_are_its_owners() {
     let other = Buildx::with_tls(&proxy.addr(), &clients.b);
     let own = Context::busybox("RUN echo another");
     succeed(other.command(&["build", "--output=type=cacheonly"]).arg(own.path()));
-    let read = |digest: &str| {
-        let message = wire::encode(&RefRequest { r#ref: digest.to_owned().into() });
-        let path = "/containerd.services.content.v1.Content/Info".to_owned();
-        let (socket, client) = (proxy.socket(), clients.b.clone());
-        async move { ask(RawClient::connect_tls(&socket, &client).await, path, vec![], message).await }
-    };
+    let client = RawClient::connect_tls(&proxy.socket(), &clients.b).await;
     succeed(&mut other.command(&["history", "ls"]));
     for digest in named {
         let unknown = digest.replace(&digest[7..20], "0000000000000");
-        let (refused, nothing) = (read(digest).await, read(&unknown).await);
+        let (refused, nothing) =
+            (blob(client.clone(), digest).await, blob(client.clone(), &unknown).await);
         assert_eq!(told(&refused, digest), told(&nothing, &unknown), "{digest}");
     }
 }
