@@ -8,6 +8,8 @@ use tracing_subscriber::{
     fmt::{FormatFields, format::Writer},
 };
 
+use crate::terminal::printable;
+
 /// Writes the message and then `name=value` for each field.
 ///
 /// The library's own writer does the same, and chooses a colour for each part of each field before it finds that there
@@ -64,13 +66,10 @@ struct Printable<'a, 'b>(&'a mut Writer<'b>);
 
 impl Write for Printable<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        if !text.chars().any(char::is_control) {
-            return self.0.write_str(text);
+        match text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            true => self.0.write_str(text),
+            false => self.0.write_str(&printable(text)),
         }
-        text.chars().try_for_each(|char| match char.is_control() {
-            true => write!(self.0, "{}", char.escape_default()),
-            false => self.0.write_char(char),
-        })
     }
 }
 
