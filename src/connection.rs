@@ -162,10 +162,7 @@ async fn open(
     refused: Option<ProxyError>,
     deadline: Instant,
 ) -> Result<Option<Connection>, ConnectionError> {
-    let inspect = |bytes: &[u8]| match Opening::of(bytes) {
-        Opening::Http2 => (Opening::Http2, String::new()),
-        stranger => (stranger, opening::shown(bytes)),
-    };
+    let inspect = |bytes: &[u8]| opening::inspect(bytes, Opening::Http2);
     let (opening, shown) = tokio::select! {
         opened = io.first_bytes(inspect) => opened.map_err(|error| lost(&error))?,
         () = sleep_until(deadline) => return Err(no_handshake()),

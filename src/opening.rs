@@ -66,6 +66,13 @@ impl Opening {
     }
 }
 
+/// The protocol of a connection that begins with `bytes`, and how it begins, for the record about a stranger. The text is
+/// empty for the protocol that is `expected`, of which no such record is written.
+pub fn inspect(bytes: &[u8], expected: Opening) -> (Opening, String) {
+    let opening = Opening::of(bytes);
+    (opening, if opening == expected { String::new() } else { shown(bytes) })
+}
+
 /// The first bytes of `bytes` as printable text for a log record.
 pub fn shown(bytes: &[u8]) -> String {
     bytes[..bytes.len().min(SHOWN_LEN)].escape_ascii().to_string()

@@ -11,7 +11,7 @@ use crate::{
     identity::{self, Identity},
     io::{ReadAhead, Secured, Socket},
     metrics::{Metrics, TlsSide},
-    opening::{Opening, shown},
+    opening::{self, Opening},
     tls::{self, HANDSHAKE_TIMEOUT},
 };
 
@@ -66,7 +66,7 @@ impl Tls {
         socket: Socket,
     ) -> Result<Option<(Secured, Option<Certificate>)>, ConnectionError> {
         let mut io = ReadAhead::new(socket);
-        let begun = io.first_bytes(|bytes| (Opening::of(bytes), shown(bytes))).await;
+        let begun = io.first_bytes(|bytes| opening::inspect(bytes, Opening::Tls)).await;
         let (opening, shown) = begun.map_err(|error| lost(&error))?;
         match opening {
             Opening::Nothing => return Ok(None),

@@ -80,7 +80,7 @@ impl Handshakes {
         context: &Context,
     ) -> Result<Option<Accepted>, ConnectionError> {
         let mut io = ReadAhead::new(socket);
-        let inspect = |bytes: &[u8]| (Opening::of(bytes), opening::shown(bytes));
+        let inspect = |bytes: &[u8]| opening::inspect(bytes, Opening::Tls);
         let (opening, shown) = io.first_bytes(inspect).await.map_err(|error| lost(&error))?;
         match opening {
             Opening::Nothing => return Ok(None),
