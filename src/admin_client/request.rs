@@ -133,12 +133,9 @@ pub async fn send(
     }
     let request = request.body(Empty::new())?;
     let socket = connected(address, credentials).await?;
-    match tokio::time::timeout(limit, http1::exchange(socket, request, longest)).await {
-        Ok(exchanged) => {
-            exchanged.map(|(status, text)| (status, text.trim().to_owned())).map_err(Into::into)
-        }
-        Err(_elapsed) => Err(RequestError::Timeout),
-    }
+    let exchanged = tokio::time::timeout(limit, http1::exchange(socket, request, longest)).await;
+    let (status, text) = exchanged.map_err(|_elapsed| RequestError::Timeout)??;
+    Ok((status, text.trim().to_owned()))
 }
 
 async fn connected(
