@@ -100,7 +100,8 @@ pub struct Batched {
 struct Shared {
     state: Mutex<State>,
     received: AtomicUsize,
-    pulse: Pulse,
+    /// Beats when something is received.
+    pulse: Option<Pulse>,
     /// Why the other side refuses TLS, if this was the first thing that it sent.
     refusal: OnceLock<Arc<str>>,
     /// Notified when the first read has ended, in whatever way.
@@ -119,30 +120,25 @@ struct State {
 impl Batched {
     /// Takes over a `socket` that leads to a client.
     pub fn with_client(socket: Socket) -> Self {
-        Self::new(socket, Inbox::new(PREFACE_LEN))
+        Self::new(socket, Inbox::new(PREFACE_LEN), None)
     }
 
-    /// Takes over a `socket` that leads to a daemon.
-    pub fn with_daemon(socket: Socket) -> Self {
-        Self::new(socket, Inbox::new(0))
+    /// Takes over a `socket` that leads to a daemon. The `pulse` beats when the daemon is heard.
+    pub fn with_daemon(socket: Socket, pulse: Pulse) -> Self {
+        Self::new(socket, Inbox::new(0), Some(pulse))
     }
 
-    fn new(socket: Socket, inbox: Inbox) -> Self {
+    fn new(socket: Socket, inbox: Inbox, pulse: Option<Pulse>) -> Self {
         let outbox = Outbox::default();
         let state = Mutex::new(State { socket, inbox, outbox, ended: false });
-        let (received, pulse) = (AtomicUsize::new(0), Pulse::default());
-        let (first_read, refusal) = (Notify::new(), OnceLock::new());
+        let (received, first_read) = (AtomicUsize::new(0), Notify::new());
+        let refusal = OnceLock::new();
         Self { shared: Arc::new(Shared { state, received, pulse, refusal, first_read }) }
     }
 
     /// The number of bytes that the other side has sent.
     pub fn received(&self) -> usize {
         self.shared.received.load(Ordering::Relaxed)
-    }
-
-    /// When the other side was heard last.
-    pub fn pulse(&self) -> Pulse {
-        self.shared.pulse.clone()
     }
 
     /// Why the other side refused TLS after the handshake. In TLS 1.3, the client's handshake ends before the
@@ -196,8 +192,8 @@ impl Batched {
     }
 
     fn note_received(&self, len: usize) {
-        if len > 0 {
-            self.shared.pulse.beat();
+        if let Some(pulse) = self.shared.pulse.as_ref().filter(|_| len > 0) {
+            pulse.beat();
         }
         if self.shared.received.fetch_add(len, Ordering::Relaxed) == 0 {
             self.shared.first_read.notify_one();

@@ -1,4 +1,4 @@
-//! When the other side of a connection was heard last.
+//! When the daemon at the other end of a connection was heard last.
 
 use std::{
     sync::{
