@@ -25,10 +25,10 @@
 //! - [`policy`] chooses the backend of a build.
 //!
 //! Leaves may be used by every module, and use only each other: [`acceptor`], [`access`], [`account`], [`activity`],
-//! [`address`], [`client`], [`connection_limit`], [`connection_table`], [`descriptors`], [`error`], [`first_message`], [`gate`],
-//! [`http1`], [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`map`], [`metrics`], [`networks`],
-//! [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`], [`shutdown`], [`snapshot`], [`telemetry`],
-//! [`terminal`], [`tls`], [`token`], [`traces`], [`wire`].
+//! [`address`], [`client`], [`connection_limit`], [`connection_table`], [`descriptors`], [`error`], [`first_message`],
+//! [`gate`], [`http1`], [`http2_limits`], [`identity`], [`ids`], [`io`], [`kubernetes`], [`label`], [`map`],
+//! [`metrics`], [`networks`], [`opening`], [`outage`], [`received`], [`regular_file`], [`rules`], [`shares`],
+//! [`shutdown`], [`snapshot`], [`telemetry`], [`terminal`], [`tls`], [`token`], [`traces`], [`wire`].
 
 // These macros panic if the reader of the output is gone.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
