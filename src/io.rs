@@ -37,7 +37,6 @@ mod inbox;
 pub mod moderation;
 mod outbox;
 mod payload;
-mod pulse;
 mod secured;
 mod socket;
 mod tcp;
@@ -65,7 +64,6 @@ use tokio::{
 pub use self::{
     flushing::Flushing,
     payload::Payload,
-    pulse::Pulse,
     secured::{ReadAhead, Secured},
     socket::Socket,
     tcp::configure_tcp,
@@ -100,8 +98,6 @@ pub struct Batched {
 struct Shared {
     state: Mutex<State>,
     received: AtomicUsize,
-    /// Beats when something is received.
-    pulse: Option<Pulse>,
     /// Why the other side refuses TLS, if this was the first thing that it sent.
     refusal: OnceLock<Arc<str>>,
     /// Notified when the first read has ended, in whatever way.
@@ -120,20 +116,20 @@ struct State {
 impl Batched {
     /// Takes over a `socket` that leads to a client.
     pub fn with_client(socket: Socket) -> Self {
-        Self::new(socket, Inbox::new(PREFACE_LEN), None)
+        Self::new(socket, Inbox::new(PREFACE_LEN))
     }
 
-    /// Takes over a `socket` that leads to a daemon. The `pulse` beats when the daemon is heard.
-    pub fn with_daemon(socket: Socket, pulse: Pulse) -> Self {
-        Self::new(socket, Inbox::new(0), Some(pulse))
+    /// Takes over a `socket` that leads to a daemon.
+    pub fn with_daemon(socket: Socket) -> Self {
+        Self::new(socket, Inbox::new(0))
     }
 
-    fn new(socket: Socket, inbox: Inbox, pulse: Option<Pulse>) -> Self {
+    fn new(socket: Socket, inbox: Inbox) -> Self {
         let outbox = Outbox::default();
         let state = Mutex::new(State { socket, inbox, outbox, ended: false });
         let (received, first_read) = (AtomicUsize::new(0), Notify::new());
         let refusal = OnceLock::new();
-        Self { shared: Arc::new(Shared { state, received, pulse, refusal, first_read }) }
+        Self { shared: Arc::new(Shared { state, received, refusal, first_read }) }
     }
 
     /// The number of bytes that the other side has sent.
@@ -192,9 +188,6 @@ impl Batched {
     }
 
     fn note_received(&self, len: usize) {
-        if let Some(pulse) = self.shared.pulse.as_ref().filter(|_| len > 0) {
-            pulse.beat();
-        }
         if self.shared.received.fetch_add(len, Ordering::Relaxed) == 0 {
             self.shared.first_read.notify_one();
         }

@@ -46,8 +46,7 @@ fn build_quickly(daemon: &FakeDaemon) {
 }
 
 /// A way to a daemon that accepts no connection while it is closed. Open connections stay, so that running builds go on,
-/// but no PING is answered, so that a further build gets the connection that an earlier one has left only in the moment in
-/// which that needs no PING.
+/// but no PING is answered, so that no further build gets a connection that an earlier one has left.
 struct Door {
     socket: String,
     open: watch::Sender<bool>,

@@ -130,7 +130,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::io::{Pulse, Socket};
+    use crate::io::Socket;
 
     /// What a test knows of a connection that writes once.
     #[derive(Default)]
@@ -154,7 +154,7 @@ mod tests {
         other.set_nonblocking(true).expect("set");
         let socket = UnixStream::from_std(socket).expect("registered");
         socket.writable().await.expect("open");
-        let io = Batched::with_daemon(Socket::Unix(socket), Pulse::default());
+        let io = Batched::with_daemon(Socket::Unix(socket));
         let mut writer = io.clone();
         let seen = Arc::<Seen>::default();
         let inner = std::future::poll_fn({
@@ -243,7 +243,7 @@ mod tests {
         const PIECES: usize = 64;
         static PIECE: [u8; 64 * 1024] = [7; 64 * 1024];
         let (mine, mut other) = UnixStream::pair().expect("a pair");
-        let io = Batched::with_daemon(Socket::Unix(mine), Pulse::default());
+        let io = Batched::with_daemon(Socket::Unix(mine));
         let (mut writer, mut written) = (io.clone(), 0);
         let inner = std::future::poll_fn(move |cx| {
             while written < PIECES {

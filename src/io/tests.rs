@@ -46,7 +46,7 @@ pub(super) fn count_copied(len: usize) {
 
 /// A connection to the daemon at `socket`, set up as `upstream` does.
 async fn to_daemon(socket: UnixStream) -> SendRequest<Payload> {
-    let io = Batched::with_daemon(Socket::Unix(socket), Pulse::default());
+    let io = Batched::with_daemon(Socket::Unix(socket));
     let (sender, connection) = h2::client::Builder::new()
         .max_frame_size(FRAME_LEN)
         .initial_window_size(STREAM_WINDOW)

@@ -27,7 +27,7 @@ use crate::{
     error::{Chain, ProxyError, chain},
     fleet::{Backend, Fault},
     http2_limits::{DAEMON_HEADER_LIST_LEN, FRAME_LEN, SEND_BUFFER_LEN},
-    io::{Batched, Flushing, Payload, Pulse, Secured, Socket, configure_tcp},
+    io::{Batched, Flushing, Payload, Secured, Socket, configure_tcp},
     shares::{LimitReached, Share, Shares},
     tls,
 };
@@ -139,8 +139,7 @@ async fn open(
     let deadline = Deadline::now() + CONNECT_TIMEOUT;
     let socket = open_socket(&backend, deadline).await?;
     backend.metrics().connect.observe(started.elapsed().as_secs_f64());
-    let pulse = Pulse::default();
-    let io = Batched::with_daemon(socket, pulse.clone());
+    let io = Batched::with_daemon(socket);
     let handshake = h2::client::Builder::new()
         .enable_push(false)
         .max_frame_size(FRAME_LEN)
@@ -156,7 +155,7 @@ async fn open(
         .await;
     let (sender, mut connection) =
         handshake.map_err(|error| DialError::Fault(Fault::Lost, chain(&error).into()))?;
-    let line = Line::new(sender, connection.ping_pong(), pulse);
+    let line = Line::new(sender, connection.ping_pong());
     line.count_for(share);
     let state = Arc::clone(line.state());
     let connection = Flushing::new(connection, io.clone());

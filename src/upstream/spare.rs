@@ -3,9 +3,9 @@
 //! A new connection costs both sides more than all else that a short build needs. A build never shares its connection:
 //! a connection becomes a spare when the last stream of its build has ended, and one build takes it. Before a build gets
 //! a spare, the daemon must answer a PING on it, because a Solve is sent only once, and the connection or the daemon may
-//! have died since. If the daemon has sent something within the last two milliseconds, that is the answer. grpc-go closes a
-//! connection after three PINGs between which it has sent no headers and no data. So only a connection on which the daemon
-//! has answered a call of the last build becomes a spare.
+//! have died since. grpc-go closes a connection after three PINGs between
+//! which it has sent no headers and no data. So only a connection on which the daemon has answered a call of the last build
+//! becomes a spare.
 
 use std::{
     sync::{
@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::dial::Sender;
-use crate::{io::Pulse, shares::Share};
+use crate::shares::Share;
 
 /// How long a spare is kept. Builds of one pipeline follow each other within seconds.
 const IDLE: Duration = Duration::from_secs(10);
@@ -37,10 +37,6 @@ const MAX_AGE: Duration = Duration::from_secs(60);
 /// up, and a new one is opened, which finds out whether the daemon is there.
 const PONG_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How long ago the daemon may have sent something that counts as its answer to a PING. The answer to a PING is as old when
-/// it has come from another zone. In a storm of builds nearly every spare has just been used.
-const FRESH: Duration = Duration::from_millis(2);
-
 /// The most spares of one backend: the builds that may begin at the same time without a new connection.
 const MOST: usize = 32;
 
@@ -48,7 +44,6 @@ const MOST: usize = 32;
 #[derive(Debug)]
 pub(super) struct Line {
     sender: Sender,
-    pulse: Pulse,
     /// `None` while a PING is not answered, and for good if it never was.
     pings: Mutex<Option<PingPong>>,
     opened: Instant,
@@ -73,9 +68,8 @@ impl LineState {
 
 impl Line {
     /// A connection that has just been opened.
-    pub(super) fn new(sender: Sender, pings: Option<PingPong>, pulse: Pulse) -> Self {
-        let (pings, opened) = (Mutex::new(pings), Instant::now());
-        Self { sender, pulse, pings, opened, state: Arc::default() }
+    pub(super) fn new(sender: Sender, pings: Option<PingPong>) -> Self {
+        Self { sender, pings: Mutex::new(pings), opened: Instant::now(), state: Arc::default() }
     }
 
     /// What the task of the connection needs.
@@ -95,9 +89,6 @@ impl Line {
 
     /// Whether the daemon answers.
     async fn is_alive(&self) -> bool {
-        if self.pulse.silence() <= FRESH {
-            return true;
-        }
         let Some(mut pings) = self.pings.lock().take() else { return false };
         let answered = timeout(PONG_TIMEOUT, pings.ping(Ping::opaque())).await;
         *self.pings.lock() = Some(pings);
