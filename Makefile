@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build tools demo test bench bench-affinity bench-decision bench-queue bench-simulate check fmt fmt-check clippy doc tables pictures deny shellcheck fuzz ci clean
+.PHONY: help build tools demo test bench bench-affinity bench-decision bench-queue bench-simulate profile check fmt fmt-check clippy doc tables pictures deny shellcheck fuzz ci clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ bench-queue: ## how builds wait for a slot, simulated and with the proxy itself 
 
 bench-simulate: ## fleets of 10 to 1000 daemons, simulated with the real policies (ARGS=--quick)
 	cargo bench --locked --bench simulate -- $(ARGS)
+
+profile: ## make anew the profile that release builds are optimised by (root, half an hour)
+	pgo/train
 
 check: fmt-check clippy doc tables deny shellcheck ## what a change must pass besides the tests
 

@@ -3,6 +3,7 @@
 mod github;
 mod linted;
 mod pipelines;
+mod profile;
 mod published;
 mod runner;
 mod scripts;

@@ -102,7 +102,7 @@ impl Runner {
         let hosts = Hosts::shared();
         let mut runner =
             Self { directory: tempfile::tempdir().expect("a directory"), env: BTreeMap::new() };
-        for name in ["bin", "temp", "checkout/docs"] {
+        for name in ["bin", "temp", "checkout/docs", "checkout/pgo"] {
             fs::create_dir_all(runner.path(name)).expect("made");
         }
         for (name, script) in [("docker", DOCKER), ("helm", HELM), ("cosign", COSIGN), ("az", AZ)] {
@@ -136,16 +136,22 @@ impl Runner {
         runner
     }
 
-    /// What a release needs of a checkout. The changelog gets the section of the version.
+    /// What a release needs of a checkout. The changelog gets the section of the version, and the compiler's profile
+    /// counts as made with it.
     fn check_out(&self) {
         let root = Path::new(ROOT);
         let checkout = self.checkout();
         succeed(Command::new(tool("cp")).arg("-r").arg(root.join("deploy")).arg(&checkout));
-        for name in ["Cargo.toml", "docs/icon.svg"] {
+        for name in
+            ["Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "docs/icon.svg", "pgo/train"]
+        {
             fs::copy(root.join(name), checkout.join(name)).expect("copied");
         }
         let changelog = format!("## [{VERSION}] - 2026-01-01\n");
         fs::write(checkout.join("CHANGELOG.md"), changelog).expect("written");
+        let versions =
+            succeed(Command::new(tool("bash")).arg(checkout.join("pgo/train")).arg("--versions"));
+        fs::write(checkout.join("pgo/made-from"), versions).expect("written");
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
