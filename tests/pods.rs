@@ -57,7 +57,7 @@ fn told(fleet: &Fleet, expected: &[(&str, Option<&str>, &str)]) {
         .iter()
         .map(|(pod, cost, safe)| (pod.to_string(), cost.map(str::to_owned), Some(safe.to_string())))
         .collect();
-    eventually("the pods are told", Duration::from_secs(45), || {
+    eventually("the pods are told", Duration::from_secs(90), || {
         (pods(fleet) == expected).then_some(())
     });
 }
