@@ -34,7 +34,7 @@ bench-queue: ## how builds wait for a slot, simulated and with the proxy itself 
 bench-simulate: ## fleets of 10 to 1000 daemons, simulated with the real policies (ARGS=--quick)
 	cargo bench --locked --bench simulate -- $(ARGS)
 
-profile: ## make anew the profile that release builds are optimised by (root, half an hour)
+profile: ## make anew the profile that release builds are optimised by (root, a quarter of an hour)
 	pgo/train
 
 check: fmt-check clippy doc tables deny shellcheck ## what a change must pass besides the tests
