@@ -3,9 +3,8 @@
 //! A new connection costs both sides more than all else that a short build needs. A build never shares its connection:
 //! a connection becomes a spare when the last stream of its build has ended, and one build takes it. Before a build gets
 //! a spare, the daemon must answer a PING on it, because a Solve is sent only once, and the connection or the daemon may
-//! have died since. grpc-go closes a connection after three PINGs between
-//! which it has sent no headers and no data. So only a connection on which the daemon has answered a call of the last build
-//! becomes a spare.
+//! have died since. grpc-go closes a connection after three PINGs between which it has sent no headers and no data. So
+//! only a connection on which the daemon has answered a call of the last build becomes a spare.
 
 use std::{
     sync::{
