@@ -17,6 +17,23 @@ fn wrapper() -> Command {
     Command::new(Path::new(ROOT).join("pgo/rustc"))
 }
 
+/// Gives `checkout` the files that name the versions of the code, and has the compiler's profile count as made with those.
+pub(super) fn renew(checkout: &Path) {
+    fs::create_dir_all(checkout.join("pgo")).expect("a directory");
+    for file in ["Cargo.lock", "Cargo.toml", "rust-toolchain.toml", "pgo/train"] {
+        fs::copy(Path::new(ROOT).join(file), checkout.join(file)).expect(file);
+    }
+    let versions = succeed(train(checkout).arg("--versions"));
+    fs::write(checkout.join("pgo/made-from"), versions).expect("a file");
+}
+
+/// The script of `checkout` that makes the profile.
+fn train(checkout: &Path) -> Command {
+    let mut script = Command::new(tool("bash"));
+    script.arg(checkout.join("pgo/train"));
+    script
+}
+
 /// The last argument of a compiler that is given `flag`.
 fn last_argument(flag: &str) -> String {
     succeed(wrapper().arg(tool("bash")).args(["-c", "echo \"${@: -1}\"", "rustc", "-C", flag]))
@@ -46,16 +63,11 @@ fn the_pinned_compiler_reads_the_profile() {
 #[test]
 fn a_profile_of_other_dependencies_is_told_from_that_of_these() {
     let dir = TempDir::new().expect("a directory");
-    fs::create_dir(dir.path().join("pgo")).expect("a directory");
-    for file in ["Cargo.lock", "Cargo.toml", "rust-toolchain.toml", "pgo/train"] {
-        fs::copy(Path::new(ROOT).join(file), dir.path().join(file)).expect(file);
-    }
-    let script = dir.path().join("pgo/train");
-    let train = |argument| run(Command::new(tool("bash")).arg(&script).arg(argument));
-    fs::write(dir.path().join("pgo/made-from"), train("--versions").stdout).expect("a file");
-    let same = train("--check");
+    renew(dir.path());
+    let check = || run(train(dir.path()).arg("--check"));
+    let same = check();
     assert!(same.status.success(), "{same:?}");
     fs::write(dir.path().join("Cargo.lock"), "").expect("a file");
-    let refused = train("--check");
+    let refused = check();
     assert!(!refused.status.success() && text(&refused).contains("make it anew"), "{refused:?}");
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    ROOT, VERSION,
+    ROOT, VERSION, profile,
     support::{
         buildkitd::Buildkitd,
         client::{Context, buildctl_build, succeed},
@@ -102,7 +102,7 @@ impl Runner {
         let hosts = Hosts::shared();
         let mut runner =
             Self { directory: tempfile::tempdir().expect("a directory"), env: BTreeMap::new() };
-        for name in ["bin", "temp", "checkout/docs", "checkout/pgo"] {
+        for name in ["bin", "temp", "checkout/docs"] {
             fs::create_dir_all(runner.path(name)).expect("made");
         }
         for (name, script) in [("docker", DOCKER), ("helm", HELM), ("cosign", COSIGN), ("az", AZ)] {
@@ -142,16 +142,10 @@ impl Runner {
         let root = Path::new(ROOT);
         let checkout = self.checkout();
         succeed(Command::new(tool("cp")).arg("-r").arg(root.join("deploy")).arg(&checkout));
-        for name in
-            ["Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "docs/icon.svg", "pgo/train"]
-        {
-            fs::copy(root.join(name), checkout.join(name)).expect("copied");
-        }
+        fs::copy(root.join("docs/icon.svg"), checkout.join("docs/icon.svg")).expect("copied");
         let changelog = format!("## [{VERSION}] - 2026-01-01\n");
         fs::write(checkout.join("CHANGELOG.md"), changelog).expect("written");
-        let versions =
-            succeed(Command::new(tool("bash")).arg(checkout.join("pgo/train")).arg("--versions"));
-        fs::write(checkout.join("pgo/made-from"), versions).expect("written");
+        profile::renew(&checkout);
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
