@@ -1,6 +1,7 @@
 //! Sends a body in its HTTP/2 stream, as fast as the other side has capacity for it.
 
 use std::{
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -13,7 +14,7 @@ use http_body::Body as _;
 use super::{Body, ResetError};
 use crate::io::Payload;
 
-/// The last piece of a request that is sent without waiting for capacity: that of a call with one message.
+/// The longest first piece of a request that is sent without waiting for capacity: more than the message of most calls.
 const AT_ONCE_LEN: usize = 16 << 10;
 
 /// A body that is being sent.
@@ -23,7 +24,7 @@ pub struct Sending {
     stream: SendStream<Payload>,
     /// A piece of the body that waits for capacity in the stream.
     piece: Option<Payload>,
-    /// Up to this length, the last piece does not wait for capacity.
+    /// Up to this length, the next piece does not wait for capacity.
     at_once: usize,
 }
 
@@ -33,9 +34,9 @@ impl Sending {
         Self { body, stream, piece: None, at_once: 0 }
     }
 
-    /// The same for the body of a request to a daemon. If its end is there and small, the library may keep it until the
-    /// stream has capacity: a new stream has none before the connection is looked at, so a task would have to wait for
-    /// that, and would keep as much.
+    /// The same for the body of a request to a daemon. If its first piece is small, the library may keep it until the
+    /// stream has capacity: a new stream has none before the connection is looked at, and by then its headers would have
+    /// left without the piece. A task that waits for that would keep as much.
     pub fn request(body: Body, stream: SendStream<Payload>) -> Self {
         Self { at_once: AT_ONCE_LEN, ..Self::new(body, stream) }
     }
@@ -67,7 +68,7 @@ impl Sending {
             }
             if let Some(piece) = &self.piece {
                 let end = self.body.is_end_stream();
-                let waits = !(end && piece.remaining() <= self.at_once);
+                let waits = piece.remaining() > mem::take(&mut self.at_once);
                 while waits && piece.has_remaining() && self.stream.capacity() == 0 {
                     match ready!(self.stream.poll_capacity(cx)) {
                         Some(Ok(_)) => {}
@@ -93,5 +94,34 @@ impl Sending {
                 Err(frame) => return Poll::Ready(Ok(frame.into_trailers().ok())),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use futures_util::FutureExt as _;
+    use http::Request;
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+    use crate::relay::DeferredResponse;
+
+    #[tokio::test]
+    async fn a_small_first_piece_leaves_together_with_the_headers() {
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        let handshake = h2::client::Builder::new().handshake::<_, Payload>(near);
+        let (mut requests, mut connection) = handshake.await.expect("it only sends");
+        let call = Request::new(());
+        let (_response, stream) = requests.send_request(call, false).expect("a stream");
+        let (_rest, body) = DeferredResponse::begin("first".into());
+        let mut sending = Sending::request(body, stream);
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert!(sending.poll(cx).is_pending(), "more may come");
+        assert!(connection.poll_unpin(cx).is_pending());
+        let mut sent = [0; 1 << 12];
+        let len = far.read(&mut sent).await.expect("sent");
+        assert!(sent[..len].windows(5).any(|part| part == b"first"), "{:?}", &sent[..len]);
     }
 }
