@@ -12,7 +12,7 @@ use support::{
     client::{Context, buildctl},
     eventually,
     fake_daemon::{FakeDaemon, head, send, trailers},
-    frames::{GOAWAY, PING, Passed, Tap, Way},
+    frames::{DATA, END_STREAM, GOAWAY, HEADERS, PING, Passed, Tap, Way},
     proxy::{Builder, Proxy},
     raw_client::{Call, RawClient},
 };
@@ -59,9 +59,42 @@ impl Tapped {
         unreachable!("no build came on {connections:?}")
     }
 
+    /// A build with a session, from its beginning to the end of both. Returns the number of its connection.
+    async fn session(&self, build: &str) -> usize {
+        let client = RawClient::connect(&self.proxy.socket()).await;
+        let session = client.session(build).await;
+        let solve = client.solve(build, build).await;
+        assert_eq!(solve.ended().await.code(), Some(0));
+        let mut session = session.answered().await.expect("a session");
+        session.upload.send_data(Bytes::new(), true).expect("an end");
+        assert_eq!(session.ended().await.code(), Some(0));
+        let sessions = self.daemon.seen("Control/Session");
+        sessions.last().expect("the daemon has seen the session").connection
+    }
+
+    /// Whether a build has come on `connection` after no PING but the one that left with the end of a session.
+    fn came_unasked(&self, connection: usize) -> bool {
+        let passed = self.up.passed();
+        let up: Vec<_> = passed
+            .iter()
+            .filter(|frame| (frame.connection, frame.way) == (connection, Way::Up))
+            .filter(|frame| [DATA, HEADERS].contains(&frame.kind) || is_question(frame))
+            .collect();
+        up.windows(3).any(|frames| {
+            is_question(frames[0])
+                && (frames[1].kind, frames[1].flags & END_STREAM) == (DATA, END_STREAM)
+                && frames[2].kind == HEADERS
+        })
+    }
+
     fn open(&self) -> f64 {
         self.proxy.metric("buildkit_lb_upstream_connections_active", &[])
     }
+}
+
+/// Whether `frame` asks whether the daemon is there.
+fn is_question(frame: &Passed) -> bool {
+    frame.way == Way::Up && frame.kind == PING && frame.flags == 0
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,6 +127,28 @@ async fn a_connection_without_an_answer_to_a_ping_gets_no_build() {
     assert_eq!(tapped.up.kept(silent), 0, "no call was sent there");
     let eject = tapped.proxy.metric("buildkit_lb_upstream_errors_total", &["only"]);
     assert!(eject < 1.0, "the daemon is not at fault");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_daemon_answers_at_the_end_of_a_session_is_proof_for_a_moment() {
+    let tapped = Tapped::start().await;
+    tapped.daemon.finish();
+    let mut unasked = None;
+    for number in 0..1_000 {
+        let connection = tapped.session(&format!("session{number}")).await;
+        if tapped.came_unasked(connection) {
+            unasked = Some(connection);
+            break;
+        }
+    }
+    let connection = unasked.expect("a build follows soon enough");
+    // That moment is over, and nothing gets through any more.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    tapped.up.hold(connection, true);
+    let (solve, other) = tapped.solve("later").await;
+    assert_eq!(solve.ended().await.code(), Some(0));
+    assert_ne!(other, connection);
+    assert_eq!(tapped.up.kept(connection), 0, "no call was sent there");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -163,8 +218,8 @@ async fn a_real_daemon_serves_many_builds_over_one_connection() {
     });
     builds.await.expect("all builds succeed");
     let passed = up.passed();
-    let asked = |frame: &&Passed| frame.way == Way::Up && frame.kind == PING && frame.flags == 0;
-    let pings = passed.iter().filter(asked).fold(HashMap::new(), |mut pings, frame| {
+    let asked = passed.iter().filter(|frame| is_question(frame));
+    let pings = asked.fold(HashMap::new(), |mut pings, frame| {
         *pings.entry(frame.connection).or_insert(0) += 1;
         pings
     });

@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use h2::{Reason, RecvStream, client::ResponseFuture};
@@ -68,8 +68,7 @@ fn upload(
     let (waiting, mut cancelled) = oneshot::channel();
     let (mut waits, connection) = (true, Arc::clone(connection));
     tasks.spawn(std::future::poll_fn(move |cx| {
-        // The connection is not free for another build before the task ends.
-        let _held = &connection;
+        // The connection that the task holds is not free for another build before the task ends.
         if waits && let Poll::Ready(response) = Pin::new(&mut cancelled).poll(cx) {
             if response.is_err() {
                 sending.reset(Reason::CANCEL);
@@ -77,7 +76,9 @@ fn upload(
             }
             waits = false;
         }
-        sending.poll(cx)
+        ready!(sending.poll(cx));
+        connection.note_last();
+        Poll::Ready(())
     }));
     Some(waiting)
 }

@@ -3,17 +3,22 @@
 //! A new connection costs both sides more than all else that a short build needs. A build never shares its connection:
 //! a connection becomes a spare when the last stream of its build has ended, and one build takes it. Before a build gets
 //! a spare, the daemon must answer a PING on it, because a Solve is sent only once, and the connection or the daemon may
-//! have died since. grpc-go closes a connection after three PINGs between which it has sent no headers and no data. So
-//! only a connection on which the daemon has answered a call of the last build becomes a spare.
+//! have died since. A first PING leaves with the end of a session, and costs no system call of its own. If the next build
+//! follows at once, its answer is proof enough; otherwise the daemon is asked again. grpc-go closes a connection after
+//! three PINGs between which it has sent no headers and no data. So only a connection on which the daemon has answered a
+//! call of the last build becomes a spare, and each build sends one PING at its end.
 
 use std::{
+    future::poll_fn,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
+use futures_util::task::{ArcWake, waker_ref};
 use h2::{Ping, PingPong};
 use parking_lot::Mutex;
 use tokio::{
@@ -36,6 +41,9 @@ const MAX_AGE: Duration = Duration::from_secs(60);
 /// up, and a new one is opened, which finds out whether the daemon is there.
 const PONG_TIMEOUT: Duration = Duration::from_millis(250);
 
+/// How long an answer to a PING proves that the daemon is there. The builds of a burst follow each other faster.
+const FRESH: Duration = Duration::from_millis(10);
+
 /// The most spares of one backend: the builds that may begin at the same time without a new connection.
 const MOST: usize = 32;
 
@@ -43,16 +51,26 @@ const MOST: usize = 32;
 #[derive(Debug)]
 pub(super) struct Line {
     sender: Sender,
-    /// `None` while a PING is not answered, and for good if it never was.
-    pings: Mutex<Option<PingPong>>,
+    /// `None` while a build waits for the answer to a PING, and for good if it never came.
+    pings: Mutex<Option<Pings>>,
     opened: Instant,
     state: Arc<LineState>,
+}
+
+/// The PINGs of an open connection.
+#[derive(Debug)]
+struct Pings {
+    library: PingPong,
+    /// Whether a PING has been sent whose answer nobody has taken.
+    asked: bool,
 }
 
 /// What an open connection and its task share.
 #[derive(Debug, Default)]
 pub(super) struct LineState {
     ended: AtomicBool,
+    /// When the answer to a PING came that nobody waited for.
+    answered: Mutex<Option<Instant>>,
     /// The share of the client that uses the connection. A connection that closes keeps the share until it is closed.
     share: Mutex<Option<Share>>,
 }
@@ -63,11 +81,59 @@ impl LineState {
         self.ended.store(true, Ordering::Relaxed);
         self.share.lock().take();
     }
+
+    /// Whether such an answer came a moment ago.
+    fn has_just_answered(&self) -> bool {
+        self.answered.lock().is_some_and(|at| at.elapsed() < FRESH)
+    }
+}
+
+/// Notes when the answer to a PING comes.
+impl ArcWake for LineState {
+    fn wake_by_ref(state: &Arc<Self>) {
+        *state.answered.lock() = Some(Instant::now());
+    }
+}
+
+impl Pings {
+    /// Sends a PING, unless the last one is still to be answered.
+    fn ask(&mut self) {
+        self.asked = self.asked || self.library.send_ping(Ping::opaque()).is_ok();
+    }
+
+    /// Completes when the answer comes, with whether the connection still works.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        self.library.poll_pong(cx).map(|answered| {
+            self.asked = false;
+            answered.is_ok()
+        })
+    }
+
+    /// Whether the daemon answers, or has just done so without being waited for.
+    async fn prove(&mut self, state: &LineState) -> bool {
+        if let Some(proof) = self.proof(state) {
+            return proof;
+        }
+        self.ask();
+        poll_fn(|cx| self.poll_answer(cx)).await
+    }
+
+    /// What an answer shows that nobody waited for. `None` if it has not come, or came too long ago.
+    fn proof(&mut self, state: &LineState) -> Option<bool> {
+        if !self.asked {
+            return None;
+        }
+        match self.poll_answer(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(works) if !works || state.has_just_answered() => Some(works),
+            _ => None,
+        }
+    }
 }
 
 impl Line {
     /// A connection that has just been opened.
     pub(super) fn new(sender: Sender, pings: Option<PingPong>) -> Self {
+        let pings = pings.map(|library| Pings { library, asked: false });
         Self { sender, pings: Mutex::new(pings), opened: Instant::now(), state: Arc::default() }
     }
 
@@ -89,9 +155,18 @@ impl Line {
     /// Whether the daemon answers.
     async fn is_alive(&self) -> bool {
         let Some(mut pings) = self.pings.lock().take() else { return false };
-        let answered = timeout(PONG_TIMEOUT, pings.ping(Ping::opaque())).await;
+        let proved = timeout(PONG_TIMEOUT, pings.prove(&self.state)).await;
         *self.pings.lock() = Some(pings);
-        matches!(answered, Ok(Ok(_pong)))
+        proved.unwrap_or(false)
+    }
+
+    /// Sends a PING together with what is to be sent anyway, and notes when the answer comes.
+    fn ask(&self) {
+        if let Some(pings) = &mut *self.pings.lock() {
+            pings.ask();
+            // A connection that no longer works is noticed by all that use it.
+            let _ = pings.poll_answer(&mut Context::from_waker(&waker_ref(&self.state)));
+        }
     }
 }
 
@@ -102,17 +177,27 @@ pub(super) struct Use {
     spares: Option<Arc<Spares>>,
     /// Whether the daemon has answered a call.
     answered: AtomicBool,
+    /// Whether a PING has been sent at the end of a session.
+    asked: AtomicBool,
 }
 
 impl Use {
     /// The use of `line`, which becomes one of `spares` at the end. Without `spares` the connection closes then.
     pub(super) fn new(line: Arc<Line>, spares: Option<Arc<Spares>>) -> Self {
-        Self { line, spares, answered: AtomicBool::new(false) }
+        Self { line, spares, answered: AtomicBool::new(false), asked: AtomicBool::new(false) }
     }
 
     /// Notes that the daemon has answered a call.
     pub(super) fn note_answer(&self) {
         self.answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that the client has sent the last of a session, which leaves for the daemon now.
+    pub(super) fn note_last(&self) {
+        let answered = self.spares.is_some() && self.answered.load(Ordering::Relaxed);
+        if answered && !self.asked.swap(true, Ordering::Relaxed) {
+            self.line.ask();
+        }
     }
 
     /// A handle that opens streams.
