@@ -188,8 +188,11 @@ async fn a_clients_pings_are_answered_and_the_daemon_gets_none() {
         assert_eq!((pong.flags, &pong.payload[..]), (ACK, &payload[..]));
         send(&mut session.upload, EMPTY).await.expect("sent");
     }
-    // Anything that the proxy sends to the daemon because of these frames arrives before this call.
-    assert_eq!(client.bridge("Ping", "r").await.ended().await.code(), Some(0));
+    // Anything that the proxy sends to the daemon because of these frames arrives before these calls, whose ends cause no PING
+    // either, although some come in packets of their own.
+    for _ in 0..50 {
+        assert_eq!(client.bridge("Ping", "r").await.ended().await.code(), Some(0));
+    }
     let pings = tapped.up.passed().iter().filter(|f| f.kind == PING && f.flags & ACK == 0).count();
     assert_eq!(pings, 0, "a daemon closes a connection that is pinged (too_many_pings)");
     drop((build, session));

@@ -77,7 +77,10 @@ fn upload(
             waits = false;
         }
         ready!(sending.poll(cx));
-        connection.note_last();
+        // The client ends most calls before their answers, but a session long after its answer has begun.
+        if !waits {
+            connection.note_session_end();
+        }
         Poll::Ready(())
     }));
     Some(waiting)

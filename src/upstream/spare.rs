@@ -192,10 +192,9 @@ impl Use {
         self.answered.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that the client has sent the last of a session, which leaves for the daemon now.
-    pub(super) fn note_last(&self) {
-        let answered = self.spares.is_some() && self.answered.load(Ordering::Relaxed);
-        if answered && !self.asked.swap(true, Ordering::Relaxed) {
+    /// Notes that the client has sent the last of a session that the daemon has answered. It leaves for the daemon now.
+    pub(super) fn note_session_end(&self) {
+        if self.spares.is_some() && !self.asked.swap(true, Ordering::Relaxed) {
             self.line.ask();
         }
     }
