@@ -72,6 +72,17 @@ impl Tapped {
         sessions.last().expect("the daemon has seen the session").connection
     }
 
+    /// Builds with sessions until one comes on a connection unasked, and returns which.
+    async fn unasked(&self) -> usize {
+        for number in 0..1_000 {
+            let connection = self.session(&format!("session{number}")).await;
+            if self.came_unasked(connection) {
+                return connection;
+            }
+        }
+        unreachable!("no build followed soon enough")
+    }
+
     /// Whether a build has come on `connection` after no PING but the one that left with the end of a session.
     fn came_unasked(&self, connection: usize) -> bool {
         let passed = self.up.passed();
@@ -133,15 +144,7 @@ async fn a_connection_without_an_answer_to_a_ping_gets_no_build() {
 async fn what_a_daemon_answers_at_the_end_of_a_session_is_proof_for_a_moment() {
     let tapped = Tapped::start().await;
     tapped.daemon.finish();
-    let mut unasked = None;
-    for number in 0..1_000 {
-        let connection = tapped.session(&format!("session{number}")).await;
-        if tapped.came_unasked(connection) {
-            unasked = Some(connection);
-            break;
-        }
-    }
-    let connection = unasked.expect("a build follows soon enough");
+    let connection = tapped.unasked().await;
     // That moment is over, and nothing gets through any more.
     tokio::time::sleep(Duration::from_millis(50)).await;
     tapped.up.hold(connection, true);

@@ -19,7 +19,7 @@ use std::{
 };
 
 use futures_util::task::{ArcWake, waker_ref};
-use h2::{Ping, PingPong};
+use h2::{Ping, PingPong, Pong};
 use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -52,17 +52,9 @@ const MOST: usize = 32;
 pub(super) struct Line {
     sender: Sender,
     /// `None` while a build waits for the answer to a PING, and for good if it never came.
-    pings: Mutex<Option<Pings>>,
+    pings: Mutex<Option<PingPong>>,
     opened: Instant,
     state: Arc<LineState>,
-}
-
-/// The PINGs of an open connection.
-#[derive(Debug)]
-struct Pings {
-    library: PingPong,
-    /// Whether a PING has been sent whose answer nobody has taken.
-    asked: bool,
 }
 
 /// What an open connection and its task share.
@@ -95,45 +87,22 @@ impl ArcWake for LineState {
     }
 }
 
-impl Pings {
-    /// Sends a PING, unless the last one is still to be answered.
-    fn ask(&mut self) {
-        self.asked = self.asked || self.library.send_ping(Ping::opaque()).is_ok();
+/// Waits until the daemon answers a PING, unless it has just answered one that nobody waited for.
+async fn answer(pings: &mut PingPong, state: &LineState) -> Result<Pong, h2::Error> {
+    let unseen = pings.poll_pong(&mut Context::from_waker(Waker::noop()));
+    if let Poll::Ready(answer) = unseen
+        && (answer.is_err() || state.has_just_answered())
+    {
+        return answer;
     }
-
-    /// Completes when the answer comes, with whether the connection still works.
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        self.library.poll_pong(cx).map(|answered| {
-            self.asked = false;
-            answered.is_ok()
-        })
-    }
-
-    /// Whether the daemon answers, or has just done so without being waited for.
-    async fn prove(&mut self, state: &LineState) -> bool {
-        if let Some(proof) = self.proof(state) {
-            return proof;
-        }
-        self.ask();
-        poll_fn(|cx| self.poll_answer(cx)).await
-    }
-
-    /// What an answer shows that nobody waited for. `None` if it has not come, or came too long ago.
-    fn proof(&mut self, state: &LineState) -> Option<bool> {
-        if !self.asked {
-            return None;
-        }
-        match self.poll_answer(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(works) if !works || state.has_just_answered() => Some(works),
-            _ => None,
-        }
-    }
+    // An error means that a PING is on its way, or that the connection is closed, which its answer tells, too.
+    let _ = pings.send_ping(Ping::opaque());
+    poll_fn(|cx| pings.poll_pong(cx)).await
 }
 
 impl Line {
     /// A connection that has just been opened.
     pub(super) fn new(sender: Sender, pings: Option<PingPong>) -> Self {
-        let pings = pings.map(|library| Pings { library, asked: false });
         Self { sender, pings: Mutex::new(pings), opened: Instant::now(), state: Arc::default() }
     }
 
@@ -155,17 +124,17 @@ impl Line {
     /// Whether the daemon answers.
     async fn is_alive(&self) -> bool {
         let Some(mut pings) = self.pings.lock().take() else { return false };
-        let proved = timeout(PONG_TIMEOUT, pings.prove(&self.state)).await;
+        let answered = timeout(PONG_TIMEOUT, answer(&mut pings, &self.state)).await;
         *self.pings.lock() = Some(pings);
-        proved.unwrap_or(false)
+        matches!(answered, Ok(Ok(_pong)))
     }
 
     /// Sends a PING together with what is to be sent anyway, and notes when the answer comes.
     fn ask(&self) {
         if let Some(pings) = &mut *self.pings.lock() {
-            pings.ask();
             // A connection that no longer works is noticed by all that use it.
-            let _ = pings.poll_answer(&mut Context::from_waker(&waker_ref(&self.state)));
+            let _ = pings.send_ping(Ping::opaque());
+            let _ = pings.poll_pong(&mut Context::from_waker(&waker_ref(&self.state)));
         }
     }
 }
